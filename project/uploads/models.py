@@ -1,0 +1,102 @@
+"""What was uploaded, and what the worker found out about it."""
+
+import uuid
+from pathlib import PurePath
+
+from django.conf import settings
+from django.db import models
+from django.urls import reverse
+
+
+def file_path(upload: "Upload", name: str) -> str:
+    """Name the stored file by its id: what the browser called it is kept in the database, never on the disk."""
+    return f"uploads/{upload.pk}"
+
+
+def thumbnail_path(upload: "Upload", name: str) -> str:
+    return f"thumbnails/{upload.pk}{PurePath(name).suffix}"
+
+
+class Upload(models.Model):
+    """One uploaded file. ``status`` and ``stage`` have the values of ``notifications.messages.UploadProgress``."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        ANALYZING = "analyzing"
+        COMPLETED = "completed"
+        FAILED = "failed"
+
+    class Stage(models.TextChoices):
+        """The wire's stages that this worker passes through, with what it really does in each."""
+
+        QUEUED = "queued", "Waiting"
+        EXTRACTING_FRAMES = "extracting_frames", "Reading"
+        VISION_ANALYSIS = "vision_analysis", "Drawing the thumbnail"
+        DESCRIPTION_AUDIT = "description_audit", "Comparing name and content"
+        COMPLETED = "completed", "Done"
+        FAILED = "failed", "Failed"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="uploads")
+    batch_id = models.UUIDField(db_index=True)
+    file = models.FileField(upload_to=file_path)
+    name = models.CharField(max_length=255)
+    size = models.PositiveBigIntegerField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    status = models.CharField(max_length=10, choices=Status, default=Status.PENDING)
+    stage = models.CharField(max_length=20, choices=Stage, default=Stage.QUEUED)
+    progress_percent = models.PositiveSmallIntegerField(default=0)
+    message = models.CharField(max_length=255, default="Waiting for a worker")
+    error_message = models.CharField(max_length=255, blank=True)
+
+    claim = models.UUIDField(null=True, editable=False)
+    """Drawn anew by each worker that takes the upload; whoever holds an older one may no longer write."""
+    claimed_until = models.DateTimeField(null=True, editable=False)
+    attempts = models.PositiveSmallIntegerField(default=0, editable=False)
+
+    sha256 = models.CharField(max_length=64, blank=True)
+    content_type = models.CharField(max_length=100, blank=True)
+    name_score = models.PositiveSmallIntegerField(null=True)
+    """How well the name's extension agrees with the content, 0 to 100; see ``filetypes.name_score``."""
+    width = models.PositiveIntegerField(null=True)
+    height = models.PositiveIntegerField(null=True)
+    thumbnail = models.FileField(upload_to=thumbnail_path, blank=True)
+
+    class Meta:
+        ordering = ("-created_at", "name")
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def finished(self) -> bool:
+        return self.status in (self.Status.COMPLETED, self.Status.FAILED)
+
+    @property
+    def facts(self) -> list[str]:
+        """What was found out, in words for people."""
+        facts = []
+        if self.content_type:
+            facts.append(self.content_type)
+        if self.width:
+            facts.append(f"{self.width} × {self.height}")
+        if self.sha256:
+            facts.append(f"SHA-256 {self.sha256[:12]}…")
+        if self.name_score == 0:
+            facts.append("not what its name says")
+        return facts
+
+    def state(self) -> dict[str, object]:
+        """All that the page shows of it, as JSON."""
+        return {
+            "id": str(self.pk),
+            "name": self.name,
+            "size": self.size,
+            "status": self.status,
+            "stage": self.get_stage_display(),
+            "percent": self.progress_percent,
+            "message": self.error_message or self.message,
+            "facts": self.facts,
+            "thumbnail": reverse("upload-thumbnail", args=[self.pk]) if self.thumbnail else None,
+        }
