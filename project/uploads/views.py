@@ -1,0 +1,109 @@
+"""The page, and what its script asks for."""
+
+import uuid
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.core.files.uploadedfile import UploadedFile
+from django.db import transaction
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.template.defaultfilters import filesizeformat
+from django.views.decorators.http import require_GET, require_POST
+
+from project.uploads.models import Upload
+from project.uploads.reports import report_cleared, report_created
+from project.uploads.shell import mask_password, publish_command
+
+LIST_LENGTH = 60
+"""Uploads on the page: the newest. A socket may watch 100."""
+
+
+def latest(request: HttpRequest) -> list[Upload]:
+    return list(Upload.objects.filter(owner=request.user)[:LIST_LENGTH])
+
+
+@login_required
+@require_GET
+def upload_list(request: HttpRequest) -> HttpResponse:
+    context = {
+        "uploads": latest(request),
+        "max_files": settings.UPLOAD_MAX_FILES,
+        "max_size": settings.UPLOAD_MAX_SIZE,
+        "publish_command": publish_command(request.user),
+        "password_masked": mask_password(settings.REDIS_URL) != settings.REDIS_URL,
+    }
+    response = render(request, "uploads/upload_list.html", context)
+    response.headers["Cache-Control"] = "no-store"  # "back" must not show bars of an hour ago
+    return response
+
+
+@login_required
+@require_GET
+def upload_state(request: HttpRequest) -> HttpResponse:
+    """Answer the list as the database has it, for a page that may have missed something."""
+    return JsonResponse({"uploads": [upload.state() for upload in latest(request)]})
+
+
+@login_required
+@require_POST
+def upload_create(request: HttpRequest) -> HttpResponse:
+    """Take the files of one request as one batch, and say which were not taken and why."""
+    files = request.FILES.getlist("files")
+    if not files:
+        return JsonResponse({"error": "No file was sent."}, status=400)
+    if len(files) > settings.UPLOAD_MAX_FILES:
+        error = f"{len(files)} files are too many: send at most {settings.UPLOAD_MAX_FILES} at once."
+        return JsonResponse({"error": error}, status=400)
+    reasons = [reject_reason(file) for file in files]
+    batch_id = uuid.uuid4()
+    with transaction.atomic():
+        uploads = [
+            Upload.objects.create(
+                owner=request.user, batch_id=batch_id, file=file, name=file.name, size=file.size
+            )
+            for file, reason in zip(files, reasons, strict=True)
+            if reason is None
+        ]
+        report_created(uploads)
+    rejected = [
+        {"name": file.name, "reason": reason} for file, reason in zip(files, reasons, strict=True) if reason
+    ]
+    answer = {"uploads": [upload.state() for upload in uploads], "rejected": rejected}
+    return JsonResponse(answer, status=201 if uploads else 400)
+
+
+def reject_reason(file: UploadedFile) -> str | None:
+    """Say why a file is not taken, or ``None`` if it is."""
+    if not file.size:
+        return "The file is empty."
+    if file.size > settings.UPLOAD_MAX_SIZE:
+        return f"{filesizeformat(file.size)} is more than {filesizeformat(settings.UPLOAD_MAX_SIZE)}."
+    return None
+
+
+@login_required
+@require_POST
+def upload_clear(request: HttpRequest) -> HttpResponse:
+    """Delete the finished uploads and their files."""
+    finished = [Upload.Status.COMPLETED, Upload.Status.FAILED]
+    for upload in Upload.objects.filter(owner=request.user, status__in=finished):
+        upload.delete()
+        for file in (upload.file, upload.thumbnail):
+            if file:
+                file.delete(save=False)
+    report_cleared(request.user)
+    return redirect("uploads")
+
+
+@login_required
+@require_GET
+def thumbnail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
+    upload = get_object_or_404(Upload, pk=pk, owner=request.user)
+    if not upload.thumbnail:
+        raise Http404
+    with upload.thumbnail.open("rb") as file:
+        # Read at once: it is small, and a response that streams from a file is not made for ASGI.
+        response = HttpResponse(file.read(), content_type="image/png")
+    response.headers["Cache-Control"] = "private, max-age=86400, immutable"
+    return response
