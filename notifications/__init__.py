@@ -1,0 +1,26 @@
+"""Tell a browser something now: Redis publishes from any program to the browser tabs of a Django site."""
+
+from .exceptions import MessageError, NotificationsError, PublishError, TopicError
+from .publisher import (
+    apublish,
+    apublish_progress,
+    apublish_to_user,
+    publish,
+    publish_progress,
+    publish_to_user,
+)
+from .topics import Topic
+
+__all__ = [
+    "MessageError",
+    "NotificationsError",
+    "PublishError",
+    "Topic",
+    "TopicError",
+    "apublish",
+    "apublish_progress",
+    "apublish_to_user",
+    "publish",
+    "publish_progress",
+    "publish_to_user",
+]

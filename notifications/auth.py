@@ -1,0 +1,148 @@
+"""Who a socket is, where it may come from, and what it may read. Nothing here says yes by default."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from asgiref.sync import iscoroutinefunction
+from channels.db import DatabaseSyncToAsync
+from django.conf import settings as django_settings
+from django.core.exceptions import DisallowedHost
+from django.core.handlers.asgi import ASGIRequest
+from django.db import Error as DatabaseError
+from django.utils.http import is_same_domain
+
+from .conf import settings
+from .exceptions import NotificationsError
+from .metrics import count
+from .tokens import check_grant
+from .topics import Topic
+
+logger = logging.getLogger(__name__)
+
+AUTHORIZE_TIMEOUT: Final = 5.0
+"""Seconds that a site's ``AUTHORIZE`` may take; after that the answer is no."""
+MAX_THREADS: Final = 8
+"""Synchronous checks of the site that run at once. They have threads of their own: in Django's one thread for
+synchronous code a single slow check would hold up every socket of the process."""
+
+_threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="notifications-auth")
+
+
+class AuthUnavailableError(NotificationsError):
+    """Nobody could say whose token it is: the database or another service did not answer."""
+
+
+def origin_allowed(scope: dict[str, Any]) -> bool:
+    """
+    Say whether a page may open a socket, by the ``Origin`` its browser sends.
+
+    Allowed are the request's own scheme and host, as Django sees them (``ALLOWED_HOSTS``,
+    ``SECURE_PROXY_SSL_HEADER``), and ``CSRF_TRUSTED_ORIGINS``. No ``Origin`` at all is no browser: see
+    ``has_origin``.
+    """
+    origin = _origin(scope)
+    if origin is None:
+        return True
+    # The handshake is an ordinary GET; only its scheme has another name.
+    scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme", "ws"), "http")
+    request = ASGIRequest({**scope, "type": "http", "method": "GET", "scheme": scheme}, body_file=BytesIO())
+    try:
+        own = f"{'https' if request.is_secure() else 'http'}://{request.get_host()}"
+    except DisallowedHost as error:
+        own = f"({error})"
+    if origin == own or any(_matches(origin, trusted) for trusted in django_settings.CSRF_TRUSTED_ORIGINS):
+        return True
+    count("auth_failed", "origin")
+    logger.warning(
+        "refused a socket from origin %.200r: this host is %.200s. Behind a proxy set SECURE_PROXY_SSL_HEADER; "
+        "for pages of another host add their origin to CSRF_TRUSTED_ORIGINS.",
+        origin,
+        own,
+    )
+    return False
+
+
+def has_origin(scope: dict[str, Any]) -> bool:
+    """Say whether the ``Origin`` header is there. Without it a session cookie proves nothing."""
+    return _origin(scope) is not None
+
+
+def _origin(scope: dict[str, Any]) -> str | None:
+    values = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
+    return ",".join(values) if values else None
+
+
+def _matches(origin: str, trusted: str) -> bool:
+    if "*" not in trusted:
+        return origin == trusted
+    wanted, given = urlsplit(trusted), urlsplit(origin)
+    return wanted.scheme == given.scheme and is_same_domain(given.netloc, wanted.netloc.lstrip("*"))
+
+
+def session_user(scope: dict[str, Any]) -> Any:
+    """Return the user whom Django's session names, or None."""
+    user = scope.get("user")
+    return user if user is not None and user.is_authenticated and user.is_active and has_origin(scope) else None
+
+
+async def token_user(token: str) -> Any:
+    """
+    Ask ``AUTHENTICATE_TOKEN`` whose token this is.
+
+    Returns:
+        An active user, or None.
+
+    Raises:
+        AuthUnavailableError: Nobody could say; the browser should try again.
+
+    """
+    try:
+        async with asyncio.timeout(settings.AUTH_TIMEOUT):
+            user = await _call(settings.authenticate_token, token)
+    except (DatabaseError, OSError, TimeoutError) as error:
+        count("auth_failed", "unavailable")
+        logger.exception("AUTHENTICATE_TOKEN could not answer")
+        raise AuthUnavailableError from error
+    except Exception:
+        count("auth_failed", "error")
+        logger.exception("AUTHENTICATE_TOKEN failed; the token is refused")
+        return None
+    if user is None or not user.is_active or user.pk is None:
+        count("auth_failed", "token")
+        return None
+    return user
+
+
+async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
+    """Say whether a user may read a topic: his own, one he has a grant for, or one the kind's ``AUTHORIZE`` allows."""
+    if topic == Topic.for_user(user):
+        return True
+    if grant is not None and check_grant(grant, user, topic):
+        return True
+    authorize = settings.kinds[topic.kind].authorize
+    if authorize is None:
+        return False
+    try:
+        async with asyncio.timeout(AUTHORIZE_TIMEOUT):
+            return bool(await _call(authorize, user, topic.id))
+    except Exception:
+        count("auth_failed", "authorize")
+        logger.exception("AUTHORIZE of kind %r failed; the answer is no", topic.kind)
+        return False
+
+
+async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    if iscoroutinefunction(function):
+        return await function(*arguments)
+    in_thread = DatabaseSyncToAsync(function, thread_sensitive=False, executor=_threads)
+    result = await in_thread(*arguments)
+    # A lambda or partial around a coroutine function looks synchronous, and a coroutine is true.
+    return await result if inspect.isawaitable(result) else result

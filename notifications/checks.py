@@ -1,0 +1,147 @@
+"""System checks: what is wrong with the settings, found before anything runs. None connects to anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any, Final
+
+from django.apps.config import AppConfig
+from django.conf import settings as django_settings
+from django.core import checks
+from django.core.checks import CheckMessage, Error, Tags, register
+from django.utils.module_loading import import_string
+
+from .conf import find_problems, load
+
+CORE_LAYER: Final = "channels_redis.core.RedisChannelLayer"
+MEMORY_LAYER: Final = "channels.layers.InMemoryChannelLayer"
+FIRST_SAFE_DAPHNE: Final = (4, 2, 3)
+FIRST_REDIS_WITH_READ_TIMEOUT: Final = 8
+
+
+@register("notifications")
+def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    raw = getattr(django_settings, "NOTIFICATIONS", {})
+    problems = [
+        Error(problem.message, hint=problem.hint, id=f"notifications.{problem.id}") for problem in find_problems(raw)
+    ]
+    return [*problems, *_check_callables(raw)] if not problems else list(problems)
+
+
+def _check_callables(raw: Any) -> list[CheckMessage]:
+    settings = load(raw)
+    found: list[CheckMessage] = []
+    wanted = {"AUTHENTICATE_TOKEN": settings.AUTHENTICATE_TOKEN}
+    for name, kind in settings.kinds.items():
+        wanted[f"TOPICS[{name!r}]['AUTHORIZE']"] = kind.AUTHORIZE  # type: ignore[assignment]
+        wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID  # type: ignore[assignment]
+        if kind.AUTHORIZE is None and name != "user":
+            found.append(
+                checks.Warning(
+                    f"Nobody may subscribe to topics of kind {name!r}: it has no AUTHORIZE.",
+                    hint=f"Set NOTIFICATIONS['TOPICS'][{name!r}]['AUTHORIZE'] to a function (user, id) -> bool, "
+                    "or silence this check if pages only use grants.",
+                    id="notifications.W001",
+                )
+            )
+    for key, value in wanted.items():
+        try:
+            target = import_string(value) if isinstance(value, str) else value
+        except ImportError as error:
+            found.append(
+                Error(
+                    f"NOTIFICATIONS: {key} cannot be imported: {error}",
+                    hint="It is the dotted path of a function.",
+                    id="notifications.E010",
+                )
+            )
+            continue
+        if target is not None and not callable(target):
+            found.append(
+                Error(
+                    f"NOTIFICATIONS: {key} is not a function.",
+                    hint="Give a function or its dotted path.",
+                    id="notifications.E011",
+                )
+            )
+    return found
+
+
+@register("notifications")
+def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    layers = getattr(django_settings, "CHANNEL_LAYERS", {})
+    default = layers.get("default")
+    if default is None:
+        return [
+            Error(
+                "CHANNEL_LAYERS has no 'default' layer.",
+                hint="Set it to channels_redis.pubsub.RedisPubSubChannelLayer: sockets join their groups on it.",
+                id="notifications.E012",
+            )
+        ]
+    backend, config = default.get("BACKEND"), default.get("CONFIG", {})
+    if backend == MEMORY_LAYER:
+        return [
+            checks.Warning(
+                "The in-memory channel layer cannot carry what run_listener forwards: it ends at its process.",
+                hint="Use channels_redis.pubsub.RedisPubSubChannelLayer.",
+                id="notifications.W002",
+            )
+        ]
+    if backend != CORE_LAYER:
+        return []
+    found: list[CheckMessage] = [
+        checks.Warning(
+            "channels_redis.core drops messages silently above its capacity, which all sockets of a process share.",
+            hint="Use channels_redis.pubsub.RedisPubSubChannelLayer.",
+            id="notifications.W003",
+        )
+    ]
+    hosts = config.get("hosts", [])
+    if _version("redis")[:1] >= (FIRST_REDIS_WITH_READ_TIMEOUT,) and not all(
+        isinstance(host, dict) and "socket_timeout" in host for host in hosts or [None]
+    ):
+        found.append(
+            Error(
+                "channels_redis.core breaks with redis-py 8: its reads block for 5 seconds, the default time-out is 5.",
+                hint='Write each host as {"address": "redis://…", "socket_timeout": 15}.',
+                id="notifications.E013",
+            )
+        )
+    return found
+
+
+@register("notifications")
+def check_daphne(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    installed = _version("daphne")
+    if not installed or installed >= FIRST_SAFE_DAPHNE:
+        return []
+    return [
+        checks.Warning(
+            "This version of Daphne has known vulnerabilities (CVE-2026-44545, CVE-2026-44546).",
+            hint="Install daphne>=4.2.3.",
+            id="notifications.W004",
+        )
+    ]
+
+
+@register("notifications", Tags.security)
+def check_hosts(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    if django_settings.DEBUG or "*" not in django_settings.ALLOWED_HOSTS:
+        return []
+    return [
+        checks.Warning(
+            "ALLOWED_HOSTS is ['*']: the origin rule of WebSockets trusts any host that a request names.",
+            hint="List the hosts of the site in ALLOWED_HOSTS.",
+            id="notifications.W005",
+        )
+    ]
+
+
+def _version(package: str) -> tuple[int, ...]:
+    try:
+        text = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ()
+    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())

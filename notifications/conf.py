@@ -1,0 +1,212 @@
+"""
+The settings of this app: one dict, ``NOTIFICATIONS``, read late.
+
+``conf.settings.REDIS_URL`` is the value now, also under ``override_settings``. Every key is described
+under its field below; ``checks.py`` reports what is wrong with the dict before anything runs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from functools import cache, cached_property
+from typing import Any, Final, NamedTuple, cast
+from urllib.parse import urlsplit
+
+from django.conf import settings as django_settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.utils.module_loading import import_string
+
+KIND_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,14}")
+PREFIX_PATTERN: Final = re.compile(r"([a-z][a-z0-9_]{0,14}:)?")
+REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+RESERVED_KIND: Final = "notifications"
+"""Our own keys and channels begin with ``<PREFIX>notifications:``."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with the settings, in the words of a system check."""
+
+    id: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What ``TOPICS`` says of one kind of topic."""
+
+    AUTHORIZE: str | Callable[..., Any] | None = None
+    """``(user, id) -> bool``, sync or async, or its dotted path: may this user read this topic?
+    Without it only a grant that the server signed opens a topic of this kind."""
+
+    CLEAN_ID: str | Callable[[str], str] | None = None
+    """``(id) -> id``, or its dotted path: the one spelling of an id (``str.lower`` for UUIDs), applied
+    to what is published, to raw channels and to what browsers subscribe to. Must be idempotent.
+    It refuses an id by raising ``ValueError``."""
+
+    @cached_property
+    def authorize(self) -> Callable[..., Any] | None:
+        return _load(self.AUTHORIZE)
+
+    @cached_property
+    def clean_id(self) -> Callable[[str], str] | None:
+        return _load(self.CLEAN_ID)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The dict ``NOTIFICATIONS``, with defaults."""
+
+    REDIS_URL: str = ""
+    """Where messages are published: ``redis://``, ``rediss://`` (TLS) or ``unix://``. Required."""
+
+    TOPICS: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"upload": {}})
+    """Kinds of topics beside ``user``, each with the options of ``Kind``. ``user`` may be listed to set
+    its options. Default: ``upload``, which nobody may read until it has an ``AUTHORIZE``."""
+
+    PREFIX: str = ""
+    """Put before every channel, key and group, such as ``"shop:"``. Redis pub/sub knows no database
+    numbers: two sites on one Redis server need one."""
+
+    AUTHENTICATE_TOKEN: str | Callable[..., Any] = "notifications.tokens.check_token"  # noqa: S105
+    """``(token) -> user | None``, sync or async, or its dotted path: whose token is this?"""
+
+    AUTH_TIMEOUT: float = 5.0
+    """Seconds a socket without a session has to send its auth frame, and that the answer may take."""
+
+    TOKEN_MAX_AGE: int = 300
+    """Seconds that ``make_token`` and ``make_grant`` stay valid. They are for connecting, not for
+    keeping: a page asks for a new one each time it connects."""
+
+    HEARTBEAT_INTERVAL: float = 30.0
+    """Seconds between two pings to a browser. 30 is below the 60 s after which nginx and AWS load
+    balancers cut an idle connection by default. A browser that has not answered when the next
+    one is due is gone."""
+
+    MAX_MESSAGE_SIZE: int = 65536
+    """Bytes of one published message. Beyond it a notice is a document: publish a link to it."""
+
+    @cached_property
+    def kinds(self) -> Mapping[str, Kind]:
+        """Every kind by its name."""
+        kinds = {"user": Kind()}
+        kinds.update((name, Kind(**options)) for name, options in self.TOPICS.items())
+        return kinds
+
+    @cached_property
+    def authenticate_token(self) -> Callable[..., Any]:
+        return cast("Callable[..., Any]", _load(self.AUTHENTICATE_TOKEN))
+
+
+def _load(value: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
+    return import_string(value) if isinstance(value, str) else value
+
+
+def find_problems(raw: Any) -> list[Problem]:
+    """Say everything that is wrong with a ``NOTIFICATIONS`` dict, without importing or connecting to anything."""
+    if not isinstance(raw, Mapping):
+        return [Problem("E001", "NOTIFICATIONS is not a dict.", 'Set NOTIFICATIONS = {"REDIS_URL": "redis://…"}.')]
+    known = {f.name: f for f in fields(Settings)}
+    problems = [
+        Problem("E002", f"NOTIFICATIONS has an unknown key {key!r}.", f"Known keys: {', '.join(known)}.")
+        for key in raw
+        if key not in known
+    ]
+    if not raw.get("REDIS_URL"):
+        problems.append(
+            Problem(
+                "E003",
+                "NOTIFICATIONS has no REDIS_URL.",
+                'Add "REDIS_URL": "redis://127.0.0.1:6379/0", or the address of your Redis server.',
+            )
+        )
+    elif not isinstance(raw["REDIS_URL"], str) or urlsplit(raw["REDIS_URL"]).scheme not in REDIS_SCHEMES:
+        problems.append(
+            Problem(
+                "E004",
+                "NOTIFICATIONS['REDIS_URL'] is not the URL of a Redis server.",
+                "It begins with redis://, rediss:// or unix://.",
+            )
+        )
+    if not isinstance(prefix := raw.get("PREFIX", ""), str) or not PREFIX_PATTERN.fullmatch(prefix):
+        problems.append(
+            Problem(
+                "E005",
+                "NOTIFICATIONS['PREFIX'] is not valid.",
+                'Up to 15 of a-z, 0-9 and "_", beginning with a letter, and a colon: "shop:".',
+            )
+        )
+    for name in ("AUTH_TIMEOUT", "TOKEN_MAX_AGE", "HEARTBEAT_INTERVAL", "MAX_MESSAGE_SIZE"):
+        value = raw.get(name, 1)
+        whole = known[name].type == "int"
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+            sort = "a whole number" if whole else "a number of seconds"
+            problems.append(
+                Problem("E006", f"NOTIFICATIONS[{name!r}] is not valid.", f"Set {name} to {sort} above zero.")
+            )
+    problems += _problems_of_topics(raw.get("TOPICS", {}))
+    return problems
+
+
+def _problems_of_topics(topics: Any) -> list[Problem]:
+    if not isinstance(topics, Mapping):
+        return [Problem("E007", "NOTIFICATIONS['TOPICS'] is not a dict.", 'For example {"upload": {"AUTHORIZE": …}}.')]
+    problems = []
+    known = [f.name for f in fields(Kind)]
+    for kind, options in topics.items():
+        if not isinstance(kind, str) or not KIND_PATTERN.fullmatch(kind) or kind == RESERVED_KIND:
+            problems.append(
+                Problem(
+                    "E008",
+                    f"NOTIFICATIONS['TOPICS'] has an invalid kind {kind!r}.",
+                    "A kind is up to 15 of a-z, 0-9 and '_', beginning with a letter, and not 'notifications'.",
+                )
+            )
+        if not isinstance(options, Mapping) or not set(options) <= set(known):
+            problems.append(
+                Problem(
+                    "E009",
+                    f"NOTIFICATIONS['TOPICS'][{kind!r}] has unknown options.",
+                    f"It is a dict; known options: {', '.join(known)}.",
+                )
+            )
+    return problems
+
+
+def load(raw: Any) -> Settings:
+    """
+    Make settings of a ``NOTIFICATIONS`` dict.
+
+    Raises:
+        ImproperlyConfigured: With everything that is wrong.
+
+    """
+    if problems := find_problems(raw):
+        raise ImproperlyConfigured(" ".join(f"{problem.message} {problem.hint}" for problem in problems))
+    return Settings(**raw)
+
+
+@cache
+def _current() -> Settings:
+    return load(getattr(django_settings, "NOTIFICATIONS", {}))
+
+
+class _LateSettings:
+    """Stands for the ``Settings`` in force, so that importing this module reads nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_current(), name)
+
+
+settings = cast("Settings", _LateSettings())
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "NOTIFICATIONS":
+        _current.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="notifications.conf")

@@ -1,0 +1,45 @@
+"""
+What this app raises.
+
+    NotificationsError
+    ├── TopicError (also ValueError)      no such kind, or an id that is empty, too long or refused
+    ├── MessageError (also ValueError)    not a JSON object, too large, or it uses a reserved name
+    └── PublishError                      Redis did not confirm the publish
+"""
+
+from __future__ import annotations
+
+
+class NotificationsError(Exception):
+    """Anything this app raises on purpose."""
+
+
+class TopicError(NotificationsError, ValueError):
+    """The kind is not configured, or the id is empty, too long or refused by the kind's ``CLEAN_ID``."""
+
+
+class MessageError(NotificationsError, ValueError):
+    """
+    The message cannot be carried.
+
+    The text never quotes the message: it goes to logs and to browsers.
+    """
+
+
+class PublishError(NotificationsError):
+    """
+    Redis did not confirm that it took the message, which may or may not have been published.
+
+    Attributes:
+        topic: Where the message should have gone, as ``"kind:id"``.
+        reason: What Redis or the network said.
+
+    """
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(topic, reason)
+        self.topic = topic
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"not known to be published on {self.topic!r}: {self.reason}"

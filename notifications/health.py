@@ -1,0 +1,92 @@
+"""
+How the listeners are: each writes its state to Redis every second, health checks read them.
+
+One hash, ``<PREFIX>notifications:listeners``, a field a process. The time is that of Redis, so hosts need
+not agree on theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any, Final
+
+import msgspec
+
+from .topics import internal_name
+
+REPORT_INTERVAL: Final = 1.0
+"""Seconds between two reports of a listener."""
+MAX_AGE: Final = 5.0
+"""Seconds after which a listener that has not reported is taken for dead."""
+FORGET_AFTER: Final = 60.0
+"""Seconds after which the report of a dead one is removed."""
+
+_KEY: Final = "listeners"
+
+
+class Report(msgspec.Struct, kw_only=True):
+    """
+    What one listener says of itself.
+
+    Attributes:
+        host, pid: The process.
+        state: ``"listening"``, or why it is not.
+        forwarded: Messages handed to the channel layer since it started.
+        at: Redis time of the report, in seconds.
+
+    """
+
+    host: str
+    pid: int
+    state: str
+    forwarded: int
+    at: float = 0.0
+
+    @property
+    def field(self) -> str:
+        return f"{self.host}:{self.pid}"
+
+    @property
+    def healthy(self) -> bool:
+        return self.state == "listening"
+
+
+def this_process() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+async def write(client: Any, report: Report) -> None:
+    """Write a report, and forget those of listeners long dead."""
+    key = internal_name(_KEY)
+    report.at = await _now(client)
+    await client.hset(key, report.field, msgspec.json.encode(report))
+    await client.expire(key, int(FORGET_AFTER))
+    for other in await _read(client):
+        if report.at - other.at > FORGET_AFTER:
+            await client.hdel(key, other.field)
+
+
+async def remove(client: Any, report: Report) -> None:
+    await client.hdel(internal_name(_KEY), report.field)
+
+
+async def living(client: Any) -> list[Report]:
+    """List the listeners that have reported in the last ``MAX_AGE`` seconds."""
+    now = await _now(client)
+    return [report for report in await _read(client) if now - report.at <= MAX_AGE]
+
+
+async def _now(client: Any) -> float:
+    seconds, microseconds = await client.time()
+    return float(seconds + microseconds / 1e6)
+
+
+async def _read(client: Any) -> list[Report]:
+    reports = []
+    for value in (await client.hgetall(internal_name(_KEY))).values():
+        try:
+            reports.append(msgspec.json.decode(value, type=Report))
+        except msgspec.DecodeError:  # written by another version
+            continue
+    return reports

@@ -1,0 +1,82 @@
+"""``manage.py run_listener``: the bridge as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from argparse import ArgumentParser
+from typing import Any
+
+from channels.layers import get_channel_layer
+from django.core.management.base import BaseCommand, CommandError
+from django.utils.autoreload import run_with_reloader
+
+from notifications import connections, health
+from notifications.listener import Listener
+from notifications.subscription import FAILURES
+
+
+class Command(BaseCommand):
+    help = (
+        "Bridge raw Redis publishes on the channels of all topics into the channel layer. "
+        "Runs until SIGTERM or SIGINT, then forwards what it has read and exits 0; a second signal ends it at once."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--check",
+            action="store_true",
+            help="Do not listen: exit 0 if a listener on this host is alive and connected, otherwise 1.",
+        )
+        parser.add_argument("--autoreload", action="store_true", help="Restart when the code changes (development).")
+
+    def handle(self, *, check: bool, autoreload: bool, **options: Any) -> None:
+        if check:
+            asyncio.run(self._check())
+        elif autoreload:
+            run_with_reloader(lambda: asyncio.run(_listen()))
+        else:
+            asyncio.run(_listen())
+
+    async def _check(self) -> None:
+        host, _ = health.this_process()
+        try:
+            reports = await health.living(await connections.async_client())
+        except FAILURES as error:
+            raise CommandError(f"cannot ask Redis: {error}") from error
+        for report in reports:
+            self.stdout.write(f"{report.host} pid {report.pid}: {report.state}, {report.forwarded} forwarded")
+        if not any(report.healthy for report in reports if report.host == host):
+            raise CommandError(f"no listener on {host} is alive and connected")
+
+
+def _log_to_stderr_unless_configured() -> None:
+    """Let a site without LOGGING see the start-up line: Django configures no handler for other packages."""
+    logger = logging.getLogger("notifications")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
+async def _listen() -> None:
+    _log_to_stderr_unless_configured()
+    layer = get_channel_layer()
+    if layer is None:
+        raise CommandError("CHANNEL_LAYERS has no 'default' layer to forward to")
+    listener = Listener(layer)
+    if threading.current_thread() is threading.main_thread():  # the autoreloader keeps the signals for itself
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _stop, loop, listener)
+    await listener.run()
+
+
+def _stop(loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_DFL)
+    listener.stop()

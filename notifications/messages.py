@@ -1,0 +1,224 @@
+"""
+The published messages: the typed ones, how any of them is written, and what a raw one must be.
+
+A published message is any JSON object. The typed ones here are the wire's well-known ones; they check
+their values when they are made, so that a mistake shows where it was made and not in a browser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, get_type_hints
+from uuid import UUID
+
+import msgspec
+from django.utils.functional import Promise
+from msgspec import Meta, Struct
+
+from .exceptions import MessageError
+
+META: Final = "_meta"
+"""The name that frames keep for topic and id. No message may use it: a forged id would mute a user."""
+
+Status = Literal["pending", "analyzing", "embedding", "completed", "failed"]
+Stage = Literal[
+    "queued",
+    "extracting_frames",
+    "vision_analysis",
+    "description_audit",
+    "embedding_generation",
+    "indexing",
+    "completed",
+    "failed",
+]
+Percent = Annotated[int, Meta(ge=0, le=100)]
+Count = Annotated[int, Meta(ge=0)]
+Timestamp = Annotated[datetime, Meta(tz=True)]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Checked(Struct, kw_only=True):
+    """
+    A struct that refuses wrong values when it is made, not only when it is decoded.
+
+    Ids may be given as ``UUID`` or ``int``; they are text on the wire.
+
+    Raises:
+        MessageError: Naming the field and what it takes.
+
+    """
+
+    def __post_init__(self) -> None:
+        for name, annotation in get_type_hints(type(self), include_extras=True).items():
+            if name.startswith("__"):
+                continue
+            value = getattr(self, name)
+            if name.endswith("_id") and isinstance(value, UUID | int):
+                value = str(value)
+            try:
+                value = msgspec.convert(value, annotation)
+            except msgspec.ValidationError as error:
+                raise MessageError(f"{type(self).__name__}.{name}: {error}") from None
+            if isinstance(value, datetime):
+                value = value.astimezone(UTC)
+            setattr(self, name, value)
+
+
+class UploadProgressPayload(Checked):
+    upload_id: str
+    status: Status
+    stage: Stage
+    progress_percent: Percent
+    message: str
+    error_message: str | None = None
+    description_audit_score: Percent | None = None
+
+
+class UploadProgress(Checked, tag="upload_progress", tag_field="action"):
+    """How far the analysis of one upload is."""
+
+    payload: UploadProgressPayload
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+
+
+class UploadCompleted(Checked, tag="upload_completed", tag_field="action"):
+    """The analysis of one upload has ended well."""
+
+    upload_id: str
+    description: str
+    audit_score: Percent
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+
+
+class UploadFailed(Checked, tag="upload_failed", tag_field="action"):
+    """The analysis of one upload has ended badly."""
+
+    upload_id: str
+    error_message: str
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+
+
+class BatchProgressPayload(Checked):
+    batch_id: str
+    status: Status
+    total: Count
+    processed: Count
+    successful: Count
+    failed: Count
+    progress_percentage: Annotated[float, Meta(ge=0, le=100)]
+
+
+class BatchProgress(Checked, tag="batch_progress", tag_field="action"):
+    """How far a batch of uploads is; published to its user."""
+
+    payload: BatchProgressPayload
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+
+
+class FileProgressPayload(Checked):
+    batch_id: str
+    upload_id: str
+    file_name: str
+    file_size: Count
+    progress_percentage: Percent
+    status: Literal["processing", "completed", "failed"]
+
+
+class FileProgress(Checked, tag="file_progress", tag_field="action"):
+    """How far one file of a batch is; published to its user."""
+
+    payload: FileProgressPayload
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+
+
+class Notice(Checked, tag="notice", tag_field="action"):
+    """
+    Something the site tells a person.
+
+    Attributes:
+        title, body: Plain text; browsers must not read them as HTML.
+        url: Where a click leads: ``https:``, ``http:`` or a path of the site.
+
+    """
+
+    title: str
+    level: Literal["info", "success", "warning", "error"] = "info"
+    body: str | None = None
+    url: str | None = None
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+
+
+Message = UploadProgress | UploadCompleted | UploadFailed | BatchProgress | FileProgress | Notice | Mapping[str, Any]
+"""What ``publish`` takes: a typed message, or any mapping that JSON can hold."""
+
+
+def _encode_other(value: Any) -> Any:
+    if isinstance(value, Promise):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_encode_other).encode
+_decode = msgspec.json.Decoder().decode
+
+
+def encode(message: Message, max_size: int) -> bytes:
+    """
+    Write a message as one JSON object, with Django's types: lazy strings, ``datetime``, ``Decimal``, ``UUID``.
+
+    Not-a-number and the infinities become ``null``, as in JavaScript's ``JSON.stringify``.
+
+    Args:
+        message: A typed message or a mapping.
+        max_size: Bytes the result may have.
+
+    Raises:
+        MessageError: If it is neither, cannot be written as JSON, uses ``_meta`` or is too large.
+
+    """
+    if isinstance(message, Mapping):
+        message = dict(message)
+        if META in message:
+            raise MessageError(f"{META!r} is reserved: the publisher sets it")
+    elif not isinstance(message, Checked):
+        raise MessageError(f"a message is a mapping or one of notifications.messages, not a {type(message).__name__}")
+    try:
+        data = _encode(message)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise MessageError(f"the message cannot be written as JSON: {error}") from error
+    if len(data) > max_size:
+        raise MessageError(f"the message has {len(data)} bytes; NOTIFICATIONS['MAX_MESSAGE_SIZE'] allows {max_size}")
+    return data
+
+
+def check_raw(data: bytes, max_size: int) -> str:
+    """
+    Check what some program published: a JSON object in UTF-8 within ``max_size`` bytes.
+
+    Returns:
+        It as text, without the white space around it.
+
+    Raises:
+        MessageError: Otherwise, or if the object uses ``_meta``.
+
+    """
+    if len(data) > max_size:
+        raise MessageError(f"{len(data)} bytes; NOTIFICATIONS['MAX_MESSAGE_SIZE'] allows {max_size}")
+    try:
+        value = _decode(data)
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise MessageError("not UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise MessageError("not JSON") from error
+    if type(value) is not dict:
+        raise MessageError("not a JSON object")
+    if META in value:
+        raise MessageError(f"{META!r} is reserved")
+    return text.strip(" \t\r\n")

@@ -1,0 +1,179 @@
+"""
+Publishing: what Django views and workers call.
+
+Everything is checked and written before anything is sent, by code that the sync and the async functions
+share; what remains of them is one Redis command.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from functools import partial
+from typing import Any, NamedTuple
+
+import redis
+from asgiref.sync import sync_to_async
+from django.db import transaction
+
+from . import connections, messages
+from .conf import settings
+from .exceptions import PublishError
+from .messages import Message
+from .metrics import count
+from .topics import Topic, TopicId
+
+logger = logging.getLogger(__name__)
+
+_FAILURES = (redis.RedisError, OSError, TimeoutError)
+
+
+class Prepared(NamedTuple):
+    """A message that is ready to be sent, whatever happens to the objects it was made of."""
+
+    topic: str
+    channel: str
+    data: bytes
+
+
+def prepare(topic: Topic | str, message: Message) -> Prepared:
+    """Check and write a message; pure but for the settings."""
+    if isinstance(topic, str):
+        topic = Topic.parse(topic)
+    return Prepared(str(topic), topic.channel, messages.encode(message, settings.MAX_MESSAGE_SIZE))
+
+
+def publish(
+    topic: Topic | str,
+    message: Message,
+    *,
+    on_commit: bool = False,
+    using: str | None = None,
+    fail_silently: bool = False,
+) -> None:
+    """
+    Publish a message on a topic, to every socket that is subscribed to it.
+
+    Takes about a second at most when Redis does not answer, and nothing in the seconds after that. That
+    it returns means that Redis has the message, not that anybody was connected.
+
+    Args:
+        topic: A ``Topic``, or its text such as ``"order:7"``.
+        message: One of ``notifications.messages``, or any mapping that JSON can hold.
+        on_commit: Publish when the transaction commits, and not at all if it is rolled back. The message
+            is checked and written now. Outside a transaction it is published at once.
+        using: With ``on_commit``: the alias of the database. The default one if None.
+        fail_silently: Log and count a ``PublishError`` instead of raising it.
+
+    Raises:
+        TopicError: The topic is not valid.
+        MessageError: The message is not valid, or larger than ``MAX_MESSAGE_SIZE``.
+        PublishError: Redis did not confirm; the message may or may not be out. With ``on_commit`` it comes
+            from the end of the transaction, which is committed by then.
+
+    """
+    prepared = prepare(topic, message)
+    if on_commit:
+        transaction.on_commit(partial(_send, prepared, fail_silently), using=using)
+    else:
+        _send(prepared, fail_silently)
+
+
+async def apublish(
+    topic: Topic | str,
+    message: Message,
+    *,
+    on_commit: bool = False,
+    using: str | None = None,
+    fail_silently: bool = False,
+) -> None:
+    """
+    Publish a message on a topic without blocking the event loop; see ``publish``.
+
+    With ``on_commit`` the transaction is the one of the thread in which ``sync_to_async`` runs the ORM.
+    """
+    prepared = prepare(topic, message)
+    if on_commit:
+        await sync_to_async(transaction.on_commit)(partial(_send, prepared, fail_silently), using=using)
+    else:
+        await _asend(prepared, fail_silently)
+
+
+def publish_to_user(user: Any, message: Message, **options: Any) -> None:
+    """
+    Publish a message to all tabs of a user.
+
+    Args:
+        user: A ``User`` instance or a primary key. An anonymous or unsaved user is a ``TopicError``.
+        message: As for ``publish``.
+        **options: As for ``publish``.
+
+    """
+    publish(Topic.for_user(user), message, **options)
+
+
+async def apublish_to_user(user: Any, message: Message, **options: Any) -> None:
+    """Publish a message to all tabs of a user; see ``publish_to_user``."""
+    await apublish(Topic.for_user(user), message, **options)
+
+
+def publish_progress(upload_id: TopicId, message: Message, **options: Any) -> None:
+    """
+    Publish a message to all who watch an upload.
+
+    Args:
+        upload_id: The id by which pages subscribe to the upload.
+        message: As for ``publish``; ``UploadProgress``, ``UploadCompleted`` and ``UploadFailed`` are made for it.
+        **options: As for ``publish``.
+
+    """
+    publish(Topic("upload", upload_id), message, **options)
+
+
+async def apublish_progress(upload_id: TopicId, message: Message, **options: Any) -> None:
+    """Publish a message to all who watch an upload; see ``publish_progress``."""
+    await apublish(Topic("upload", upload_id), message, **options)
+
+
+def _send(prepared: Prepared, fail_silently: bool) -> None:
+    started = time.monotonic()
+    try:
+        _fail_fast()
+        connections.client().publish(prepared.channel, prepared.data)
+    except _FAILURES as error:
+        _failed(prepared, error, started, fail_silently)
+    else:
+        _published()
+
+
+async def _asend(prepared: Prepared, fail_silently: bool) -> None:
+    started = time.monotonic()
+    try:
+        _fail_fast()
+        async with asyncio.timeout(connections.SOCKET_TIMEOUT):
+            client = await connections.async_client()
+            await client.publish(prepared.channel, prepared.data)
+    except _FAILURES as error:
+        _failed(prepared, error, started, fail_silently)
+    else:
+        _published()
+
+
+def _fail_fast() -> None:
+    if seconds := connections.breaker.remaining():
+        raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
+
+
+def _published() -> None:
+    connections.breaker.worked()
+    count("published")
+
+
+def _failed(prepared: Prepared, error: Exception, started: float, fail_silently: bool) -> None:
+    connections.breaker.failed(started)
+    count("publish_failed", type(error).__name__)
+    failure = PublishError(prepared.topic, str(error) or type(error).__name__)
+    if not fail_silently:
+        raise failure from error
+    logger.warning("%s", failure)

@@ -1,0 +1,80 @@
+"""
+Short-lived tokens and grants, signed by Django.
+
+A token says who a socket is, where there is no session cookie (another host, a mobile app). A grant says
+that one user may read one topic. Both travel in frames, never in a URL: URLs land in logs.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any, Final
+
+from django.contrib.auth import get_user_model
+from django.core import signing
+
+from .conf import settings
+from .topics import Topic
+
+TOKEN_SALT: Final = "notifications.token"  # noqa: S105  a salt is no secret
+GRANT_SALT: Final = "notifications.grant"
+
+
+def make_token(user: Any) -> str:
+    """
+    Make a token that proves, for ``TOKEN_MAX_AGE`` seconds, that a socket is this user's.
+
+    A change of password ends it earlier, as it ends sessions.
+    """
+    return signing.dumps({"user": str(user.pk), "auth": _fingerprint(user.get_session_auth_hash())}, salt=TOKEN_SALT)
+
+
+def check_token(token: str) -> Any:
+    """
+    Find the user a token was made for.
+
+    Returns:
+        The user, active or not, or None if the token is forged, too old, or from before a change of password.
+
+    """
+    try:
+        content = signing.loads(token, salt=TOKEN_SALT, max_age=settings.TOKEN_MAX_AGE)
+    except signing.BadSignature:
+        return None
+    user = get_user_model()._default_manager.filter(pk=content["user"]).first()
+    if user is None:
+        return None
+    # Fallbacks: a rotated SECRET_KEY ends no session, so it ends no token either.
+    hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
+    if any(hmac.compare_digest(content["auth"], _fingerprint(auth_hash)) for auth_hash in hashes):
+        return user
+    return None
+
+
+def make_grant(user: Any, topic: Topic | str) -> str:
+    """
+    Make a grant that lets this user subscribe to this topic for ``TOKEN_MAX_AGE`` seconds.
+
+    For pages that have checked the permission while they were rendered. It cannot be taken back before
+    it expires; a kind's ``AUTHORIZE`` can.
+
+    Raises:
+        TopicError: The topic is not valid.
+
+    """
+    topic = Topic.parse(topic) if isinstance(topic, str) else topic
+    return signing.dumps([str(user.pk), str(topic)], salt=GRANT_SALT)
+
+
+def check_grant(grant: str, user: Any, topic: Topic) -> bool:
+    """Say whether a grant was made for this user and topic and has not expired."""
+    try:
+        content = signing.loads(grant, salt=GRANT_SALT, max_age=settings.TOKEN_MAX_AGE)
+    except signing.BadSignature:
+        return False
+    return bool(content == [str(user.pk), str(topic)])
+
+
+def _fingerprint(auth_hash: str) -> str:
+    # Tokens are readable: they carry a hash of the session's hash, from which that cannot be had.
+    return signing.Signer(salt=TOKEN_SALT).signature(auth_hash)[:22]

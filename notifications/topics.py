@@ -1,0 +1,150 @@
+"""
+The one place that makes names: channels, groups and keys.
+
+A topic is a kind and an id. Its Redis channel is ``<PREFIX><kind>:<id>``, its channel-layer group
+``<PREFIX><kind>.<id>`` or, where Channels would not allow that, a hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from uuid import UUID
+
+from .conf import settings
+from .exceptions import TopicError
+
+MAX_ID_LENGTH: Final = 200
+PLAIN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""Ids that stand in a group name as they are. Channels allows these characters and fewer than 100 of
+them; 64 leaves room for a prefix (16), a kind (15) and the layer's own additions."""
+
+
+TopicId = str | int | UUID
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Topic:
+    """
+    Where messages are published: a kind and an id, ``user:42`` or ``upload:7f3c``.
+
+    A topic that exists is valid: its kind is configured, its id has passed the kind's ``CLEAN_ID``
+    and is 1 to 200 characters of any sort that UTF-8 can hold. Ids may be given as ``str``, ``int``
+    or ``UUID``.
+
+    Raises:
+        TopicError: Otherwise.
+
+    """
+
+    kind: str
+    id: str
+
+    def __init__(self, kind: str, id: TopicId) -> None:  # noqa: A002  an id is called id
+        options = settings.kinds.get(kind)
+        if options is None:
+            raise TopicError(f"unknown kind {kind[:20]!r}; kinds are set in NOTIFICATIONS['TOPICS']")
+        object.__setattr__(self, "kind", kind)
+        object.__setattr__(self, "id", _clean(kind, id, options.clean_id))
+
+    @classmethod
+    def for_user(cls, user: Any) -> Self:
+        """
+        Name the topic of a user, given as a ``User`` instance or a primary key.
+
+        Raises:
+            TopicError: For an anonymous or unsaved user.
+
+        """
+        if not hasattr(user, "pk"):
+            return cls("user", user)
+        if user.pk is None:
+            raise TopicError("an anonymous or unsaved user has no topic")
+        return cls("user", str(user.pk))  # a model may have any sort of primary key
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """
+        Read ``"kind:id"``; the id may contain colons.
+
+        Raises:
+            TopicError: If there is no colon, or the topic is not valid.
+
+        """
+        kind, colon, id_ = text.partition(":")
+        if not colon:
+            raise TopicError("a topic is written kind:id, such as upload:7f3c")
+        return cls(kind, id_)
+
+    @classmethod
+    def from_channel(cls, channel: bytes) -> Self:
+        """
+        Read the name of a Redis channel.
+
+        Raises:
+            TopicError: If it has another prefix, is not UTF-8, or the topic is not valid.
+
+        """
+        try:
+            name = channel.decode()
+        except UnicodeDecodeError as error:
+            raise TopicError("the channel name is not UTF-8") from error
+        if not name.startswith(settings.PREFIX):
+            raise TopicError("the channel name has another prefix")
+        return cls.parse(name.removeprefix(settings.PREFIX))
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.id}"
+
+    @property
+    def channel(self) -> str:
+        """The Redis pub/sub channel."""
+        return f"{settings.PREFIX}{self.kind}:{self.id}"
+
+    @property
+    def group(self) -> str:
+        """
+        The channel-layer group.
+
+        A hashed id begins with a dot and has 65 characters, so no plain id can equal it.
+        """
+        id_ = self.id
+        if not PLAIN_ID.fullmatch(id_):
+            id_ = "." + hashlib.sha256(id_.encode()).hexdigest()
+        return f"{settings.PREFIX.replace(':', '-')}{self.kind}.{id_}"
+
+
+def _clean(kind: str, id_: object, clean_id: Callable[[str], str] | None) -> str:
+    if not isinstance(id_, str | int | UUID) or isinstance(id_, bool):
+        raise TopicError(f"the id of a topic of kind {kind!r} is a {type(id_).__name__}, not a str, int or UUID")
+    text = str(id_)
+    _check(kind, text)
+    if clean_id is not None:
+        try:
+            text = clean_id(text)
+        except Exception as error:  # the site's code: whatever it raises refuses this id only
+            raise TopicError(f"CLEAN_ID of kind {kind!r} refused the id ({type(error).__name__})") from error
+        _check(kind, text)
+    return text
+
+
+def _check(kind: str, id_: str) -> None:
+    if not 1 <= len(id_) <= MAX_ID_LENGTH:
+        raise TopicError(f"the id of a topic of kind {kind!r} has {len(id_)} characters, not 1 to {MAX_ID_LENGTH}")
+    try:
+        id_.encode()
+    except UnicodeEncodeError as error:
+        raise TopicError(f"the id of a topic of kind {kind!r} cannot be written in UTF-8") from error
+
+
+def patterns() -> list[str]:
+    """List the Redis patterns that match the channels of every kind."""
+    return [f"{settings.PREFIX}{kind}:*" for kind in settings.kinds]
+
+
+def internal_name(name: str) -> str:
+    """Name a key or a channel of our own, which no topic can reach."""
+    return f"{settings.PREFIX}notifications:{name}"

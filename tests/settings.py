@@ -1,0 +1,52 @@
+"""The settings of the test site: the smallest site that can install the app."""
+
+import os
+
+SECRET_KEY = "only-for-tests-" + "x" * 50
+DEBUG = False
+USE_TZ = True
+ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
+ROOT_URLCONF = "tests.site.urls"
+ASGI_APPLICATION = "tests.site.asgi.application"
+INSTALLED_APPS = [
+    "daphne",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "channels",
+    "notifications",
+    "tests.site",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("DATABASE_PATH", ":memory:"),
+        "OPTIONS": {"timeout": 20},
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0")
+NOTIFICATIONS = {
+    "REDIS_URL": REDIS_URL,
+    "TOPICS": {
+        "upload": {"AUTHORIZE": "tests.site.permissions.may_watch"},
+        "order": {
+            "AUTHORIZE": "tests.site.permissions.may_watch_order",
+            "CLEAN_ID": "tests.site.permissions.clean_order",
+        },
+        "closed": {},
+    },
+}
+CHANNEL_LAYERS = {
+    "default": {
+        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "CONFIG": {"hosts": [REDIS_URL]},
+    }
+}

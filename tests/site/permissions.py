@@ -1,0 +1,16 @@
+"""Who may watch what on the test site."""
+
+
+def may_watch(user, upload_id: str) -> bool:
+    """Uploads whose id begins with the user's login name, or with ``all``, are his."""
+    return upload_id.startswith((user.username, "all"))
+
+
+async def may_watch_order(user, order_id: str) -> bool:
+    return order_id.startswith(user.username)
+
+
+def clean_order(order_id: str) -> str:
+    if order_id.startswith("bad"):
+        raise ValueError("bad order")
+    return order_id.lower()
