@@ -59,16 +59,12 @@ def upload_create(request: HttpRequest) -> HttpResponse:
     batch_id = uuid.uuid4()
     with transaction.atomic():
         uploads = [
-            Upload.objects.create(
-                owner=request.user, batch_id=batch_id, file=file, name=file.name, size=file.size
-            )
+            Upload.objects.create(owner=request.user, batch_id=batch_id, file=file, name=file.name, size=file.size)
             for file, reason in zip(files, reasons, strict=True)
             if reason is None
         ]
         report_created(uploads)
-    rejected = [
-        {"name": file.name, "reason": reason} for file, reason in zip(files, reasons, strict=True) if reason
-    ]
+    rejected = [{"name": file.name, "reason": reason} for file, reason in zip(files, reasons, strict=True) if reason]
     answer = {"uploads": [upload.state() for upload in uploads], "rejected": rejected}
     return JsonResponse(answer, status=201 if uploads else 400)
 
