@@ -49,6 +49,7 @@ class FrameError(NotificationsError):
         self.code = code
 
 
+SINCE_IS: Final = '\'since\' is "last" or the id of a message, such as "1795452276480-3"'
 SINCE: Final = re.compile(r"last|[0-9]{1,19}-[0-9]{1,19}", re.ASCII)
 
 
@@ -57,7 +58,7 @@ class Since(Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.since is not None and not SINCE.fullmatch(self.since):
-            raise ValueError('\'since\' is "last" or the id of a message, such as "1795452276480-3"')
+            raise ValueError(SINCE_IS)
 
 
 class Auth(Since, tag="auth", tag_field="type"):

@@ -105,6 +105,11 @@ class Topic:
         return f"{settings.PREFIX}{self.kind}:{self.id}"
 
     @property
+    def history_key(self) -> str:
+        """The Redis key of what was published."""
+        return internal_name(f"history:{self.kind}:{self.id}")
+
+    @property
     def group(self) -> str:
         """
         The channel-layer group.

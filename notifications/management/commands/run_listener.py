@@ -14,8 +14,8 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils.autoreload import run_with_reloader
 
 from notifications import connections, health
+from notifications.connections import FAILURES
 from notifications.listener import Listener
-from notifications.subscription import FAILURES
 
 
 class Command(BaseCommand):
