@@ -3,8 +3,8 @@
 import os
 from collections.abc import Iterator
 
-import psutil
 import hypothesis
+import psutil
 import pytest
 import redis
 
