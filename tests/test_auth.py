@@ -14,6 +14,7 @@ from notifications import Topic, auth
 from notifications.auth import AuthUnavailableError, has_origin, may_subscribe, origin_allowed, session_user, token_user
 from notifications.metrics import counts
 from notifications.tokens import make_grant, make_token
+from tests.waiting import await_for, scaled
 
 ANN = User(pk=1, username="ann")
 ORDER = "order:ann-7"
@@ -158,24 +159,31 @@ async def test_a_slow_function_means_no_at_once(settings, monkeypatch):
     """A synchronous AUTHORIZE that hangs refuses in time; the socket does not wait for its thread."""
     ended = threading.Event()
     monkeypatch.setattr(auth, "AUTHORIZE_TIMEOUT", 0.05)
-    authorize_with(settings, lambda user, id_: ended.wait(10))
+    authorize_with(settings, lambda user, id_: ended.wait(scaled()))
     started = time.monotonic()
 
     try:
         assert not await may("order:7")
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < scaled(2)
     finally:
         ended.set()
 
 
 async def test_a_slow_function_holds_up_no_other(settings):
     """While one synchronous AUTHORIZE hangs, another user's is answered."""
-    release = threading.Event()
-    authorize_with(settings, lambda user, id_: id_ != "slow" or release.wait(10))
+    hanging, release = threading.Event(), threading.Event()
 
+    def decide(user, id_):
+        if id_ == "slow":
+            hanging.set()
+            release.wait(scaled())
+        return True
+
+    authorize_with(settings, decide)
     slow = asyncio.create_task(may("order:slow"))
+    await await_for(hanging.is_set)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(scaled(2)):
             assert await may("order:quick")
         assert not slow.done()
     finally:

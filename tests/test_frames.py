@@ -136,6 +136,12 @@ def test_no_text_raises_anything_but_frame_error(text):
         assert json.loads(encode(frames.Error(code=error.code, message=str(error))))["message"] == str(error)
 
 
+@pytest.mark.parametrize("text", ["[" * 16000, '{"a":' * 3000, '{"type":"auth","token":' + "[" * 16000])
+def test_endless_nesting_is_an_invalid_message(text):
+    """A frame that is nested too deep for Python is a FrameError, not a RecursionError."""
+    assert refusal(text).code == "invalid_message"
+
+
 @pytest.mark.parametrize(
     ("text", "code", "says"),
     [
