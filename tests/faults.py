@@ -1,0 +1,314 @@
+"""
+Named tools that break things: processes, connections, the network, the messages themselves.
+
+Each is a context manager that heals what it broke, or a function where there is nothing to heal.
+"""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import NamedTuple, Protocol, Self
+
+import redis
+
+from project.local_redis import LocalRedis
+from tests.clients import Tab, open_tab
+from tests.processes import Site, User, WebServer
+from tests.waiting import scaled, wait_for
+
+
+class HasPid(Protocol):
+    @property
+    def pid(self) -> int: ...
+
+
+# Processes.
+
+
+@contextmanager
+def paused(process: HasPid) -> Iterator[None]:
+    """Stop a process (``Process``, or ``redis.child``) with SIGSTOP: a hung peer that keeps its connections."""
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGCONT)
+
+
+@contextmanager
+def redis_down(server: LocalRedis) -> Iterator[None]:
+    """Kill Redis with ``kill -9``, refuse connections meanwhile, and start an empty one on the same port."""
+    server.kill()
+    yield
+    server.start()
+
+
+def restart_redis(site: Site, *, keep_data: bool) -> None:
+    """Restart Redis on its port: from a snapshot made now, or empty."""
+    if keep_data:
+        site.client().save()
+    site.redis.kill()
+    if not keep_data:
+        (site.database.parent / "dump.rdb").unlink(missing_ok=True)
+    site.redis.start()
+
+
+# Connections, as Redis sees them.
+
+
+def listeners_connections(client: redis.Redis) -> list[dict[str, str]]:
+    """List the connections that are subscribed to patterns: those of listeners."""
+    return [found for found in client.client_list() if int(found["psub"])]
+
+
+def layers_connections(client: redis.Redis) -> list[dict[str, str]]:
+    """List the connections that are subscribed to channels: those of web servers' channel layers."""
+    return [found for found in client.client_list() if int(found["sub"])]
+
+
+def kill_connections(client: redis.Redis, connections: list[dict[str, str]]) -> int:
+    """CLIENT KILL these and return how many there were."""
+    return sum(client.client_kill_filter(_id=found["id"]) for found in connections)
+
+
+def kill_type(client: redis.Redis, kind: str) -> int:
+    """CLIENT KILL TYPE ``kind``: ``normal`` or ``pubsub``; not the one that asks."""
+    return client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+
+# Browsers.
+
+
+@asynccontextmanager
+async def never_reading(server: WebServer, user: User) -> AsyncIterator[Tab]:
+    """Hold a tab open that has authenticated and reads nothing more, not even from the kernel."""
+    async with open_tab(server, user) as tab:
+        tab.connection.transport.pause_reading()
+        try:
+            yield tab
+        finally:
+            tab.connection.transport.abort()
+
+
+# The network.
+
+
+class Proxy:
+    """
+    A TCP proxy on a free port that can go half-open: forwards nothing, closes nothing.
+
+    Connections that were caught by it stay dead for ever, as behind a router that has forgotten them.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.port = 0
+        self._target = target
+        self._links: set[_Link] = set()
+        self._swallow_new = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """For ``site.redis_url``."""
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    @property
+    def open_links(self) -> int:
+        """Connections at present, dead ones too."""
+        return len(self._links)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._call(self._end())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(scaled())
+        self._loop.close()
+
+    @contextmanager
+    def half_open(self, *, new_ones_too: bool = False) -> Iterator[None]:
+        """Catch all connections there are, and for the time of the block those that are opened."""
+        for link in list(self._links):
+            link.dead = True
+        self._swallow_new = new_ones_too
+        try:
+            yield
+        finally:
+            self._swallow_new = False
+
+    def cut(self) -> None:
+        """Reset all connections."""
+        self._loop.call_soon_threadsafe(lambda: [link.abort() for link in list(self._links)])
+
+    def _call(self, coroutine):
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(scaled())
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = _Link(writer, dead=self._swallow_new)
+        self._links.add(link)
+        try:
+            if link.dead:
+                await link.ended.wait()
+                return
+            other_reader, link.other = await asyncio.open_connection("127.0.0.1", self._target)
+            pumps = [
+                asyncio.create_task(self._pump(link, reader, link.other)),
+                asyncio.create_task(self._pump(link, other_reader, writer)),
+            ]
+            ended = asyncio.create_task(link.ended.wait())
+            await asyncio.wait([*pumps, ended], return_when=asyncio.FIRST_COMPLETED)
+            for task in [*pumps, ended]:
+                task.cancel()
+            await asyncio.wait([*pumps, ended])
+        except OSError:
+            pass
+        finally:
+            link.abort()
+            self._links.discard(link)
+
+    async def _pump(self, link: "_Link", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if link.dead:
+                    continue
+                writer.write(data)
+                await writer.drain()
+        if link.dead:
+            await link.ended.wait()  # closes nothing: the other side must not learn of the end
+
+    async def _end(self) -> None:
+        self._server.close()
+        serving = [link.task for link in self._links]
+        for link in list(self._links):
+            link.abort()
+        if serving:
+            await asyncio.wait(serving)
+        await self._server.wait_closed()
+
+
+class _Link:
+    def __init__(self, writer: asyncio.StreamWriter, *, dead: bool) -> None:
+        self.writer = writer
+        self.other: asyncio.StreamWriter | None = None
+        self.dead = dead
+        self.task = asyncio.current_task()
+        self.ended = asyncio.Event()
+
+    def abort(self) -> None:
+        self.ended.set()
+        for writer in (self.writer, self.other):
+            if writer is not None:
+                writer.transport.abort()
+
+
+# Messages.
+
+
+class Hostile(NamedTuple):
+    """A payload that somebody publishes, and the message that sockets get of it; None if it is refused."""
+
+    payload: bytes
+    arrives: bytes | None = None
+
+
+def _carried(payload: bytes) -> Hostile:
+    return Hostile(payload, payload)
+
+
+HOSTILE_PAYLOADS = [
+    # Not JSON.
+    Hostile(b""),
+    Hostile(b" "),
+    Hostile(b"\x00"),
+    Hostile(b"hello"),
+    Hostile(b"{"),
+    Hostile(b'{"a":1,}'),
+    Hostile(b"{'a':1}"),
+    Hostile(b'{"a":1} {"b":2}'),
+    Hostile(b'{"a":1}// comment'),
+    Hostile(b'{"a":NaN}'),
+    Hostile(b'{"a":"\n"}'),
+    Hostile(b"PUBLISH user:1 {}\r\n"),
+    Hostile(b"\x1f\x8b\x08\x00\x00\x00\x00\x00"),
+    # JSON, but no object.
+    Hostile(b"null"),
+    Hostile(b"true"),
+    Hostile(b"42"),
+    Hostile(b'"text"'),
+    Hostile(b"[]"),
+    Hostile(b'[{"action":"notice"}]'),
+    # Not UTF-8: a stray byte, a cut sequence, an overlong slash, an encoded surrogate, UTF-16, a BOM.
+    Hostile(b'{"a":"\xff"}'),
+    Hostile(b'{"a":"\xc3"}'),
+    Hostile(b'{"a":"\xc0\xaf"}'),
+    Hostile(b'{"a":"\xed\xa0\x80"}'),
+    Hostile('{"a":1}'.encode("utf-16")),
+    Hostile(b'\xef\xbb\xbf{"a":1}'),
+    # Lone surrogates by escape: no UTF-8 can hold them.
+    Hostile(rb'{"a":"\ud800"}'),
+    Hostile(rb'{"\udc00":1}'),
+    # Too deep, and too large.
+    Hostile(b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
+    Hostile(b'{"a":' + b"[" * 30_000 + b"]" * 30_000 + b"}"),
+    Hostile(b'{"a":"' + b"x" * 1024 * 1024 + b'"}'),
+    # A forged id would mute a user.
+    Hostile(b'{"_meta":{"topic":"user:1","id":"9999999999999-1"},"a":1}'),
+    Hostile(b'{"a":1,"_meta":null}'),
+    Hostile(rb'{"\u005fmeta":{"id":"9999999999999-1"}}'),
+    Hostile(rb'{"\u005f\u006d\u0065\u0074\u0061":{}}'),
+    Hostile(b'{"_meta":1,"_meta":2}'),
+    # Objects like any other, whatever Channels, browsers or templates might make of them.
+    _carried(b'{"type":"websocket.disconnect"}'),
+    _carried(b'{"type":"websocket.close","code":4003}'),
+    _carried(b'{"type":"websocket.send","text":"{}"}'),
+    _carried(b'{"type":"notifications.message","topic":"user:1","text":"{}"}'),
+    _carried(b'{"action":"auth_error","message":"go away"}'),
+    _carried(b'{"a":{"_meta":{"id":"9999999999999-1"}}}'),
+    _carried(b'{"__proto__":{"polluted":true}}'),
+    _carried(b'{"a":"</script><script>alert(1)</script>"}'),
+    _carried(rb'{"a":"\u0000\u2028\ud83d\ude00"}'),
+    _carried('{"a":"\u2028é😀\U0010ffff"}'.encode()),
+    _carried(b'{"a":1,"a":2}'),
+    _carried(b"{}"),
+    _carried(b'{"":""}'),
+    Hostile(b' \t\r\n{"a": 1}\n', b'{"a": 1}'),
+]
+"""Payloads of all sorts of broken and wicked programs."""
+
+
+def hostile_payloads(number: int, seed: int = 0) -> list[Hostile]:
+    """Return so many, every sort among them, in a random order; only a few of the megabytes."""
+    choice = random.Random(seed)
+    cheap = [hostile for hostile in HOSTILE_PAYLOADS if len(hostile.payload) < 10_000]
+    chosen = HOSTILE_PAYLOADS + choice.choices(cheap, k=number - len(HOSTILE_PAYLOADS))
+    choice.shuffle(chosen)
+    return chosen
+
+
+def nobody_listens(port: int) -> bool:
+    """Say whether a connection to the port is refused."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def wait_until_all_subscribed(client: redis.Redis, *groups: str) -> None:
+    """Wait until the channel layer is subscribed to these groups: after a fault, the end of the layer's gap."""
+    channels = [f"asgi__group__{group}" for group in groups]
+
+    def all_there() -> bool:
+        with suppress(redis.RedisError):
+            return all(number > 0 for _, number in client.pubsub_numsub(*channels))
+        return False
+
+    wait_for(all_there, 20, f"the layer subscribes to {channels}")

@@ -1,0 +1,13 @@
+"""Permissions as sites should not write them."""
+
+import time
+
+
+def answer_late(user, slow_id: str) -> bool:
+    """Say yes, but later than the consumer waits."""
+    time.sleep(6)
+    return True
+
+
+def fail(user, broken_id: str) -> bool:
+    raise RuntimeError("the permission server is down")
