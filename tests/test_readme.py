@@ -8,6 +8,7 @@ are the code blocks and tables behind marks such as ``<!-- step: settings -->``.
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import http.cookiejar
 import json
@@ -21,22 +22,23 @@ import sys
 import tempfile
 import time
 import types
+import typing
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from http.client import HTTPResponse
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 from django.contrib.auth import get_user_model
 from django.test import RequestFactory
 from websockets.sync.client import ClientConnection, connect
 
-from notifications import conf, messages
+from notifications import PublishError, conf, frames, limits, messages, topics
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
 
@@ -68,7 +70,7 @@ def table(document: Path, mark: str) -> dict[str, list[str]]:
 # Installing it
 
 
-@dataclass
+@dataclasses.dataclass
 class Site:
     """A site that followed the README, on the disk."""
 
@@ -76,7 +78,7 @@ class Site:
     package: Path
     """Where the wheel was unpacked."""
     redis_url: str
-    cookies: http.cookiejar.CookieJar = field(default_factory=http.cookiejar.CookieJar)
+    cookies: http.cookiejar.CookieJar = dataclasses.field(default_factory=http.cookiejar.CookieJar)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -434,7 +436,7 @@ def test_token_view_makes_a_token_of_its_user(user) -> None:
 
 
 def test_redis_account_may_publish_on_raw_channels_and_nothing_else(redis_server: LocalRedis) -> None:
-    """The account of the README publishes on raw channels; our own channels, the layer's and all keys are closed to it."""
+    """The account of the README publishes on raw channels; our own, the layer's and all keys are closed to it."""
     with redis.Redis.from_url(redis_server.url) as admin:
         words = shlex.split(marked("example: acl"))
         assert words[:3] == ["ACL", "SETUSER", "worker"]
@@ -495,3 +497,97 @@ def test_links_lead_somewhere(document: Path) -> None:
         if heading:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             assert heading in [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in headings]
+
+
+def cells(document: str, mark: str) -> dict[str, list[str]]:
+    return table(ROOT / "docs" / document, mark)
+
+
+def test_protocol_names_every_action_error_and_close_code() -> None:
+    """docs/protocol.md has each action a client may use, each error and each close code, and no other."""
+    source = (ROOT / "notifications/consumers.py").read_text() + (ROOT / "notifications/frames.py").read_text()
+    errors = set(re.findall(r'(?:_error|FrameError)\(\s*"(\w+)"', source))
+
+    assert set(cells("protocol.md", "actions")) == frames._ACTIONS
+    assert set(cells("protocol.md", "errors")) == errors
+    assert set(cells("protocol.md", "close codes")) == {str(code.value) for code in frames.CloseCode}
+
+
+def test_protocol_shows_frames_that_are_understood() -> None:
+    """The frames of docs/protocol.md that a client may send are accepted, each as its own action."""
+    for action, (frame, _) in cells("protocol.md", "actions").items():
+        assert frames.decode(frame).__struct_config__.tag == action
+
+
+def test_protocol_states_the_limits_of_the_code() -> None:
+    """docs/protocol.md has the numbers of the code."""
+    stated = [int(row[0]) for row in cells("protocol.md", "limits").values()]
+
+    assert stated == [
+        frames.MAX_FRAME_SIZE,
+        frames.MAX_AUTH_FRAME_SIZE,
+        limits.MAX_SUBSCRIPTIONS,
+        limits.BURST,
+        limits.RATE,
+        limits.MAX_REFUSED_FRAMES,
+        limits.MAX_INVALID_FRAMES,
+        limits.MAX_WAITING_FRAMES,
+        topics.MAX_ID_LENGTH,
+    ]
+
+
+def test_examples_of_messages_are_what_the_code_writes() -> None:
+    """docs/messages.md has one example of each typed message, with exactly its fields and allowed words."""
+    text = (ROOT / "docs/messages.md").read_text()
+    typed = [kind for kind in typing.get_args(messages.Message) if issubclass(kind, messages.Checked)]
+    sections = dict(re.findall(r"^### (\w+)\n\n```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+
+    assert set(sections) == {kind.__name__ for kind in typed}
+    for kind in typed:
+        shown = sections[kind.__name__]
+        assert json.loads(messages.encode(msgspec.json.decode(shown, type=kind), 10000)) == json.loads(shown)
+    for words in (messages.Status, messages.Stage):
+        assert ", ".join(f"`{word}`" for word in typing.get_args(words)) in " ".join(text.split())
+
+
+def test_log_lines_are_explained() -> None:
+    """docs/operations.md explains every line from info upwards that the app can log, and no other."""
+    logged = set()
+    for path in (ROOT / "notifications").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("info", "warning", "error", "exception")
+                and isinstance(node.args[0] if node.args else None, ast.Constant)
+            ):
+                logged.add(node.args[0].value)
+    logged.discard("%s")  # the publisher's: the text of its PublishError
+    logged.add(str(PublishError("%s", "%s")).replace("'%s'", "%s"))
+
+    assert set(cells("operations.md", "log")) == {re.sub(r"%[\d.]*[a-z]", "…", line) for line in logged}
+
+
+def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedis) -> None:
+    """With the account of docs/operations.md the server and the listener do all that they do without one."""
+    text = (ROOT / "docs/operations.md").read_text().partition("<!-- example: acl site -->\n```\n")[2]
+    words = text.partition("\n")[0].split()
+    limited = dataclasses.replace(site, redis_url=f"redis://site:another-long-password@127.0.0.1:{redis_server.port}/0")
+    with redis.Redis.from_url(redis_server.url) as admin:
+        admin.execute_command(*words)
+        try:
+            with limited.serving("daphne mysite.asgi:application") as url:
+                assert "listening" in limited.run("python manage.py run_listener --check")
+                limited.log_in(url)
+                with limited.open_socket(url) as tab:
+                    receive(tab)
+                    limited.run(marked("step: send"))
+                    assert receive(tab)["title"] == "It works"
+        finally:
+            admin.acl_deluser("site")
+
+
+def test_account_for_workers_is_the_same_everywhere() -> None:
+    """The documents repeat the README's line for foreign programs to the letter."""
+    for name in ("operations.md", "security.md"):
+        assert marked("example: acl").strip() in (ROOT / "docs" / name).read_text()
