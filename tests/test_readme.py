@@ -302,12 +302,11 @@ def test_token_opens_a_socket_without_a_session(site: Site) -> None:
     )
     token = site.run(f'python manage.py shell -v 0 -c "{script}"').split()[-1]
     site.cookies.clear()
-    with site.serving("daphne mysite.asgi:application") as url:
-        with site.open_socket(url) as phone:
-            phone.send(json.dumps({"type": "auth", "token": token}))
-            assert receive(phone)["action"] == "auth_success"
-            site.run(marked("step: send"))
-            assert receive(phone)["title"] == "It works"
+    with site.serving("daphne mysite.asgi:application") as url, site.open_socket(url) as phone:
+        phone.send(json.dumps({"type": "auth", "token": token}))
+        assert receive(phone)["action"] == "auth_success"
+        site.run(marked("step: send"))
+        assert receive(phone)["title"] == "It works"
 
 
 @pytest.mark.xfail(reason="Daphne takes no IntEnum as close code: the consumer must send int(code)", strict=True)
