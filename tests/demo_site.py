@@ -138,7 +138,7 @@ class Visitor:
         self.get("login/")
         body = f"username={username}&password={password}".encode()
         status, page = self._post("login/", body, "application/x-www-form-urlencoded")
-        assert status == 200 and b"Choose files" in page
+        assert (status, b"Choose files" in page) == (200, True)
 
     def upload(self, *files: tuple[str, bytes]) -> tuple[int, dict[str, Any]]:
         boundary = uuid.uuid4().hex

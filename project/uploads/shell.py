@@ -17,8 +17,8 @@ def publish_command(user: AbstractBaseUser) -> str:
     """Return the shell command that publishes a notice to ``user``; a password in the URL is masked."""
     client = find_client() or "redis-cli"
     channel = Topic.for_user(user).channel
-    arguments = [str(client), "-u", mask_password(settings.REDIS_URL), "PUBLISH", channel, json.dumps(NOTICE)]
-    return shlex.join(arguments)
+    notice = json.dumps(NOTICE, separators=(",", ":"))
+    return shlex.join([str(client), "-u", mask_password(settings.REDIS_URL), "PUBLISH", channel, notice])
 
 
 def mask_password(url: str) -> str:

@@ -123,9 +123,7 @@ class Command(BaseCommand):
         for name, child in self._children.items():
             # It is not started again: a demo that hides a crash shows what is not so.
             if child.returncode is not None:
-                raise CommandError(
-                    f"{name} ended by itself, exit code {child.returncode}; everything is stopped"
-                )
+                raise CommandError(f"{name} ended by itself, exit code {child.returncode}; everything is stopped")
 
     def _stop_children(self) -> None:
         # The second Ctrl-C of the impatient must not cut this short; it is bounded by the children's grace.
@@ -153,9 +151,7 @@ def create_user() -> None:
 def unreachable(url: str) -> str | None:
     """Say why no Redis answers at ``url``, or ``None`` if one does."""
     try:
-        client = redis.Redis.from_url(
-            url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0)
-        )
+        client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         with client:
             client.ping()
     except (redis.RedisError, ValueError) as error:
