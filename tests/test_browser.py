@@ -8,15 +8,20 @@ from pathlib import Path
 
 import pytest
 import redis
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, StorageState, expect, sync_playwright
 
 from tests.demo_site import TIMEOUT, Demo, broken_png, png, running_demo
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 MILLISECONDS = TIMEOUT * 1000
 
 pytestmark = pytest.mark.skipif(
@@ -40,23 +45,29 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def login(browser: Browser, demo: Demo) -> StorageState:
+    """Log in by the form, once, and return the cookies."""
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.set_default_timeout(MILLISECONDS)
+        page.goto(demo.url)
+        page.get_by_label("User name").fill("demo")
+        page.get_by_label("Password").fill("demo")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_role("heading", name="Uploads").wait_for()
+        return context.storage_state()
+
+
 @pytest.fixture
-def context(browser: Browser, demo: Demo) -> Iterator[BrowserContext]:
+def context(browser: Browser, login: StorageState) -> Iterator[BrowserContext]:
     """A logged-in browser; anything its pages complain of fails the test."""
     complaints: list[str] = []
-    context = browser.new_context()
-    context.set_default_timeout(MILLISECONDS)
-    context.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
-    context.on("weberror", lambda error: complaints.append(str(error.error)))
-    page = context.new_page()
-    page.goto(demo.url)
-    page.get_by_label("User name").fill("demo")
-    page.get_by_label("Password").fill("demo")
-    page.get_by_role("button", name="Log in").click()
-    page.get_by_role("heading", name="Uploads").wait_for()
-    page.close()
-    yield context
-    context.close()
+    with browser.new_context(storage_state=login) as context:
+        context.set_default_timeout(MILLISECONDS)
+        context.on("console", lambda line: line.type in ("error", "warning") and complaints.append(line.text))
+        context.on("weberror", lambda error: complaints.append(str(error.error)))
+        yield context
     assert complaints == []
 
 
@@ -98,7 +109,7 @@ def test_bars_move_to_the_end_in_both_tabs(context: BrowserContext, demo: Demo, 
         expect(page.locator(".upload", has_text="picture.png")).to_contain_text("320 × 200")
         expect(page.locator(".upload", has_text="picture.png").locator("img")).to_have_js_property("naturalWidth", 160)
         expect(page.locator(".upload", has_text="broken.png")).to_contain_text("The PNG image is damaged.")
-        expect(page.locator(".notice")).to_contain_text("1 of 3 files could not be analysed.")
+        page.locator(".notice", has_text="1 of 3 files could not be analysed.").wait_for()
     late = live_page(context, demo)
     expect(late.locator(".upload", has_text="words.txt")).to_have_attribute("data-status", "completed")
 

@@ -1,8 +1,8 @@
 """The line on the help page that makes a notice appear, for the shell of whoever reads it."""
 
 import json
+import re
 import shlex
-from urllib.parse import urlsplit, urlunsplit
 
 from django.conf import settings
 from django.contrib.auth.models import AbstractBaseUser
@@ -22,9 +22,6 @@ def publish_command(user: AbstractBaseUser) -> str:
 
 
 def mask_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    credentials, _, host = parts.netloc.rpartition("@")
-    user = credentials.partition(":")[0]
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}"))
+    """Replace the password of a Redis URL, before the host or as a parameter, by three stars."""
+    url = re.sub(r"(?<=[?&]password=)[^&]*", "***", url)
+    return re.sub(r"(?<=://)([^/:]*):.*@", r"\1:***@", url)
