@@ -137,18 +137,21 @@ class Visitor:
     def log_in(self, username: str = "demo", password: str = "demo") -> None:
         self.get("login/")
         body = f"username={username}&password={password}".encode()
-        status, page = self._post("login/", body, "application/x-www-form-urlencoded")
+        status, page = self.post("login/", body)
         assert (status, b"Choose files" in page) == (200, True)
 
     def upload(self, *files: tuple[str, bytes]) -> tuple[int, dict[str, Any]]:
+        status, answer = self.post_files(*files)
+        return status, json.loads(answer)
+
+    def post_files(self, *files: tuple[str, bytes], token: str | None = None) -> tuple[int, bytes]:
         boundary = uuid.uuid4().hex
         body = b""
         for name, content in files:
             head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
             body += head.encode() + content + b"\r\n"
         body += f"--{boundary}--\r\n".encode()
-        status, answer = self._post("uploads/", body, f"multipart/form-data; boundary={boundary}")
-        return status, json.loads(answer)
+        return self.post("uploads/", body, f"multipart/form-data; boundary={boundary}", token)
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the uploads by name."""
@@ -167,8 +170,14 @@ class Visitor:
     def cookie(self, name: str) -> str:
         return next(cookie.value for cookie in self._cookies if cookie.name == name)
 
-    def _post(self, path: str, body: bytes, content_type: str) -> tuple[int, bytes]:
-        headers = {"Content-Type": content_type, "X-CSRFToken": self.cookie("csrftoken")}
+    def post(
+        self,
+        path: str,
+        body: bytes = b"",
+        content_type: str = "application/x-www-form-urlencoded",
+        token: str | None = None,
+    ) -> tuple[int, bytes]:
+        headers = {"Content-Type": content_type, "X-CSRFToken": token or self.cookie("csrftoken")}
         return self._open(urllib.request.Request(self.url + path, body, headers))
 
     def _open(self, request: urllib.request.Request) -> tuple[int, bytes]:

@@ -28,6 +28,7 @@ SIGNATURES = [  # (offset, bytes, media type); the longer and rarer first
     (0, b"\x1a\x45\xdf\xa3", "video/webm"),
     (4, b"ftyp", "video/mp4"),
 ]
+RECOGNISED = {media_type for _offset, _signature, media_type in SIGNATURES}
 UNKNOWN = "application/octet-stream"
 COMPRESSED = {"gzip": "application/gzip", "xz": "application/x-xz"}
 """What ``mimetypes`` calls an encoding, as in ``.tar.gz``, is the content that is found."""
@@ -75,9 +76,11 @@ def name_score(name: str, media_type: str) -> int:
         suggested = COMPRESSED.get(encoding)
     if suggested in (None, UNKNOWN) or media_type == UNKNOWN:
         return 50
-    if suggested == media_type or suggested.startswith(CONTAINERS.get(media_type, ("?",))):
+    if suggested == media_type:
         return 100
-    return 0
+    if suggested in RECOGNISED:
+        return 0  # we would have known it
+    return 100 if suggested.startswith(CONTAINERS.get(media_type, ())) else 0
 
 
 def _is_text(head: bytes) -> bool:
