@@ -196,6 +196,25 @@ def test_rejected_file_says_why(context: BrowserContext, demo: Demo, tmp_path: P
     expect(page.locator(".upload", has_text="something.txt")).to_have_attribute("data-status", "completed")
 
 
+def test_files_can_be_dropped_anywhere(context: BrowserContext, demo: Demo):
+    """Files that are dropped on the page, even beside the box, are uploaded."""
+    page = live_page(context, demo)
+    files = page.evaluate_handle(
+        """() => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File(["words"], "dropped.txt", { type: "text/plain" }));
+            return transfer;
+        }"""
+    )
+
+    page.dispatch_event("h1", "dragover", {"dataTransfer": files})
+    expect(page.locator("#upload-form")).to_have_class("drop over")
+    page.dispatch_event("h1", "drop", {"dataTransfer": files})
+
+    expect(page.locator("#upload-form")).to_have_class("drop")
+    expect(page.locator(".upload", has_text="dropped.txt")).to_have_attribute("data-status", "completed")
+
+
 def test_page_connects_again(context: BrowserContext, demo: Demo):
     """A tab that loses its connection says so and comes back by itself."""
     page = context.new_page()

@@ -38,7 +38,7 @@ def test_end_is_quiet_and_complete(end: Callable[[Demo], None], tmp_path: Path):
         assert demo.wait() == 0
         assert psutil.wait_procs(family, timeout=TIMEOUT)[1] == []
     assert demo.lines[-1] == "demo     | all stopped\n"
-    for word in ("Traceback", "Error", "WARNING", "GET "):
+    for word in ("Traceback", "Error", "WARNING", "GET ", "killed"):
         assert word not in demo.output
 
 
