@@ -50,6 +50,11 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
     return env | ours | more
 
 
+def manage(env: dict[str, str], *arguments: str) -> None:
+    """Run one of the site's management commands to its end."""
+    subprocess.run([sys.executable, ROOT / "manage.py", *arguments], env=env, check=True, timeout=TIMEOUT)
+
+
 class Demo:
     """``manage.py demo`` as a process, in a process group of its own, as a terminal starts it."""
 
