@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from asgiref.sync import iscoroutinefunction
 from channels.db import DatabaseSyncToAsync
 from django.conf import settings as django_settings
-from django.core.exceptions import DisallowedHost
+from django.core.exceptions import DisallowedHost, ObjectDoesNotExist, ValidationError
 from django.core.handlers.asgi import ASGIRequest
 from django.db import Error as DatabaseError
 from django.utils.http import is_same_domain
@@ -136,6 +136,8 @@ async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
     try:
         async with asyncio.timeout(AUTHORIZE_TIMEOUT):
             return bool(await _call(authorize, user, topic.id))
+    except (ValueError, ValidationError, ObjectDoesNotExist):
+        return False  # what Django says of an id that is none, or that is not there: a browser may send anything
     except Exception:
         count("auth_failed", "authorize")
         logger.exception("AUTHORIZE of kind %r failed; the answer is no", topic.kind)

@@ -90,8 +90,8 @@ class Settings:
 
     HEARTBEAT_INTERVAL: float = 30.0
     """Seconds between two pings to a browser. 30 is below the 60 s after which nginx and AWS load
-    balancers cut an idle connection by default. A browser that has not answered when the next
-    one is due is gone."""
+    balancers cut an idle connection by default. A browser that has said nothing for two intervals
+    is gone."""
 
     HISTORY_SIZE: int = 100
     """Messages kept of each topic: as many as a tab may miss while its train is in a tunnel. A message of

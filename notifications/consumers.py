@@ -115,6 +115,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         elif len(self._waiting) >= MAX_WAITING_FRAMES:
             await self._close(CloseCode.TOO_SLOW)
         else:
+            self._refused = 0
             self._waiting.append(frame)
             if self._worker is None:
                 self._start()
@@ -141,14 +142,16 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             raise
         except Exception:
             logger.exception("a socket of user %s failed", getattr(self.user, "pk", None))
-            await self._close(CloseCode.INTERNAL_ERROR)
+            await self._close(CloseCode.TRY_AGAIN)
         finally:
             self._worker = None
 
     async def _handle(self, frame: frames.Auth | frames.Action | FrameError) -> None:
         if isinstance(frame, FrameError):
             await self._invalid_frame(frame)
-        elif isinstance(frame, frames.Auth):
+            return
+        self._invalid = 0
+        if isinstance(frame, frames.Auth):
             await self._authenticate(frame)
         elif isinstance(frame, frames.Ping):
             # Browsers of the replaced service ping, but do not answer pings: it shows that they read.
@@ -185,7 +188,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         try:
             user = await auth.token_user(frame.token)
         except auth.AuthUnavailableError:
-            await self._close(CloseCode.TRY_AGAIN_LATER)
+            await self._close(CloseCode.TRY_AGAIN)
             return
         if user is None:
             await self._refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
@@ -254,11 +257,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
     async def _no_way_in(self, error: Exception) -> None:
         logger.warning("a topic could not be joined (%s); the browser is told to come back", type(error).__name__)
-        await self._close(CloseCode.TRY_AGAIN_LATER)
+        await self._close(CloseCode.TRY_AGAIN)
 
     def _delivery_failed(self) -> None:
         if self._worker is None:
-            self._start(partial(self._close, CloseCode.INTERNAL_ERROR))
+            self._start(partial(self._close, CloseCode.TRY_AGAIN))
 
     # Heartbeat.
 
@@ -320,7 +323,16 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         count("closed", code.name)
         self._delivery.stop()
         with suppress(OSError):
-            await self.close(code)
+            await self._close_socket(code)
+
+    async def _close_socket(self, code: CloseCode) -> None:
+        try:
+            await self.close(int(code))
+        except Exception:
+            if code is not CloseCode.SERVICE_RESTART:
+                raise
+            # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
+            await self.close(int(CloseCode.TRY_AGAIN))
 
     async def _end(self) -> None:
         self._closing = True

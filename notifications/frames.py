@@ -29,10 +29,8 @@ class CloseCode(IntEnum):
     INVALID_MESSAGES = 4004
     ACCESS_REVOKED = 4005
     TOO_SLOW = 4100
-    INTERNAL_ERROR = 1011
+    TRY_AGAIN = 4101
     SERVICE_RESTART = 1012
-    TRY_AGAIN_LATER = 1013
-    GOING_AWAY = 1001
 
 
 class FrameError(NotificationsError):

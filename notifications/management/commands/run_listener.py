@@ -24,6 +24,8 @@ class Command(BaseCommand):
         "Runs until SIGTERM or SIGINT, then forwards what it has read and exits 0; a second signal ends it at once."
     )
 
+    requires_system_checks: list[str] = []  # noqa: RUF012  a health check's answer is one line, not the site's warnings
+
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--check",
@@ -35,7 +37,9 @@ class Command(BaseCommand):
     def handle(self, *, check: bool, autoreload: bool, **options: Any) -> None:
         if check:
             asyncio.run(self._check())
-        elif autoreload:
+            return
+        self.check()
+        if autoreload:
             run_with_reloader(lambda: asyncio.run(_listen()))
         else:
             asyncio.run(_listen())
