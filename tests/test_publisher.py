@@ -129,6 +129,9 @@ def port_that_does_not_answer():
         yield listener.getsockname()[1]
 
 
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a full queue refuses on other systems")
+
+
 def unused_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -491,7 +494,7 @@ def test_a_hung_redis_is_used_again_when_it_answers(own_redis, caller, monkeypat
     assert caller.works()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a full queue refuses on other systems")
+@linux_only
 @TWINS
 def test_a_network_that_swallows_packets_costs_half_a_second(settings, caller):
     """A connection that is neither accepted nor refused is given up after CONNECT_TIMEOUT."""
@@ -502,9 +505,11 @@ def test_a_network_that_swallows_packets_costs_half_a_second(settings, caller):
         assert caller.seconds_to_fail() < scaled(FAST)
 
 
-def test_one_way_to_publish_spares_the_other(own_redis):
+@linux_only
+def test_one_way_to_publish_spares_the_other(settings):
     """What a sync caller learnt of a hung Redis holds for async callers of the process, and other threads."""
-    with frozen(own_redis):
+    with port_that_does_not_answer() as port:
+        point_to(settings, f"redis://127.0.0.1:{port}/0")
         Caller(None).seconds_to_fail()
         with asyncio.Runner() as runner:
             assert Caller(runner).seconds_to_fail() < scaled(FAST)
