@@ -155,7 +155,7 @@ class Subscription(asyncio.Protocol):
         self.close(str(exc) if exc else "closed by Redis")
 
 
-def backoff(first: float = 0.1, longest: float = 3.0) -> Iterator[float]:
+def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
     """Yield seconds to wait before each next try: exponential, with full jitter, so that clients spread out."""
     limit = first
     while True:
