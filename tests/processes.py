@@ -286,15 +286,23 @@ class Site:
             check=False,
         )
 
-    def start(self, *arguments: str | Path, name: str = "", process: type[Process] = Process) -> Any:
+    def start(
+        self,
+        *arguments: str | Path,
+        name: str = "",
+        process: type[Process] = Process,
+        env: Mapping[str, str] | None = None,
+    ) -> Any:
         """Start a process of this site; it is ended with the site at the latest."""
-        started = process(arguments, env=self.environment, name=name)
+        started = process(arguments, env=env or self.environment, name=name)
         self._stack.callback(started.close)
         return started
 
-    def start_listener(self, *arguments: str, ready: str | None = "listening on") -> Process:
+    def start_listener(
+        self, *arguments: str, ready: str | None = "listening on", env: Mapping[str, str] | None = None
+    ) -> Process:
         """Start ``run_listener`` and wait until it says ``ready``, if anything."""
-        listener = self.start(sys.executable, "-m", "django", "run_listener", *arguments, name="run_listener")
+        listener = self.start(sys.executable, "-m", "django", "run_listener", *arguments, name="run_listener", env=env)
         if ready:
             listener.wait_for_line(ready, START_SECONDS)
         return listener

@@ -406,6 +406,9 @@ async def test_open_sockets_survive_redis(new_site, server, break_redis):
     upload_id = alice.new_upload()
     async with open_tab(own_server, alice) as first, open_tab(own_server, session_of=bob) as second:
         await first.watch(upload_id)
+        with RawRedis(new_site.redis.port) as raw:
+            raw.publish(bob.channel, '{"n":0}')  # so that the listener has a connection to lose for sending, too
+        await second.expect_message('{"n":0}')
         said = listener.mark()
 
         break_redis(new_site)
