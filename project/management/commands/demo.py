@@ -43,6 +43,7 @@ class Command(BaseCommand):
             raise CommandError("the demo speaks plain HTTP and has a known password: run it with DEBUG=1")
         self._writing = threading.Lock()
         self._children: dict[str, Child] = {}
+        self._copying: list[threading.Thread] = []
         # All three end the command in the same way, wherever it is; the stack ends what it has started.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, interrupt)
@@ -95,11 +96,14 @@ class Command(BaseCommand):
     def _start(self, name: str, arguments: Sequence[str], env: dict[str, str]) -> None:
         child = Child(arguments, env=env, cwd=settings.BASE_DIR, output=subprocess.PIPE)
         self._children[name] = child
-        threading.Thread(target=self._copy_output, args=(name, child.stdout), daemon=True).start()
+        copying = threading.Thread(target=self._copy_output, args=(name, child.stdout), daemon=True)
+        copying.start()
+        self._copying.append(copying)
 
     def _copy_output(self, name: str, output: IO[bytes]) -> None:
-        for line in output:
-            self._say(line.decode(errors="replace").rstrip(), name)
+        with output:
+            for line in output:
+                self._say(line.decode(errors="replace").rstrip(), name)
 
     def _say(self, line: str, name: str = "demo") -> None:
         label = f"{name:<8} |"
@@ -135,6 +139,8 @@ class Command(BaseCommand):
         for name, child in self._children.items():
             if child.stop() == 128 + signal.SIGKILL:
                 self._say(f"{name} did not stop in time and was killed")
+        for copying in self._copying:
+            copying.join(timeout=1)
 
 
 def interrupt(*_: object) -> NoReturn:
