@@ -44,9 +44,10 @@ class Command(BaseCommand):
         self._writing = threading.Lock()
         self._children: dict[str, Child] = {}
         self._copying: list[threading.Thread] = []
+        self._interrupted = False
         # All three end the command in the same way, wherever it is; the stack ends what it has started.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, interrupt)
+            signal.signal(number, self._interrupt)
         with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
             stack.callback(self._say, "all stopped")
             self._run(stack)
@@ -123,7 +124,14 @@ class Command(BaseCommand):
             time.sleep(0.05)
         self._say(f"open {page} and log in as {USERNAME}, password {PASSWORD} (Ctrl-C stops everything)")
 
+    def _interrupt(self, *_: object) -> NoReturn:
+        # Noted as well as raised: Python drops what is raised while a destructor or a callback runs.
+        self._interrupted = True
+        raise KeyboardInterrupt
+
     def _check_children(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
         for name, child in self._children.items():
             # It is not started again: a demo that hides a crash shows what is not so.
             if child.returncode is not None:
@@ -141,10 +149,6 @@ class Command(BaseCommand):
                 self._say(f"{name} did not stop in time and was killed")
         for copying in self._copying:
             copying.join(timeout=1)
-
-
-def interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def create_user() -> None:
