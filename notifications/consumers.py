@@ -118,7 +118,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         elif len(self._waiting) >= MAX_WAITING_FRAMES:
             await self._close(CloseCode.TOO_SLOW)
         else:
-            self._refused = 0
+            if self._bucket.rested:
+                self._refused = 0
             self._waiting.append(frame)
             if self._worker is None:
                 self._start()
