@@ -378,6 +378,15 @@ def test_the_order_of_every_topic_is_kept(new_site):
             ]
 
 
+def test_a_payload_never_chooses_what_the_layer_does_with_it(new_site):
+    """Channels makes a method call of a layer message's ``type``: it is the listener's, the payload is opaque text."""
+    new_site.start_listener()
+    with Group(new_site.redis.url, "user.1") as group, raw_redis(new_site) as raw:
+        for payload in ('{"type":"websocket.disconnect"}', '{"type":"websocket.close","text":1,"topic":"user:2"}'):
+            raw.publish("user:1", payload)
+            assert group.next() == payload  # which looks at the type
+
+
 REFUSALS = {
     b"secret": "not JSON",
     b"": "not JSON",
