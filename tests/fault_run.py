@@ -127,6 +127,8 @@ class Result:
 
 TABLE: list[Result] = []
 """The results of this test session, in their order."""
+NOTES: list[str] = []
+"""What else was measured, a sentence each."""
 
 
 def table() -> Iterator[str]:
@@ -135,6 +137,8 @@ def table() -> Iterator[str]:
     yield "|---" * len(Result.HEADINGS) + "|"
     for result in TABLE:
         yield "| " + " | ".join(result.row) + " |"
+    for note in NOTES:
+        yield f"\n{note}"
 
 
 def write_table() -> None:
