@@ -130,10 +130,9 @@ async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
         return True
     if grant is not None and check_grant(grant, user, topic):
         return True
-    authorize = settings.kinds[topic.kind].authorize
-    if authorize is None:
-        return False
     try:
+        if (authorize := settings.kinds[topic.kind].authorize) is None:
+            return False
         async with asyncio.timeout(AUTHORIZE_TIMEOUT):
             return bool(await _call(authorize, user, topic.id))
     except (ValueError, ValidationError, ObjectDoesNotExist):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 from channels.exceptions import StopConsumer
@@ -34,6 +35,11 @@ from .metrics import count
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
+
+RESTART_SPREAD: Final = 0.5
+"""Seconds over which the sockets of a process that stops are told so."""
+FLUSH: Final = 0.1
+"""Seconds for the last close frame to leave the process."""
 
 
 class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels has no types
@@ -80,8 +86,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except StopConsumer:
             pass
         except asyncio.CancelledError:
-            # Daphne ends sockets like this when it is told to stop; without a code browsers would see 1006.
-            await self._close(CloseCode.SERVICE_RESTART)
+            await self._server_stops()
             raise
         finally:
             await self._end()
@@ -324,6 +329,18 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._delivery.stop()
         with suppress(OSError):
             await self._close_socket(code)
+
+    async def _server_stops(self) -> None:
+        """
+        Say that the server restarts: Daphne cancels its applications when it is told to stop.
+
+        Without a code browsers would see 1006. They are told one after the other, so that they do not all come back
+        at once; and all stay until the last has been told, because Daphne ends when the first of them does.
+        """
+        wait = random.uniform(0, RESTART_SPREAD)  # noqa: S311  not a secret
+        await asyncio.sleep(wait)
+        await self._close(CloseCode.SERVICE_RESTART)
+        await asyncio.sleep(RESTART_SPREAD - wait + FLUSH)
 
     async def _close_socket(self, code: CloseCode) -> None:
         try:

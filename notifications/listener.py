@@ -18,6 +18,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
+import redis.asyncio
+
 from . import connections, health, history
 from .backlog import Backlog, Entry
 from .conf import settings
@@ -29,8 +31,8 @@ from .logs import LogBudget
 from .messages import check_raw
 from .metrics import count
 from .recent import Recent
-from .subscription import Subscription, backoff
 from .topics import Topic, internal_name, patterns
+from .wire import POOL_OPTIONS, Subscription, backoff, confirmed
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +107,7 @@ class Listener:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 if self._subscription is not None:
-                    await self._subscription.punsubscribe(patterns())
+                    await confirmed(self._subscription.subscribe(*patterns(), command="PUNSUBSCRIBE"))
                 await self._while(lambda: bool(self._backlog or self._outgoing))
         except FAILURES as error:
             logger.warning("not everything was finished: %s", error or type(error).__name__)
@@ -119,17 +121,22 @@ class Listener:
     async def _keep_subscribed(self) -> None:
         delays = backoff()
         while True:
+            subscription = Subscription(self._received)
             try:
-                self._subscription = await Subscription.open(settings.REDIS_URL, self._received)
+                await subscription.connect(redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS))
                 try:
-                    await self._subscription.subscribe(channels=[self._stamped_channel.decode()], patterns=patterns())
+                    await confirmed(
+                        subscription.subscribe(self._stamped_channel)
+                        + subscription.subscribe(*patterns(), command="PSUBSCRIBE")
+                    )
+                    self._subscription = subscription
                     logger.info("listening on %s", " ".join(patterns()))
                     delays = backoff()
                     self.status.now("stand-by")
                     self._connected.set()
-                    reason = await self._subscription.wait_closed()
+                    reason = await subscription.wait_closed()
                 finally:
-                    self._subscription.close()
+                    subscription.close()
                     self._subscription = None
             except FAILURES as error:
                 reason = str(error) or type(error).__name__

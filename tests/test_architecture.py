@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"},
     {"connections"},
-    {"subscription", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health", "layers"},
+    {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health", "layers"},
     {"publisher", "listener", "tokens", "auth"},
     {"delivery", "consumers"},
     {"routing"},

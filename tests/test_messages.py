@@ -5,6 +5,7 @@ import math
 from collections import OrderedDict, UserDict
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from types import MappingProxyType
 from uuid import UUID
 
@@ -75,6 +76,10 @@ json_values = st.recursive(
 )
 json_objects = st.dictionaries(st.text().filter(lambda name: name != "_meta"), json_values, max_size=6)
 white_space = st.text(" \t\r\n", max_size=5)
+
+
+class Name(Enum):
+    META = "_meta"
 
 
 class Mood(TextChoices):
@@ -429,6 +434,7 @@ def test_endless_nesting_is_refused():
         UserDict(_meta=1),
         {gettext_lazy("_meta"): 1},
         {mark_safe("_meta"): 1},
+        {Name.META: 1},
     ],
 )
 def test_the_reserved_name_is_refused(message):
