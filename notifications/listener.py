@@ -132,6 +132,7 @@ class Listener:
                     self._subscription = subscription
                     logger.info("listening on %s", " ".join(patterns()))
                     delays = backoff()
+                    self._lease.subscribed()
                     self.status.now("stand-by")
                     self._connected.set()
                     reason = await subscription.wait_closed()
