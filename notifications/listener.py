@@ -108,12 +108,16 @@ class Listener:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 if self._subscription is not None:
                     await confirmed(self._subscription.subscribe(*patterns(), command="PUNSUBSCRIBE"))
-                await self._while(lambda: bool(self._backlog or self._outgoing))
+                await self._while(lambda: self._leading and bool(self._backlog))
+                if self._leading and not self._backlog:
+                    # A stand-by stamps at once what comes now; what is still to be forwarded was stamped before.
+                    await self._give_lease_back()
+                await self._while(lambda: bool(self._outgoing))
         except FAILURES as error:
             logger.warning("not everything was finished: %s", error or type(error).__name__)
+        if unfinished := len(self._outgoing) + (len(self._backlog) if self._leading else 0):
+            self._lost("not forwarded in time before the end", unfinished)
         if self._leading:
-            if unfinished := len(self._backlog) + len(self._outgoing):
-                self._lost("not forwarded in time before the end", unfinished)
             await self._give_lease_back()
 
     # Reading.
@@ -157,7 +161,7 @@ class Listener:
         if self._leading:
             with suppress(TimeoutError):
                 async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-                    await self._while(lambda: bool(self._backlog.waiting or self._stamping))
+                    await self._while(lambda: self._leading and bool(self._backlog.waiting or self._stamping))
             if self._leading and self._backlog.waiting:
                 self._lost("read, but Redis was gone before it was stamped", self._backlog.waiting)
             await self._give_lease_back()
@@ -165,7 +169,7 @@ class Listener:
         self._recent.gap(asyncio.get_running_loop().time())
 
     async def _while(self, busy: Callable[[], bool]) -> None:
-        while self._leading and busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
+        while busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
             await asyncio.sleep(0.01)
 
     def _received(self, channel: bytes, data: bytes) -> None:
