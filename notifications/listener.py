@@ -102,12 +102,16 @@ class Listener:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 if self._subscription is not None:
                     await confirmed(self._subscription.subscribe(*patterns(), command="PUNSUBSCRIBE"))
-                await self._while(lambda: bool(self._backlog or self._forwarder))
+                await self._while(lambda: self._leading and bool(self._backlog))
+                if self._leading and not self._backlog:
+                    # A stand-by stamps at once what comes now; what is still to be forwarded was stamped before.
+                    await self._give_lease_back()
+                await self._while(lambda: bool(self._forwarder))
         except FAILURES as error:
             logger.warning("not everything was finished: %s", error or type(error).__name__)
+        if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else 0):
+            self._log.lost("not forwarded in time before the end", unfinished)
         if self._leading:
-            if unfinished := len(self._backlog) + len(self._forwarder):
-                self._log.lost("not forwarded in time before the end", unfinished)
             await self._give_lease_back()
 
     # Reading.
@@ -126,6 +130,7 @@ class Listener:
                     self._subscription = subscription
                     logger.info("listening on %s", " ".join(patterns()))
                     delays = backoff()
+                    self._lease.subscribed()
                     self.status.now("stand-by")
                     self._connected.set()
                     reason = await subscription.wait_closed()
@@ -150,7 +155,7 @@ class Listener:
         if self._leading:
             with suppress(TimeoutError):
                 async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-                    await self._while(lambda: bool(self._backlog.waiting or self._stamping))
+                    await self._while(lambda: self._leading and bool(self._backlog.waiting or self._stamping))
             if self._leading and self._backlog.waiting:
                 self._log.lost("read, but Redis was gone before it was stamped", self._backlog.waiting)
             await self._give_lease_back()
@@ -158,7 +163,7 @@ class Listener:
         self._recent.gap(asyncio.get_running_loop().time())
 
     async def _while(self, busy: Callable[[], bool]) -> None:
-        while self._leading and busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
+        while busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
             await asyncio.sleep(0.01)
 
     def _received(self, channel: bytes, data: bytes) -> None:
