@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench bench-full clean
 
 demo: $(STAMP)
 	@$(BIN)/python manage.py demo
@@ -20,6 +20,25 @@ lint: $(STAMP)
 	SECRET_KEY=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(64))') DEBUG=0 ALLOWED_HOSTS=demo.example \
 	  $(BIN)/python -W error manage.py check --deploy --fail-level WARNING
 
+# What a delivery costs, beside the peers. The benchmarks have an environment of their own: users need none of it.
+BENCH_VENV := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
+
+bench: $(BENCH_STAMP)
+	$(BENCH_VENV)/bin/python -m benchmarks
+
+bench-full: $(BENCH_STAMP)
+	$(BENCH_VENV)/bin/python -m benchmarks --full
+	$(BENCH_VENV)/bin/python -m benchmarks.stamping
+	$(BENCH_VENV)/bin/python -m benchmarks.bridge
+
+$(BENCH_STAMP): requirements.txt benchmarks/requirements.txt benchmarks/node/package-lock.json
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
+	@if command -v npm >/dev/null; then npm ci --prefix benchmarks/node --no-audit --no-fund; \
+	  else echo "npm is not here: Socket.IO on Node will be left out"; fi
+	@touch $@
+
 $(STAMP): requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
@@ -27,4 +46,4 @@ $(STAMP): requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) var build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) benchmarks/node/node_modules var build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,133 @@
+"""Who takes part: how each is started, how a client joins, and how its workers publish."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from benchmarks.load import Login
+
+HERE: Final = Path(__file__).resolve().parent
+NODE: Final = HERE / "node"
+UPLOAD: Final = "7f3c0000-0000-4000-8000-000000000001"
+"""The upload that every client watches."""
+
+OWN_LAYER: Final = "notifications.layers.RedisPubSubLayer"
+PUBSUB: Final = "channels_redis.pubsub.RedisPubSubChannelLayer"
+CORE: Final = "channels_redis.core.RedisChannelLayer"
+
+DAPHNE: Final = ("-m", "daphne", "-v", "1", "-b", "127.0.0.1", "-p", "0")
+UVICORN: Final = ("-m", "uvicorn", "--no-access-log", "--port", "0", "--lifespan", "off", "--log-level", "info")
+
+
+def _python(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, *arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """One server and what belongs to it."""
+
+    name: str
+    title: str
+    server: tuple[str, ...]
+    login: Login
+    listener: tuple[str, ...] | None = None
+    listening: str = "listening"
+    """What a listener says when it is ready."""
+    publisher: tuple[str, ...] | None = None
+    raw: bool = True
+    """Whether a plain ``PUBLISH`` on a topic's channel reaches its clients."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    only_full: bool = False
+
+    @property
+    def roads(self) -> list[str]:
+        """List how messages get in."""
+        return ["raw"] * self.raw + ["published"] * (self.publisher is not None)
+
+
+OURS = Login(
+    path="/ws/notifications/?user={user}",
+    says=(
+        (b'"auth_success"', b'{"action":"subscribe_upload","upload_id":"%s"}' % UPLOAD.encode()),
+        (b'"subscribed"', None),
+    ),
+)
+PLAIN = Login(path=f"/ws/notifications/?user={{user}}&upload={UPLOAD}", says=((b"joined", None),))
+SOCKET_IO = Login(
+    path=f"/socket.io/?EIO=4&transport=websocket&user={{user}}&upload={UPLOAD}",
+    says=((b"0{", b"40"), (b"joined", None)),
+)
+
+
+def _ours(name: str, title: str, server: tuple[str, ...], layer: str, **options: bool) -> Contestant:
+    return Contestant(
+        name=name,
+        title=title,
+        server=_python(*server, "benchmarks.peers.ours:application"),
+        login=OURS,
+        listener=_python("-m", "django", "run_listener"),
+        listening="holding the lease",
+        publisher=_python("-m", "benchmarks.peers.publisher", "ours"),
+        env={"BENCH_LAYER": layer},
+        **options,
+    )
+
+
+def _textbook(name: str, title: str, server: tuple[str, ...], layer: str, **options: bool) -> Contestant:
+    return Contestant(
+        name=name,
+        title=title,
+        server=_python(*server, "benchmarks.peers.textbook:application"),
+        login=PLAIN,
+        listener=_python("-m", "benchmarks.peers.textbook"),
+        publisher=_python("-m", "benchmarks.peers.publisher", "textbook"),
+        env={"BENCH_LAYER": layer},
+        **options,
+    )
+
+
+REFERENCE: Final = "ours"
+"""The contestant that all ratios refer to."""
+
+ALL: Final = [
+    _ours("ours", "notifications, uvicorn", UVICORN, OWN_LAYER),
+    _ours("ours-pubsub", "notifications on channels_redis.pubsub, uvicorn", UVICORN, PUBSUB),
+    _ours("ours-daphne", "notifications, Daphne", DAPHNE, OWN_LAYER),
+    _textbook("textbook-daphne", "textbook Channels, pubsub, Daphne", DAPHNE, PUBSUB),
+    _textbook("textbook", "textbook Channels, pubsub, uvicorn", UVICORN, PUBSUB),
+    _textbook("textbook-core-daphne", "textbook Channels, core, Daphne", DAPHNE, CORE, only_full=True),
+    _textbook("textbook-core", "textbook Channels, core, uvicorn", UVICORN, CORE, only_full=True),
+    Contestant(
+        name="socketio",
+        title="python-socketio, Redis manager, uvicorn",
+        server=_python(*UVICORN, "benchmarks.peers.socketio_server:application"),
+        login=SOCKET_IO,
+        publisher=_python("-m", "benchmarks.peers.publisher", "socketio"),
+        raw=False,
+    ),
+    Contestant(
+        name="node",
+        title="Socket.IO on Node, Redis adapter",
+        server=("node", "--expose-gc", str(NODE / "server.js")),
+        login=SOCKET_IO,
+        publisher=("node", str(NODE / "publisher.js")),
+        raw=False,
+    ),
+    Contestant(
+        name="picows",
+        title="practical limit: bare picows",
+        server=_python("-m", "benchmarks.peers.picows_server"),
+        login=PLAIN,
+    ),
+]
+
+
+def node_is_here() -> bool:
+    """Whether the Node peer can run."""
+    return shutil.which("node") is not None and (NODE / "node_modules").exists()

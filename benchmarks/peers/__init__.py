@@ -1,0 +1,1 @@
+"""The programs that are compared, each as its documentation would have it written."""

@@ -1,0 +1,23 @@
+"""The site of all Django contestants. What differs comes in the environment."""
+
+import os
+
+SECRET_KEY = "only-for-benchmarks-" + "x" * 50
+ALLOWED_HOSTS = ["*"]
+USE_TZ = True
+INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "channels", "notifications"]
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
+
+REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0")
+LAYER = os.environ.get("BENCH_LAYER", "notifications.layers.RedisPubSubLayer")
+NOTIFICATIONS = {
+    "REDIS_URL": REDIS_URL,
+    "TOPICS": {"upload": {"AUTHORIZE": "benchmarks.peers.ours.may_watch"}},
+}
+CHANNEL_LAYERS = {"default": {"BACKEND": LAYER, "CONFIG": {"hosts": [REDIS_URL]}}}
+if ".core" in LAYER:
+    # It drops above 100 messages a process, and redis-py 8 ends its blocking reads after 5 s: give it what it needs.
+    CHANNEL_LAYERS["default"]["CONFIG"] = {
+        "hosts": [{"address": REDIS_URL, "socket_timeout": None}],
+        "capacity": 1_000_000,
+    }
