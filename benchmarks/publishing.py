@@ -41,11 +41,17 @@ class Raw:
 
     def send(self, messages: Sequence[tuple[str, int]]) -> None:
         """Publish (topic, number) pairs and wait until Redis has taken them."""
-        self._socket.sendall(
-            b"".join([hiredis.pack_command(("PUBLISH", topic, message(seq))) for topic, seq in messages])
-        )
+        self.write(self.packed(messages))
+
+    def packed(self, messages: Sequence[tuple[str, int]]) -> list[bytes]:
+        """Write the commands."""
+        return [hiredis.pack_command(("PUBLISH", topic, message(seq))) for topic, seq in messages]
+
+    def write(self, commands: list[bytes]) -> None:
+        """Send commands that are packed already, and wait until Redis has answered all."""
+        self._socket.sendall(b"".join(commands))
         answers = 0
-        while answers < len(messages):
+        while answers < len(commands):
             self._replies.feed(self._socket.recv(65536))
             while self._replies.gets() is not False:
                 answers += 1
