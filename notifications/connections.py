@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
+import hiredis
 import redis
 import redis.asyncio
 from django.core.signals import setting_changed
@@ -124,10 +125,10 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) ->
         try:
             arguments = _filled_in(arguments, _servers[connection])
             try:
-                await connection.send_command(*script.command(keys, arguments, whole=False))
+                await connection.send_packed_command(_packed(script.command(keys, arguments, whole=False)))
                 return await connection.read_response()
             except NoScriptError:
-                await connection.send_command(*script.command(keys, arguments, whole=True))
+                await connection.send_packed_command(_packed(script.command(keys, arguments, whole=True)))
                 return await connection.read_response()
         except redis.ResponseError:
             raise
@@ -136,6 +137,12 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) ->
             raise
         finally:
             await pool.release(connection)
+
+
+def _packed(command: tuple[Any, ...]) -> bytes:
+    """Write a command with hiredis; redis-py does it in Python when it is asynchronous: 3 µs of a raw message's 31."""
+    packed: bytes = hiredis.pack_command(command)
+    return packed
 
 
 _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
