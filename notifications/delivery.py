@@ -192,7 +192,7 @@ class Delivery:
             if cursor is None:
                 continue  # unsubscribed meanwhile, or not from our listener
             epoch = event.get("epoch")
-            if self.paused:
+            if self._stuck_task is not None or credit.exhausted:  # ``paused``, without one more call
                 if epoch is None:
                     count("dropped", "slow browser, no history")
                 else:

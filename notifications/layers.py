@@ -75,12 +75,17 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
             raise ImproperlyConfigured("notifications.layers takes one host in CHANNEL_LAYERS, not several")
         self._host = {**POOL_OPTIONS, **decoded[0]}
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLayer] = WeakKeyDictionary()
+        self._latest: tuple[asyncio.AbstractEventLoop | None, LoopLayer | None] = None, None
 
     def _here(self) -> LoopLayer:
         loop = asyncio.get_running_loop()
+        latest, here = self._latest  # one object: another thread's loop may replace it between two looks
+        if loop is latest and here is not None:
+            return here
         here = self._loops.get(loop)
         if here is None:
             here = self._loops[loop] = LoopLayer(self.prefix, partial(create_pool, self._host), self.get_capacity)
+        self._latest = loop, here
         return here
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
@@ -134,5 +139,6 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         """Forget all channels and groups of this event loop and close its connections."""
         loop = asyncio.get_running_loop()
         here = self._loops.pop(loop, None)
+        self._latest = None, None
         if here is not None:
             await here.stop()
