@@ -11,7 +11,6 @@ from __future__ import annotations
 import select
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -114,7 +113,7 @@ class Load:
         self.tally.lost = sum(len(client.missing) + published - client.last for client in self.clients)
         return self.tally
 
-    def receive(self, wanted: int, patience: float, also: Callable[[], None] | None = None) -> bool:
+    def receive(self, wanted: int, patience: float) -> bool:
         """Take what arrives until ``wanted`` messages are there, or none has come for ``patience`` seconds."""
         before, heard = -1, time.monotonic()
         while (received := self.tally.received) < wanted:
@@ -123,8 +122,6 @@ class Load:
             elif time.monotonic() - heard > patience:
                 return False
             self.turn(0.05)
-            if also is not None:
-                also()
         return True
 
     def turn(self, seconds: float) -> None:
