@@ -17,7 +17,7 @@ from tests.clients import RawRedis, Tab, open_tab
 from tests.conftest import point_to
 from tests.fault_run import NOTES, NOTIFICATIONS, Run, is_holder
 from tests.faults import Proxy, kill_connections, kill_type, listeners_connections, never_reading, paused
-from tests.processes import Site, User, WebServer
+from tests.processes import LAYERS, Site, User, WebServer
 from tests.waiting import await_for, scaled
 
 pytestmark = pytest.mark.faults
@@ -47,9 +47,13 @@ class Rig:
         return Run(self.site, self.servers, self.listeners, messages=self._messages, seconds=self._seconds)
 
 
-@pytest.fixture(scope="module")
-def rig(redis_program, migrated_database, tmp_path_factory):
-    with Site(tmp_path_factory.mktemp("faults"), migrated_database, settings={"NOTIFICATIONS": NOTIFICATIONS}) as site:
+on_both_layers = pytest.mark.parametrize("rig", LAYERS, indirect=True)
+
+
+@pytest.fixture(scope="module", params=["channels_redis"])
+def rig(request, redis_program, migrated_database, tmp_path_factory):
+    settings = {"NOTIFICATIONS": NOTIFICATIONS, "CHANNEL_LAYER_BACKEND": LAYERS[request.param]}
+    with Site(tmp_path_factory.mktemp("faults"), migrated_database, settings=settings) as site:
         yield Rig(site, "uvicorn", messages=2000, seconds=4)
 
 
@@ -86,6 +90,7 @@ async def kill_the_holder(run: Run) -> None:
     (await run.find_holder()).kill()
 
 
+@on_both_layers
 async def test_kill_9_of_the_holder_loses_nothing_and_delays_five_seconds_at_most(bounded):
     """A stand-by takes over what the killed holder left: all arrives, once, in order, and not later than promised."""
     result = await bounded.through("kill -9 the holder, one stand-by", kill_the_holder)
@@ -128,6 +133,7 @@ async def cut_both(run: Run) -> None:
     await cut_all_subscriptions(run)
 
 
+@on_both_layers
 async def test_cut_subscriptions_lose_nothing_that_a_listener_heard(bounded):
     """After CLIENT KILL of the holder's subscription, then of all, everything that was heard arrives once, in order."""
     result = await bounded.through("CLIENT KILL the holder's subscription, then all", cut_both)
@@ -158,6 +164,7 @@ def drops(times: int):
     return drop_at_random
 
 
+@on_both_layers
 async def test_clients_that_drop_at_random_recover_everything(bounded):
     """Sockets that are cut again and again, and come back with their last ids, have everything once, in order."""
     result = await bounded.through("every client drops 4 times", drops(4), at=0.1)
