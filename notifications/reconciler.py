@@ -28,6 +28,8 @@ TICK: Final = 0.5
 AFTER_JOIN: Final = 2.0
 """Seconds after joining at which a topic is compared: layers that do not wait for Redis may have missed what
 was published meanwhile."""
+AFTER_FAILURE: Final = 2.0
+"""Seconds after a comparison that Redis did not answer at which it is tried again."""
 TOPICS_PER_LOOK: Final = 500
 """Topics compared by one script call, which holds Redis up for about 2 ms."""
 MAX_READS: Final = 4
@@ -116,20 +118,25 @@ class Reconciler:
                 await self._compare(due[begin : begin + TOPICS_PER_LOOK])
 
     async def _compare(self, topics: list[Topic]) -> None:
-        again = asyncio.get_running_loop().time() + settings.HEARTBEAT_INTERVAL
+        now = asyncio.get_running_loop().time
         try:
             found = await history.look(topics)
         except FAILURES as error:
             logger.debug("could not compare positions: %s", error)
-            found = []
-        for topic, where in zip(topics, found, strict=False):
+            for topic in topics:
+                self._due_within(topic, AFTER_FAILURE)
+            return
+        for topic, where in zip(topics, found, strict=True):
             for cursor in list(self._by_topic.get(topic, ())):
-                if cursor.behind(where.last):
+                if cursor.behind(where, now()) and not cursor.busy:
                     count("reconciled")
                     self._behind[cursor](cursor)
-        for topic in topics:
-            if topic in self._by_topic:
-                self._due[topic] = again
+            # Well within the life of a history: what came and went between two comparisons nobody would notice.
+            self._due_within(topic, min(settings.HEARTBEAT_INTERVAL, settings.kinds[topic.kind].HISTORY_TTL / 3))
+
+    def _due_within(self, topic: Topic, seconds: float) -> None:
+        if topic in self._by_topic:
+            self._due[topic] = asyncio.get_running_loop().time() + seconds
 
 
 _per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Reconciler] = WeakKeyDictionary()
