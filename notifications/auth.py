@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from asgiref.sync import iscoroutinefunction
 from channels.db import DatabaseSyncToAsync
 from django.conf import settings as django_settings
-from django.core.exceptions import DisallowedHost
+from django.core.exceptions import DisallowedHost, ObjectDoesNotExist, ValidationError
 from django.core.handlers.asgi import ASGIRequest
 from django.db import Error as DatabaseError
 from django.utils.http import is_same_domain
@@ -83,7 +83,10 @@ def _origin(scope: dict[str, Any]) -> str | None:
 def _matches(origin: str, trusted: str) -> bool:
     if "*" not in trusted:
         return origin == trusted
-    wanted, given = urlsplit(trusted), urlsplit(origin)
+    try:
+        wanted, given = urlsplit(trusted), urlsplit(origin)
+    except ValueError:  # half a bracket
+        return False
     return wanted.scheme == given.scheme and is_same_domain(given.netloc, wanted.netloc.lstrip("*"))
 
 
@@ -127,12 +130,13 @@ async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
         return True
     if grant is not None and check_grant(grant, user, topic):
         return True
-    authorize = settings.kinds[topic.kind].authorize
-    if authorize is None:
-        return False
     try:
+        if (authorize := settings.kinds[topic.kind].authorize) is None:
+            return False
         async with asyncio.timeout(AUTHORIZE_TIMEOUT):
             return bool(await _call(authorize, user, topic.id))
+    except (ValueError, ValidationError, ObjectDoesNotExist):
+        return False  # what Django says of an id that is none, or that is not there: a browser may send anything
     except Exception:
         count("auth_failed", "authorize")
         logger.exception("AUTHORIZE of kind %r failed; the answer is no", topic.kind)
@@ -140,7 +144,7 @@ async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
 
 
 async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    if iscoroutinefunction(function):
+    if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(*arguments)
     in_thread = DatabaseSyncToAsync(function, thread_sensitive=False, executor=_threads)
     result = await in_thread(*arguments)

@@ -57,7 +57,8 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
                 )
             )
             continue
-        if target is not None and not callable(target):
+        optional = key != "AUTHENTICATE_TOKEN"
+        if not callable(target) and not (optional and target is None):
             found.append(
                 Error(
                     f"NOTIFICATIONS: {key} is not a function.",

@@ -47,6 +47,13 @@ class Kind:
     to what is published, to raw channels and to what browsers subscribe to. Must be idempotent.
     It refuses an id by raising ``ValueError``."""
 
+    HISTORY_SIZE: int = 100
+    """Messages kept for browsers that come back; the oldest go first. 0 keeps none: no ids, no recovery,
+    each message at most once. Default: the site's ``HISTORY_SIZE``."""
+
+    HISTORY_TTL: int = 3600
+    """Seconds after the last message at which a history is gone. Default: the site's ``HISTORY_TTL``."""
+
     @cached_property
     def authorize(self) -> Callable[..., Any] | None:
         return _load(self.AUTHORIZE)
@@ -83,8 +90,15 @@ class Settings:
 
     HEARTBEAT_INTERVAL: float = 30.0
     """Seconds between two pings to a browser. 30 is below the 60 s after which nginx and AWS load
-    balancers cut an idle connection by default. A browser that has not answered when the next
-    one is due is gone."""
+    balancers cut an idle connection by default. A browser that has said nothing for two intervals
+    is gone."""
+
+    HISTORY_SIZE: int = 100
+    """Messages kept of each topic: as many as a tab may miss while its train is in a tunnel. A message of
+    200 bytes takes about 300 bytes of Redis memory."""
+
+    HISTORY_TTL: int = 3600
+    """Seconds after its last message at which a topic's history is gone."""
 
     MAX_MESSAGE_SIZE: int = 65536
     """Bytes of one published message. Beyond it a notice is a document: publish a link to it."""
@@ -92,9 +106,9 @@ class Settings:
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
         """Every kind by its name."""
-        kinds = {"user": Kind()}
-        kinds.update((name, Kind(**options)) for name, options in self.TOPICS.items())
-        return kinds
+        defaults = {"HISTORY_SIZE": self.HISTORY_SIZE, "HISTORY_TTL": self.HISTORY_TTL}
+        kinds: dict[str, Mapping[str, Any]] = {"user": {}, **self.TOPICS}
+        return {name: Kind(**{**defaults, **options}) for name, options in kinds.items()}
 
     @cached_property
     def authenticate_token(self) -> Callable[..., Any]:
@@ -123,12 +137,12 @@ def find_problems(raw: Any) -> list[Problem]:
                 'Add "REDIS_URL": "redis://127.0.0.1:6379/0", or the address of your Redis server.',
             )
         )
-    elif not isinstance(raw["REDIS_URL"], str) or urlsplit(raw["REDIS_URL"]).scheme not in REDIS_SCHEMES:
+    elif not _is_redis_url(raw["REDIS_URL"]):
         problems.append(
             Problem(
                 "E004",
                 "NOTIFICATIONS['REDIS_URL'] is not the URL of a Redis server.",
-                "It begins with redis://, rediss:// or unix://.",
+                "It begins with redis://, rediss:// or unix://; a port is a number.",
             )
         )
     if not isinstance(prefix := raw.get("PREFIX", ""), str) or not PREFIX_PATTERN.fullmatch(prefix):
@@ -139,16 +153,35 @@ def find_problems(raw: Any) -> list[Problem]:
                 'Up to 15 of a-z, 0-9 and "_", beginning with a letter, and a colon: "shop:".',
             )
         )
-    for name in ("AUTH_TIMEOUT", "TOKEN_MAX_AGE", "HEARTBEAT_INTERVAL", "MAX_MESSAGE_SIZE"):
-        value = raw.get(name, 1)
-        whole = known[name].type == "int"
-        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
-            sort = "a whole number" if whole else "a number of seconds"
-            problems.append(
-                Problem("E006", f"NOTIFICATIONS[{name!r}] is not valid.", f"Set {name} to {sort} above zero.")
-            )
+    problems += _problems_of_numbers("NOTIFICATIONS", raw, Settings)
     problems += _problems_of_topics(raw.get("TOPICS", {}))
     return problems
+
+
+def _problems_of_numbers(where: str, values: Mapping[Any, Any], of: type[Kind | Settings]) -> list[Problem]:
+    problems = []
+    for name, annotation in ((f.name, f.type) for f in fields(of) if f.type in ("int", "float")):
+        value = values.get(name, 1)
+        least = 0 if name == "HISTORY_SIZE" else 1
+        sort = (int,) if annotation == "int" else (int, float)
+        if isinstance(value, bool) or not isinstance(value, sort) or not (value >= least or 0 < value < 1 == least):
+            wanted = "a whole number" if annotation == "int" else "a number of seconds"
+            problems.append(
+                Problem(
+                    "E006",
+                    f"{where}[{name!r}] is not valid.",
+                    f"Set {name} to {wanted}{' above zero' if least else ', or 0 for none'}.",
+                )
+            )
+    return problems
+
+
+def _is_redis_url(url: Any) -> bool:
+    try:
+        parts = urlsplit(url) if isinstance(url, str) else None
+        return parts is not None and parts.scheme in REDIS_SCHEMES and (parts.port is None or parts.port > 0)
+    except ValueError:  # half a bracket, or a port that is no number
+        return False
 
 
 def _problems_of_topics(topics: Any) -> list[Problem]:
@@ -173,6 +206,8 @@ def _problems_of_topics(topics: Any) -> list[Problem]:
                     f"It is a dict; known options: {', '.join(known)}.",
                 )
             )
+        else:
+            problems += _problems_of_numbers(f"NOTIFICATIONS['TOPICS'][{kind!r}]", options, Kind)
     return problems
 
 

@@ -1,24 +1,30 @@
 """
 Redis clients with time-outs that a web request can bear.
 
-One synchronous client a process, one asynchronous client an event loop. redis-py's defaults can hold a
+One synchronous pool a process, one asynchronous pool an event loop. redis-py's defaults can hold a
 request for 4 to 10 seconds on a dead Redis (measured), so nothing here retries by itself.
+
+Each connection remembers the ``run_id`` of its server, read when it connects: scripts are told which
+server they run on, and after a restart or a failover no connection can say the wrong one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import cache
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
 from django.core.signals import setting_changed
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
 
 from .conf import settings
 
@@ -27,9 +33,12 @@ CONNECT_TIMEOUT: Final = 0.5
 SOCKET_TIMEOUT: Final = 1.0
 """Seconds that one answer, or the wait for a free connection, may take."""
 MAX_CONNECTIONS: Final = 64
-"""Connections of one client. When all are in use a caller waits ``SOCKET_TIMEOUT`` and then fails."""
+"""Connections of one pool. When all are in use a caller waits ``SOCKET_TIMEOUT`` and then fails."""
 FAIL_FAST: Final = 3.0
 """Seconds that a Redis which did not answer in time is not asked again."""
+
+FAILURES: Final = (redis.RedisError, OSError, TimeoutError)
+"""What a call raises when Redis is not there, does not answer, or refuses."""
 
 _OPTIONS: Final[dict[str, Any]] = {
     "socket_connect_timeout": CONNECT_TIMEOUT,
@@ -40,18 +49,143 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 
+class Script:
+    """
+    A Lua script, made of one or more files of ``lua/``.
+
+    It is one command: what it does happens at once or not at all.
+    """
+
+    def __init__(self, *names: str) -> None:
+        folder = Path(__file__).parent / "lua"
+        self.source = "\n".join((folder / f"{name}.lua").read_text() for name in names)
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[str], arguments: Sequence[Any], *, whole: bool) -> tuple[Any, ...]:
+        """Write the command that runs it: by its hash, or ``whole`` for a server that does not know it."""
+        name, text = ("EVAL", self.source) if whole else ("EVALSHA", self.sha)
+        return (name, text, len(keys), *keys, *arguments)
+
+
+class Server(NamedTuple):
+    """
+    What a connection knows of its server.
+
+    Attributes:
+        run: The first 12 of the 40 digits of its ``run_id``: two servers of one site will not share them.
+        started: When it was up at the latest, in ms of its clock. It knows nothing of before.
+
+    """
+
+    run: str
+    started: int
+
+
+RUN: Final = object()
+"""Stands in a script's arguments for the server's ``run``."""
+STARTED: Final = object()
+"""Stands in a script's arguments for the server's ``started``."""
+
+
+def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    """
+    Run a script and return its reply.
+
+    Raises:
+        redis.RedisError, OSError: As ``FAILURES``.
+
+    """
+    pool: Any = _pool()
+    connection = pool.get_connection()
+    try:
+        arguments = _filled_in(arguments, _servers[connection])
+        try:
+            connection.send_command(*script.command(keys, arguments, whole=False))
+            return connection.read_response()
+        except NoScriptError:
+            connection.send_command(*script.command(keys, arguments, whole=True))
+            return connection.read_response()
+    except redis.ResponseError:
+        raise
+    except BaseException:
+        connection.disconnect()  # an answer may still be on its way
+        raise
+    finally:
+        pool.release(connection)
+
+
+async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    """Run a script and return its reply; see ``run``. Takes ``SOCKET_TIMEOUT`` at most."""
+    async with asyncio.timeout(SOCKET_TIMEOUT):
+        pool: Any = (await async_client()).connection_pool
+        connection = await pool.get_connection()
+        try:
+            arguments = _filled_in(arguments, _servers[connection])
+            try:
+                await connection.send_command(*script.command(keys, arguments, whole=False))
+                return await connection.read_response()
+            except NoScriptError:
+                await connection.send_command(*script.command(keys, arguments, whole=True))
+                return await connection.read_response()
+        except redis.ResponseError:
+            raise
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await pool.release(connection)
+
+
+_servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
+"""By connection."""
+
+
+def _filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
+    return [
+        server.run if argument is RUN else server.started if argument is STARTED else argument for argument in arguments
+    ]
+
+
+def _connected(connection: Any) -> None:
+    connection.on_connect()
+    connection.send_command("INFO", "server")
+    _servers[connection] = _server(connection.read_response())
+
+
+async def _aconnected(connection: Any) -> None:
+    await connection.on_connect()
+    await connection.send_command("INFO", "server")
+    _servers[connection] = _server(await connection.read_response())
+
+
+def _server(info: bytes) -> Server:
+    facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+    # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
+    started = int(facts[b"server_time_usec"]) // 1000 - int(facts[b"uptime_in_seconds"]) * 1000
+    return Server(facts[b"run_id"][:12].decode(), started)
+
+
 @cache
-def client() -> redis.Redis:
-    """Return this process's client, for any thread; a forked child gets connections of its own."""
-    pool = redis.BlockingConnectionPool.from_url(
-        settings.REDIS_URL, retry=redis.retry.Retry(NoBackoff(), 0), **_OPTIONS
+def _pool() -> redis.BlockingConnectionPool:
+    return redis.BlockingConnectionPool.from_url(
+        settings.REDIS_URL,
+        retry=redis.retry.Retry(NoBackoff(), 0),
+        redis_connect_func=_connected,
+        **_OPTIONS,
     )
-    return redis.Redis(connection_pool=pool)
+
+
+def client() -> redis.Redis:
+    """Return a client of this process's pool, for any thread; a forked child gets connections of its own."""
+    return redis.Redis(connection_pool=_pool())
 
 
 async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
-        settings.REDIS_URL, retry=redis.asyncio.retry.Retry(NoBackoff(), 0), **_OPTIONS
+        settings.REDIS_URL,
+        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
+        redis_connect_func=_aconnected,
+        **_OPTIONS,
     )
     async with redis.asyncio.Redis(connection_pool=pool) as opened:
         try:
@@ -60,8 +194,8 @@ async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
             await pool.disconnect()
 
 
-_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[AsyncGenerator[redis.asyncio.Redis], redis.asyncio.Redis]]
-_per_loop = WeakKeyDictionary()
+_Opened = tuple[AsyncGenerator[redis.asyncio.Redis], redis.asyncio.Redis]
+_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Opened] = WeakKeyDictionary()
 _per_loop_lock = threading.Lock()
 
 
@@ -114,10 +248,9 @@ breaker = Breaker()
 
 def _forget(*, setting: str, **_: object) -> None:
     if setting == "NOTIFICATIONS":
-        if client.cache_info().currsize:
-            client().close()
-            client().connection_pool.disconnect()
-        client.cache_clear()
+        if _pool.cache_info().currsize:
+            _pool().disconnect()
+        _pool.cache_clear()
         _per_loop.clear()
         breaker.worked()
 

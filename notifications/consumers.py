@@ -1,19 +1,21 @@
 """
 The WebSocket consumer: one socket, one user, the topics it may read.
 
-It stays a normal Channels consumer (a layer channel of its own, groups joined with ``group_add``), but it
-pumps: one long-lived task takes layer events and sends the ready text. Channels' own dispatch closes old
-database connections, in another thread, and makes two tasks for every single message.
+It stays a normal Channels consumer, with a layer channel of its own and groups joined by ``group_add``. This
+module is the protocol, what a browser says and what it is answered; ``delivery.py`` carries the messages.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -23,16 +25,21 @@ from msgspec import UNSET
 
 from . import auth, frames
 from .conf import settings
+from .cursor import Cursor
+from .delivery import Delivery
 from .exceptions import TopicError
 from .frames import CloseCode, FrameError
+from .history import Position
 from .limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_SUBSCRIPTIONS, MAX_WAITING_FRAMES, TokenBucket
 from .metrics import count
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
 
-LAYER_TIMEOUT: Final = 5.0
-"""Seconds that joining or leaving a group may take."""
+RESTART_SPREAD: Final = 0.5
+"""Seconds over which the sockets of a process that stops are told so."""
+FLUSH: Final = 0.1
+"""Seconds for the last close frame to leave the process."""
 
 
 class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels has no types
@@ -46,20 +53,17 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         super().__init__(*args, **kwargs)
         self.user: Any = None
         self._own: Topic | None = None
-        self._topics: dict[str, Topic] = {}
         self._bucket = TokenBucket()
         self._invalid = 0
         self._refused = 0
         self._closing = False
         self._waiting: deque[frames.Auth | frames.Action | FrameError] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self._pump_task: asyncio.Task[None] | None = None
         self._beat_task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._pings = 0
-        self._open_pings = 0
         self._silent_beats = 0
-        self.channel_name: str | None = None
+        self._paused_beats = 0
+        self._delivery: Delivery
 
     async def __call__(
         self, scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
@@ -69,6 +73,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self.channel_layer = get_channel_layer(self.channel_layer_alias)
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
+        self._delivery = Delivery(self.channel_layer, send, self._delivery_failed)
         handlers = {
             "websocket.connect": self.websocket_connect,
             "websocket.receive": self.websocket_receive,
@@ -80,6 +85,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
                 await handlers[event["type"]](event)
         except StopConsumer:
             pass
+        except asyncio.CancelledError:
+            await self._server_stops()
+            raise
         finally:
             await self._end()
 
@@ -92,7 +100,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self.accept()
         self._bound_auth()
         if (user := auth.session_user(self.scope)) is not None:
-            self._start(partial(self._authenticated, user))
+            self._start(partial(self._authenticated, user, self._since_in_url()))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
         if self._closing:
@@ -105,13 +113,14 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             frame = error
         if self._nobody_yet() and not isinstance(frame, frames.Auth):
             await self._refuse(CloseCode.AUTH_REQUIRED, 'the first frame is {"type":"auth","token":…}')
-        elif isinstance(frame, frames.Pong) and self._open_pings:
-            self._open_pings -= 1
+        elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
+            self._paused_beats = 0
         elif not self._bucket.take():
             await self._hasty_frame()
         elif len(self._waiting) >= MAX_WAITING_FRAMES:
             await self._close(CloseCode.TOO_SLOW)
         else:
+            self._refused = 0
             self._waiting.append(frame)
             if self._worker is None:
                 self._start()
@@ -138,16 +147,20 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             raise
         except Exception:
             logger.exception("a socket of user %s failed", getattr(self.user, "pk", None))
-            await self._close(CloseCode.INTERNAL_ERROR)
+            await self._close(CloseCode.TRY_AGAIN)
         finally:
             self._worker = None
 
     async def _handle(self, frame: frames.Auth | frames.Action | FrameError) -> None:
         if isinstance(frame, FrameError):
             await self._invalid_frame(frame)
-        elif isinstance(frame, frames.Auth):
+            return
+        self._invalid = 0
+        if isinstance(frame, frames.Auth):
             await self._authenticate(frame)
         elif isinstance(frame, frames.Ping):
+            # Browsers of the replaced service ping, but do not answer pings: it shows that they read.
+            self._delivery.pong(None)
             await self._say(frames.ServerPong())
         elif not isinstance(frame, frames.Pong):
             await self._change_subscription(frame)
@@ -180,7 +193,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         try:
             user = await auth.token_user(frame.token)
         except auth.AuthUnavailableError:
-            await self._close(CloseCode.TRY_AGAIN_LATER)
+            await self._close(CloseCode.TRY_AGAIN)
             return
         if user is None:
             await self._refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
@@ -190,117 +203,102 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._refuse(CloseCode.AUTH_FAILED, "the token is another user's")
         else:
             self.user = user
-            await self._say(frames.AuthSuccess(user_id=str(user.pk), id=None, recovered=None))
+            own = self._delivery.cursors[str(self._own)]
+            await self._say(frames.AuthSuccess(user_id=str(user.pk), id=_here(own), recovered=None))
 
     async def _authenticated(self, user: Any, since: str | None = None) -> None:
         self._own = Topic.for_user(user)
         try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                self.channel_name = await self.channel_layer.new_channel()
+            await self._delivery.open()
+            recovered, position = await self._delivery.join(self._own, _position(since))
         except Exception as error:  # noqa: BLE001  a layer may raise anything
-            await self._layer_failed(error)
+            await self._no_way_in(error)
             return
         self.user = user
-        if not await self._join(self._own):
-            return
         if self._timer is not None:
             self._timer.cancel()
         self._beat_later()
-        recovered = None if since is None else False
-        await self._say(frames.AuthSuccess(user_id=str(user.pk), id=None, recovered=recovered))
-        self._pump_task = asyncio.create_task(self._pump())
+        await self._say(frames.AuthSuccess(user_id=str(user.pk), id=_text(position), recovered=recovered))
+        self._delivery.begin()
+        self._delivery.release(self._own)
+
+    def _since_in_url(self) -> str | None:
+        query: bytes = self.scope.get("query_string", b"")
+        [since] = parse_qs(query.decode("latin1")).get("since", [""])[:1]
+        if not since:
+            return None
+        if frames.SINCE.fullmatch(since):
+            return since
+        self._waiting.append(FrameError("invalid_message", frames.SINCE_IS))
+        return None
 
     # Subscriptions.
 
     async def _subscribe(self, topic: Topic, since: str | None, grant: str | None) -> None:
         name = str(topic)
-        if name not in self._topics:
-            if len(self._topics) > MAX_SUBSCRIPTIONS:  # the user's own is among them
-                await self._error("too_many_subscriptions", f"a socket has at most {MAX_SUBSCRIPTIONS}", name)
-                return
-            if not await auth.may_subscribe(self.user, topic, grant):
-                await self._error("forbidden", "no such topic, or it is not yours to read", name)
-                return
-            if not await self._join(topic):
-                return
-        recovered = None if since is None else False
-        await self._say(frames.Subscribed(topic=name, recovered=recovered, id=None))
+        if (cursor := self._delivery.cursors.get(name)) is not None:
+            await self._say(frames.Subscribed(topic=name, recovered=None, id=_here(cursor)))
+            return
+        if len(self._delivery.cursors) > MAX_SUBSCRIPTIONS:  # the user's own is among them
+            await self._error("too_many_subscriptions", f"a socket has at most {MAX_SUBSCRIPTIONS}", name)
+            return
+        if not await auth.may_subscribe(self.user, topic, grant):
+            await self._error("forbidden", "no such topic, or it is not yours to read", name)
+            return
+        try:
+            recovered, position = await self._delivery.join(topic, _position(since))
+        except Exception as error:  # noqa: BLE001  a layer may raise anything
+            await self._no_way_in(error)
+            return
+        await self._say(frames.Subscribed(topic=name, recovered=recovered, id=_text(position)))
+        self._delivery.release(topic)
 
     async def _unsubscribe(self, topic: Topic) -> None:
-        name = str(topic)
         if topic == self._own:
-            await self._error("forbidden", "a socket always has its user's own topic", name)
+            await self._error("forbidden", "a socket always has its user's own topic", str(topic))
             return
-        if self._topics.pop(name, None) is not None:
-            await self._leave([topic])
-        await self._say(frames.Unsubscribed(topic=name))
+        await self._delivery.leave(topic)
+        await self._say(frames.Unsubscribed(topic=str(topic)))
 
-    async def _join(self, topic: Topic) -> bool:
-        try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                await self.channel_layer.group_add(topic.group, self.channel_name)
-        except Exception as error:  # noqa: BLE001  a layer may raise anything
-            await self._layer_failed(error)
-            return False
-        self._topics[str(topic)] = topic
-        return True
+    async def _no_way_in(self, error: Exception) -> None:
+        logger.warning("a topic could not be joined (%s); the browser is told to come back", type(error).__name__)
+        await self._close(CloseCode.TRY_AGAIN)
 
-    async def _leave(self, topics: list[Topic]) -> None:
-        try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                for topic in topics:
-                    await self.channel_layer.group_discard(topic.group, self.channel_name)
-        except Exception as error:  # noqa: BLE001  a layer may raise anything; the socket does not depend on it
-            logger.debug("could not leave a group: %s", type(error).__name__)
+    def _delivery_failed(self) -> None:
+        if self._worker is None:
+            self._start(partial(self._close, CloseCode.TRY_AGAIN))
 
-    async def _layer_failed(self, error: Exception) -> None:
-        logger.warning("the channel layer failed (%s); the browser is told to come back", type(error).__name__)
-        await self._close(CloseCode.TRY_AGAIN_LATER)
-
-    # Delivery.
-
-    async def _pump(self) -> None:
-        receive, name, send, topics = self.channel_layer.receive, self.channel_name, self.base_send, self._topics
-        try:
-            while True:
-                event = await receive(name)
-                if (
-                    event.get("topic") in topics
-                ):  # not after ``unsubscribed``; not what somebody else sends to our channel
-                    await send({"type": "websocket.send", "text": event["text"]})
-        except OSError:
-            self._closing = True
+    # Heartbeat.
 
     def _beat_later(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = loop.call_later(settings.HEARTBEAT_INTERVAL, self._beat)
 
     def _beat(self) -> None:
-        """Ping. Two beats without any frame, or a ping still not sent at the next beat, is a dead browser."""
+        """Ping. Two beats in a row without a frame, unconfirmed, or unable to send: the browser is dead or too slow."""
         self._beat_later()
-        if self._silent_beats >= 2 or self._beat_task is not None:
+        self._paused_beats = self._paused_beats + 1 if self._delivery.paused else 0
+        if max(self._silent_beats, self._paused_beats) >= 2 or self._beat_task is not None:
+            if self._beat_task is not None:
+                self._beat_task.cancel()
             self._beat_task = asyncio.create_task(self._close(CloseCode.TOO_SLOW))
             return
         self._silent_beats += 1
-        self._pings += 1
-        self._open_pings += 1
-        self._beat_task = asyncio.create_task(self._send_beat(frames.ServerPing(n=self._pings)))
+        self._beat_task = asyncio.create_task(self._send_beat())
 
-    async def _send_beat(self, frame: frames.ServerPing) -> None:
-        await self._say(frame)
+    async def _send_beat(self) -> None:
+        await self._say(frames.ServerPing(n=self._delivery.credit.ping()))
         self._beat_task = None
 
     # Answers.
 
-    async def send(self, text_data: str | None = None, bytes_data: bytes | None = None, close: bool = False) -> None:
+    async def _say(self, frame: frames.ServerFrame) -> None:
+        if self._closing:
+            return
         try:
-            await super().send(text_data, bytes_data, close)
+            await self._delivery.say(frame)
         except OSError:
             self._closing = True  # the browser has gone; the server says so with ``websocket.disconnect``
-
-    async def _say(self, frame: frames.ServerFrame) -> None:
-        if not self._closing:
-            await self.send(text_data=frames.encode(frame))
 
     async def _error(self, code: str, message: str, topic: str | None = None) -> None:
         count("frame_refused", code)
@@ -324,25 +322,54 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self._close(code)
 
     async def _close(self, code: CloseCode) -> None:
-        if not self._closing:
-            self._closing = True
-            count("closed", code.name)
-            if self._pump_task is not None:
-                self._pump_task.cancel()  # servers take nothing after a close
-            await self.close(code)
+        if self._closing:
+            return
+        self._closing = True
+        count("closed", code.name)
+        self._delivery.stop()
+        with suppress(OSError):
+            await self._close_socket(code)
+
+    async def _server_stops(self) -> None:
+        """
+        Say that the server restarts: Daphne cancels its applications when it is told to stop.
+
+        Without a code browsers would see 1006. They are told one after the other, so that they do not all come back
+        at once; and all stay until the last has been told, because Daphne ends when the first of them does.
+        """
+        wait = random.uniform(0, RESTART_SPREAD)  # noqa: S311  not a secret
+        await asyncio.sleep(wait)
+        await self._close(CloseCode.SERVICE_RESTART)
+        await asyncio.sleep(RESTART_SPREAD - wait + FLUSH)
+
+    async def _close_socket(self, code: CloseCode) -> None:
+        try:
+            await self.close(int(code))
+        except Exception:
+            if code is not CloseCode.SERVICE_RESTART:
+                raise
+            # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
+            await self.close(int(CloseCode.TRY_AGAIN))
 
     async def _end(self) -> None:
         self._closing = True
         if self._timer is not None:
             self._timer.cancel()
-        if self.channel_name is not None and self._pump_task is None:
-            # Layers forget a channel when its ``receive`` is cancelled, and only then.
-            self._pump_task = asyncio.create_task(self._pump())
-        await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
-        tasks = [task for task in (self._worker, self._beat_task, self._pump_task) if task is not None]
+        tasks = [task for task in (self._worker, self._beat_task) if task is not None]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        if self.channel_name is not None:
-            await self._leave(list(self._topics.values()))
+        await self._delivery.end()
+
+
+def _position(since: str | None) -> Position | str | None:
+    return since if since is None or since == "last" else Position.parse(since)
+
+
+def _text(position: Position | None) -> str | None:
+    return None if position is None else str(position)
+
+
+def _here(cursor: Cursor) -> str | None:
+    return str(cursor.position) if settings.kinds[cursor.topic.kind].HISTORY_SIZE else None

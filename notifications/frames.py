@@ -29,10 +29,8 @@ class CloseCode(IntEnum):
     INVALID_MESSAGES = 4004
     ACCESS_REVOKED = 4005
     TOO_SLOW = 4100
-    INTERNAL_ERROR = 1011
+    TRY_AGAIN = 4101
     SERVICE_RESTART = 1012
-    TRY_AGAIN_LATER = 1013
-    GOING_AWAY = 1001
 
 
 class FrameError(NotificationsError):
@@ -49,6 +47,7 @@ class FrameError(NotificationsError):
         self.code = code
 
 
+SINCE_IS: Final = '\'since\' is "last" or the id of a message, such as "1795452276480-3"'
 SINCE: Final = re.compile(r"last|[0-9]{1,19}-[0-9]{1,19}", re.ASCII)
 
 
@@ -57,7 +56,7 @@ class Since(Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.since is not None and not SINCE.fullmatch(self.since):
-            raise ValueError('\'since\' is "last" or the id of a message, such as "1795452276480-3"')
+            raise ValueError(SINCE_IS)
 
 
 class Auth(Since, tag="auth", tag_field="type"):

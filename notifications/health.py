@@ -7,13 +7,19 @@ not agree on theirs.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
+from .connections import CONNECT_TIMEOUT, FAILURES, async_client
 from .topics import internal_name
+
+logger = logging.getLogger(__name__)
 
 REPORT_INTERVAL: Final = 1.0
 """Seconds between two reports of a listener."""
@@ -21,6 +27,9 @@ MAX_AGE: Final = 5.0
 """Seconds after which a listener that has not reported is taken for dead."""
 FORGET_AFTER: Final = 60.0
 """Seconds after which the report of a dead one is removed."""
+
+CONNECTED: Final = frozenset({"holder", "stand-by"})
+"""The states of a listener that hears what is published."""
 
 _KEY: Final = "listeners"
 
@@ -31,7 +40,7 @@ class Report(msgspec.Struct, kw_only=True):
 
     Attributes:
         host, pid: The process.
-        state: ``"listening"``, or why it is not.
+        state: ``"holder"`` (stamps and forwards), ``"stand-by"`` (would take over), or why it hears nothing.
         forwarded: Messages handed to the channel layer since it started.
         at: Redis time of the report, in seconds.
 
@@ -49,11 +58,49 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def healthy(self) -> bool:
-        return self.state == "listening"
+        return self.state in CONNECTED
 
 
 def this_process() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
+
+
+class Status:
+    """The state of this process's listener, and the task that keeps its report fresh."""
+
+    def __init__(self) -> None:
+        self.state = "connecting"
+        self.forwarded = 0
+        self._changed = asyncio.Event()
+
+    @property
+    def connected(self) -> bool:
+        return self.state in CONNECTED
+
+    def now(self, state: str) -> None:
+        self.state = state
+        self._changed.set()
+
+    async def keep_reported(self) -> None:
+        """Report every second and at every change, until cancelled; then sign off."""
+        host, pid = this_process()
+        report = Report(host=host, pid=pid, state=self.state, forwarded=0)
+        client = await async_client()
+        try:
+            while True:
+                self._changed.clear()
+                report.state, report.forwarded = self.state, self.forwarded
+                try:
+                    await write(client, report)
+                except FAILURES as error:
+                    logger.debug("could not report: %s", error)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(REPORT_INTERVAL):
+                        await self._changed.wait()
+        finally:
+            with suppress(*FAILURES):
+                async with asyncio.timeout(CONNECT_TIMEOUT):
+                    await remove(client, report)
 
 
 async def write(client: Any, report: Report) -> None:

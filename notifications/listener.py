@@ -1,85 +1,120 @@
 """
-The bridge: raw Redis publishes become channel-layer group messages.
+The bridge: what is published becomes messages to channel-layer groups.
 
-    Redis ──▶ Subscription ──▶ bounded queue ──▶ forwarding task ──▶ channel_layer.group_send
+    raw channel ──▶ backlog ──▶ (holder) stamping script ──▶ …:stamped ──▶ (holder) outgoing ──▶ group_send
 
-The reading side only reads. One task forwards, one message after the other, so that the order of Redis is
-the order of every topic.
+All that is stamped, whoever stamped it, comes back on the internal channel, and only what arrives there is
+forwarded, in that order. Of several listeners the one that holds the lease stamps and forwards; the others
+remember what it has not finished, and one of them takes over when the lease ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
-from . import connections, health
+from . import connections, health, history
+from .backlog import Backlog, Entry
 from .conf import settings
+from .connections import FAILURES
 from .exceptions import MessageError, TopicError
+from .history import STAMPED, Stamped
+from .lease import POLL_INTERVAL, RENEW_INTERVAL, Lease
+from .logs import LogBudget
 from .messages import check_raw
 from .metrics import count
-from .subscription import FAILURES, Subscription, backoff
-from .topics import Topic, patterns
+from .recent import Recent
+from .subscription import Subscription, backoff
+from .topics import Topic, internal_name, patterns
 
 logger = logging.getLogger(__name__)
 
 LAYER_MESSAGE: Final = "notifications.message"
 """The ``type`` of what we send to groups. Channels makes a method name of it, so it is never the payload's."""
-
-MAX_QUEUE_BYTES: Final = 64 * 1024 * 1024
-"""Payload bytes that may wait to be forwarded. Beyond that new messages are dropped, counted and logged:
-pausing would only move the queue into Redis, which cuts us off at 32 MB and loses all of it."""
+BATCH_MESSAGES: Final = 200
+BATCH_BYTES: Final = 256 * 1024
+"""What one script call stamps at most: it holds Redis up for about 1.5 ms."""
+MAX_OUTGOING_BYTES: Final = 64 * 1024 * 1024
+"""Bytes that may wait for the channel layer. What is dropped beyond that, sockets read from the history."""
 GROUP_SEND_TIMEOUT: Final = 5.0
 """Seconds that the channel layer may take for one message."""
-DRAIN_TIMEOUT: Final = 4.0
-"""Seconds to forward what has been read when we are told to stop; below the 5 promised to the supervisor."""
-LOG_LINES: Final = 100
-"""Lines about refused or lost messages in ``LOG_PERIOD`` seconds; one bad program must not fill the disk."""
-LOG_PERIOD: Final = 10.0
+MARKER_TIMEOUT: Final = 2.0
+"""Seconds in which our own word must come back on the internal channel; otherwise we are deaf."""
+DRAIN_TIMEOUT: Final = 3.5
+"""Seconds to finish what has been read when we are told to stop; below the 5 promised to the supervisor."""
+OWN_FRAME: Final = b'{"_meta":'
+"""How what ``publish_*`` says on the topic's own channel begins: it arrives stamped as well."""
 
 
 class Listener:
-    """
-    Forwards what is published on the channels of all kinds to their groups, until it is stopped.
-
-    One at a time: two would forward everything twice.
-    """
+    """Bridges until it is stopped. Any number may run."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
-        self._queue: deque[tuple[bytes, bytes]] = deque()
-        self._queued_bytes = 0
-        self._wake = asyncio.Event()
-        self._stopping = asyncio.Event()
+        self._stamped_channel = internal_name(STAMPED).encode()
+        self._backlog = Backlog()
+        self._recent = Recent()
+        self._lease = Lease()
+        self._leading = False
+        self._marker: tuple[bytes, asyncio.Future[None]] | None = None
+        self._batch = 0
+        self._stamping = False
+        self._work = asyncio.Event()
+        self._outgoing: deque[Stamped] = deque()
+        self._outgoing_bytes = 0
+        self._forward_wake = asyncio.Event()
+        self._missed_wake = asyncio.Event()
         self._subscription: Subscription | None = None
-        self._state = "connecting"
-        self._state_changed = asyncio.Event()
-        self._log = _LogBudget()
-        self.forwarded = 0
+        self._connected = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._log = LogBudget(logger)
+        self._group = lru_cache(maxsize=10_000)(lambda topic: Topic.parse(topic).group)
+        self._max_size = settings.MAX_MESSAGE_SIZE
+        self.status = health.Status()
 
     def stop(self) -> None:
-        """Stop reading, forward what has been read, and let ``run`` return."""
+        """Stop reading, finish what has been read, give the lease back, and let ``run`` return."""
         self._stopping.set()
 
     async def run(self) -> None:
         """Bridge until ``stop``. Redis may come and go; nothing but cancellation ends this earlier."""
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(self._keep_subscribed())
-            forwarding = tasks.create_task(self._forward())
-            reporting = tasks.create_task(self._report())
+            running = [
+                tasks.create_task(job())
+                for job in (
+                    self._keep_subscribed,
+                    self._lead,
+                    self._stamp,
+                    self._forward,
+                    self._forward_missed,
+                    self.status.keep_reported,
+                )
+            ]
             await self._stopping.wait()
-            reading.cancel()
-            await asyncio.wait([reading])
-            self._wake.set()
-            await asyncio.wait([forwarding], timeout=DRAIN_TIMEOUT)
-            if self._queue:
-                self._lost("not forwarded in time before the end", len(self._queue))
-            forwarding.cancel()
-            reporting.cancel()
-        logger.info("stopped; forwarded %d messages", self.forwarded)
+            await self._finish()
+            for task in running:
+                task.cancel()
+        logger.info("stopped; forwarded %d messages", self.status.forwarded)
+
+    async def _finish(self) -> None:
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                if self._subscription is not None:
+                    await self._subscription.punsubscribe(patterns())
+                await self._while(lambda: bool(self._backlog or self._outgoing))
+        except FAILURES as error:
+            logger.warning("not everything was finished: %s", error or type(error).__name__)
+        if self._leading:
+            if unfinished := len(self._backlog) + len(self._outgoing):
+                self._lost("not forwarded in time before the end", unfinished)
+            await self._give_lease_back()
+
+    # Reading.
 
     async def _keep_subscribed(self) -> None:
         delays = backoff()
@@ -87,101 +122,230 @@ class Listener:
             try:
                 self._subscription = await Subscription.open(settings.REDIS_URL, self._received)
                 try:
-                    await self._subscription.psubscribe(*patterns())
-                    self._now("listening")
+                    await self._subscription.subscribe(channels=[self._stamped_channel.decode()], patterns=patterns())
                     logger.info("listening on %s", " ".join(patterns()))
                     delays = backoff()
+                    self.status.now("stand-by")
+                    self._connected.set()
                     reason = await self._subscription.wait_closed()
                 finally:
                     self._subscription.close()
+                    self._subscription = None
             except FAILURES as error:
                 reason = str(error) or type(error).__name__
-            self._now(f"not connected: {reason}")
-            count("listener_gap")
+            self.status.now(f"deaf: {reason}")
+            await self._gap()
             delay = next(delays)
             logger.warning("not connected to Redis (%s); trying again in %.1f s", reason, delay)
             await asyncio.sleep(delay)
 
-    def _now(self, state: str) -> None:
-        self._state = state
-        self._state_changed.set()
+    async def _gap(self) -> None:
+        """
+        Forget what we know: our subscription has missed something.
+
+        A holder first finishes what it has read, which nobody else has stamped. Others have read what it missed.
+        """
+        count("listener_gap")
+        if self._leading:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(connections.SOCKET_TIMEOUT):
+                    await self._while(lambda: bool(self._backlog.waiting or self._stamping))
+            if self._leading and self._backlog.waiting:
+                self._lost("read, but Redis was gone before it was stamped", self._backlog.waiting)
+            await self._give_lease_back()
+        self._backlog.clear()
+        self._recent.gap(asyncio.get_running_loop().time())
+
+    async def _while(self, busy: Callable[[], bool]) -> None:
+        while self._leading and busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
+            await asyncio.sleep(0.01)
 
     def _received(self, channel: bytes, data: bytes) -> None:
-        if self._queued_bytes > MAX_QUEUE_BYTES:
-            self._lost("the queue is full")
-            return
-        self._queue.append((channel, data))
-        self._queued_bytes += len(data)
-        self._wake.set()
+        if channel == self._stamped_channel:
+            self._received_stamped(data)
+        elif not data.startswith(OWN_FRAME):
+            self._received_raw(channel, data)
 
-    async def _forward(self) -> None:
-        while not self._stopping.is_set():
-            await self._wake.wait()
-            self._wake.clear()
-            while self._queue:
-                channel, data = self._queue[0]
-                await self._forward_one(channel, data)
-                self._queue.popleft()
-                self._queued_bytes -= len(data)
-
-    async def _forward_one(self, channel: bytes, data: bytes) -> None:
+    def _received_raw(self, channel: bytes, data: bytes) -> None:
         try:
             topic = Topic.from_channel(channel)
-            text = check_raw(data, settings.MAX_MESSAGE_SIZE)
+            text = check_raw(data, self._max_size)
         except (TopicError, MessageError) as error:
             count("refused", str(error))
             self._log.warning("refused a message on channel %r: %s", channel[:256], error)
             return
-        message = {"type": LAYER_MESSAGE, "topic": str(topic), "text": text}
+        now = asyncio.get_running_loop().time()
+        if expired := self._backlog.expire(now):
+            self._lost("nobody stamped it in time", expired)
+        if self._backlog.add(topic, history.tail(text.encode()), now):
+            self._work.set()
+        else:
+            self._lost("the backlog is full")
+
+    def _received_stamped(self, data: bytes) -> None:
+        if self._marker is not None and data == self._marker[0]:
+            self._begin_to_lead()
+            return
         try:
+            stamped = history.read_stamped(data)
+        except ValueError:
+            return  # the marker of another listener
+        if stamped.road != "p" and self._backlog.knows(stamped.topic):
+            self._backlog.strike(stamped.topic, history.tail_of(stamped))
+        self._recent.add(stamped, asyncio.get_running_loop().time())
+        if self._leading:
+            self._send_on(stamped)
+
+    # Leading.
+
+    async def _lead(self) -> None:
+        while True:
+            if self._leading and not self._lease.held:
+                self._step_down("the lease ran out")
+            if self.status.connected and not self._stopping.is_set():
+                try:
+                    mine = await self._lease.take()
+                except FAILURES as error:
+                    logger.debug("could not ask for the lease: %s", error)
+                    mine = self._lease.held
+                if mine and not self._leading:
+                    await self._take_over()
+                elif self._leading and not mine:
+                    self._step_down("the lease is another's")
+            self._connected.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(RENEW_INTERVAL if self._leading else POLL_INTERVAL):
+                    await self._connected.wait()
+
+    async def _take_over(self) -> None:
+        """
+        Begin to lead where our predecessor ended.
+
+        Our own word on the internal channel comes back after everything that was stamped before we had the
+        lease: then we know what is left to be stamped.
+        """
+        marker = b"m" + self._lease.token.encode()
+        self._marker = marker, asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(MARKER_TIMEOUT):
+                client = await connections.async_client()
+                await client.publish(self._stamped_channel, marker)
+                await self._marker[1]
+        except FAILURES as error:
+            logger.warning("could not take over: %s", error or type(error).__name__)
+            await self._give_lease_back()
+            return
+        finally:
+            self._marker = None
+
+    def _begin_to_lead(self) -> None:
+        assert self._marker is not None  # noqa: S101  the caller has looked
+        if not self._marker[1].done():
+            self._marker[1].set_result(None)
+        self._leading = True
+        self._batch = 0
+        self._backlog.resubmit()
+        self._work.set()
+        for stamped in self._recent.frames():
+            self._send_on(stamped)  # perhaps our predecessor did not; sockets drop what they have had
+        self._missed_wake.set()
+        self.status.now("holder")
+        logger.info("holding the lease: stamping and forwarding")
+
+    async def _forward_missed(self) -> None:
+        """Forward what was published on the topics we remember while we were not connected."""
+        while True:
+            await self._missed_wake.wait()
+            self._missed_wake.clear()
+            seen = self._recent.before_gap(asyncio.get_running_loop().time())
+            topics = [Topic.parse(topic) for topic in seen]
+            try:
+                for begin in range(0, len(topics), BATCH_MESSAGES):
+                    part = topics[begin : begin + BATCH_MESSAGES]
+                    for topic, where in zip(part, await history.look(part), strict=True):
+                        if where.last is not None and where.last != seen[str(topic)]:
+                            page = await history.read(topic, seen[str(topic)])
+                            for position, text in page.frames:
+                                self._send_on(Stamped("p", str(topic), position, text.encode()))
+            except FAILURES as error:
+                logger.warning("could not look for what was missed: %s", error)  # sockets find it later
+
+    def _step_down(self, reason: str) -> None:
+        self._lease.lost()
+        self._leading = False
+        if self.status.connected:
+            self.status.now("stand-by")
+        logger.warning("stand-by: %s", reason)
+
+    async def _give_lease_back(self) -> None:
+        self._leading = False
+        try:
+            await self._lease.release()
+        except FAILURES as error:
+            logger.debug("could not give the lease back: %s", error)  # it ends by itself
+
+    async def _stamp(self) -> None:
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            while self._leading and (batch := self._backlog.take(BATCH_MESSAGES, BATCH_BYTES)):
+                self._stamping = True
+                await self._stamp_batch(batch)
+                self._stamping = False
+
+    async def _stamp_batch(self, batch: list[Entry]) -> None:
+        self._batch += 1
+        messages = [(entry.topic, entry.tail) for entry in batch]
+        delays = backoff()
+        number, token = self._batch, self._lease.token
+        while self._leading and self._lease.token == token:
+            try:
+                stamped, refusal = await history.stamp_batch(self._lease.key, token, number, messages)
+            except FAILURES as error:
+                # Whether it was done is not known: the number tells Redis that it is the same batch.
+                if not self._lease.held:
+                    self._step_down(f"Redis does not answer: {error or type(error).__name__}")
+                    return
+                self._log.warning("stamping failed (%s); trying again", error or type(error).__name__)
+                await asyncio.sleep(next(delays))
+                continue
+            if stamped == history.NOT_HOLDER:
+                self._step_down("the lease is another's")
+            elif refusal:
+                count("unstamped", amount=len(batch) - stamped)
+                self._log.warning("Redis keeps no history (%s); messages go out without ids", refusal)
+            return
+
+    # Forwarding.
+
+    def _send_on(self, stamped: Stamped) -> None:
+        if self._outgoing_bytes > MAX_OUTGOING_BYTES:
+            self._lost("the channel layer is too slow")
+            return
+        self._outgoing.append(stamped)
+        self._outgoing_bytes += len(stamped.frame)
+        self._forward_wake.set()
+
+    async def _forward(self) -> None:
+        while True:
+            await self._forward_wake.wait()
+            self._forward_wake.clear()
+            while self._outgoing:
+                await self._forward_one(self._outgoing[0])
+                self._outgoing_bytes -= len(self._outgoing.popleft().frame)
+
+    async def _forward_one(self, stamped: Stamped) -> None:
+        try:
+            message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
+            if stamped.position is not None:
+                message["epoch"], message["n"] = stamped.position
             async with asyncio.timeout(GROUP_SEND_TIMEOUT):
-                await self._layer.group_send(topic.group, message)
+                await self._layer.group_send(self._group(stamped.topic), message)
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
             self._lost(f"the channel layer failed: {type(error).__name__}")
         else:
-            self.forwarded += 1
+            self.status.forwarded += 1
 
     def _lost(self, reason: str, amount: int = 1) -> None:
         count("dropped", reason, amount)
         self._log.warning("lost %d message(s): %s", amount, reason)
-
-    async def _report(self) -> None:
-        host, pid = health.this_process()
-        client = await connections.async_client()
-        report = health.Report(host=host, pid=pid, state=self._state, forwarded=0)
-        try:
-            while True:
-                self._state_changed.clear()
-                report.state, report.forwarded = self._state, self.forwarded
-                try:
-                    await health.write(client, report)
-                except FAILURES as error:
-                    logger.debug("could not report: %s", error)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(health.REPORT_INTERVAL):
-                        await self._state_changed.wait()
-        finally:
-            try:
-                async with asyncio.timeout(connections.CONNECT_TIMEOUT):
-                    await health.remove(client, report)
-            except FAILURES as error:
-                logger.debug("could not sign off: %s", error)
-
-
-class _LogBudget:
-    """Warns, but not more often than ``LOG_LINES`` in ``LOG_PERIOD`` seconds; says how many it left out."""
-
-    def __init__(self) -> None:
-        self._period_ends = 0.0
-        self._lines = 0
-
-    def warning(self, text: str, *arguments: object) -> None:
-        now = time.monotonic()
-        if now >= self._period_ends:
-            if (silent := self._lines - LOG_LINES) > 0:
-                logger.warning("… and %d more such lines left out", silent)
-            self._period_ends = now + LOG_PERIOD
-            self._lines = 0
-        self._lines += 1
-        if self._lines <= LOG_LINES:
-            logger.warning(text, *arguments)

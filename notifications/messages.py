@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, get_type_hints
+from functools import cache
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 import msgspec
@@ -45,7 +46,7 @@ class Checked(Struct, kw_only=True):
     """
     A struct that refuses wrong values when it is made, not only when it is decoded.
 
-    Ids may be given as ``UUID`` or ``int``; they are text on the wire.
+    Ids may be given as ``UUID`` or ``int``, texts as lazy ones, payloads as mappings.
 
     Raises:
         MessageError: Naming the field and what it takes.
@@ -53,19 +54,34 @@ class Checked(Struct, kw_only=True):
     """
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(type(self), include_extras=True).items():
-            if name.startswith("__"):
-                continue
-            value = getattr(self, name)
-            if name.endswith("_id") and isinstance(value, UUID | int):
-                value = str(value)
+        for name, annotation in _fields(type(self)).items():
             try:
-                value = msgspec.convert(value, annotation)
-            except msgspec.ValidationError as error:
+                value = _check(name, getattr(self, name), annotation)
+            except (msgspec.ValidationError, OverflowError, TypeError) as error:
                 raise MessageError(f"{type(self).__name__}.{name}: {error}") from None
-            if isinstance(value, datetime):
-                value = value.astimezone(UTC)
             setattr(self, name, value)
+
+
+@cache
+def _fields(struct: type[Checked]) -> dict[str, Any]:
+    hints = get_type_hints(struct, include_extras=True)
+    return {field.name: hints[field.name] for field in msgspec.structs.fields(struct)}
+
+
+def _check(name: str, value: Any, annotation: Any) -> Any:
+    if isinstance(value, Promise) or (
+        name.endswith("_id") and isinstance(value, UUID | int) and not isinstance(value, bool)
+    ):
+        value = str(value)
+    if get_origin(annotation) is Literal:  # msgspec would quote the value, and not say which ones are right
+        words = get_args(annotation)
+        if value not in words:
+            raise TypeError(f"Expected one of {', '.join(words)}")
+        return words[words.index(value)]  # plain text, also where a TextChoices was given
+    if isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, Checked):
+        return annotation(**value)
+    value = msgspec.convert(value, annotation)
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
 class UploadProgressPayload(Checked):
@@ -159,6 +175,8 @@ Message = UploadProgress | UploadCompleted | UploadFailed | BatchProgress | File
 def _encode_other(value: Any) -> Any:
     if isinstance(value, Promise):
         return str(value)
+    if isinstance(value, str):  # SafeString: msgspec takes no subclasses
+        return str.__str__(value)
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
@@ -184,14 +202,18 @@ def encode(message: Message, max_size: int) -> bytes:
     """
     if isinstance(message, Mapping):
         message = dict(message)
-        if META in message:
-            raise MessageError(f"{META!r} is reserved: the publisher sets it")
-    elif not isinstance(message, Checked):
+    elif not isinstance(message, Checked) or message.__struct_config__.tag is None:  # a payload alone has no action
         raise MessageError(f"a message is a mapping or one of notifications.messages, not a {type(message).__name__}")
     try:
         data = _encode(message)
+        # Looked for in what was written: a key may be a lazy text or an Enum. Our encoder escapes no such letters.
+        reserved = b'"_meta":' in data and META in _decode(data)
+    except UnicodeEncodeError as error:  # its text would quote the character
+        raise MessageError("the message cannot be written as JSON: a lone surrogate is no text") from error
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MessageError(f"the message cannot be written as JSON: {error}") from error
+    if reserved:
+        raise MessageError(f"{META!r} is reserved: the publisher sets it")
     if len(data) > max_size:
         raise MessageError(f"the message has {len(data)} bytes; NOTIFICATIONS['MAX_MESSAGE_SIZE'] allows {max_size}")
     return data

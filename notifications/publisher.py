@@ -2,46 +2,50 @@
 Publishing: what Django views and workers call.
 
 Everything is checked and written before anything is sent, by code that the sync and the async functions
-share; what remains of them is one Redis command.
+share; what remains of them is one script call, which keeps the message and tells it in one step.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import redis
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from . import connections, messages
+from . import connections, history, messages
 from .conf import settings
-from .exceptions import PublishError
+from .connections import Script
+from .exceptions import MessageError, PublishError
 from .messages import Message
 from .metrics import count
 from .topics import Topic, TopicId
 
 logger = logging.getLogger(__name__)
 
-_FAILURES = (redis.RedisError, OSError, TimeoutError)
+MAX_IDEMPOTENCY_KEY_LENGTH: Final = 200
 
 
 class Prepared(NamedTuple):
-    """A message that is ready to be sent, whatever happens to the objects it was made of."""
+    """A script call that is ready to be sent, whatever happens to the objects the message was made of."""
 
     topic: str
-    channel: str
-    data: bytes
+    script: Script
+    keys: list[str]
+    arguments: list[Any]
 
 
-def prepare(topic: Topic | str, message: Message) -> Prepared:
+def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = None) -> Prepared:
     """Check and write a message; pure but for the settings."""
     if isinstance(topic, str):
         topic = Topic.parse(topic)
-    return Prepared(str(topic), topic.channel, messages.encode(message, settings.MAX_MESSAGE_SIZE))
+    if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
+        raise MessageError(f"an idempotency key has 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters")
+    data = messages.encode(message, settings.MAX_MESSAGE_SIZE)
+    return Prepared(str(topic), *history.publish_command(topic, data, idempotency_key))
 
 
 def publish(
@@ -51,7 +55,8 @@ def publish(
     on_commit: bool = False,
     using: str | None = None,
     fail_silently: bool = False,
-) -> None:
+    idempotency_key: str | None = None,
+) -> str | None:
     """
     Publish a message on a topic, to every socket that is subscribed to it.
 
@@ -65,6 +70,12 @@ def publish(
             is checked and written now. Outside a transaction it is published at once.
         using: With ``on_commit``: the alias of the database. The default one if None.
         fail_silently: Log and count a ``PublishError`` instead of raising it.
+        idempotency_key: Up to 200 characters. For five minutes nothing more is published on the topic
+            under the same key: what to pass when you retry after a ``PublishError``.
+
+    Returns:
+        The message's id, ``"<epoch>-<n>"``. None with ``on_commit``, after a silenced failure, and where
+        ``HISTORY_SIZE`` is 0.
 
     Raises:
         TopicError: The topic is not valid.
@@ -73,11 +84,11 @@ def publish(
             from the end of the transaction, which is committed by then.
 
     """
-    prepared = prepare(topic, message)
+    prepared = prepare(topic, message, idempotency_key)
     if on_commit:
         transaction.on_commit(partial(_send, prepared, fail_silently), using=using)
-    else:
-        _send(prepared, fail_silently)
+        return None
+    return _send(prepared, fail_silently)
 
 
 async def apublish(
@@ -87,20 +98,21 @@ async def apublish(
     on_commit: bool = False,
     using: str | None = None,
     fail_silently: bool = False,
-) -> None:
+    idempotency_key: str | None = None,
+) -> str | None:
     """
     Publish a message on a topic without blocking the event loop; see ``publish``.
 
     With ``on_commit`` the transaction is the one of the thread in which ``sync_to_async`` runs the ORM.
     """
-    prepared = prepare(topic, message)
+    prepared = prepare(topic, message, idempotency_key)
     if on_commit:
         await sync_to_async(transaction.on_commit)(partial(_send, prepared, fail_silently), using=using)
-    else:
-        await _asend(prepared, fail_silently)
+        return None
+    return await _asend(prepared, fail_silently)
 
 
-def publish_to_user(user: Any, message: Message, **options: Any) -> None:
+def publish_to_user(user: Any, message: Message, **options: Any) -> str | None:
     """
     Publish a message to all tabs of a user.
 
@@ -110,15 +122,15 @@ def publish_to_user(user: Any, message: Message, **options: Any) -> None:
         **options: As for ``publish``.
 
     """
-    publish(Topic.for_user(user), message, **options)
+    return publish(Topic.for_user(user), message, **options)
 
 
-async def apublish_to_user(user: Any, message: Message, **options: Any) -> None:
+async def apublish_to_user(user: Any, message: Message, **options: Any) -> str | None:
     """Publish a message to all tabs of a user; see ``publish_to_user``."""
-    await apublish(Topic.for_user(user), message, **options)
+    return await apublish(Topic.for_user(user), message, **options)
 
 
-def publish_progress(upload_id: TopicId, message: Message, **options: Any) -> None:
+def publish_progress(upload_id: TopicId, message: Message, **options: Any) -> str | None:
     """
     Publish a message to all who watch an upload.
 
@@ -128,36 +140,32 @@ def publish_progress(upload_id: TopicId, message: Message, **options: Any) -> No
         **options: As for ``publish``.
 
     """
-    publish(Topic("upload", upload_id), message, **options)
+    return publish(Topic("upload", upload_id), message, **options)
 
 
-async def apublish_progress(upload_id: TopicId, message: Message, **options: Any) -> None:
+async def apublish_progress(upload_id: TopicId, message: Message, **options: Any) -> str | None:
     """Publish a message to all who watch an upload; see ``publish_progress``."""
-    await apublish(Topic("upload", upload_id), message, **options)
+    return await apublish(Topic("upload", upload_id), message, **options)
 
 
-def _send(prepared: Prepared, fail_silently: bool) -> None:
+def _send(prepared: Prepared, fail_silently: bool) -> str | None:
     started = time.monotonic()
     try:
         _fail_fast()
-        connections.client().publish(prepared.channel, prepared.data)
-    except _FAILURES as error:
+        return _published(connections.run(prepared.script, prepared.keys, prepared.arguments))
+    except connections.FAILURES as error:
         _failed(prepared, error, started, fail_silently)
-    else:
-        _published()
+        return None
 
 
-async def _asend(prepared: Prepared, fail_silently: bool) -> None:
+async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     started = time.monotonic()
     try:
         _fail_fast()
-        async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-            client = await connections.async_client()
-            await client.publish(prepared.channel, prepared.data)
-    except _FAILURES as error:
+        return _published(await connections.arun(prepared.script, prepared.keys, prepared.arguments))
+    except connections.FAILURES as error:
         _failed(prepared, error, started, fail_silently)
-    else:
-        _published()
+        return None
 
 
 def _fail_fast() -> None:
@@ -165,9 +173,10 @@ def _fail_fast() -> None:
         raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
 
 
-def _published() -> None:
+def _published(id_: bytes) -> str | None:
     connections.breaker.worked()
     count("published")
+    return id_.decode() or None
 
 
 def _failed(prepared: Prepared, error: Exception, started: float, fail_silently: bool) -> None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final, Self
 
 import hiredis
-import redis
 import redis.asyncio
 from redis.backoff import NoBackoff
 
@@ -26,9 +25,6 @@ MAX_SILENCE: Final = 5.0
 """Seconds without a byte, not even a pong, after which the connection is given up."""
 HANDSHAKE_TIMEOUT: Final = 2.0
 """Seconds that connecting, authentication and the first confirmation may each take."""
-
-FAILURES: Final = (redis.RedisError, OSError, TimeoutError)
-"""What ``Subscription.open`` raises when there is no Redis to talk to."""
 
 
 class Subscription(asyncio.Protocol):
@@ -78,18 +74,26 @@ class Subscription(asyncio.Protocol):
         self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
         return self
 
-    async def psubscribe(self, *patterns: str) -> None:
+    async def subscribe(self, *, channels: list[str], patterns: list[str]) -> None:
         """
-        Subscribe to patterns, and return when Redis has confirmed each.
+        Subscribe, and return when Redis has confirmed each.
 
         Raises:
             TimeoutError: It did not confirm in time.
             ConnectionError: The connection ended, or Redis refused.
 
         """
-        self._unconfirmed.update(pattern.encode() for pattern in patterns)
+        await self._confirmed(("SUBSCRIBE", channels), ("PSUBSCRIBE", patterns))
+
+    async def punsubscribe(self, patterns: list[str]) -> None:
+        """Give patterns up, and return when Redis has confirmed; raises as ``subscribe``."""
+        await self._confirmed(("PUNSUBSCRIBE", patterns))
+
+    async def _confirmed(self, *commands: tuple[str, list[str]]) -> None:
         self._all_confirmed = self._loop.create_future()
-        self._command("PSUBSCRIBE", *patterns)
+        for command, names in commands:
+            self._unconfirmed.update(name.encode() for name in names)
+            self._command(command, *names)
         async with asyncio.timeout(HANDSHAKE_TIMEOUT):
             await self._all_confirmed
 
@@ -151,7 +155,7 @@ class Subscription(asyncio.Protocol):
         self.close(str(exc) if exc else "closed by Redis")
 
 
-def backoff(first: float = 0.1, longest: float = 3.0) -> Iterator[float]:
+def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
     """Yield seconds to wait before each next try: exponential, with full jitter, so that clients spread out."""
     limit = first
     while True:

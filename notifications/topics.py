@@ -44,9 +44,9 @@ class Topic:
     id: str
 
     def __init__(self, kind: str, id: TopicId) -> None:  # noqa: A002  an id is called id
-        options = settings.kinds.get(kind)
+        options = settings.kinds.get(kind) if isinstance(kind, str) else None
         if options is None:
-            raise TopicError(f"unknown kind {kind[:20]!r}; kinds are set in NOTIFICATIONS['TOPICS']")
+            raise TopicError(f"unknown kind {str(kind)[:20]!r}; kinds are set in NOTIFICATIONS['TOPICS']")
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "id", _clean(kind, id, options.clean_id))
 
@@ -105,6 +105,11 @@ class Topic:
         return f"{settings.PREFIX}{self.kind}:{self.id}"
 
     @property
+    def history_key(self) -> str:
+        """The Redis key of what was published."""
+        return internal_name(f"history:{self.kind}:{self.id}")
+
+    @property
     def group(self) -> str:
         """
         The channel-layer group.
@@ -120,13 +125,18 @@ class Topic:
 def _clean(kind: str, id_: object, clean_id: Callable[[str], str] | None) -> str:
     if not isinstance(id_, str | int | UUID) or isinstance(id_, bool):
         raise TopicError(f"the id of a topic of kind {kind!r} is a {type(id_).__name__}, not a str, int or UUID")
-    text = str(id_)
+    try:
+        text = str(id_)
+    except ValueError as error:  # an int of more digits than Python writes
+        raise TopicError(f"the id of a topic of kind {kind!r} is too long") from error
     _check(kind, text)
     if clean_id is not None:
         try:
             text = clean_id(text)
         except Exception as error:  # the site's code: whatever it raises refuses this id only
             raise TopicError(f"CLEAN_ID of kind {kind!r} refused the id ({type(error).__name__})") from error
+        if not isinstance(text, str):
+            raise TopicError(f"CLEAN_ID of kind {kind!r} returned a {type(text).__name__}, not a str")
         _check(kind, text)
     return text
 

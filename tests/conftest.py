@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import hypothesis
 import psutil
 import pytest
 import redis
@@ -15,6 +16,9 @@ from tests.waiting import wait_for
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than five seconds because it proves a time-out")
+    # No deadline: on a busy machine an example takes as long as it takes.
+    hypothesis.settings.register_profile("notifications", deadline=None)
+    hypothesis.settings.load_profile("notifications")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,7 +28,11 @@ SIGNATURES = [  # (offset, bytes, media type); the longer and rarer first
     (0, b"\x1a\x45\xdf\xa3", "video/webm"),
     (4, b"ftyp", "video/mp4"),
 ]
+RECOGNISED = {media_type for _offset, _signature, media_type in SIGNATURES}
 UNKNOWN = "application/octet-stream"
+COMPRESSED = {"gzip": "application/gzip", "xz": "application/x-xz"}
+"""What ``mimetypes`` calls an encoding, as in ``.tar.gz``, is the content that is found."""
+
 IMAGES = {
     "image/png": "PNG",
     "image/jpeg": "JPEG",
@@ -39,12 +43,14 @@ IMAGES = {
 """The images that the worker opens, with Pillow's names of their formats."""
 
 CONTAINERS = {
+    "application/vnd.sqlite3": ("application/",),
     "application/zip": ("application/", "model/"),  # .docx, .odt, .epub, .jar … are ZIP files
+    "audio/x-wav": ("audio/",),  # registered under three names
     "audio/ogg": ("audio/", "video/"),
     "video/mp4": ("audio/", "video/", "image/"),  # also .m4a, .mov, .heic
     "video/webm": ("audio/", "video/"),  # also .mkv
     "image/tiff": ("image/",),  # camera raws
-    "text/plain": ("text/", "application/", "image/svg", "message/"),  # .json, .xml, .js, .svg, .eml …
+    "text/plain": ("text/", "application/", "image/svg", "message/", "video/mp2t"),  # .json, .svg, .eml, .ts …
 }
 """Content that honestly comes under many extensions: whatever media type the name may suggest then."""
 
@@ -65,12 +71,16 @@ def name_score(name: str, media_type: str) -> int:
         100 if the extension stands for this content, 0 if for another, 50 if one of them says nothing.
 
     """
-    suggested, _encoding = mimetypes.guess_type(name)
-    if suggested is None or media_type == UNKNOWN:
+    suggested, encoding = mimetypes.guess_type(name)
+    if encoding is not None:
+        suggested = COMPRESSED.get(encoding)
+    if suggested in (None, UNKNOWN) or media_type == UNKNOWN:
         return 50
-    if suggested == media_type or suggested.startswith(CONTAINERS.get(media_type, ("?",))):
+    if suggested == media_type:
         return 100
-    return 0
+    if suggested in RECOGNISED:
+        return 0  # we would have known it
+    return 100 if suggested.startswith(CONTAINERS.get(media_type, ())) else 0
 
 
 def _is_text(head: bytes) -> bool:

@@ -5,6 +5,7 @@ import uuid
 from django.conf import settings
 from django.db import models
 from django.urls import reverse
+from django.utils import timezone
 
 
 def file_path(upload: "Upload", name: str) -> str:
@@ -41,7 +42,8 @@ class Upload(models.Model):
     file = models.FileField(upload_to=file_path)
     name = models.CharField(max_length=255)
     size = models.PositiveBigIntegerField()
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    """The same for all files of a batch, so that the list has them by name."""
 
     status = models.CharField(max_length=10, choices=Status, default=Status.PENDING)
     stage = models.CharField(max_length=20, choices=Stage, default=Stage.QUEUED)

@@ -9,6 +9,7 @@ from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.template.defaultfilters import filesizeformat
+from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
 from project.uploads.models import Upload
@@ -49,17 +50,17 @@ def upload_state(request: HttpRequest) -> HttpResponse:
 @require_POST
 def upload_create(request: HttpRequest) -> HttpResponse:
     """Take the files of one request as one batch, and say which were not taken and why."""
-    files = request.FILES.getlist("files")
+    files = sorted(request.FILES.getlist("files"), key=lambda file: file.name)
     if not files:
         return JsonResponse({"error": "No file was sent."}, status=400)
     if len(files) > settings.UPLOAD_MAX_FILES:
         error = f"{len(files)} files are too many: send at most {settings.UPLOAD_MAX_FILES} at once."
         return JsonResponse({"error": error}, status=400)
     reasons = [reject_reason(file) for file in files]
-    batch_id = uuid.uuid4()
+    batch = {"owner": request.user, "batch_id": uuid.uuid4(), "created_at": timezone.now()}
     with transaction.atomic():
         uploads = [
-            Upload.objects.create(owner=request.user, batch_id=batch_id, file=file, name=file.name, size=file.size)
+            Upload.objects.create(file=file, name=file.name, size=file.size, **batch)
             for file, reason in zip(files, reasons, strict=True)
             if reason is None
         ]

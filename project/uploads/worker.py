@@ -119,7 +119,7 @@ def claim_next() -> Upload | None:
     """Take the oldest upload that nobody works on; two workers never take the same."""
     now = timezone.now()
     free = Q(status=Upload.Status.PENDING) | Q(status=Upload.Status.ANALYZING, claimed_until__lt=now)
-    waiting = Upload.objects.filter(free).order_by("created_at")
+    waiting = Upload.objects.filter(free).order_by("created_at", "name")
     for pk in waiting.values_list("pk", flat=True)[:10]:
         claim = uuid.uuid4()
         taken = Upload.objects.filter(free, pk=pk).update(

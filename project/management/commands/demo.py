@@ -132,8 +132,9 @@ class Command(BaseCommand):
         self._children.pop("redis", None)  # it goes last
         for child in self._children.values():
             child.request_stop()
-        for child in self._children.values():
-            child.stop()
+        for name, child in self._children.items():
+            if child.stop() == 128 + signal.SIGKILL:
+                self._say(f"{name} did not stop in time and was killed")
 
 
 def interrupt(*_: object) -> NoReturn:

@@ -1,0 +1,133 @@
+"""
+Raw messages that have been read and not yet been seen stamped. Pure.
+
+Every listener keeps them, and strikes each when its stamp arrives on the internal channel. So whoever takes the
+lease over knows what its predecessor left.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from .topics import Topic
+
+MAX_AGE: Final = 15.0
+"""Seconds that a raw message waits for its stamp: five times the life of a lease."""
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Payload bytes that may wait. Pausing would only move the queue into Redis, which cuts us off at 32 MB and
+loses all of it."""
+
+
+class Entry:
+    """
+    One raw message.
+
+    Attributes:
+        tail: The rest of its frame, as ``history.tail`` writes it.
+        at: When it was read.
+        struck: Its stamp has been seen, or it was given up.
+
+    """
+
+    __slots__ = ("at", "struck", "tail", "topic")
+
+    def __init__(self, topic: Topic, tail: bytes, at: float) -> None:
+        self.topic = topic
+        self.tail = tail
+        self.at = at
+        self.struck = False
+
+
+class Backlog:
+    """Raw messages in the order of their arrival."""
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque()
+        self._next: deque[Entry] = deque()
+        self._by_topic: dict[str, deque[Entry]] = {}
+        self._bytes = 0
+        self._unstruck = 0
+
+    def __len__(self) -> int:
+        return self._unstruck
+
+    def add(self, topic: Topic, tail: bytes, now: float) -> bool:
+        """Keep a message; says no when there is no room."""
+        if self._bytes + len(tail) > MAX_BYTES:
+            return False
+        entry = Entry(topic, tail, now)
+        self._entries.append(entry)
+        self._next.append(entry)
+        self._by_topic.setdefault(str(topic), deque()).append(entry)
+        self._bytes += len(tail)
+        self._unstruck += 1
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """How many messages ``take`` has to give."""
+        return len(self._next)
+
+    def knows(self, topic: str) -> bool:
+        """Whether a message of this topic waits."""
+        return topic in self._by_topic
+
+    def strike(self, topic: str, tail: bytes) -> None:
+        """Forget the oldest message of a topic whose frame ends with ``tail``."""
+        entries = self._by_topic.get(topic)
+        if entries is None:
+            return
+        for entry in entries:
+            if entry.tail == tail:
+                self._strike(entry)
+                return
+
+    def take(self, messages: int, size: int) -> list[Entry]:
+        """Take the next messages that have not been submitted, at most so many and so many bytes."""
+        batch: list[Entry] = []
+        while self._next and len(batch) < messages:
+            entry = self._next[0]
+            if not entry.struck:
+                size -= len(entry.tail)
+                if batch and size < 0:
+                    break
+                batch.append(entry)
+            self._next.popleft()
+        return batch
+
+    def resubmit(self) -> None:
+        """Offer everything that has not been struck to ``take`` again: another had the lease meanwhile."""
+        self._next = deque(entry for entry in self._entries if not entry.struck)
+
+    def expire(self, now: float) -> int:
+        """Give up what has waited for longer than ``MAX_AGE``; returns how many."""
+        expired = 0
+        while self._entries and (self._entries[0].struck or now - self._entries[0].at > MAX_AGE):
+            entry = self._entries.popleft()
+            if not entry.struck:
+                self._strike(entry)
+                expired += 1
+        return expired
+
+    def clear(self) -> int:
+        """Forget everything; returns how many had not been struck."""
+        left = self._unstruck
+        self._entries.clear()
+        self._next.clear()
+        self._by_topic.clear()
+        self._bytes = self._unstruck = 0
+        return left
+
+    def _strike(self, entry: Entry) -> None:
+        entry.struck = True
+        self._bytes -= len(entry.tail)
+        self._unstruck -= 1
+        name = str(entry.topic)
+        entries = self._by_topic[name]
+        entries.remove(entry)
+        if not entries:
+            del self._by_topic[name]
+        for queue in (self._entries, self._next):
+            while queue and queue[0].struck:
+                queue.popleft()

@@ -1,0 +1,79 @@
+"""
+How much a browser has not confirmed yet. Pure.
+
+Servers do not tell how much they hold for a slow browser: Daphne's ``send`` never waits and buffers without
+limit (188 MB were seen), others wait for as long as the browser likes. So a socket counts what it sent, asks
+with numbered pings, and pauses at a bound.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+BOUND: Final = 512 * 1024
+"""Characters sent and not confirmed, above which a socket pauses. Enough for 4 MB/s at 125 ms of distance."""
+ANONYMOUS_PONGS: Final = 1.0
+"""Seconds between two pongs without a number that count: they may come from a browser that reads nothing."""
+
+
+class Credit:
+    """
+    Counts what one socket sent and what its browser has confirmed.
+
+    Attributes:
+        sent: Characters sent so far.
+        ask_at: The value of ``sent`` from which the next ping is due.
+
+    """
+
+    __slots__ = ("_anonymous_at", "_confirmed", "_number", "_open", "ask_at", "sent")
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.ask_at = BOUND // 2
+        self._confirmed = 0
+        self._number = 0
+        self._open: deque[tuple[int, int]] = deque()
+        self._anonymous_at = float("-inf")
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more should be sent for now."""
+        return self.sent - self._confirmed > BOUND
+
+    @property
+    def open_pings(self) -> int:
+        return len(self._open)
+
+    def ping(self) -> int:
+        """Number a new ping; what was sent before it is confirmed by its pong."""
+        self._number += 1
+        self._open.append((self._number, self.sent))
+        self.ask_at = self.sent + BOUND // 2
+        return self._number
+
+    def pong(self, number: int | None, now: float) -> bool:
+        """
+        Take a pong.
+
+        Args:
+            number: The ping's; None answers the oldest open one, at most once in ``ANONYMOUS_PONGS``.
+            now: Seconds of any clock.
+
+        Returns:
+            Whether it answered an open ping.
+
+        """
+        if not self._open:
+            return False
+        if number is None:
+            if now - self._anonymous_at < ANONYMOUS_PONGS:
+                return False
+            self._anonymous_at = now
+            number = self._open[0][0]
+        if not self._open[0][0] <= number <= self._open[-1][0]:
+            return False
+        while self._open and self._open[0][0] <= number:
+            self._confirmed = self._open.popleft()[1]
+        return True

@@ -1,0 +1,191 @@
+"""
+Where one socket is in one topic, and what follows from what it is offered. Pure: no socket, no clock, no Redis.
+
+Whatever goes wrong on the way looks the same here: a message does not follow the one before. What is missing
+is then read from the history, in which everything stands in order, and what cannot be had is told.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final, NamedTuple
+
+from .history import Frame, Page, Position, Where
+from .topics import Topic
+
+EXPIRY_TOLERANCE: Final = 1.0
+"""Seconds by which our clock and Redis's may disagree on how long ago something was."""
+
+
+class Verdict(Enum):
+    """What to do with a message that arrived live."""
+
+    SEND = "it follows"
+    DROP = "the socket has had it"
+    BEHIND = "something is missing before it, or the count began anew: read the history"
+
+
+class Start(NamedTuple):
+    """
+    Where a subscription begins.
+
+    Attributes:
+        recovered: Whether everything since the browser's position follows; None if it gave none.
+        position: After which messages follow.
+
+    """
+
+    recovered: bool | None
+    position: Position
+
+
+def start(where: Where, since: Position | str | None, ttl: float, *, show_latest: bool) -> Start:
+    """
+    Decide where a subscription begins.
+
+    Args:
+        where: What the history holds now.
+        since: The browser's position; ``"last"`` for the latest message first; None for none of the past.
+        ttl: Seconds that a history outlives its last message.
+        show_latest: Whether a browser that could not be brought up to date gets the latest message.
+
+    """
+    latest = where.position if where.last is None else Position(where.last.epoch, where.last.n - 1)
+    if since is None:
+        return Start(None, where.position)
+    if isinstance(since, str):
+        return Start(None, latest)
+    if (position := _recover(where, since, ttl)) is not None:
+        return Start(True, position)
+    return Start(False, latest if show_latest else where.position)
+
+
+def _recover(where: Where, since: Position, ttl: float) -> Position | None:
+    """Find the position after which everything since ``since`` is kept; None if that cannot be proven."""
+    first, last = where.first, where.last
+    if first is not None and last is not None and since.epoch == last.epoch:
+        complete = first.epoch != last.epoch or first.n <= since.n + 1
+        return since if complete and since.n <= last.n else None
+    # A position on what was then an empty topic: its epoch is a time. Nothing has expired or been lost
+    # since, if that was less than a life-time ago on this very server.
+    known = since.n == 0 and where.started <= since.epoch <= where.now and where.now - since.epoch < ttl * 1000
+    if not known:
+        return None
+    if first is None or last is None:
+        return where.position
+    if first.n == 1 and first.epoch == last.epoch and first.epoch >= since.epoch:
+        return Position(first.epoch, 0)
+    return None
+
+
+class Cursor:
+    """
+    A socket's position in a topic.
+
+    Attributes:
+        epoch, n: The last message that was sent, or the position before the first.
+        heard: Time of the event loop at which that was published, at the latest.
+        busy: It is being brought up to date from the history: what arrives live is let go, because the
+            history has it as well.
+
+    """
+
+    __slots__ = ("_seen", "busy", "epoch", "heard", "n", "topic", "ttl")
+
+    def __init__(self, topic: Topic, ttl: float) -> None:
+        self.topic = topic
+        self.ttl = ttl
+        self.epoch = self.n = 0
+        self.heard = 0.0
+        self.busy = True
+        self._seen: tuple[int, int] | None = None
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.n)
+
+    @property
+    def missed(self) -> bool:
+        """Whether a message was let go that is still to be sent."""
+        return self._seen is not None and (self._seen[0] != self.epoch or self._seen[1] > self.n)
+
+    def let_go(self, epoch: int, n: int) -> None:
+        """Note a message that is not sent now."""
+        if self._seen is None or self._seen[0] != epoch or self._seen[1] < n:
+            self._seen = epoch, n
+
+    def forget_missed(self) -> None:
+        """Note that the history is about to be read: it has all that was let go so far."""
+        self._seen = None
+
+    def move(self, position: Position, now: float) -> None:
+        self.epoch, self.n = position
+        self.heard = now
+
+    def offer(self, epoch: int, n: int, now: float) -> Verdict:
+        """Judge a live message, and move on if it is to be sent."""
+        if self.busy:
+            self.let_go(epoch, n)
+            return Verdict.DROP
+        if epoch == self.epoch:
+            if n == self.n + 1:
+                self.n = n
+                self.heard = now
+                return Verdict.SEND
+            return Verdict.DROP if n <= self.n else Verdict.BEHIND
+        if n == 1 and self.n == 0 and epoch > self.epoch:
+            self.epoch, self.n = epoch, 1  # the first message of a topic that was empty
+            self.heard = now
+            return Verdict.SEND
+        return Verdict.BEHIND
+
+    def behind(self, last: Position | None) -> bool:
+        """
+        Say whether a history that ends at ``last`` has something that the socket has not.
+
+        A smaller ``n`` of the same epoch is not news: the message overtook the question.
+        """
+        if last is None or self.busy:
+            return False
+        return last.n > self.n if last.epoch == self.epoch else True
+
+    def follow(self, page: Page, now: float, *, show_latest: bool) -> tuple[bool, list[Frame]]:
+        """
+        Take what the history has after this position.
+
+        Returns:
+            Whether something is missing for good, in which case the cursor has been set to where the stream
+            goes on, and the frames to send, each of which the caller confirms with ``move``. If the cursor has
+            moved and is not at the end of the page, there is more to read.
+
+        """
+        if page.last is None or page.last == self.position:
+            return False, []
+        if page.last.epoch == self.epoch:
+            if page.last.n < self.n:
+                return False, []
+        elif self._began_anew(page, now):
+            clock_was_set_back = self.epoch > page.last.epoch
+            self.epoch, self.n = page.last.epoch, 0
+            if clock_was_set_back:
+                return False, []  # the page is what follows a later epoch: nothing; it has to be read again
+        else:
+            return self._jump(page.last, now, show_latest)
+        frames, n = [], self.n
+        for frame in page.frames:
+            n += 1
+            if frame.position != (self.epoch, n):
+                return self._jump(page.last, now, show_latest)
+            frames.append(frame)
+        return False, frames
+
+    def _began_anew(self, page: Page, now: float) -> bool:
+        """Whether the old epoch ended by age, with this socket level, and all of the new one is there."""
+        if page.first is None or page.last is None or page.first != (page.last.epoch, 1):
+            return False
+        never_had_any = self.n == 0 and page.last.epoch >= self.epoch
+        return never_had_any or now - self.heard >= self.ttl - EXPIRY_TOLERANCE
+
+    def _jump(self, last: Position, now: float, show_latest: bool) -> tuple[bool, list[Frame]]:
+        self.move(Position(last.epoch, last.n - 1) if show_latest else last, now)
+        return True, []

@@ -1,0 +1,304 @@
+"""
+The road from the channel layer to one browser: the pump, the cursors, and catching up from the history.
+
+The pump is one long-lived task a socket that takes layer events and sends the ready text. On its road there
+is no database, no JSON, no thread and no new task: Channels' own dispatch closes old database connections in
+another thread and makes two tasks for every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from . import history
+from .conf import settings
+from .connections import FAILURES
+from .credit import Credit
+from .cursor import Cursor, Start, Verdict, start
+from .frames import ServerFrame, ServerPing, Subscribed, encode
+from .history import Position
+from .metrics import count
+from .reconciler import reconciler
+from .topics import Topic
+
+logger = logging.getLogger(__name__)
+
+LAYER_TIMEOUT: Final = 5.0
+"""Seconds that joining or leaving a group may take."""
+LATEST_AFTER_GAP: Final = frozenset({"upload"})
+"""Kinds whose latest message is the whole truth: it is shown when the way there is lost."""
+
+
+class Delivery:
+    """
+    Carries the messages of some topics to one socket, each once and in order, or says what is missing.
+
+    It sends no faster than the browser confirms: above the bound of ``Credit`` it takes what the layer brings
+    and lets it go, which is a hole, and fills it from the history when the browser has caught up.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+        failed: Callable[[], None],
+    ) -> None:
+        """
+        Prepare the road.
+
+        Args:
+            layer: The channel layer.
+            send: The ASGI ``send`` of the socket.
+            failed: Called when the layer breaks so that nothing will be delivered any more.
+
+        """
+        self.cursors: dict[str, Cursor] = {}
+        self.credit = Credit()
+        self._layer = layer
+        self._send = send
+        self._failed = failed
+        self._channel: str | None = None
+        self._pump_task: asyncio.Task[None] | None = None
+        self._stuck_task: asyncio.Task[None] | None = None
+        self._sending_for = 0
+        self._sending = False
+        self._behind: deque[Cursor] = deque()
+        self._catch_up_task: asyncio.Task[None] | None = None
+        self._resumed: asyncio.Future[None] | None = None
+
+    # Topics.
+
+    async def open(self) -> None:
+        """Get a channel of our own on the layer; raises whatever the layer raises."""
+        async with asyncio.timeout(LAYER_TIMEOUT):
+            self._channel = await self._layer.new_channel()
+        reconciler().watch(self._tick)
+
+    def begin(self) -> None:
+        """Start to deliver."""
+        self._pump_task = asyncio.create_task(self._pump())
+
+    async def join(self, topic: Topic, since: Position | str | None) -> tuple[bool | None, Position | None]:
+        """
+        Join a topic, and hold its messages back until ``release``.
+
+        Nothing falls between history and live: the group is joined first, then the history is read, and what
+        arrives live meanwhile is let go, because the history has it as well.
+
+        Returns:
+            Whether everything since ``since`` follows (None without one), and the position after which messages
+            follow (None without a history).
+
+        Raises:
+            Exception: Whatever the layer raises, or one of ``connections.FAILURES``.
+
+        """
+        kind = settings.kinds[topic.kind]
+        cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
+        try:
+            async with asyncio.timeout(LAYER_TIMEOUT):
+                await self._layer.group_add(topic.group, self._channel)
+            if not kind.HISTORY_SIZE:
+                cursor.busy = False
+                return (None if since is None else False), None
+            begin = await self._find_start(cursor, since)
+        except BaseException:
+            del self.cursors[str(topic)]
+            raise
+        reconciler().add(cursor, self.catch_up)
+        return begin.recovered, begin.position
+
+    async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
+        [where] = await history.look([cursor.topic])
+        now = asyncio.get_running_loop().time()
+        begin = start(where, since, cursor.ttl, show_latest=cursor.topic.kind in LATEST_AFTER_GAP)
+        cursor.move(begin.position, now - (cursor.ttl - where.ttl) if where.last else now)
+        if where.last is not None and begin.position != where.last:
+            cursor.let_go(*where.last)  # from the history, after ``release``
+        return begin
+
+    def release(self, topic: Topic) -> None:
+        """Let a joined topic's messages follow."""
+        cursor = self.cursors[str(topic)]
+        if cursor.missed:
+            self.catch_up(cursor)
+        else:
+            cursor.busy = False
+
+    async def leave(self, topic: Topic) -> None:
+        """Leave a topic; nothing of it is sent from now on."""
+        cursor = self.cursors.pop(str(topic), None)
+        if cursor is None:
+            return
+        reconciler().remove(cursor)
+        try:
+            async with asyncio.timeout(LAYER_TIMEOUT):
+                await self._layer.group_discard(topic.group, self._channel)
+        except Exception as error:  # noqa: BLE001  a layer may raise anything; the socket does not depend on it
+            logger.debug("could not leave a group: %s", type(error).__name__)
+
+    def stop(self) -> None:
+        """Send nothing more: servers take nothing after a close."""
+        for task in self._tasks():
+            task.cancel()
+
+    async def end(self) -> None:
+        """Release everything; the socket is gone."""
+        reconciler().unwatch(self._tick)
+        if self._channel is None:
+            return
+        if self._pump_task is None:
+            self.begin()  # layers forget a channel when its ``receive`` is cancelled, and only then
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
+        if tasks := self._tasks():
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        for cursor in list(self.cursors.values()):
+            await self.leave(cursor.topic)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [task for task in (self._pump_task, self._stuck_task, self._catch_up_task) if task is not None]
+
+    # The pump.
+
+    async def _pump(self) -> None:
+        try:
+            await self._forward()
+        except OSError:
+            pass  # the browser has gone; the server says so with ``websocket.disconnect``
+        except Exception:
+            logger.exception("the channel layer failed under a socket")
+            self._failed()
+
+    async def _forward(self) -> None:
+        me = asyncio.current_task()
+        receive, channel, send = self._layer.receive, self._channel, self._send
+        cursors, credit, now = self.cursors, self.credit, asyncio.get_running_loop().time
+        while True:
+            event = await receive(channel)
+            cursor = cursors.get(event.get("topic"))
+            if cursor is None:
+                continue  # unsubscribed meanwhile, or not from our listener
+            epoch = event.get("epoch")
+            if self.paused:
+                if epoch is None:
+                    count("dropped", "slow browser, no history")
+                else:
+                    cursor.let_go(epoch, event["n"])
+                continue
+            if epoch is not None:
+                verdict = cursor.offer(epoch, event["n"], now())
+                if verdict is not Verdict.SEND:
+                    if verdict is Verdict.BEHIND:
+                        self.catch_up(cursor)
+                    continue
+            text = event["text"]
+            credit.sent += len(text)
+            self._sending = True
+            await send({"type": "websocket.send", "text": text})
+            if self._pump_task is not me:
+                break
+            self._sending = False
+            if credit.sent >= credit.ask_at:
+                await self.say(ServerPing(n=credit.ping()))
+        # A browser did not read for so long that another pump has taken over.
+        self._stuck_task = None
+        self._resume()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the browser has to catch up before it is sent anything more."""
+        return self._stuck_task is not None or self.credit.exhausted
+
+    def pong(self, number: int | None) -> bool:
+        """Take the browser's answer to a ping; says whether there was one to answer."""
+        was_paused = self.paused
+        answered = self.credit.pong(number, asyncio.get_running_loop().time())
+        if was_paused and not self.paused:
+            self._resume()
+        return answered
+
+    def _resume(self) -> None:
+        if self.paused:
+            return
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
+        for cursor in self.cursors.values():
+            if cursor.missed and not cursor.busy:
+                self.catch_up(cursor)
+
+    def _tick(self) -> None:
+        """
+        Replace a pump whose ``send`` is stuck since the last tick by one that lets events go.
+
+        Most layers' queues have no bound; somebody must take what they bring.
+        """
+        if not self._sending or self._stuck_task is not None:
+            self._sending_for = 0
+            return
+        if self._sending_for == self.credit.sent:
+            self._stuck_task, self._sending = self._pump_task, False
+            self.begin()
+        self._sending_for = self.credit.sent
+
+    async def say(self, frame: ServerFrame) -> None:
+        """Send one of the server's own frames."""
+        text = encode(frame)
+        self.credit.sent += len(text)
+        await self._send({"type": "websocket.send", "text": text})
+
+    # Catching up.
+
+    def catch_up(self, cursor: Cursor) -> None:
+        """Read what a cursor misses from the history, and send it."""
+        if self.cursors.get(str(cursor.topic)) is not cursor:
+            return
+        cursor.busy = True
+        self._behind.append(cursor)
+        if self._catch_up_task is None:
+            self._catch_up_task = asyncio.create_task(self._catch_up_all())
+
+    async def _catch_up_all(self) -> None:
+        try:
+            while self._behind:
+                cursor = self._behind.popleft()
+                try:
+                    await self._catch_up(cursor)
+                except FAILURES as error:
+                    # The next message of the topic, or the next comparison, tries again.
+                    logger.debug("could not read the history of %s: %s", cursor.topic, error)
+                finally:
+                    cursor.busy = False
+        finally:
+            self._catch_up_task = None
+
+    async def _catch_up(self, cursor: Cursor) -> None:
+        loop, name = asyncio.get_running_loop(), str(cursor.topic)
+        show_latest = cursor.topic.kind in LATEST_AFTER_GAP
+        complete = False
+        while not complete or cursor.missed:
+            while self.paused:
+                self._resumed = loop.create_future()
+                await self._resumed
+            cursor.forget_missed()
+            before = cursor.position
+            page = await reconciler().read(cursor.topic, cursor.position)
+            incomplete, frames = cursor.follow(page, loop.time(), show_latest=show_latest)
+            if incomplete:
+                count("recovered", "false")
+                await self.say(Subscribed(topic=name, recovered=False, id=str(cursor.position)))
+            for frame in frames:
+                if self.cursors.get(name) is not cursor:
+                    return
+                cursor.move(frame.position, loop.time())
+                self.credit.sent += len(frame.text)
+                await self._send({"type": "websocket.send", "text": frame.text})
+            count("filled", amount=len(frames))
+            if self.credit.sent >= self.credit.ask_at:
+                await self.say(ServerPing(n=self.credit.ping()))
+            complete = page.last is None or cursor.position in (before, page.last)

@@ -1,0 +1,204 @@
+"""
+The history of a topic: stamping what is published, and reading what was missed.
+
+An id is ``<epoch>-<n>``: within an epoch ``n`` counts without holes, so from two ids of one epoch anyone
+can tell next, duplicate and hole. Another epoch means that the count began anew, and nothing more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
+
+from . import connections
+from .conf import settings
+from .connections import RUN, STARTED, Script
+from .topics import Topic, internal_name
+
+STAMPED: Final = "stamped"
+"""The internal channel on which everything that has been stamped travels, whoever stamped it."""
+IDEMPOTENCY_TTL: Final = 300
+"""Seconds that an idempotency key is remembered."""
+PAGE_BYTES: Final = 256 * 1024
+"""Bytes of frames that one read brings at most, and one frame beyond."""
+
+_PUBLISH: Final = Script("stamp", "publish")
+_BATCH: Final = Script("stamp", "batch")
+_LOOK: Final = Script("look")
+_PAGE: Final = Script("page")
+
+
+class Position(NamedTuple):
+    """
+    Where a reader is in a topic: the id of the last message it has had.
+
+    ``n`` 0 is before the first message of an epoch. Pairs of integers: as text, 10 would come before 9.
+    """
+
+    epoch: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``"<epoch>-<n>"``; ValueError if it is not that."""
+        epoch, _, n = text.partition("-")
+        return cls(int(epoch), int(n))
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.n}"
+
+
+class Where(NamedTuple):
+    """
+    What a history holds.
+
+    Attributes:
+        started: When this Redis was up at the latest, in ms.
+        now: Redis's time in ms.
+        first, last: The ids of its ends; None if it has no entry.
+        ttl: Seconds until it is gone, if nothing more is published.
+
+    """
+
+    started: int
+    now: int
+    first: Position | None
+    last: Position | None
+    ttl: float
+
+    @property
+    def position(self) -> Position:
+        """Where a reader is who has had everything."""
+        return self.last or Position(self.now, 0)
+
+
+class Frame(NamedTuple):
+    """One kept message, as browsers receive it."""
+
+    position: Position
+    text: str
+
+
+class Page(NamedTuple):
+    """
+    What follows a position.
+
+    Attributes:
+        first, last: The ends of the history when it was read; None if it has no entry.
+        frames: In their order. Unless the last of them is ``last`` there is more to read.
+
+    """
+
+    first: Position | None
+    last: Position | None
+    frames: list[Frame]
+
+
+class Stamped(NamedTuple):
+    """
+    What travels on the internal channel.
+
+    Attributes:
+        road: ``"p"`` from ``publish_*``, ``"r"`` raw, ``"u"`` raw and not kept.
+        topic: As text.
+        position: None for ``"u"``.
+        frame: What browsers receive.
+
+    """
+
+    road: str
+    topic: str
+    position: Position | None
+    frame: bytes
+
+
+def head(topic: str) -> bytes:
+    """Write the beginning of a topic's frames, up to the id."""
+    return b'{"_meta":{"topic":' + msgspec.json.encode(topic) + b',"id":"'
+
+
+def tail(data: bytes) -> bytes:
+    """Write the rest of a frame, from the comma after ``_meta`` on; ``data`` is the message's JSON object."""
+    rest = data[1:]
+    return rest if rest.strip(b" \t\r\n") == b"}" else b"," + rest
+
+
+def tail_of(stamped: Stamped) -> bytes:
+    """Read back the ``tail`` that a frame on the internal channel was made with."""
+    if stamped.position is None:
+        return tail(stamped.frame)
+    return stamped.frame[len(head(stamped.topic)) + len(str(stamped.position)) + 2 :]
+
+
+def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> tuple[Script, list[str], list[Any]]:
+    """Prepare the script call that keeps one message and tells it to everybody; its reply is the id."""
+    kind = settings.kinds[topic.kind]
+    keys = [topic.history_key]
+    if idempotency_key is not None:
+        keys.append(internal_name(f"once:{topic}:{idempotency_key}"))
+    arguments = [
+        RUN,
+        kind.HISTORY_SIZE,
+        kind.HISTORY_TTL * 1000,
+        head(str(topic)),
+        tail(data) if kind.HISTORY_SIZE else data,
+        internal_name(STAMPED),
+        str(topic),
+        topic.channel,
+        IDEMPOTENCY_TTL * 1000,
+    ]
+    return _PUBLISH, keys, arguments
+
+
+NOT_HOLDER: Final = -1
+"""What ``stamp_batch`` says when somebody else has the lease."""
+
+
+async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[Topic, bytes]]) -> tuple[int, str]:
+    """
+    Stamp raw messages, each a topic and the ``tail`` of its frame, in one step, if ``token`` has the lease.
+
+    Returns:
+        How many Redis has kept, and why it did not keep the others. -1 if somebody else has the lease,
+        -2 if a batch of this number was done before.
+
+    """
+    keys = [lease]
+    arguments: list[Any] = [RUN, internal_name(STAMPED), token, number]
+    for topic, rest in messages:
+        kind = settings.kinds[topic.kind]
+        keys.append(topic.history_key)
+        name = str(topic)
+        arguments += [kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, head(name), rest]
+    stamped, refusal = await connections.arun(_BATCH, keys, arguments)
+    return int(stamped), refusal.decode()
+
+
+def read_stamped(data: bytes) -> Stamped:
+    """Read what the scripts publish on the internal channel."""
+    size, id_, rest = data.split(b" ", 2)
+    length = int(size[1:])
+    position = None if id_ == b"-" else Position.parse(id_.decode())
+    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:])
+
+
+async def look(topics: list[Topic]) -> list[Where]:
+    """Say where the histories of topics are; brings no frames, so it is cheap for many."""
+    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [STARTED])
+    started, now, ends = int(reply[0]), int(reply[1]), reply[2:]
+    return [
+        Where(started, now, _position(ends[at]), _position(ends[at + 1]), int(ends[at + 2]) / 1000)
+        for at in range(0, len(ends), 3)
+    ]
+
+
+async def read(topic: Topic, after: Position) -> Page:
+    """Read what follows a position, ``PAGE_BYTES`` at most."""
+    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES])
+    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(2, len(reply), 2)]
+    return Page(_position(reply[0]), _position(reply[1]), frames)
+
+
+def _position(id_: bytes) -> Position | None:
+    return Position.parse(id_.decode()) if id_ else None

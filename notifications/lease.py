@@ -1,0 +1,78 @@
+"""Which listener stamps and forwards: a lease in Redis, which must be renewed and can be given back."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Final
+
+import redis
+
+from . import connections
+from .connections import Script
+from .topics import internal_name
+
+TTL: Final = 3.0
+"""Seconds until the lease of a holder that has died, hangs or is cut off is free."""
+RENEW_INTERVAL: Final = 1.0
+"""Seconds between renewals; two may fail."""
+POLL_INTERVAL: Final = 0.5
+"""Seconds between the attempts of a stand-by."""
+
+_LEASE: Final = Script("lease")
+
+
+class Lease:
+    """
+    The lease, as one listener sees it.
+
+    Each time it is taken it gets a new token. Redis compares the token before it stamps, so a holder that was
+    paused and wakes, or a batch that was delayed on its way, changes nothing.
+    """
+
+    def __init__(self) -> None:
+        self.token = ""
+        self._until = 0.0
+
+    @property
+    def key(self) -> str:
+        return internal_name("lease")
+
+    @property
+    def held(self) -> bool:
+        """Whether, for all we know, the lease is ours."""
+        return asyncio.get_running_loop().time() < self._until
+
+    async def take(self) -> bool:
+        """
+        Take or renew the lease.
+
+        Returns:
+            Whether it is ours.
+
+        Raises:
+            redis.RedisError, OSError, TimeoutError: Redis cannot be asked; until its time is over the lease
+                stays what it was.
+
+        """
+        now = asyncio.get_running_loop().time()
+        if not self.held:
+            self.token = secrets.token_hex(8)
+        try:
+            taken = await connections.arun(_LEASE, [self.key], [self.token, int(TTL * 1000)])
+        except redis.ResponseError:
+            # Redis refuses to write. Then nobody else can take the lease either, and the holder goes on.
+            if not self.held:
+                raise
+            taken = 1
+        self._until = now + TTL if taken else 0.0
+        return self.held
+
+    def lost(self) -> None:
+        """Note that Redis says it is somebody else's."""
+        self._until = 0.0
+
+    async def release(self) -> None:
+        """Give it back at once, so that a stand-by need not wait for its end; raises as ``take``."""
+        self._until = 0.0
+        await connections.arun(_LEASE, [self.key], [self.token, 0])

@@ -1,0 +1,31 @@
+"""Logging that one bad program cannot use to fill the disk."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Final
+
+LINES: Final = 100
+"""Lines in ``PERIOD`` seconds."""
+PERIOD: Final = 10.0
+
+
+class LogBudget:
+    """Warns, at most ``LINES`` times in ``PERIOD`` seconds; says how many lines it left out."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._period_ends = 0.0
+        self._lines = 0
+
+    def warning(self, text: str, *arguments: object) -> None:
+        now = time.monotonic()
+        if now >= self._period_ends:
+            if (silent := self._lines - LINES) > 0:
+                self._logger.warning("… and %d more such lines left out", silent)
+            self._period_ends = now + PERIOD
+            self._lines = 0
+        self._lines += 1
+        if self._lines <= LINES:
+            self._logger.warning(text, *arguments)

@@ -1,0 +1,46 @@
+-- Stamp raw messages for the lease holder, in their order.
+--
+-- KEYS  1 lease   2... history of each message's topic
+-- ARGV  1 run   2 stamped channel   3 the holder's token   4 number of the batch
+--       5... for each message: size (0: no history)   ttl (ms)   topic   head   tail
+-- Returns how many were stamped and Redis's last refusal or an empty text; -1 if the lease is not the
+-- caller's, -2 if this number was done before.
+--
+-- A message that Redis refuses to keep goes on without a stamp.
+
+local holder = call('HGET', KEYS[1], 'token')
+if holder == ARGV[3] then
+  if call('HGET', KEYS[1], 'batch') == ARGV[4] then
+    return {-2, ''}
+  end
+elseif holder or type(pcall_('HSET', KEYS[1], 'token', '')) ~= 'table' then
+  -- Without a lease only a server that refuses every write lets us go on: nobody else can have it either.
+  if not holder then
+    call('DEL', KEYS[1])
+  end
+  return {-1, ''}
+end
+local stamped, refusal = 0, ''
+local at = 5
+for i = 2, #KEYS do
+  local size, topic = ARGV[at], ARGV[at + 2]
+  local id, frame
+  if size ~= '0' then
+    id, frame = stamp(KEYS[i], ARGV[1], size, ARGV[at + 1], ARGV[at + 3], ARGV[at + 4])
+  end
+  if id then
+    stamped = stamped + 1
+    call('PUBLISH', ARGV[2], 'r' .. #topic .. ' ' .. id .. ' ' .. topic .. frame)
+  else
+    refusal = frame or refusal
+    local tail = ARGV[at + 4]
+    if string.sub(tail, 1, 1) == ',' then
+      tail = string.sub(tail, 2)
+    end
+    call('PUBLISH', ARGV[2], 'u' .. #topic .. ' - ' .. topic .. '{' .. tail)
+  end
+  at = at + 5
+end
+-- In a pcall: a full Redis refuses it, and what has been published must not be said to have failed.
+pcall_('HSET', KEYS[1], 'batch', ARGV[4])
+return {stamped, refusal}

@@ -1,0 +1,29 @@
+-- Read frames from a history, up to a number of bytes but at least one.
+--
+-- KEYS  1 history
+-- ARGV  1 id after which to read   2 bytes
+-- Returns first id and last id of the history (empty if it has no entry), then id and frame of each.
+
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if not last then
+  return {'', ''}
+end
+local found = {redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], last[1]}
+local left = tonumber(ARGV[2])
+local after = ARGV[1]
+while left > 0 do
+  local entries = redis.call('XRANGE', KEYS[1], '(' .. after, '+', 'COUNT', 16)
+  for _, entry in ipairs(entries) do
+    after = entry[1]
+    found[#found + 1] = after
+    found[#found + 1] = entry[2][2]
+    left = left - #entry[2][2]
+    if left <= 0 then
+      return found
+    end
+  end
+  if #entries < 16 then
+    return found
+  end
+end
+return found

@@ -1,0 +1,60 @@
+"""
+What a listener remembers of what was stamped lately. Pure.
+
+For two occasions: the holder died before it forwarded what it had stamped, and our own subscription had a gap.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Final
+
+from .history import Position, Stamped
+
+MAX_AGE: Final = 6.0
+"""Seconds; a lease ends after 3, a stand-by asks every half."""
+MAX_BYTES: Final = 32 * 1024 * 1024
+"""Bytes of frames; of what goes beyond that, sockets find out themselves."""
+GAP_AGE: Final = 60.0
+"""Seconds after a gap at which sockets have found out by themselves what they miss."""
+MAX_TOPICS: Final = 10_000
+"""Topics whose last id is remembered."""
+
+
+class Recent:
+    """The last frames and the last ids."""
+
+    def __init__(self) -> None:
+        self._before_gap: dict[str, Position] = {}
+        self._gap_at = 0.0
+        self._frames: deque[tuple[float, Stamped]] = deque()
+        self._bytes = 0
+        self._last: OrderedDict[str, Position] = OrderedDict()
+
+    def add(self, stamped: Stamped, now: float) -> None:
+        if stamped.position is None:
+            return  # without an id no socket could tell that it has had it
+        self._frames.append((now, stamped))
+        self._bytes += len(stamped.frame)
+        while self._frames and (self._bytes > MAX_BYTES or now - self._frames[0][0] > MAX_AGE):
+            self._bytes -= len(self._frames.popleft()[1].frame)
+        self._last[stamped.topic] = stamped.position
+        self._last.move_to_end(stamped.topic)
+        if len(self._last) > MAX_TOPICS:
+            self._last.popitem(last=False)
+
+    def frames(self) -> list[Stamped]:
+        """List the frames of the last ``MAX_AGE`` seconds, oldest first."""
+        return [stamped for _, stamped in self._frames]
+
+    def before_gap(self, now: float) -> dict[str, Position]:
+        """List, once, the last ids seen before the subscription had its last gap, if that is not long ago."""
+        seen, self._before_gap = self._before_gap, {}
+        return seen if now - self._gap_at < GAP_AGE else {}
+
+    def gap(self, now: float) -> None:
+        """Note that something may have been missed from here on."""
+        self._before_gap = dict(self._last)
+        self._gap_at = now
+        self._frames.clear()
+        self._bytes = 0

@@ -1,0 +1,144 @@
+"""
+What all sockets of a process share to stay complete: one reader of histories, one comparison of positions.
+
+A socket sees by itself that a message is missing when a later one arrives. For the message that nothing
+follows, the positions of all subscribed topics are compared with the histories from time to time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from . import history
+from .conf import settings
+from .connections import FAILURES
+from .cursor import Cursor
+from .history import Page, Position
+from .metrics import count
+from .topics import Topic
+
+logger = logging.getLogger(__name__)
+
+TICK: Final = 0.5
+"""Seconds between two looks at what is due."""
+AFTER_JOIN: Final = 2.0
+"""Seconds after joining at which a topic is compared: layers that do not wait for Redis may have missed what
+was published meanwhile."""
+TOPICS_PER_LOOK: Final = 500
+"""Topics compared by one script call, which holds Redis up for about 2 ms."""
+MAX_READS: Final = 4
+"""Reads of histories under way at once; each may bring ``PAGE_BYTES``."""
+
+Behind = Callable[[Cursor], None]
+
+
+class Reconciler:
+    """
+    Knows the cursors of all sockets of one event loop, and tells those that are behind.
+
+    Its task runs while there is any.
+    """
+
+    def __init__(self) -> None:
+        self._behind: dict[Cursor, Behind] = {}
+        self._by_topic: dict[Topic, dict[Cursor, None]] = {}
+        self._due: dict[Topic, float] = {}
+        self._watched: dict[Callable[[], None], None] = {}
+        self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
+        self._owned: set[asyncio.Task[Page]] = set()
+        self._free = asyncio.Semaphore(MAX_READS)
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, cursor: Cursor, behind: Behind) -> None:
+        """Compare this cursor from now on, and call ``behind`` when the history has more than it."""
+        self._behind[cursor] = behind
+        self._by_topic.setdefault(cursor.topic, {})[cursor] = None
+        self._due[cursor.topic] = asyncio.get_running_loop().time() + AFTER_JOIN
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def remove(self, cursor: Cursor) -> None:
+        self._behind.pop(cursor, None)
+        cursors = self._by_topic.get(cursor.topic, {})
+        cursors.pop(cursor, None)
+        if not cursors:
+            self._by_topic.pop(cursor.topic, None)
+            self._due.pop(cursor.topic, None)
+        if not self._behind and self._task is not None:
+            self._task.cancel()
+            self._task = None
+
+    def watch(self, tick: Callable[[], None]) -> None:
+        """Call ``tick`` every ``TICK`` seconds, while there are cursors, until ``unwatch``."""
+        self._watched[tick] = None
+
+    def unwatch(self, tick: Callable[[], None]) -> None:
+        self._watched.pop(tick, None)
+
+    async def read(self, topic: Topic, after: Position) -> Page:
+        """
+        Read what follows a position.
+
+        A thousand sockets that miss the same message share one read, as long as it has not been sent; it
+        belongs to the process, so that none of them can cancel it for the others.
+        """
+        key = topic, after
+        task = self._reads.get(key)
+        if task is None:
+            task = self._reads[key] = asyncio.create_task(self._read(key))
+            self._owned.add(task)
+            task.add_done_callback(self._read_done)
+        return await asyncio.shield(task)
+
+    async def _read(self, key: tuple[Topic, Position]) -> Page:
+        async with self._free:
+            del self._reads[key]  # from here on it may be too old for somebody who asks now
+            return await history.read(*key)
+
+    def _read_done(self, task: asyncio.Task[Page]) -> None:
+        self._owned.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever still waits for it gets it; nobody else needs to hear of it
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(TICK)
+            for tick in list(self._watched):
+                tick()
+            now = loop.time()
+            due = [topic for topic, at in self._due.items() if at <= now]
+            for begin in range(0, len(due), TOPICS_PER_LOOK):
+                await self._compare(due[begin : begin + TOPICS_PER_LOOK])
+
+    async def _compare(self, topics: list[Topic]) -> None:
+        again = asyncio.get_running_loop().time() + settings.HEARTBEAT_INTERVAL
+        try:
+            found = await history.look(topics)
+        except FAILURES as error:
+            logger.debug("could not compare positions: %s", error)
+            found = []
+        for topic, where in zip(topics, found, strict=False):
+            for cursor in list(self._by_topic.get(topic, ())):
+                if cursor.behind(where.last):
+                    count("reconciled")
+                    self._behind[cursor](cursor)
+        for topic in topics:
+            if topic in self._by_topic:
+                self._due[topic] = again
+
+
+_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Reconciler] = WeakKeyDictionary()
+
+
+def reconciler() -> Reconciler:
+    """Return the reconciler of the running event loop."""
+    loop = asyncio.get_running_loop()
+    found = _per_loop.get(loop)
+    if found is None:
+        found = _per_loop[loop] = Reconciler()
+    return found

@@ -1,0 +1,15 @@
+import uuid
+
+from django.contrib.auth.base_user import AbstractBaseUser, BaseUserManager
+from django.db import models
+
+
+class UuidUser(AbstractBaseUser):
+    """A user model with a key that is no number; tests switch to it with ``AUTH_USER_MODEL``."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    name = models.CharField(max_length=50, unique=True)
+    is_active = models.BooleanField(default=True)
+
+    USERNAME_FIELD = "name"
+    objects = BaseUserManager()

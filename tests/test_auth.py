@@ -1,0 +1,472 @@
+"""Who a socket is, where it may come from, and what it may read."""
+
+import asyncio
+import logging
+import threading
+import time
+from functools import partial
+
+import pytest
+from django.contrib.auth.models import AnonymousUser, User
+from django.db import OperationalError
+
+from notifications import Topic, auth
+from notifications.auth import AuthUnavailableError, has_origin, may_subscribe, origin_allowed, session_user, token_user
+from notifications.metrics import counts
+from notifications.tokens import make_grant, make_token
+from tests.waiting import await_for, scaled
+
+ANN = User(pk=1, username="ann")
+ORDER = "order:ann-7"
+pytestmark = pytest.mark.django_db(transaction=True)
+"""Synchronous functions of the site run in threads, which look after their database connections."""
+
+
+def configure(settings, **values):
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **values}
+
+
+def authorize_with(settings, function):
+    configure(settings, TOPICS={"order": {"AUTHORIZE": function}, "closed": {}})
+
+
+async def may(text, grant=None, user=ANN):
+    return await may_subscribe(user, Topic.parse(text), grant)
+
+
+# Subscriptions.
+
+
+async def test_the_own_topic_is_always_allowed():
+    """A user reads his own topic, though the kind user has no AUTHORIZE."""
+    assert await may("user:1")
+
+
+@pytest.mark.parametrize("topic", ["user:2", "user:11", "user:01", "user:1 "])
+async def test_the_topic_of_another_user_is_never_allowed(topic):
+    """Nobody reads the topic of another user."""
+    assert not await may(topic)
+
+
+async def test_a_kind_without_authorize_is_closed():
+    """Where nobody says yes the answer is no."""
+    assert not await may("closed:1")
+
+
+@pytest.mark.parametrize(
+    ("topic", "allowed"),
+    [("upload:ann-1", True), ("upload:ben-1", False), ("order:ann-1", True), ("order:ben-1", False)],
+)
+async def test_sync_and_async_functions_decide(topic, allowed):
+    """AUTHORIZE may be a function or a coroutine function, named by its path."""
+    assert await may(topic) is allowed
+
+
+async def _yes(user, id_):
+    return True
+
+
+class _Callable:
+    async def __call__(self, user, id_):
+        return id_ == "7"
+
+
+@pytest.mark.parametrize(
+    ("function", "allowed"),
+    [
+        (lambda user, id_: True, True),
+        (lambda user, id_: False, False),
+        (lambda user, id_: None, False),
+        (lambda user, id_: 1, True),
+        (lambda user, id_: [], False),
+        (lambda user, id_: _yes(user, id_), True),
+        (partial(_yes), True),
+        (_Callable(), True),
+        (lambda user, id_: _Callable()(user, "8"), False),
+        (lambda user, id_: user is ANN and id_ == "7", True),
+    ],
+    ids=[
+        "yes",
+        "no",
+        "none",
+        "truth",
+        "falsehood",
+        "lambda of coroutine",
+        "partial",
+        "object",
+        "coroutine no",
+        "arguments",
+    ],
+)
+async def test_whatever_authorize_answers_is_read_as_yes_or_no(settings, function, allowed):
+    """The answer's truth decides, and a coroutine is waited for however it was made: it is never a yes by itself."""
+    authorize_with(settings, function)
+
+    assert await may("order:7") is allowed
+
+
+async def _fail_later(user, id_):
+    await asyncio.sleep(0)
+    raise PermissionError("hunter2")
+
+
+def _fail(user, id_):
+    raise KeyError("hunter2")
+
+
+class _NeitherNor:
+    def __bool__(self):
+        raise ValueError("hunter2")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [_fail, _fail_later, lambda: True, lambda user, id_: _NeitherNor()],
+    ids=["sync", "async", "signature", "bool"],
+)
+async def test_an_exception_means_no(settings, caplog, function):
+    """An AUTHORIZE that raises refuses, is logged with its traceback and counted."""
+    authorize_with(settings, function)
+    before = counts["auth_failed", "authorize"]
+
+    assert not await may("order:7")
+
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.exc_info
+    assert counts["auth_failed", "authorize"] == before + 1
+
+
+async def test_a_slow_coroutine_means_no(settings, monkeypatch):
+    """An AUTHORIZE that does not answer in time refuses, and is cancelled."""
+    cancelled = asyncio.Event()
+
+    async def wait_forever(user, id_):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    monkeypatch.setattr(auth, "AUTHORIZE_TIMEOUT", 0.05)
+    authorize_with(settings, wait_forever)
+
+    assert not await may("order:7")
+    assert cancelled.is_set()
+
+
+async def test_a_slow_function_means_no_at_once(settings, monkeypatch):
+    """A synchronous AUTHORIZE that hangs refuses in time; the socket does not wait for its thread."""
+    ended = threading.Event()
+    monkeypatch.setattr(auth, "AUTHORIZE_TIMEOUT", 0.05)
+    authorize_with(settings, lambda user, id_: ended.wait(scaled()))
+    started = time.monotonic()
+
+    try:
+        assert not await may("order:7")
+        assert time.monotonic() - started < scaled(2)
+    finally:
+        ended.set()
+
+
+async def test_a_slow_function_holds_up_no_other(settings):
+    """While one synchronous AUTHORIZE hangs, another user's is answered."""
+    hanging, release = threading.Event(), threading.Event()
+
+    def decide(user, id_):
+        if id_ == "slow":
+            hanging.set()
+            release.wait(scaled())
+        return True
+
+    authorize_with(settings, decide)
+    slow = asyncio.create_task(may("order:slow"))
+    await await_for(hanging.is_set)
+    try:
+        async with asyncio.timeout(scaled(2)):
+            assert await may("order:quick")
+        assert not slow.done()
+    finally:
+        release.set()
+    assert await slow
+
+
+async def test_a_function_may_ask_the_database(settings):
+    """A synchronous AUTHORIZE uses the ORM as a view does."""
+    ann = await User.objects.acreate(username="ann")
+    authorize_with(settings, lambda user, id_: User.objects.filter(pk=user.pk, username=id_).exists())
+
+    assert await may("order:ann", user=ann)
+    assert not await may("order:ben", user=ann)
+
+
+async def test_a_grant_opens_its_topic_without_authorize():
+    """A grant is the alternative where a kind has no AUTHORIZE, or one that says no."""
+    assert await may("closed:1", make_grant(ANN, "closed:1"))
+    assert await may("order:ben-1", make_grant(ANN, "order:ben-1"))
+
+
+@pytest.mark.parametrize("grant", ["", "forged", "a:b:c", "é:é:é", "\ud800"])
+async def test_a_forged_grant_opens_nothing(grant):
+    """A grant that we did not sign is no grant."""
+    assert not await may("closed:1", grant)
+
+
+async def test_the_grant_of_another_user_or_topic_opens_nothing():
+    """A grant is for one user and one topic."""
+    assert not await may("closed:1", make_grant(User(pk=2), "closed:1"))
+    assert not await may("closed:1", make_grant(ANN, "closed:2"))
+
+
+async def test_a_useless_grant_forbids_nothing():
+    """Whoever has a permission keeps it when his grant has expired."""
+    assert await may(ORDER, "expired")
+
+
+# Tokens.
+
+
+async def test_the_token_of_an_active_user_is_accepted():
+    """token_user finds the user of a token of ours."""
+    ann = await User.objects.acreate(username="ann")
+
+    assert await token_user(make_token(ann)) == ann
+
+
+async def test_the_token_of_an_inactive_user_is_refused():
+    """Whoever was deactivated cannot connect, whatever he holds."""
+    ann = await User.objects.acreate(username="ann", is_active=False)
+    before = counts["auth_failed", "token"]
+
+    assert await token_user(make_token(ann)) is None
+    assert counts["auth_failed", "token"] == before + 1
+
+
+async def _find_later(token):
+    return ANN if token == "good" else None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [_find_later, lambda token: ANN if token == "good" else None, lambda token: _find_later(token)],
+    ids=["async", "sync", "lambda"],
+)
+async def test_another_authenticator_can_be_plugged_in(settings, function):
+    """AUTHENTICATE_TOKEN is any function from a token to a user or None, sync or async."""
+    configure(settings, AUTHENTICATE_TOKEN=function)
+
+    assert await token_user("good") is ANN
+    assert await token_user("bad") is None
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [AnonymousUser(), User(username="unsaved"), User(pk=1, is_active=False)],
+    ids=["anonymous", "unsaved", "inactive"],
+)
+async def test_an_authenticator_cannot_let_in_who_is_nobody(settings, stranger):
+    """Whatever a plugged-in authenticator returns, only an active user with a key comes in."""
+    configure(settings, AUTHENTICATE_TOKEN=lambda token: stranger)
+
+    assert await token_user("token") is None
+
+
+async def test_an_authenticator_that_fails_refuses(settings, caplog):
+    """An exception in the authenticator is a refusal, logged without the token."""
+    configure(settings, AUTHENTICATE_TOKEN=lambda token: {}["missing"])
+
+    assert await token_user("hunter2") is None
+
+    assert caplog.records[0].exc_info
+    assert "hunter2" not in caplog.text
+
+
+async def _hang(token):
+    await asyncio.Event().wait()
+
+
+def _raise(error, token):
+    raise error
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        partial(_raise, OperationalError("away")),
+        partial(_raise, ConnectionRefusedError()),
+        partial(_raise, TimeoutError()),
+        _hang,
+    ],
+    ids=["database", "network", "timeout", "hang"],
+)
+async def test_an_authenticator_that_cannot_answer_refuses_nobody(settings, function):
+    """When the database is away nobody knows whether a token is good: the browser is told to come back."""
+    configure(settings, AUTHENTICATE_TOKEN=function, AUTH_TIMEOUT=0.05)
+
+    with pytest.raises(AuthUnavailableError):
+        await token_user("token")
+
+
+# Origins.
+
+
+def handshake(*, host="testserver", origin="http://testserver", scheme="ws", headers=()):
+    """Make the scope of a WebSocket handshake as servers do; ``origin`` may be several, or None."""
+    origins = [origin] if isinstance(origin, str) else origin or []
+    return {
+        "type": "websocket",
+        "path": "/ws/notifications/",
+        "raw_path": b"/ws/notifications/",
+        "query_string": b"since=1-1",
+        "scheme": scheme,
+        "headers": [
+            (b"host", host.encode()),
+            *[(b"origin", each.encode("latin1")) for each in origins],
+            *headers,
+        ],
+        "client": ["127.0.0.1", 40000],
+        "server": ["127.0.0.1", 8000],
+        "subprotocols": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "scheme", "allowed"),
+    [
+        ("testserver", "http://testserver", "ws", True),
+        ("testserver", "https://testserver", "wss", True),
+        ("testserver:8000", "http://testserver:8000", "ws", True),
+        ("testserver", "https://testserver", "ws", False),
+        ("testserver", "http://testserver", "wss", False),
+        ("testserver:8000", "http://testserver", "ws", False),
+        ("testserver", "http://testserver:8000", "ws", False),
+        ("testserver", "http://localhost", "ws", False),
+        ("testserver", "http://sub.testserver", "ws", False),
+        ("testserver", "http://testserver.evil.example", "ws", False),
+        ("testserver", "http://testserver@evil.example", "ws", False),
+        ("testserver", "http://testserver/", "ws", False),
+        ("testserver", "null", "ws", False),
+        ("testserver", "", "ws", False),
+        ("testserver", "testserver", "ws", False),
+        ("testserver", "file://", "ws", False),
+        ("testserver", "http://[", "ws", False),
+        ("testserver", "http://t\xe9stserver", "ws", False),
+        ("evil.example", "http://evil.example", "ws", False),
+        ("", "http://", "ws", False),
+        ("bad host", "http://bad host", "ws", False),
+        ("testserver", ["http://testserver", "http://testserver"], "ws", False),
+        ("testserver", ["http://testserver", "http://evil.example"], "ws", False),
+        ("testserver", ["http://evil.example", "http://testserver"], "ws", False),
+    ],
+)
+def test_only_the_own_scheme_and_host_are_allowed(host, origin, scheme, allowed):
+    """A page of the same scheme, host and port may open a socket; ALLOWED_HOSTS says which hosts are ours."""
+    assert origin_allowed(handshake(host=host, origin=origin, scheme=scheme)) is allowed
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("https://trusted.example", True),
+        ("https://a.wild.example", True),
+        ("https://a.b.wild.example", True),
+        ("https://wild.example:8443", False),
+        ("http://testserver", True),
+        ("http://trusted.example", False),
+        ("https://sub.trusted.example", False),
+        ("https://trusted.example:8443", False),
+        ("http://a.wild.example", False),
+        ("https://evilwild.example", False),
+        ("https://a.wild.example.evil.example", False),
+        ("https://[", False),
+        ("null", False),
+    ],
+)
+def test_trusted_origins_are_allowed(settings, origin, allowed):
+    """CSRF_TRUSTED_ORIGINS lists further origins, with ``*`` for subdomains, as for Django's forms."""
+    settings.CSRF_TRUSTED_ORIGINS = ["https://trusted.example", "https://*.wild.example"]
+
+    assert origin_allowed(handshake(origin=origin)) is allowed
+
+
+@pytest.mark.parametrize(
+    ("told", "origin", "allowed"),
+    [
+        ("https", "https://testserver", True),
+        ("https", "http://testserver", False),
+        ("http", "https://testserver", False),
+    ],
+)
+def test_a_proxy_that_ends_tls_is_believed_where_django_believes_it(settings, told, origin, allowed):
+    """With SECURE_PROXY_SSL_HEADER the scheme is the one that the proxy names."""
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    scope = handshake(origin=origin, headers=[(b"x-forwarded-proto", told.encode())])
+
+    assert origin_allowed(scope) is allowed
+
+
+def test_a_proxy_is_not_believed_unless_the_site_says_so():
+    """Without SECURE_PROXY_SSL_HEADER anybody could send the header."""
+    scope = handshake(origin="https://testserver", headers=[(b"x-forwarded-proto", b"https")])
+
+    assert not origin_allowed(scope)
+
+
+@pytest.mark.parametrize("believed", [True, False])
+def test_a_forwarded_host_is_believed_where_django_believes_it(settings, believed):
+    """With USE_X_FORWARDED_HOST the host is the one that the proxy names."""
+    settings.USE_X_FORWARDED_HOST = believed
+    scope = handshake(host="127.0.0.1", headers=[(b"x-forwarded-host", b"testserver")])
+
+    assert origin_allowed(scope) is believed
+
+
+def test_a_refusal_says_what_to_set(caplog):
+    """The log names the origin and the settings that would allow it, and the refusal is counted."""
+    before = counts["auth_failed", "origin"]
+
+    origin_allowed(handshake(origin="https://shop.example"))
+
+    assert "https://shop.example" in caplog.text
+    assert "CSRF_TRUSTED_ORIGINS" in caplog.text
+    assert "SECURE_PROXY_SSL_HEADER" in caplog.text
+    assert counts["auth_failed", "origin"] == before + 1
+
+
+def test_an_origin_cannot_fill_the_log(caplog):
+    """A huge or multi-line Origin leaves one short line."""
+    origin_allowed(handshake(origin="http://a\nERROR forged\n" + "x" * 10000))
+
+    assert len(caplog.records[0].getMessage()) < 600
+    assert "\n" not in caplog.records[0].getMessage()
+
+
+def signed_in(user, **options):
+    return {**handshake(**options), "user": user}
+
+
+def test_the_session_names_the_user_of_a_page():
+    """A signed-in, active user is known by the session of a browser."""
+    assert session_user(signed_in(ANN)) is ANN
+
+
+def test_without_an_origin_a_session_proves_nothing():
+    """A socket without Origin may be opened, but must authenticate by token."""
+    scope = signed_in(ANN, origin=None)
+
+    assert origin_allowed(scope)
+    assert not has_origin(scope)
+    assert session_user(scope) is None
+
+
+@pytest.mark.parametrize(
+    "user", [None, AnonymousUser(), User(pk=1, is_active=False)], ids=["none", "anonymous", "inactive"]
+)
+def test_the_session_of_nobody_names_nobody(user):
+    """An anonymous or inactive user must authenticate, and is refused there."""
+    assert session_user(signed_in(user)) is None
+
+
+def test_a_site_without_sessions_has_no_session_user():
+    """Where AuthMiddlewareStack is not installed every socket authenticates by token."""
+    assert session_user(handshake()) is None

@@ -1,0 +1,631 @@
+"""
+The README, done for real.
+
+A newcomer builds the wheel, installs it into a fresh site by the README's five steps, starts the README's
+processes and sees his notice arrive. The steps, examples and tables are taken out of README.md itself: they
+are the code blocks and tables behind marks such as ``<!-- step: settings -->``.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import functools
+import http.cookiejar
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import typing
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Callable, Iterator
+from http.client import HTTPResponse
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+from django.contrib.auth import get_user_model
+from django.test import RequestFactory
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
+
+from notifications import PublishError, conf, frames, limits, messages, topics
+from project.children import Child
+from project.local_redis import LocalRedis, find_client
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+TIMEOUT = 30
+"""Seconds for what takes one or two on an idle machine."""
+
+# No warning of anybody is let through: on the pinned versions there is none.
+PYTHON = [sys.executable, "-W", "error"]
+
+
+def marked(mark: str) -> str:
+    """Return what stands in the code block behind ``<!-- mark -->``."""
+    found = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert len(found) == 1, f"README.md has {len(found)} blocks marked {mark!r}"
+    return str(found[0])
+
+
+def table(document: Path, mark: str) -> dict[str, list[str]]:
+    """Return the rows of the table behind ``<!-- table: mark -->`` by their first cell, without code marks."""
+    text = document.read_text().partition(f"<!-- table: {mark} -->\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()[2:]]
+    assert rows, f"{document.name} has no table {mark!r}"
+    return {cells[0]: cells[1:] for cells in rows}
+
+
+# Installing it
+
+
+@dataclasses.dataclass
+class Site:
+    """A site that followed the README, on the disk."""
+
+    directory: Path
+    package: Path
+    """Where the wheel was unpacked."""
+    redis_url: str
+    cookies: http.cookiejar.CookieJar = dataclasses.field(default_factory=http.cookiejar.CookieJar)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        own = {"PYTHONPATH": str(self.package), "REDIS_URL": self.redis_url, "PYTHONDONTWRITEBYTECODE": "1"}
+        return {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ} | own
+
+    def run(self, command: str, **environment: str) -> str:
+        """Run a line of the README in the site's directory to its end, and return all it said."""
+        done = subprocess.run(
+            self.command(command),
+            cwd=self.directory,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    def command(self, command: str) -> list[str]:
+        program, *arguments = shlex.split(command)
+        if program == "python":
+            return [*PYTHON, *arguments]
+        return [*PYTHON, "-m", program, *arguments]
+
+    @contextlib.contextmanager
+    def running(self, command: str, *, until: Callable[[Path], bool]) -> Iterator[None]:
+        """Keep a line of the README running; it must end well when it is told to stop."""
+        with tempfile.TemporaryDirectory() as directory:
+            log = Path(directory) / "log"
+            with log.open("wb") as output:
+                child = Child(self.command(command), env=self.environment, cwd=self.directory, output=output)
+            try:
+                deadline = time.monotonic() + TIMEOUT
+                while not until(log):
+                    assert child.returncode is None, log.read_text()
+                    assert time.monotonic() < deadline, f"{command} is not ready: {log.read_text()}"
+                    time.sleep(0.02)
+                yield
+            finally:
+                child.stop()
+            assert "Traceback" not in log.read_text(), log.read_text()
+            assert "Warning" not in log.read_text(), log.read_text()
+
+    @contextlib.contextmanager
+    def serving(self, server: str) -> Iterator[str]:
+        """Run a server and the listener as the README says; yield the address of the site."""
+        port = free_port()
+        server = {"runserver": f"python manage.py runserver {port} --noreload"}.get(server, f"{server} -p {port}")
+        url = f"http://127.0.0.1:{port}"
+        listener = marked("step: run").splitlines()[2]
+        with (
+            self.running(server, until=lambda _: answers(f"{url}/admin/login/")),
+            self.running(listener, until=lambda log: "listening on user:* upload:*" in log.read_text()),
+        ):
+            yield url
+
+    def log_in(self, url: str) -> None:
+        """Log the superuser in through the admin's form, as a browser does."""
+        self.cookies.clear()
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(self.cookies))
+        page = fetch(opener, f"{url}/admin/login/")
+        (token,) = set(re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page))
+        form = {"csrfmiddlewaretoken": token, "username": "admin", "password": PASSWORD, "next": "/admin/"}
+        request = urllib.request.Request(f"{url}/admin/login/", urllib.parse.urlencode(form).encode())
+        request.add_header("Referer", f"{url}/admin/login/")
+        assert "Log out" in fetch(opener, request)
+
+    def open_socket(self, url: str, origin: str | None = None) -> ClientConnection:
+        """Open a WebSocket as a page of ``origin`` does, by default one of the site."""
+        cookies = "; ".join(f"{cookie.name}={cookie.value}" for cookie in self.cookies)
+        return connect(
+            f"{url.replace('http', 'ws', 1)}/ws/notifications/",
+            origin=origin or url,
+            additional_headers={"Cookie": cookies},
+            open_timeout=TIMEOUT,
+            proxy=None,
+        )
+
+
+PASSWORD = "correct horse battery staple"
+
+
+def fetch(opener: urllib.request.OpenerDirector, request: str | urllib.request.Request) -> str:
+    response: HTTPResponse
+    with opener.open(request, timeout=TIMEOUT) as response:
+        return response.read().decode()
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def receive(socket_: ClientConnection) -> dict[str, object]:
+    frame: dict[str, object] = json.loads(socket_.recv(timeout=TIMEOUT))
+    return frame
+
+
+@pytest.fixture(scope="module")
+def wheel() -> Iterator[Path]:
+    """Build the wheel from a copy of the sources, so that nothing is left in them, and without a network."""
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "source"
+        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "var")
+        shutil.copytree(ROOT, source, ignore=unwanted)
+        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, str(source))
+        (built,) = Path(directory).glob("*.whl")
+        yield built
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[LocalRedis]:
+    with LocalRedis() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, redis_server: LocalRedis) -> Iterator[Site]:
+    """Start a fresh project and apply the README's five steps, and nothing else, to it."""
+    with tempfile.TemporaryDirectory() as directory:
+        package, project = Path(directory) / "package", Path(directory) / "project"
+        assert marked("step: install").startswith("python -m pip install ")
+        pip("install", "--no-deps", "--target", str(package), str(wheel))
+        project.mkdir()
+        site = Site(project, package, redis_server.url)
+        site.run("django startproject mysite .")
+        with (project / "mysite/settings.py").open("a") as settings:
+            settings.write(marked("step: settings"))
+        (project / "mysite/permissions.py").write_text(marked("step: authorize"))
+        (project / "mysite/asgi.py").write_text(marked("step: asgi"))
+        site.run(marked("step: run").splitlines()[0])
+        site.run(
+            "python manage.py createsuperuser --noinput --username admin --email a@example.com",
+            DJANGO_SUPERUSER_PASSWORD=PASSWORD,
+        )
+        yield site
+
+
+def pip(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments],
+        env=os.environ | {"PIP_NO_INDEX": "1", "PIP_NO_CACHE_DIR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_wheel_holds_the_app_and_nothing_else(wheel: Path) -> None:
+    """The wheel has every module of notifications and py.typed, and nothing of the demo or the tests."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
+
+    sources = (path for path in (ROOT / "notifications").rglob("*") if path.is_file())
+    wanted = {str(path.relative_to(ROOT)) for path in sources if path.suffix != ".pyc"}
+    assert "notifications/py.typed" in wanted
+    assert {name for name in names if ".dist-info/" not in name} == wanted
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert "# notifications\n" in metadata
+
+
+def test_installed_site_uses_the_wheel(site: Site) -> None:
+    """The site imports the app from where the wheel was unpacked, so that the other tests prove something."""
+    said = site.run('python -c "import notifications; print(notifications.__file__)"')
+
+    assert Path(said.strip()).is_relative_to(site.package)
+
+
+def test_five_steps_pass_the_system_checks(site: Site) -> None:
+    """manage.py check says nothing about the site, not even a warning."""
+    assert "no issues (0 silenced)" in site.run("python manage.py check --fail-level WARNING")
+
+
+@pytest.mark.parametrize("server", ["runserver", "daphne mysite.asgi:application"])
+def test_five_steps_carry_a_notice_to_the_browser(site: Site, server: str) -> None:
+    """After the five steps a logged-in user's socket receives what send_notification sends."""
+    assert server in README
+    with site.serving(server) as url:
+        site.log_in(url)
+        with site.open_socket(url) as tab:
+            hello = receive(tab)
+            assert hello["action"] == "auth_success"
+            user = hello["user_id"]
+
+            tab.send(json.dumps({"action": "subscribe_upload", "upload_id": f"{user}-spring.jpg"}))
+            assert receive(tab)["action"] == "subscribed"
+            tab.send(json.dumps({"action": "subscribe_upload", "upload_id": "another's"}))
+            assert receive(tab)["code"] == "forbidden"
+
+            said = site.run(marked("step: send"))
+            notice = receive(tab)
+
+    assert f"Published on user:{user}." in said
+    assert {name: notice[name] for name in ("action", "title", "level")} == {
+        "action": "notice",
+        "title": "It works",
+        "level": "success",
+    }
+
+
+def test_token_opens_a_socket_without_a_session(site: Site) -> None:
+    """A token of make_token() in the first frame says who a socket is, also without any cookie."""
+    script = (
+        "from django.contrib.auth.models import User; from notifications.tokens import make_token;"
+        " print(make_token(User.objects.get()))"
+    )
+    token = site.run(f'python manage.py shell -v 0 -c "{script}"').split()[-1]
+    site.cookies.clear()
+    with site.serving("daphne mysite.asgi:application") as url, site.open_socket(url) as phone:
+        phone.send(json.dumps({"type": "auth", "token": token}))
+        assert receive(phone)["action"] == "auth_success"
+        site.run(marked("step: send"))
+        assert receive(phone)["title"] == "It works"
+
+
+@pytest.mark.xfail(reason="Daphne takes no IntEnum as close code: the consumer must send int(code)", strict=True)
+def test_forged_token_is_refused(site: Site) -> None:
+    """A token that nobody signed is answered with auth_error and close code 4003."""
+    site.cookies.clear()
+    with site.serving("daphne mysite.asgi:application") as url, site.open_socket(url) as phone:
+        phone.send(json.dumps({"type": "auth", "token": "forged"}))
+        assert receive(phone)["action"] == "auth_error"
+        with pytest.raises(ConnectionClosed) as closed:
+            phone.recv(timeout=5)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 4003
+
+
+def test_health_check_tells_whether_a_listener_runs(site: Site) -> None:
+    """run_listener --check exits 0 while a listener runs, and otherwise 1."""
+    with pytest.raises(AssertionError, match="no listener on"):
+        site.run("python manage.py run_listener --check")
+    with site.serving("runserver"):
+        assert "listening" in site.run("python manage.py run_listener --check")
+
+
+def find_chromium() -> str | None:
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
+def test_snippet_works_in_a_browser(site: Site) -> None:
+    """The README's script, pasted into the console of the admin, writes there what is published."""
+    from playwright.sync_api import sync_playwright
+
+    with (
+        site.serving("runserver") as url,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"]) as browser,
+    ):
+        page = browser.new_page()
+        page.goto(f"{url}/admin/")
+        page.fill("[name=username]", "admin")
+        page.fill("[name=password]", PASSWORD)
+        page.click("[type=submit]")
+        with page.expect_event("websocket") as opening:
+            page.evaluate(marked("step: browser"))
+        opening.value.wait_for_event("framereceived", lambda frame: "subscribed" in str(frame))
+        with page.expect_console_message(lambda line: "success It works" in line.text):
+            site.run(marked("step: send"))
+
+
+# Using it
+
+
+@pytest.fixture
+def published(redis_server: LocalRedis, settings: types.SimpleNamespace) -> Iterator[Callable[[], tuple[str, dict]]]:
+    """Send what this process publishes to the local Redis; what it received is returned one by one."""
+    settings.NOTIFICATIONS = {"REDIS_URL": redis_server.url, "TOPICS": {"upload": {}, "order": {}}}
+    with redis.Redis.from_url(redis_server.url) as client, client.pubsub() as watch:
+        watch.psubscribe("*")
+        assert watch.get_message(timeout=TIMEOUT)["type"] == "psubscribe"
+
+        def receive_one() -> tuple[str, dict]:
+            heard = watch.get_message(timeout=TIMEOUT)
+            assert heard is not None, "nothing was published"
+            return heard["channel"].decode(), json.loads(heard["data"])
+
+        yield receive_one
+
+
+def example(mark: str) -> dict[str, object]:
+    """Run an example of the README as a module, and return what it defines."""
+    namespace: dict[str, object] = {"__name__": "example"}
+    exec(compile(marked(f"example: {mark}"), f"README.md, {mark}", "exec"), namespace)
+    return namespace
+
+
+def request_of(user: object) -> object:
+    request = RequestFactory().post("/", {"first_name": "Ada"})
+    request.user = user
+    request.auser = functools.partial(returning, user)
+    return request
+
+
+async def returning(value: object) -> object:
+    return value
+
+
+@pytest.fixture
+def user(transactional_db: None) -> object:
+    return get_user_model().objects.create_user("ada")
+
+
+def test_view_publishes(published, user) -> None:
+    """The view of the README publishes its notice to its user."""
+    assert example("view")["export"](request_of(user)).status_code == 204
+
+    channel, message = published()
+    assert (channel, message["title"], message["url"]) == (f"user:{user.pk}", "Your export is ready", "/exports/7/")
+
+
+async def test_async_view_publishes(published, user) -> None:
+    """The async view of the README publishes a mapping to its user."""
+    assert (await example("async-view")["greet"](request_of(user))).status_code == 204
+
+    assert published() == (f"user:{user.pk}", {"action": "greeting", "text": "Hello"})
+
+
+def test_view_with_a_transaction_publishes_when_it_commits(published, user) -> None:
+    """The view with a transaction publishes its notice, and has changed the name."""
+    example("transaction")["rename"](request_of(user))
+
+    assert published()[1]["title"] == "Your name was changed"
+    user.refresh_from_db()
+    assert user.first_name == "Ada"
+
+
+def test_celery_task_publishes(published, monkeypatch) -> None:
+    """The task of the README publishes ten times its progress and then the result, under Celery's decorator."""
+    celery = types.ModuleType("celery")
+    celery.shared_task = lambda function: function  # Celery itself is not needed to prove what the task says
+    monkeypatch.setitem(sys.modules, "celery", celery)
+
+    example("celery")["analyze"]("7f3c")
+
+    percents = [published()[1]["payload"]["progress_percent"] for _ in range(10)]
+    assert percents == list(range(0, 100, 10))
+    channel, result = published()
+    assert (channel, result["action"]) == ("upload:7f3c", "upload_completed")
+
+
+def test_topic_of_ones_own_is_published(published) -> None:
+    """publish() takes the text of a topic whose kind is in the settings."""
+    example("topic")
+
+    assert published() == ("order:7", {"action": "order_shipped", "parcel": "JD014600"})
+
+
+def test_line_for_the_shell_publishes(published, redis_server: LocalRedis) -> None:
+    """The line for the shell publishes what can be decoded as a notice."""
+    program, *arguments = shlex.split(marked("example: shell"))
+    assert program == "redis-cli"
+
+    subprocess.run([find_client(), "-p", str(redis_server.port), *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    channel, message = published()
+    assert channel == "user:42"
+    assert messages.encode(message, 1000) == json.dumps(message, separators=(",", ":")).encode()
+
+
+def test_token_view_makes_a_token_of_its_user(user) -> None:
+    """The view of the README answers with a token that names its user."""
+    from notifications.tokens import check_token
+
+    answer = example("token-view")["notification_token"](request_of(user))
+
+    assert check_token(json.loads(answer.content)["token"]) == user
+
+
+def test_redis_account_may_publish_on_raw_channels_and_nothing_else(redis_server: LocalRedis) -> None:
+    """The account of the README publishes on raw channels; our own, the layer's and all keys are closed to it."""
+    with redis.Redis.from_url(redis_server.url) as admin:
+        words = shlex.split(marked("example: acl"))
+        assert words[:3] == ["ACL", "SETUSER", "worker"]
+        assert admin.execute_command(*words)
+        try:
+            with redis.Redis(port=redis_server.port, username="worker", password="a-long-password") as worker:
+                worker.publish("user:42", "{}")
+                worker.publish("upload:7f3c", "{}")
+                for forbidden in (
+                    ["PUBLISH", "notifications:control", "{}"],
+                    ["PUBLISH", "asgi__group__user.42", "{}"],
+                    ["PUBLISH", "order:7", "{}"],
+                    ["PSUBSCRIBE", "user:*"],
+                    ["SUBSCRIBE", "user:42"],
+                    ["GET", "notifications:listeners"],
+                    ["SET", "x", "y"],
+                    ["EVAL", "return 1", "0"],
+                    ["ACL", "LIST"],
+                ):
+                    with pytest.raises(redis.exceptions.NoPermissionError):
+                        worker.execute_command(*forbidden)
+        finally:
+            admin.acl_deluser("worker")
+
+
+# What is written must be so
+
+
+@pytest.mark.parametrize(("mark", "described"), [("settings", conf.Settings), ("kind", conf.Kind)])
+def test_tables_of_settings_are_those_of_the_code(mark: str, described: type) -> None:
+    """The README's tables name every setting and its default, in the order of conf.py."""
+    rows = table(ROOT / "README.md", mark)
+    names = list(described.__dataclass_fields__)
+
+    assert list(rows) == names
+    for name in names:
+        default = getattr(described(), name)
+        assert rows[name][0] == "required" if name == "REDIS_URL" else ast.literal_eval(rows[name][0]) == default
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_code_blocks_of_python_compile(document: Path) -> None:
+    """Every Python block of the documents is Python, and every JSON block JSON."""
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE):
+        if language == "python":
+            compile(block, str(document), "exec")
+        elif language == "json":
+            json.loads(block)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every link to a file or a heading of the project finds it."""
+    for link in re.findall(r"(?<!!)\[[^]]+\]\(((?!https?:)[^)]+)\)", document.read_text()):
+        path, _, heading = link.partition("#")
+        target = (document.parent / path) if path else document
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in headings]
+
+
+def test_picture_of_the_demo_is_small() -> None:
+    """The picture that the README shows is there, and does not make a clone wait."""
+    (picture,) = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    if not (ROOT / picture).exists():
+        pytest.skip(f"{picture} is not there yet")
+
+    assert (ROOT / picture).stat().st_size < 300_000
+
+
+def cells(document: str, mark: str) -> dict[str, list[str]]:
+    return table(ROOT / "docs" / document, mark)
+
+
+def test_protocol_names_every_action_error_and_close_code() -> None:
+    """docs/protocol.md has each action a client may use, each error and each close code, and no other."""
+    source = (ROOT / "notifications/consumers.py").read_text() + (ROOT / "notifications/frames.py").read_text()
+    errors = set(re.findall(r'(?:_error|FrameError)\(\s*"(\w+)"', source))
+
+    assert set(cells("protocol.md", "actions")) == frames._ACTIONS
+    assert set(cells("protocol.md", "errors")) == errors
+    assert set(cells("protocol.md", "close codes")) == {str(code.value) for code in frames.CloseCode}
+
+
+def test_protocol_shows_frames_that_are_understood() -> None:
+    """The frames of docs/protocol.md that a client may send are accepted, each as its own action."""
+    for action, (frame, _) in cells("protocol.md", "actions").items():
+        assert frames.decode(frame).__struct_config__.tag == action
+
+
+def test_protocol_states_the_limits_of_the_code() -> None:
+    """docs/protocol.md has the numbers of the code."""
+    stated = [int(row[0]) for row in cells("protocol.md", "limits").values()]
+
+    assert stated == [
+        frames.MAX_FRAME_SIZE,
+        frames.MAX_AUTH_FRAME_SIZE,
+        limits.MAX_SUBSCRIPTIONS,
+        limits.BURST,
+        limits.RATE,
+        limits.MAX_REFUSED_FRAMES,
+        limits.MAX_INVALID_FRAMES,
+        limits.MAX_WAITING_FRAMES,
+        topics.MAX_ID_LENGTH,
+    ]
+
+
+def test_examples_of_messages_are_what_the_code_writes() -> None:
+    """docs/messages.md has one example of each typed message, with exactly its fields and allowed words."""
+    text = (ROOT / "docs/messages.md").read_text()
+    typed = [kind for kind in typing.get_args(messages.Message) if issubclass(kind, messages.Checked)]
+    sections = dict(re.findall(r"^### (\w+)\n\n```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+
+    assert set(sections) == {kind.__name__ for kind in typed}
+    for kind in typed:
+        shown = sections[kind.__name__]
+        assert json.loads(messages.encode(msgspec.json.decode(shown, type=kind), 10000)) == json.loads(shown)
+    for words in (messages.Status, messages.Stage):
+        assert ", ".join(f"`{word}`" for word in typing.get_args(words)) in " ".join(text.split())
+
+
+def test_log_lines_are_explained() -> None:
+    """docs/operations.md explains every line from info upwards that the app can log, and no other."""
+    logged = set()
+    for path in (ROOT / "notifications").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr in ("info", "warning", "error", "exception")
+                and isinstance(node.args[0] if node.args else None, ast.Constant)
+            ):
+                logged.add(node.args[0].value)
+    logged.discard("%s")  # the publisher's: the text of its PublishError
+    logged.add(str(PublishError("%s", "%s")).replace("'%s'", "%s"))
+
+    assert set(cells("operations.md", "log")) == {re.sub(r"%[\d.]*[a-z]", "…", line) for line in logged}
+
+
+def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedis) -> None:
+    """With the account of docs/operations.md the server and the listener do all that they do without one."""
+    text = (ROOT / "docs/operations.md").read_text().partition("<!-- example: acl site -->\n```\n")[2]
+    words = text.partition("\n")[0].split()
+    limited = dataclasses.replace(site, redis_url=f"redis://site:another-long-password@127.0.0.1:{redis_server.port}/0")
+    with redis.Redis.from_url(redis_server.url) as admin:
+        admin.execute_command(*words)
+        try:
+            with limited.serving("daphne mysite.asgi:application") as url:
+                assert "listening" in limited.run("python manage.py run_listener --check")
+                limited.log_in(url)
+                with limited.open_socket(url) as tab:
+                    receive(tab)
+                    limited.run(marked("step: send"))
+                    assert receive(tab)["title"] == "It works"
+        finally:
+            admin.acl_deluser("site")
+
+
+def test_account_for_workers_is_the_same_everywhere() -> None:
+    """The documents repeat the README's line for foreign programs to the letter."""
+    for name in ("operations.md", "security.md"):
+        assert marked("example: acl").strip() in (ROOT / "docs" / name).read_text()
