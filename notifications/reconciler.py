@@ -14,7 +14,6 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from . import history
-from .conf import settings
 from .connections import FAILURES
 from .cursor import Cursor
 from .history import Page, Position
@@ -47,14 +46,16 @@ class Reconciler:
         self._behind: dict[Cursor, Behind] = {}
         self._by_topic: dict[Topic, dict[Cursor, None]] = {}
         self._due: dict[Topic, float] = {}
+        self._interval: dict[Topic, float] = {}
         self._watched: dict[Callable[[], None], None] = {}
         self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
         self._task: asyncio.Task[None] | None = None
 
-    def add(self, cursor: Cursor, behind: Behind) -> None:
-        """Compare this cursor from now on, and call ``behind`` when the history has more than it."""
+    def add(self, cursor: Cursor, behind: Behind, interval: float) -> None:
+        """Compare this cursor every ``interval`` seconds, and call ``behind`` when the history has more than it."""
+        self._interval[cursor.topic] = interval
         self._behind[cursor] = behind
         self._by_topic.setdefault(cursor.topic, {})[cursor] = None
         self._due[cursor.topic] = asyncio.get_running_loop().time() + AFTER_JOIN
@@ -68,9 +69,15 @@ class Reconciler:
         if not cursors:
             self._by_topic.pop(cursor.topic, None)
             self._due.pop(cursor.topic, None)
+            self._interval.pop(cursor.topic, None)
         if not self._behind and self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def hurry(self, topic: Topic) -> None:
+        """Compare a topic's cursors at the next tick."""
+        if topic in self._due:
+            self._due[topic] = 0.0
 
     def watch(self, tick: Callable[[], None]) -> None:
         """Call ``tick`` every ``TICK`` seconds, while there are cursors, until ``unwatch``."""
@@ -116,7 +123,7 @@ class Reconciler:
                 await self._compare(due[begin : begin + TOPICS_PER_LOOK])
 
     async def _compare(self, topics: list[Topic]) -> None:
-        again = asyncio.get_running_loop().time() + settings.HEARTBEAT_INTERVAL
+        now = asyncio.get_running_loop().time()
         try:
             found = await history.look(topics)
         except FAILURES as error:
@@ -129,7 +136,7 @@ class Reconciler:
                     self._behind[cursor](cursor)
         for topic in topics:
             if topic in self._by_topic:
-                self._due[topic] = again
+                self._due[topic] = now + self._interval[topic]
 
 
 _per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Reconciler] = WeakKeyDictionary()

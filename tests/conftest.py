@@ -10,15 +10,26 @@ import pytest
 import redis
 
 from project.local_redis import LocalRedis, find_server
+from tests import fault_run
 from tests.processes import Site, WebServer, make_database
 from tests.waiting import wait_for
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than five seconds because it proves a time-out")
+    config.addinivalue_line("markers", "faults: breaks something under load and counts what was lost or repeated")
+    config.addinivalue_line("markers", "faults_long: the same with all faults and servers; make test-faults runs it")
     # No deadline: on a busy machine an example takes as long as it takes.
     hypothesis.settings.register_profile("notifications", deadline=None)
     hypothesis.settings.load_profile("notifications")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if fault_run.TABLE:
+        terminalreporter.section("faults")
+        for row in fault_run.table():
+            terminalreporter.line(row)
+        fault_run.write_table()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.db import OperationalError
 
 from notifications import Topic, auth
@@ -116,7 +117,7 @@ def _fail(user, id_):
 
 class _NeitherNor:
     def __bool__(self):
-        raise ValueError("hunter2")
+        raise RuntimeError("hunter2")
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,26 @@ async def test_an_exception_means_no(settings, caplog, function):
     assert record.levelno == logging.ERROR
     assert record.exc_info
     assert counts["auth_failed", "authorize"] == before + 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("hunter2"), ValidationError("hunter2"), ObjectDoesNotExist("hunter2")],
+    ids=lambda e: type(e).__name__,
+)
+async def test_an_id_that_is_none_means_no_without_a_word(settings, caplog, error):
+    """What Django raises for an id that is malformed or not there is a no, not a fault: browsers may send anything."""
+
+    def function(user, id_):
+        raise error
+
+    authorize_with(settings, function)
+    before = counts["auth_failed", "authorize"]
+
+    assert not await may("order:7")
+
+    assert caplog.records == []
+    assert counts["auth_failed", "authorize"] == before
 
 
 async def test_a_slow_coroutine_means_no(settings, monkeypatch):

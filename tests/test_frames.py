@@ -304,7 +304,7 @@ def test_answers_are_one_json_text_whatever_they_quote(message):
         ("ACCESS_REVOKED", 4005),
         ("TOO_SLOW", 4100),
         ("SERVICE_RESTART", 1012),
-        ("GOING_AWAY", 1001),
+        ("TRY_AGAIN", 4101),
     ],
 )
 def test_close_codes_are_those_of_the_contract(name, number):

@@ -34,9 +34,12 @@ from notifications import (
     publish_progress,
     publish_to_user,
 )
+from notifications.history import STAMPED
 from notifications.messages import UploadFailed
 from notifications.metrics import counts
+from notifications.topics import internal_name
 from project.local_redis import LocalRedis
+from tests.clients import message_of
 from tests.conftest import point_to
 from tests.waiting import scaled, wait_for
 
@@ -69,10 +72,18 @@ class Ear:
         self._client = client
 
     def hear(self):
-        """Return channel and payload of the next publish."""
-        message = self._subscription.get_message(timeout=scaled())
-        assert message is not None, "nothing was published"
-        return message["channel"].decode(), message["data"].decode()
+        """Return channel and message of the next publish, without the ``_meta`` that was put first."""
+        channel, frame = self.hear_frame()
+        return channel, message_of(frame)
+
+    def hear_frame(self):
+        """Return channel and text of the next publish; what is only for listeners is passed over."""
+        while True:
+            message = self._subscription.get_message(timeout=scaled())
+            assert message is not None, "nothing was published"
+            channel = message["channel"].decode()
+            if channel != internal_name(STAMPED):
+                return channel, message["data"].decode()
 
     def hear_all(self, amount):
         return [self.hear() for _ in range(amount)]
@@ -146,9 +157,8 @@ class Caller:
 
     def __call__(self, message, **options):
         if self._runner is None:
-            publish("user:7", message, **options)
-        else:
-            self._runner.run(apublish("user:7", message, **options))
+            return publish("user:7", message, **options)
+        return self._runner.run(apublish("user:7", message, **options))
 
     def seconds_to_fail(self, message=None):
         started = time.monotonic()
@@ -198,22 +208,47 @@ CASES = [
 )
 @pytest.mark.parametrize(("function", "twin", "target", "channel"), CASES)
 async def test_a_message_arrives_on_the_channel_of_its_topic(ear, function, twin, target, channel, message, text):
-    """Each function and its twin publish exactly the documented bytes, once, on the topic's channel."""
-    assert function(target, message) is None
-    assert ear.hear() == (channel, text)
+    """Each function and its twin publish exactly the documented frame, once, and return the id that is in it."""
+    first = function(target, message)
+    assert ear.hear_frame() == (channel, frame(channel, first, text))
 
-    assert await twin(target, message) is None
-    assert ear.hear() == (channel, text)
+    second = await twin(target, message)
+    assert ear.hear_frame() == (channel, frame(channel, second, text))
     assert ear.heard_nothing()
+    assert [id_.partition("-")[2] for id_ in (first, second)] == ["1", "2"]
+
+
+def frame(topic, id_, text):
+    return f'{{"_meta":{{"topic":"{topic}","id":"{id_}"}},{text[1:]}'
+
+
+@TWINS
+def test_an_empty_message_has_no_comma_to_spare(ear, caller):
+    """The frame of a message without a field is the ``_meta`` alone."""
+    id_ = caller({})
+
+    assert ear.hear_frame() == ("user:7", f'{{"_meta":{{"topic":"user:7","id":"{id_}"}}}}')
+
+
+@TWINS
+def test_without_a_history_the_message_is_all_there_is(ear, live_redis, settings, caller):
+    """Where HISTORY_SIZE is 0 the plain message goes out once, with no ``_meta``, no id and no key."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_SIZE": 0}
+
+    assert caller({"n": 1}) is None
+
+    assert ear.hear_frame() == ("user:7", '{"n":1}')
+    assert ear.heard_nothing()
+    assert live_redis.keys() == []
 
 
 def test_the_channel_has_the_prefix(ear, settings):
     """With a PREFIX everything is published under it."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PREFIX": "shop:"}
 
-    publish("closed:1", {})
+    id_ = publish("closed:1", {"n": 1})
 
-    assert ear.hear() == ("shop:closed:1", "{}")
+    assert ear.hear_frame() == ("shop:closed:1", frame("closed:1", id_, '{"n":1}'))
 
 
 @TWINS
@@ -533,7 +568,7 @@ def test_a_silent_failure_is_logged_and_counted(settings, caller, caplog):
     point_to(settings, f"redis://127.0.0.1:{unused_port()}/0")
     before = counts["publish_failed", "ConnectionError"]
 
-    caller({"secret": "payload"}, fail_silently=True)
+    assert caller({"secret": "payload"}, fail_silently=True) is None
 
     (record,) = (record for record in caplog.records if record.name == "notifications.publisher")
     assert record.levelno == logging.WARNING
@@ -557,7 +592,7 @@ class TestOnCommit:
     def test_it_is_published_after_the_commit(self, ear):
         """Nobody hears of what is not yet there to read."""
         with transaction.atomic():
-            publish("user:7", {}, on_commit=True)
+            assert publish("user:7", {}, on_commit=True) is None
             assert ear.heard_nothing()
 
         assert ear.hear() == ("user:7", "{}")
@@ -663,6 +698,6 @@ class TestOnCommit:
         """In an async view without a transaction nothing waits."""
         message = {"n": 1}
 
-        await apublish("user:7", message, on_commit=True)
+        assert await apublish("user:7", message, on_commit=True) is None
 
         assert ear.hear() == ("user:7", '{"n":1}')
