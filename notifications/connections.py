@@ -34,6 +34,8 @@ SOCKET_TIMEOUT: Final = 1.0
 """Seconds that one answer, or the wait for a free connection, may take."""
 MAX_CONNECTIONS: Final = 64
 """Connections of one pool. When all are in use a caller waits ``SOCKET_TIMEOUT`` and then fails."""
+MAX_ASYNC_CONNECTIONS: Final = 16
+"""Connections of one event loop: with an answer in 0.1 ms it has no use for more."""
 FAIL_FAST: Final = 3.0
 """Seconds that a Redis which did not answer in time is not asked again."""
 
@@ -115,8 +117,8 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
 
 
 async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-    """Run a script and return its reply; see ``run``. Takes ``SOCKET_TIMEOUT`` at most."""
-    async with asyncio.timeout(SOCKET_TIMEOUT):
+    """Run a script and return its reply; see ``run``."""
+    async with asyncio.timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
         pool: Any = (await async_client()).connection_pool
         connection = await pool.get_connection()
         try:
@@ -185,7 +187,7 @@ async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
         settings.REDIS_URL,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         redis_connect_func=_aconnected,
-        **_OPTIONS,
+        **{**_OPTIONS, "max_connections": MAX_ASYNC_CONNECTIONS},
     )
     async with redis.asyncio.Redis(connection_pool=pool) as opened:
         try:

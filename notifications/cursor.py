@@ -149,14 +149,14 @@ class Cursor:
             return False
         return last.n > self.n if last.epoch == self.epoch else True
 
-    def follow(self, page: Page, now: float, *, show_latest: bool) -> tuple[bool, list[Frame]]:
+    def follow(self, page: Page, now: float) -> tuple[bool, list[Frame]]:
         """
         Take what the history has after this position.
 
         Returns:
-            Whether something is missing for good, in which case the cursor has been set to where the stream
-            goes on, and the frames to send, each of which the caller confirms with ``move``. If the cursor has
-            moved and is not at the end of the page, there is more to read.
+            Whether something is missing for good, in which case the cursor has been set to before the first
+            message that can still be had, and the frames to send, each of which the caller confirms with
+            ``move``. Unless the cursor has not moved, or is at the end of the page, there is more to read.
 
         """
         if page.last is None or page.last == self.position:
@@ -169,15 +169,20 @@ class Cursor:
             self.epoch, self.n = page.last.epoch, 0
             if clock_was_set_back:
                 return False, []  # the page is what follows a later epoch: nothing; it has to be read again
-        else:
-            return self._jump(page.last, now, show_latest)
-        frames, n = [], self.n
+        frames: list[Frame] = []
+        n = self.n
         for frame in page.frames:
             n += 1
             if frame.position != (self.epoch, n):
-                return self._jump(page.last, now, show_latest)
+                break
             frames.append(frame)
-        return False, frames
+        if frames:
+            return False, frames
+        following = next(
+            (frame.position for frame in page.frames if frame.position.epoch == page.last.epoch), page.last
+        )
+        self.move(Position(following.epoch, following.n - 1), now)
+        return True, []
 
     def _began_anew(self, page: Page, now: float) -> bool:
         """Whether the old epoch ended by age, with this socket level, and all of the new one is there."""
@@ -185,7 +190,3 @@ class Cursor:
             return False
         never_had_any = self.n == 0 and page.last.epoch >= self.epoch
         return never_had_any or now - self.heard >= self.ttl - EXPIRY_TOLERANCE
-
-    def _jump(self, last: Position, now: float, show_latest: bool) -> tuple[bool, list[Frame]]:
-        self.move(Position(last.epoch, last.n - 1) if show_latest else last, now)
-        return True, []

@@ -291,7 +291,6 @@ class Delivery:
 
     async def _catch_up(self, cursor: Cursor) -> None:
         loop, name = asyncio.get_running_loop(), str(cursor.topic)
-        show_latest = cursor.topic.kind in LATEST_AFTER_GAP
         complete = False
         while not complete or cursor.missed:
             while self.paused:
@@ -300,7 +299,7 @@ class Delivery:
             cursor.forget_missed()
             before = cursor.position
             page = await reconciler().read(cursor.topic, cursor.position)
-            incomplete, frames = cursor.follow(page, loop.time(), show_latest=show_latest)
+            incomplete, frames = cursor.follow(page, loop.time())
             if incomplete:
                 count("recovered", "false")
                 await self.say(Subscribed(topic=name, recovered=False, id=str(cursor.position)))

@@ -84,6 +84,8 @@ class Tab:
     def __init__(self, connection: ClientConnection, *, answers_pings: bool = True) -> None:
         self.connection = connection
         self.pings: list[dict[str, Any]] = []
+        self.told: list[str] = []
+        """Topics of which the server has said, unasked, that messages may be missing."""
         self._answers_pings = answers_pings
 
     async def send(self, frame: dict[str, Any] | str | bytes) -> None:
@@ -118,8 +120,12 @@ class Tab:
         return frame
 
     async def expect_message(self, payload: bytes | str) -> None:
-        """Wait for the next frame, which must be this published message, to the byte."""
-        got = message_of(await self.next_text())
+        """Wait for the next frame, which must be this published message, to the byte; ``told`` may grow before it."""
+        while (text := await self.next_text()).startswith('{"action":"subscribed"'):
+            frame = json.loads(text)
+            assert frame["recovered"] is False, f"wanted {payload!r}, got {frame}"
+            self.told.append(frame["topic"])
+        got = message_of(text)
         assert got.encode() == _bytes(payload), f"wanted {payload!r}, got {got!r}"
 
     async def expect_nothing_but(self, redis: RawRedis, user: User) -> None:

@@ -307,7 +307,7 @@ def test_check_says_0_while_a_listener_is_connected(new_site):
     listener = new_site.start_listener()
     during = new_site.run("run_listener", "--check")
     assert during.returncode == 0, during.stderr
-    assert f"pid {listener.pid}: listening" in during.stdout
+    assert f"pid {listener.pid}: holder" in during.stdout
 
     listener.terminate()
     assert new_site.run("run_listener", "--check").returncode == 1
@@ -318,7 +318,7 @@ def test_check_says_1_when_the_listener_was_killed(new_site):
     """A listener ended by ``kill -9`` signs off nowhere; five seconds later nobody takes it for alive."""
     listener = new_site.start_listener()
     client = new_site.client()
-    wait_for(lambda: b'"listening"' in b"".join(client.hvals("notifications:listeners")))
+    wait_for(lambda: b'"holder"' in b"".join(client.hvals("notifications:listeners")))
     listener.kill()
     killed = time.monotonic()
 
@@ -354,7 +354,7 @@ def test_check_says_1_while_the_listener_is_deaf(new_site):
 
     deaf = new_site.run("run_listener", "--check")
     assert deaf.returncode == 1
-    assert f"pid {listener.pid}: not connected" in deaf.stdout
+    assert f"pid {listener.pid}: deaf" in deaf.stdout
 
     client.acl_setuser("default", commands=["+psubscribe"], enabled=True, nopass=True)
     listener.wait_for_line("listening on", 20, after=said)
