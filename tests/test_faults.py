@@ -556,7 +556,7 @@ async def test_long_a_browser_that_never_reads(flood_site, kind, habit):
             _, p99_before = await flood.publish(absent, FLOOD // 4)
             async with never_reading(server, slow) as deaf:
                 sending = asyncio.create_task(habit(deaf))
-                grown, p99 = await flood.publish(slow, FLOOD, seconds=20)
+                grown, p99 = await flood.publish(slow, FLOOD, seconds=15)
                 sending.cancel()
     NOTES.append(
         f"{kind}, a browser that never reads ({habit.__name__}): +{grown / 2**20:.1f} MiB while 200 MB were published "
