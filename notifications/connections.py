@@ -34,6 +34,8 @@ SOCKET_TIMEOUT: Final = 1.0
 """Seconds that one answer, or the wait for a free connection, may take."""
 MAX_CONNECTIONS: Final = 64
 """Connections of one pool. When all are in use a caller waits ``SOCKET_TIMEOUT`` and then fails."""
+MAX_ASYNC_CONNECTIONS: Final = 16
+"""Connections of one event loop: with an answer in 0.1 ms it has no use for more."""
 FAIL_FAST: Final = 3.0
 """Seconds that a Redis which did not answer in time is not asked again."""
 
@@ -46,6 +48,15 @@ _OPTIONS: Final[dict[str, Any]] = {
     "max_connections": MAX_CONNECTIONS,
     "timeout": SOCKET_TIMEOUT,
     "protocol": 2,
+}
+
+
+_ASYNC_OPTIONS: Final[dict[str, Any]] = {
+    **_OPTIONS,
+    "max_connections": MAX_ASYNC_CONNECTIONS,
+    # Callers bring their own time-out. redis-py's is a wait_for, which on Python 3.11 swallows a cancellation
+    # that comes at the wrong moment: seen as a listener that did not end.
+    "socket_timeout": None,
 }
 
 
@@ -185,7 +196,7 @@ async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
         settings.REDIS_URL,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         redis_connect_func=_aconnected,
-        **_OPTIONS,
+        **_ASYNC_OPTIONS,
     )
     async with redis.asyncio.Redis(connection_pool=pool) as opened:
         try:
@@ -201,7 +212,7 @@ _per_loop_lock = threading.Lock()
 
 async def async_client() -> redis.asyncio.Redis:
     """
-    Return the client of the running event loop.
+    Return the client of the running event loop. It waits for as long as it is let: use ``asyncio.timeout``.
 
     ``asyncio.run`` and ``async_to_sync`` finalise a loop's asynchronous generators before they close it:
     one that holds the client closes its connections in time, also on the short-lived loops that

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
-from urllib.parse import parse_qs
 
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -29,6 +28,7 @@ from .cursor import Cursor
 from .delivery import Delivery
 from .exceptions import TopicError
 from .frames import CloseCode, FrameError
+from .heartbeat import Heartbeat
 from .history import Position
 from .limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_SUBSCRIPTIONS, MAX_WAITING_FRAMES, TokenBucket
 from .metrics import count
@@ -59,10 +59,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._closing = False
         self._waiting: deque[frames.Auth | frames.Action | FrameError] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self._beat_task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._silent_beats = 0
-        self._paused_beats = 0
+        self._auth_timer: asyncio.TimerHandle | None = None
+        self._heartbeat = Heartbeat(self._ping, partial(self._close, CloseCode.TOO_SLOW), lambda: self._delivery.paused)
         self._delivery: Delivery
 
     async def __call__(
@@ -105,7 +103,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     async def websocket_receive(self, message: dict[str, Any]) -> None:
         if self._closing:
             return
-        self._silent_beats = 0
+        self._heartbeat.heard()
         frame: frames.Auth | frames.Action | FrameError
         try:
             frame = frames.decode(message.get("text"))
@@ -114,13 +112,14 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self._nobody_yet() and not isinstance(frame, frames.Auth):
             await self._refuse(CloseCode.AUTH_REQUIRED, 'the first frame is {"type":"auth","token":…}')
         elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
-            self._paused_beats = 0
+            self._heartbeat.confirmed()
         elif not self._bucket.take():
             await self._hasty_frame()
         elif len(self._waiting) >= MAX_WAITING_FRAMES:
             await self._close(CloseCode.TOO_SLOW)
         else:
-            self._refused = 0
+            if self._bucket.rested:
+                self._refused = 0
             self._waiting.append(frame)
             if self._worker is None:
                 self._start()
@@ -182,7 +181,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
     def _bound_auth(self) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(settings.AUTH_TIMEOUT, self._auth_is_late)
+        self._auth_timer = loop.call_later(settings.AUTH_TIMEOUT, self._auth_is_late)
 
     def _auth_is_late(self) -> None:
         if self._nobody_yet():
@@ -210,27 +209,24 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._own = Topic.for_user(user)
         try:
             await self._delivery.open()
-            recovered, position = await self._delivery.join(self._own, _position(since))
+            recovered, position = await self._delivery.join(self._own, Position.since(since))
         except Exception as error:  # noqa: BLE001  a layer may raise anything
             await self._no_way_in(error)
             return
         self.user = user
-        if self._timer is not None:
-            self._timer.cancel()
-        self._beat_later()
-        await self._say(frames.AuthSuccess(user_id=str(user.pk), id=_text(position), recovered=recovered))
+        if self._auth_timer is not None:
+            self._auth_timer.cancel()
+        self._heartbeat.begin()
+        await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
         self._delivery.begin()
         self._delivery.release(self._own)
 
     def _since_in_url(self) -> str | None:
-        query: bytes = self.scope.get("query_string", b"")
-        [since] = parse_qs(query.decode("latin1")).get("since", [""])[:1]
-        if not since:
+        try:
+            return frames.since_in_url(self.scope.get("query_string", b""))
+        except FrameError as error:
+            self._waiting.append(error)
             return None
-        if frames.SINCE.fullmatch(since):
-            return since
-        self._waiting.append(FrameError("invalid_message", frames.SINCE_IS))
-        return None
 
     # Subscriptions.
 
@@ -246,11 +242,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._error("forbidden", "no such topic, or it is not yours to read", name)
             return
         try:
-            recovered, position = await self._delivery.join(topic, _position(since))
+            recovered, position = await self._delivery.join(topic, Position.since(since))
         except Exception as error:  # noqa: BLE001  a layer may raise anything
             await self._no_way_in(error)
             return
-        await self._say(frames.Subscribed(topic=name, recovered=recovered, id=_text(position)))
+        await self._say(frames.Subscribed(topic=name, recovered=recovered, id=position and str(position)))
         self._delivery.release(topic)
 
     async def _unsubscribe(self, topic: Topic) -> None:
@@ -268,29 +264,10 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self._worker is None:
             self._start(partial(self._close, CloseCode.TRY_AGAIN))
 
-    # Heartbeat.
-
-    def _beat_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(settings.HEARTBEAT_INTERVAL, self._beat)
-
-    def _beat(self) -> None:
-        """Ping. Two beats in a row without a frame, unconfirmed, or unable to send: the browser is dead or too slow."""
-        self._beat_later()
-        self._paused_beats = self._paused_beats + 1 if self._delivery.paused else 0
-        if max(self._silent_beats, self._paused_beats) >= 2 or self._beat_task is not None:
-            if self._beat_task is not None:
-                self._beat_task.cancel()
-            self._beat_task = asyncio.create_task(self._close(CloseCode.TOO_SLOW))
-            return
-        self._silent_beats += 1
-        self._beat_task = asyncio.create_task(self._send_beat())
-
-    async def _send_beat(self) -> None:
-        await self._say(frames.ServerPing(n=self._delivery.credit.ping()))
-        self._beat_task = None
-
     # Answers.
+
+    async def _ping(self) -> None:
+        await self._say(frames.ServerPing(n=self._delivery.credit.ping()))
 
     async def _say(self, frame: frames.ServerFrame) -> None:
         if self._closing:
@@ -353,22 +330,13 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
     async def _end(self) -> None:
         self._closing = True
-        if self._timer is not None:
-            self._timer.cancel()
-        tasks = [task for task in (self._worker, self._beat_task) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._auth_timer is not None:
+            self._auth_timer.cancel()
+        await self._heartbeat.end()
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait([self._worker])
         await self._delivery.end()
-
-
-def _position(since: str | None) -> Position | str | None:
-    return since if since is None or since == "last" else Position.parse(since)
-
-
-def _text(position: Position | None) -> str | None:
-    return None if position is None else str(position)
 
 
 def _here(cursor: Cursor) -> str | None:

@@ -202,34 +202,38 @@ class Cursor:
         level = self._level
         return level is not None and level.run == found.run and found.now - level.at < self.ttl * 1000
 
-    def follow(self, page: Page, now: float, *, show_latest: bool) -> tuple[bool, list[Frame]]:
+    def follow(self, page: Page, now: float) -> tuple[bool, list[Frame]]:
         """
         Take what the history has after this position.
 
         Returns:
-            Whether something is missing for good, in which case the cursor has been set to where the stream
-            goes on, and the frames to send, each of which the caller confirms with ``move``. If the cursor has
-            moved and is not at the end of the page, there is more to read.
+            Whether something is missing for good, in which case the cursor has been set to before the first
+            message that can still be had, and the frames to send, each of which the caller confirms with
+            ``move``. Unless the cursor has not moved, or is at the end of the page, there is more to read.
 
         """
         last = page.last
         if last is None or (last.epoch == self.epoch and last.n <= self.n):
             return self._find_lost(last, now), []
-        if last.epoch != self.epoch:
-            if not self._began_anew(page, now):
-                return self._jump(last, now, show_latest)
+        if last.epoch != self.epoch and self._began_anew(page, now):
             clock_was_set_back = self.epoch > last.epoch
             self.epoch, self.n = last.epoch, 0
             self._level = None
             if clock_was_set_back:
                 return False, []  # the page is what follows a later epoch: nothing; it has to be read again
-        frames, n = [], self.n
+        frames: list[Frame] = []
+        n = self.n
         for frame in page.frames:
             n += 1
             if frame.position != (self.epoch, n):
-                return self._jump(last, now, show_latest)
+                break
             frames.append(frame)
-        return False, frames
+        if frames:
+            return False, frames
+        following = next((frame.position for frame in page.frames if frame.position.epoch == last.epoch), last)
+        self.move(Position(following.epoch, following.n - 1), now)
+        self._level = None
+        return True, []
 
     def _began_anew(self, page: Page, now: float) -> bool:
         """Whether the old epoch ended by age, with this socket level, and all of the new one is there."""
@@ -245,8 +249,3 @@ class Cursor:
         self.move(known, now)
         self._level = None
         return True
-
-    def _jump(self, last: Position, now: float, show_latest: bool) -> tuple[bool, list[Frame]]:
-        self.move(Position(last.epoch, last.n - 1) if show_latest else last, now)
-        self._level = None
-        return True, []

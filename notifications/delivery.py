@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 
 LAYER_TIMEOUT: Final = 5.0
 """Seconds that joining or leaving a group may take."""
+INTERVAL_WITH_GAPS_TOLD: Final = 5.0
+"""Seconds between two comparisons with the history on a layer that tells of its gaps; what it cannot know is what
+Redis lost or a listener did not forward. On other layers the comparison keeps to ``HEARTBEAT_INTERVAL``."""
 LATEST_AFTER_GAP: Final = frozenset({"upload"})
 """Kinds whose latest message is the whole truth: it is shown when the way there is lost."""
 
@@ -59,6 +62,7 @@ class Delivery:
         self.cursors: dict[str, Cursor] = {}
         self.credit = Credit()
         self._layer = layer
+        self._tells_gaps = hasattr(layer, "on_resync")
         self._send = send
         self._failed = failed
         self._channel: str | None = None
@@ -76,6 +80,8 @@ class Delivery:
         """Get a channel of our own on the layer; raises whatever the layer raises."""
         async with asyncio.timeout(LAYER_TIMEOUT):
             self._channel = await self._layer.new_channel()
+        if self._tells_gaps:
+            self._layer.on_resync(self._channel, self._resync)
         reconciler().watch(self._tick)
 
     def begin(self) -> None:
@@ -109,7 +115,8 @@ class Delivery:
         except BaseException:
             del self.cursors[str(topic)]
             raise
-        reconciler().add(cursor, self.catch_up)
+        interval = INTERVAL_WITH_GAPS_TOLD if self._tells_gaps else settings.HEARTBEAT_INTERVAL
+        reconciler().add(cursor, self.catch_up, interval)
         return begin.recovered, begin.position
 
     async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
@@ -221,6 +228,11 @@ class Delivery:
             self._resume()
         return answered
 
+    def _resync(self) -> None:
+        """The layer may have lost something: compare positions now."""
+        for cursor in self.cursors.values():
+            reconciler().hurry(cursor.topic)
+
     def _resume(self) -> None:
         if self.paused:
             return
@@ -277,7 +289,6 @@ class Delivery:
 
     async def _catch_up(self, cursor: Cursor) -> None:
         loop, name = asyncio.get_running_loop(), str(cursor.topic)
-        show_latest = cursor.topic.kind in LATEST_AFTER_GAP
         complete = False
         while not complete or cursor.missed:
             while self.paused:
@@ -286,7 +297,7 @@ class Delivery:
             cursor.forget_missed()
             before = cursor.position
             page = await reconciler().read(cursor.topic, cursor.position)
-            incomplete, frames = cursor.follow(page, loop.time(), show_latest=show_latest)
+            incomplete, frames = cursor.follow(page, loop.time())
             if incomplete:
                 count("recovered", "false")
                 await self.say(Subscribed(topic=name, recovered=False, id=str(cursor.position)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from enum import IntEnum
 from typing import Any, Final
+from urllib.parse import parse_qs
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -57,6 +58,20 @@ class Since(Struct, kw_only=True):
     def __post_init__(self) -> None:
         if self.since is not None and not SINCE.fullmatch(self.since):
             raise ValueError(SINCE_IS)
+
+
+def since_in_url(query_string: bytes) -> str | None:
+    """
+    Read ``?since=`` of a session socket's URL.
+
+    Raises:
+        FrameError: If it is malformed.
+
+    """
+    [since] = parse_qs(query_string.decode("latin1")).get("since", [""])[:1]
+    if since and not SINCE.fullmatch(since):
+        raise FrameError("invalid_message", SINCE_IS)
+    return since or None
 
 
 class Auth(Since, tag="auth", tag_field="type"):

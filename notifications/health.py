@@ -11,12 +11,13 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 
-from .connections import CONNECT_TIMEOUT, FAILURES, async_client
+from .connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from .topics import internal_name
 
 logger = logging.getLogger(__name__)
@@ -68,9 +69,9 @@ def this_process() -> tuple[str, int]:
 class Status:
     """The state of this process's listener, and the task that keeps its report fresh."""
 
-    def __init__(self) -> None:
+    def __init__(self, forwarded: Callable[[], int]) -> None:
         self.state = "connecting"
-        self.forwarded = 0
+        self._forwarded = forwarded
         self._changed = asyncio.Event()
 
     @property
@@ -89,9 +90,10 @@ class Status:
         try:
             while True:
                 self._changed.clear()
-                report.state, report.forwarded = self.state, self.forwarded
+                report.state, report.forwarded = self.state, self._forwarded()
                 try:
-                    await write(client, report)
+                    async with asyncio.timeout(SOCKET_TIMEOUT):
+                        await write(client, report)
                 except FAILURES as error:
                     logger.debug("could not report: %s", error)
                 with suppress(TimeoutError):

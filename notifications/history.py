@@ -45,6 +45,11 @@ class Position(NamedTuple):
         epoch, _, n = text.partition("-")
         return cls(int(epoch), int(n))
 
+    @classmethod
+    def since(cls, text: str | None) -> Self | str | None:
+        """Read a frame's ``since``: ``"last"`` and None stay what they are."""
+        return text if text is None or text == "last" else cls.parse(text)
+
     def __str__(self) -> str:
         return f"{self.epoch}-{self.n}"
 

@@ -18,6 +18,8 @@ RENEW_INTERVAL: Final = 1.0
 """Seconds between renewals; two may fail."""
 POLL_INTERVAL: Final = 0.5
 """Seconds between the attempts of a stand-by."""
+CANDIDATE_TTL: Final = 2.0
+"""Seconds after its last attempt for which a stand-by keeps others from a free lease; four attempts."""
 
 _LEASE: Final = Script("lease")
 
@@ -33,6 +35,8 @@ class Lease:
     def __init__(self) -> None:
         self.token = ""
         self._until = 0.0
+        self._me = secrets.token_hex(8)
+        self._fresh = True
 
     @property
     def key(self) -> str:
@@ -42,6 +46,10 @@ class Lease:
     def held(self) -> bool:
         """Whether, for all we know, the lease is ours."""
         return asyncio.get_running_loop().time() < self._until
+
+    def subscribed(self) -> None:
+        """Note that we listen from now on: a free lease goes to who has listened longest."""
+        self._fresh = True
 
     async def take(self) -> bool:
         """
@@ -59,7 +67,7 @@ class Lease:
         if not self.held:
             self.token = secrets.token_hex(8)
         try:
-            taken = await connections.arun(_LEASE, [self.key], [self.token, int(TTL * 1000)])
+            taken = await self._ask(int(TTL * 1000))
         except redis.ResponseError:
             # Redis refuses to write. Then nobody else can take the lease either, and the holder goes on.
             if not self.held:
@@ -75,4 +83,14 @@ class Lease:
     async def release(self) -> None:
         """Give it back at once, so that a stand-by need not wait for its end; raises as ``take``."""
         self._until = 0.0
-        await connections.arun(_LEASE, [self.key], [self.token, 0])
+        await self._ask(0)
+
+    async def _ask(self, ttl_ms: int) -> int:
+        keys = [self.key, internal_name("candidates")]
+        fresh, self._fresh = self._fresh, False
+        arguments = [self.token, ttl_ms, self._me, int(fresh), int(CANDIDATE_TTL * 1000)]
+        try:
+            return int(await connections.arun(_LEASE, keys, arguments))
+        except BaseException:
+            self._fresh = self._fresh or fresh
+            raise

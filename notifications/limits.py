@@ -28,6 +28,11 @@ class TokenBucket:
         self._tokens = float(BURST)
         self._at = time.monotonic()
 
+    @property
+    def rested(self) -> bool:
+        """Whether the haste is over: half of the burst has come back."""
+        return self._tokens >= BURST / 2
+
     def take(self) -> bool:
         """Say whether one more is allowed now, and count it if so."""
         now = time.monotonic()

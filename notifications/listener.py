@@ -12,42 +12,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
 from typing import Any, Final
+
+import redis.asyncio
 
 from . import connections, health, history
 from .backlog import Backlog, Entry
 from .conf import settings
 from .connections import FAILURES
 from .exceptions import MessageError, TopicError
+from .forwarder import Forwarder
 from .history import STAMPED, Stamped
 from .lease import POLL_INTERVAL, RENEW_INTERVAL, Lease
 from .logs import LogBudget
 from .messages import check_raw
 from .metrics import count
 from .recent import Recent
-from .subscription import Subscription, backoff
 from .topics import Topic, internal_name, patterns
+from .wire import POOL_OPTIONS, Subscription, backoff, confirmed
 
 logger = logging.getLogger(__name__)
 
-LAYER_MESSAGE: Final = "notifications.message"
-"""The ``type`` of what we send to groups. Channels makes a method name of it, so it is never the payload's."""
 BATCH_MESSAGES: Final = 200
 BATCH_BYTES: Final = 256 * 1024
 """What one script call stamps at most: it holds Redis up for about 1.5 ms."""
-MAX_OUTGOING_BYTES: Final = 64 * 1024 * 1024
-"""Bytes that may wait for the channel layer. What is dropped beyond that, sockets read from the history."""
-GROUP_SEND_TIMEOUT: Final = 5.0
-"""Seconds that the channel layer may take for one message."""
 MARKER_TIMEOUT: Final = 2.0
 """Seconds in which our own word must come back on the internal channel; otherwise we are deaf."""
+CANCEL_INTERVAL: Final = 0.2
+"""Seconds between two attempts to end a task."""
 DRAIN_TIMEOUT: Final = 3.5
 """Seconds to finish what has been read when we are told to stop; below the 5 promised to the supervisor."""
-OWN_FRAME: Final = b'{"_meta":'
+OWN_FRAME: Final = b'{"_meta":{"topic":"'
 """How what ``publish_*`` says on the topic's own channel begins: it arrives stamped as well."""
 
 
@@ -55,7 +52,8 @@ class Listener:
     """Bridges until it is stopped. Any number may run."""
 
     def __init__(self, layer: Any) -> None:
-        self._layer = layer
+        self._log = LogBudget(logger)
+        self._forwarder = Forwarder(layer, self._log)
         self._stamped_channel = internal_name(STAMPED).encode()
         self._backlog = Backlog()
         self._recent = Recent()
@@ -65,17 +63,12 @@ class Listener:
         self._batch = 0
         self._stamping = False
         self._work = asyncio.Event()
-        self._outgoing: deque[Stamped] = deque()
-        self._outgoing_bytes = 0
-        self._forward_wake = asyncio.Event()
         self._missed_wake = asyncio.Event()
         self._subscription: Subscription | None = None
         self._connected = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._log = LogBudget(logger)
-        self._group = lru_cache(maxsize=10_000)(lambda topic: Topic.parse(topic).group)
         self._max_size = settings.MAX_MESSAGE_SIZE
-        self.status = health.Status()
+        self.status = health.Status(lambda: self._forwarder.forwarded)
 
     def stop(self) -> None:
         """Stop reading, finish what has been read, give the lease back, and let ``run`` return."""
@@ -90,28 +83,35 @@ class Listener:
                     self._keep_subscribed,
                     self._lead,
                     self._stamp,
-                    self._forward,
+                    self._forwarder.run,
                     self._forward_missed,
                     self.status.keep_reported,
                 )
             ]
             await self._stopping.wait()
             await self._finish()
-            for task in running:
-                task.cancel()
-        logger.info("stopped; forwarded %d messages", self.status.forwarded)
+            while running:
+                # More than once: on Python 3.11 a wait_for under redis-py can swallow a cancellation.
+                for task in running:
+                    task.cancel()
+                running = list((await asyncio.wait(running, timeout=CANCEL_INTERVAL))[1])
+        logger.info("stopped; forwarded %d messages", self._forwarder.forwarded)
 
     async def _finish(self) -> None:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 if self._subscription is not None:
-                    await self._subscription.punsubscribe(patterns())
-                await self._while(lambda: bool(self._backlog or self._outgoing))
+                    await confirmed(self._subscription.subscribe(*patterns(), command="PUNSUBSCRIBE"))
+                await self._while(lambda: self._leading and bool(self._backlog))
+                if self._leading and not self._backlog:
+                    # A stand-by stamps at once what comes now; what is still to be forwarded was stamped before.
+                    await self._give_lease_back()
+                await self._while(lambda: bool(self._forwarder))
         except FAILURES as error:
-            logger.warning("not everything was finished: %s", error or type(error).__name__)
+            logger.warning("not everything was finished: %s", str(error) or type(error).__name__)
+        if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else 0):
+            self._log.lost("not forwarded in time before the end", unfinished)
         if self._leading:
-            if unfinished := len(self._backlog) + len(self._outgoing):
-                self._lost("not forwarded in time before the end", unfinished)
             await self._give_lease_back()
 
     # Reading.
@@ -119,17 +119,23 @@ class Listener:
     async def _keep_subscribed(self) -> None:
         delays = backoff()
         while True:
+            subscription = Subscription(self._received)
             try:
-                self._subscription = await Subscription.open(settings.REDIS_URL, self._received)
+                await subscription.connect(redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS))
                 try:
-                    await self._subscription.subscribe(channels=[self._stamped_channel.decode()], patterns=patterns())
+                    await confirmed(
+                        subscription.subscribe(self._stamped_channel)
+                        + subscription.subscribe(*patterns(), command="PSUBSCRIBE")
+                    )
+                    self._subscription = subscription
                     logger.info("listening on %s", " ".join(patterns()))
                     delays = backoff()
+                    self._lease.subscribed()
                     self.status.now("stand-by")
                     self._connected.set()
-                    reason = await self._subscription.wait_closed()
+                    reason = await subscription.wait_closed()
                 finally:
-                    self._subscription.close()
+                    subscription.close()
                     self._subscription = None
             except FAILURES as error:
                 reason = str(error) or type(error).__name__
@@ -149,15 +155,15 @@ class Listener:
         if self._leading:
             with suppress(TimeoutError):
                 async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-                    await self._while(lambda: bool(self._backlog.waiting or self._stamping))
+                    await self._while(lambda: self._leading and bool(self._backlog.waiting or self._stamping))
             if self._leading and self._backlog.waiting:
-                self._lost("read, but Redis was gone before it was stamped", self._backlog.waiting)
+                self._log.lost("read, but Redis was gone before it was stamped", self._backlog.waiting)
             await self._give_lease_back()
         self._backlog.clear()
         self._recent.gap(asyncio.get_running_loop().time())
 
     async def _while(self, busy: Callable[[], bool]) -> None:
-        while self._leading and busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
+        while busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
             await asyncio.sleep(0.01)
 
     def _received(self, channel: bytes, data: bytes) -> None:
@@ -176,11 +182,11 @@ class Listener:
             return
         now = asyncio.get_running_loop().time()
         if expired := self._backlog.expire(now):
-            self._lost("nobody stamped it in time", expired)
+            self._log.lost("nobody stamped it in time", expired)
         if self._backlog.add(topic, history.tail(text.encode()), now):
             self._work.set()
         else:
-            self._lost("the backlog is full")
+            self._log.lost("the backlog is full")
 
     def _received_stamped(self, data: bytes) -> None:
         if self._marker is not None and data == self._marker[0]:
@@ -194,7 +200,7 @@ class Listener:
             self._backlog.strike(stamped.topic, history.tail_of(stamped))
         self._recent.add(stamped, asyncio.get_running_loop().time())
         if self._leading:
-            self._send_on(stamped)
+            self._forwarder.add(stamped)
 
     # Leading.
 
@@ -202,7 +208,7 @@ class Listener:
         while True:
             if self._leading and not self._lease.held:
                 self._step_down("the lease ran out")
-            if self.status.connected and not self._stopping.is_set():
+            if self.status.connected and (self._leading or not self._stopping.is_set()):
                 try:
                     mine = await self._lease.take()
                 except FAILURES as error:
@@ -232,7 +238,7 @@ class Listener:
                 await client.publish(self._stamped_channel, marker)
                 await self._marker[1]
         except FAILURES as error:
-            logger.warning("could not take over: %s", error or type(error).__name__)
+            logger.warning("could not take over: %s", str(error) or type(error).__name__)
             await self._give_lease_back()
             return
         finally:
@@ -244,10 +250,11 @@ class Listener:
             self._marker[1].set_result(None)
         self._leading = True
         self._batch = 0
+        self._backlog.expire(asyncio.get_running_loop().time())
         self._backlog.resubmit()
         self._work.set()
         for stamped in self._recent.frames():
-            self._send_on(stamped)  # perhaps our predecessor did not; sockets drop what they have had
+            self._forwarder.add(stamped)  # perhaps our predecessor did not; sockets drop what they have had
         self._missed_wake.set()
         self.status.now("holder")
         logger.info("holding the lease: stamping and forwarding")
@@ -266,7 +273,7 @@ class Listener:
                         if where.last is not None and where.last != seen[str(topic)]:
                             page = await history.read(topic, seen[str(topic)])
                             for position, text in page.frames:
-                                self._send_on(Stamped("p", str(topic), position, text.encode()))
+                                self._forwarder.add(Stamped("p", str(topic), position, text.encode()))
             except FAILURES as error:
                 logger.warning("could not look for what was missed: %s", error)  # sockets find it later
 
@@ -304,9 +311,9 @@ class Listener:
             except FAILURES as error:
                 # Whether it was done is not known: the number tells Redis that it is the same batch.
                 if not self._lease.held:
-                    self._step_down(f"Redis does not answer: {error or type(error).__name__}")
+                    self._step_down(f"Redis does not answer: {str(error) or type(error).__name__}")
                     return
-                self._log.warning("stamping failed (%s); trying again", error or type(error).__name__)
+                self._log.warning("stamping failed (%s); trying again", str(error) or type(error).__name__)
                 await asyncio.sleep(next(delays))
                 continue
             if stamped == history.NOT_HOLDER:
@@ -315,37 +322,3 @@ class Listener:
                 count("unstamped", amount=len(batch) - stamped)
                 self._log.warning("Redis keeps no history (%s); messages go out without ids", refusal)
             return
-
-    # Forwarding.
-
-    def _send_on(self, stamped: Stamped) -> None:
-        if self._outgoing_bytes > MAX_OUTGOING_BYTES:
-            self._lost("the channel layer is too slow")
-            return
-        self._outgoing.append(stamped)
-        self._outgoing_bytes += len(stamped.frame)
-        self._forward_wake.set()
-
-    async def _forward(self) -> None:
-        while True:
-            await self._forward_wake.wait()
-            self._forward_wake.clear()
-            while self._outgoing:
-                await self._forward_one(self._outgoing[0])
-                self._outgoing_bytes -= len(self._outgoing.popleft().frame)
-
-    async def _forward_one(self, stamped: Stamped) -> None:
-        try:
-            message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
-            if stamped.position is not None:
-                message["epoch"], message["n"] = stamped.position
-            async with asyncio.timeout(GROUP_SEND_TIMEOUT):
-                await self._layer.group_send(self._group(stamped.topic), message)
-        except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
-            self._lost(f"the channel layer failed: {type(error).__name__}")
-        else:
-            self.status.forwarded += 1
-
-    def _lost(self, reason: str, amount: int = 1) -> None:
-        count("dropped", reason, amount)
-        self._log.warning("lost %d message(s): %s", amount, reason)

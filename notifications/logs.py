@@ -6,6 +6,8 @@ import logging
 import time
 from typing import Final
 
+from .metrics import count
+
 LINES: Final = 100
 """Lines in ``PERIOD`` seconds."""
 PERIOD: Final = 10.0
@@ -18,6 +20,11 @@ class LogBudget:
         self._logger = logger
         self._period_ends = 0.0
         self._lines = 0
+
+    def lost(self, reason: str, amount: int = 1) -> None:
+        """Count messages that will not arrive this way, and warn."""
+        count("dropped", reason, amount)
+        self.warning("lost %d message(s): %s", amount, reason)
 
     def warning(self, text: str, *arguments: object) -> None:
         now = time.monotonic()

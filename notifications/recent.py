@@ -6,13 +6,13 @@ For two occasions: the holder died before it forwarded what it had stamped, and 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from typing import Final
 
 from .history import Position, Stamped
 
-MAX_AGE: Final = 6.0
-"""Seconds; a lease ends after 3, a stand-by asks every half."""
+MAX_AGE: Final = 10.0
+"""Seconds; a lease ends after 3, a stand-by asks every half, and the holder may have been slow before."""
 MAX_BYTES: Final = 32 * 1024 * 1024
 """Bytes of frames; of what goes beyond that, sockets find out themselves."""
 GAP_AGE: Final = 60.0
@@ -22,30 +22,36 @@ MAX_TOPICS: Final = 10_000
 
 
 class Recent:
-    """The last frames and the last ids."""
+    """
+    The last frame and the last id of each topic.
+
+    The last frame is enough: a socket that misses some before it reads them from the history. Forwarding all of the
+    last seconds again took longer than the takeover itself.
+    """
 
     def __init__(self) -> None:
         self._before_gap: dict[str, Position] = {}
         self._gap_at = 0.0
-        self._frames: deque[tuple[float, Stamped]] = deque()
+        self._frames: OrderedDict[str, tuple[float, Stamped]] = OrderedDict()
         self._bytes = 0
         self._last: OrderedDict[str, Position] = OrderedDict()
 
     def add(self, stamped: Stamped, now: float) -> None:
         if stamped.position is None:
             return  # without an id no socket could tell that it has had it
-        self._frames.append((now, stamped))
-        self._bytes += len(stamped.frame)
-        while self._frames and (self._bytes > MAX_BYTES or now - self._frames[0][0] > MAX_AGE):
-            self._bytes -= len(self._frames.popleft()[1].frame)
+        earlier = self._frames.pop(stamped.topic, None)
+        self._bytes += len(stamped.frame) - (len(earlier[1].frame) if earlier else 0)
+        self._frames[stamped.topic] = now, stamped
+        while self._bytes > MAX_BYTES or now - next(iter(self._frames.values()))[0] > MAX_AGE:
+            self._bytes -= len(self._frames.popitem(last=False)[1][1].frame)
         self._last[stamped.topic] = stamped.position
         self._last.move_to_end(stamped.topic)
         if len(self._last) > MAX_TOPICS:
             self._last.popitem(last=False)
 
     def frames(self) -> list[Stamped]:
-        """List the frames of the last ``MAX_AGE`` seconds, oldest first."""
-        return [stamped for _, stamped in self._frames]
+        """List the last frame of each topic that had one in the last ``MAX_AGE`` seconds, oldest first."""
+        return [stamped for _, stamped in self._frames.values()]
 
     def before_gap(self, now: float) -> dict[str, Position]:
         """List, once, the last ids seen before the subscription had its last gap, if that is not long ago."""

@@ -124,10 +124,17 @@ class Child:
 def guard(report: int, grace: float, remove: str, arguments: list[str]) -> int:
     """Run ``arguments`` until they end or stdin does; return the exit code."""
     os.set_inheritable(report, False)
+
+    def tell(answer: str) -> None:
+        # A parent that was interrupted while it waited for this no longer reads; the child must be ended all the same.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(report, f"{answer}\n".encode())
+        os.close(report)
+
     try:
         child = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, process_group=0)  # noqa: S603
     except OSError as error:
-        os.write(report, f"{arguments[0]}: {error.strerror}\n".encode())
+        tell(f"{arguments[0]}: {error.strerror}")
         return 127
 
     def signal_group(number: int) -> None:
@@ -147,8 +154,7 @@ def guard(report: int, grace: float, remove: str, arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: threading.Thread(target=stop, daemon=True).start())
     threading.Thread(target=watch_parent, daemon=True).start()
-    os.write(report, f"{child.pid}\n".encode())
-    os.close(report)
+    tell(str(child.pid))
     returncode = child.wait()
     signal_group(signal.SIGKILL)  # what the child started and left behind
     if remove:

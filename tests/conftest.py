@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import hypothesis
 import psutil
@@ -9,15 +10,26 @@ import pytest
 import redis
 
 from project.local_redis import LocalRedis, find_server
+from tests import fault_run
 from tests.processes import Site, WebServer, make_database
 from tests.waiting import wait_for
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes more than five seconds because it proves a time-out")
+    config.addinivalue_line("markers", "faults: breaks something under load and counts what was lost or repeated")
+    config.addinivalue_line("markers", "faults_long: the same with all faults and servers; make test-faults runs it")
     # No deadline: on a busy machine an example takes as long as it takes.
     hypothesis.settings.register_profile("notifications", deadline=None)
     hypothesis.settings.load_profile("notifications")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if fault_run.TABLE:
+        terminalreporter.section("faults")
+        for row in fault_run.table():
+            terminalreporter.line(row)
+        fault_run.write_table()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -90,22 +102,35 @@ def new_site(redis_program: None, migrated_database: str, tmp_path: object) -> I
 
 
 @pytest.fixture(scope="session")
-def site(redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def shared_site(
+    redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Site, dict[str, WebServer]]]:
+    """Return the run's site and its web servers by kind. They start at once: on two cores half the time."""
+    with Site(tmp_path_factory.mktemp("site"), migrated_database, settings=SITE_SETTINGS) as site:
+        with ThreadPoolExecutor() as threads:
+            listener = threads.submit(site.start_listener)
+            servers = {kind: threads.submit(site.start_server, kind) for kind in SERVERS}
+        listener.result()
+        yield site, {kind: server.result() for kind, server in servers.items()}
+
+
+@pytest.fixture(scope="session")
+def site(shared_site: tuple[Site, dict[str, WebServer]]) -> Site:
     """
-    Return the run's site: Redis and one listener; ``server`` adds the web servers.
+    Return the run's site: Redis, one listener, and the web servers of ``server``.
 
     Its tests share it, so they leave it as it is, and make users of their own.
     """
-    with Site(tmp_path_factory.mktemp("site"), migrated_database, settings=SITE_SETTINGS) as site:
-        site.start_listener()
-        yield site
+    return shared_site[0]
 
 
+SERVERS = ("daphne", "uvicorn")
 SITE_SETTINGS = {
     "CSRF_TRUSTED_ORIGINS": ["https://trusted.example", "https://*.wild.example"],
     "SECURE_PROXY_SSL_HEADER": ["HTTP_X_FORWARDED_PROTO", "https"],
     "NOTIFICATIONS": {
-        "AUTH_TIMEOUT": 1,
+        "AUTH_TIMEOUT": 0.5,
+        "HISTORY_SIZE": 5000,  # more than any test publishes at once: nothing is told, everything is filled
         "TOPICS": {
             "upload": {"AUTHORIZE": "tests.site.permissions.may_watch"},
             "order": {
@@ -120,17 +145,13 @@ SITE_SETTINGS = {
 }
 
 
-@pytest.fixture(scope="session")
-def daphne(site: Site) -> WebServer:
-    return site.start_server("daphne")
+@pytest.fixture(params=SERVERS)
+def server_kind(request: pytest.FixtureRequest) -> str:
+    """Return the name of each web server in turn, for ``new_site.start_server``."""
+    return request.param
 
 
-@pytest.fixture(scope="session")
-def uvicorn(site: Site) -> WebServer:
-    return site.start_server("uvicorn")
-
-
-@pytest.fixture(params=["daphne", "uvicorn"])
-def server(request: pytest.FixtureRequest, site: Site) -> WebServer:
+@pytest.fixture
+def server(server_kind: str, shared_site: tuple[Site, dict[str, WebServer]]) -> WebServer:
     """Return each of the run's web servers in turn; both stand on ``site``."""
-    return request.getfixturevalue(request.param)
+    return shared_site[1][server_kind]

@@ -152,10 +152,17 @@ class Process:
 
 
 class WebServer(Process):
-    """Daphne or uvicorn with the test site on a free port, which ``restart`` keeps."""
+    """Daphne or uvicorn with the test site."""
 
     kind: str
     port: int
+
+    def wait_until_serving(self) -> None:
+        """Wait until it says its port, and take note of it."""
+        ready = r"Listening on TCP address 127\.0\.0\.1:(\d+)|running on http://127\.0\.0\.1:(\d+)"
+        found = re.search(ready, self.wait_for_line(ready, START_SECONDS))
+        assert found is not None
+        self.port = int(found[1] or found[2])
 
     @property
     def address(self) -> str:
@@ -286,30 +293,48 @@ class Site:
             check=False,
         )
 
-    def start(self, *arguments: str | Path, name: str = "", process: type[Process] = Process) -> Any:
+    def start(
+        self,
+        *arguments: str | Path,
+        name: str = "",
+        process: type[Process] = Process,
+        env: Mapping[str, str] | None = None,
+    ) -> Any:
         """Start a process of this site; it is ended with the site at the latest."""
-        started = process(arguments, env=self.environment, name=name)
+        started = process(arguments, env=env or self.environment, name=name)
         self._stack.callback(started.close)
         return started
 
-    def start_listener(self, *arguments: str, ready: str | None = "listening on") -> Process:
+    def start_listener(
+        self, *arguments: str, ready: str | None = "listening on", env: Mapping[str, str] | None = None
+    ) -> Process:
         """Start ``run_listener`` and wait until it says ``ready``, if anything."""
-        listener = self.start(sys.executable, "-m", "django", "run_listener", *arguments, name="run_listener")
+        listener = self.start(sys.executable, "-m", "django", "run_listener", *arguments, name="run_listener", env=env)
         if ready:
             listener.wait_for_line(ready, START_SECONDS)
         return listener
 
     def start_server(self, kind: str, port: int = 0) -> WebServer:
         """Start ``"daphne"`` or ``"uvicorn"``, on a free port if none is given, and wait until it serves."""
+        server = self._launch_server(kind, port)
+        server.wait_until_serving()
+        return server
+
+    def _launch_server(self, kind: str, port: int) -> WebServer:
         options = {
             "daphne": ["daphne", "-v", "1", "-b", "127.0.0.1", "-p", str(port)],
             "uvicorn": ["uvicorn", "--no-access-log", "--port", str(port), "--lifespan", "off"],
         }[kind]
         server = self.start(sys.executable, "-m", *options, "tests.site.asgi:application", name=kind, process=WebServer)
-        ready = r"Listening on TCP address 127\.0\.0\.1:(\d+)|running on http://127\.0\.0\.1:(\d+)"
-        found = re.search(ready, server.wait_for_line(ready, START_SECONDS))
-        server.kind, server.port = kind, int(found[1] or found[2])
+        server.kind = kind
         return server
+
+    def start_all(self, kind: str) -> tuple[WebServer, Process]:
+        """Start a web server and a listener at once, which on two cores takes half the time."""
+        server, listener = self._launch_server(kind, 0), self.start_listener(ready=None)
+        server.wait_until_serving()
+        listener.wait_for_line("listening on", START_SECONDS)
+        return server, listener
 
     def add_user(self, *, is_active: bool = True) -> User:
         """Put a new user into the database file, without Django: this process's database is another."""

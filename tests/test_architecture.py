@@ -16,9 +16,9 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"},
     {"connections"},
-    {"subscription", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health", "layers"},
-    {"publisher", "listener", "tokens", "auth"},
-    {"delivery", "consumers"},
+    {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health", "loop_layer", "layers"},
+    {"publisher", "forwarder", "listener", "tokens", "auth"},
+    {"heartbeat", "delivery", "consumers"},
     {"routing"},
 ]
 """From the ground up: a module imports from its own storey or below. Within one storey, no circle."""

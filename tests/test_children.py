@@ -1,5 +1,6 @@
 """Children end with their parent."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from project import children
 from project.children import Child
 from tests.demo_site import ROOT, TIMEOUT, wait_until
 
@@ -92,6 +94,25 @@ def test_directory_is_removed_with_the_child(tmp_path: Path):
     child.stdout.close()
 
     assert not directory.exists()
+
+
+def test_parent_interrupted_while_starting_leaves_nothing():
+    """A parent that no longer reads which pid its child has is a parent that ended."""
+    read, write = os.pipe()
+    os.close(read)
+    guard = subprocess.Popen(
+        [sys.executable, children.__file__, str(write), "5", "", *SLEEP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=[write],
+    )
+    os.close(write)
+    with guard:
+        guard.stdout.readline()  # the child runs
+
+        guard.stdin.close()
+
+        assert guard.wait(TIMEOUT) == 128 + signal.SIGTERM
 
 
 def test_killed_parent_leaves_nothing():

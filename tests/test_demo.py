@@ -28,7 +28,7 @@ def press_ctrl_c_twice(demo: Demo) -> None:
 )
 def test_end_is_quiet_and_complete(end: Callable[[Demo], None], tmp_path: Path):
     """Ctrl-C and SIGTERM end every process of the demo, with exit code 0 and without a traceback."""
-    with running_demo(tmp_path) as demo:
+    with running_demo(tmp_path, PYTHONWARNINGS="error") as demo:
         assert Visitor(demo.url).get("")[0] == 200
         family = demo.family()
         assert len(family) == 1 + 2 * 4  # the command, and a guard and a process each for Redis and its three

@@ -43,9 +43,11 @@ class Command(BaseCommand):
             raise CommandError("the demo speaks plain HTTP and has a known password: run it with DEBUG=1")
         self._writing = threading.Lock()
         self._children: dict[str, Child] = {}
+        self._copying: list[threading.Thread] = []
+        self._interrupted = False
         # All three end the command in the same way, wherever it is; the stack ends what it has started.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, interrupt)
+            signal.signal(number, self._interrupt)
         with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
             stack.callback(self._say, "all stopped")
             self._run(stack)
@@ -95,11 +97,14 @@ class Command(BaseCommand):
     def _start(self, name: str, arguments: Sequence[str], env: dict[str, str]) -> None:
         child = Child(arguments, env=env, cwd=settings.BASE_DIR, output=subprocess.PIPE)
         self._children[name] = child
-        threading.Thread(target=self._copy_output, args=(name, child.stdout), daemon=True).start()
+        copying = threading.Thread(target=self._copy_output, args=(name, child.stdout), daemon=True)
+        copying.start()
+        self._copying.append(copying)
 
     def _copy_output(self, name: str, output: IO[bytes]) -> None:
-        for line in output:
-            self._say(line.decode(errors="replace").rstrip(), name)
+        with output:
+            for line in output:
+                self._say(line.decode(errors="replace").rstrip(), name)
 
     def _say(self, line: str, name: str = "demo") -> None:
         label = f"{name:<8} |"
@@ -119,7 +124,14 @@ class Command(BaseCommand):
             time.sleep(0.05)
         self._say(f"open {page} and log in as {USERNAME}, password {PASSWORD} (Ctrl-C stops everything)")
 
+    def _interrupt(self, *_: object) -> NoReturn:
+        # Noted as well as raised: Python drops what is raised while a destructor or a callback runs.
+        self._interrupted = True
+        raise KeyboardInterrupt
+
     def _check_children(self) -> None:
+        if self._interrupted:
+            raise KeyboardInterrupt
         for name, child in self._children.items():
             # It is not started again: a demo that hides a crash shows what is not so.
             if child.returncode is not None:
@@ -135,10 +147,8 @@ class Command(BaseCommand):
         for name, child in self._children.items():
             if child.stop() == 128 + signal.SIGKILL:
                 self._say(f"{name} did not stop in time and was killed")
-
-
-def interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+        for copying in self._copying:
+            copying.join(timeout=1)
 
 
 def create_user() -> None:

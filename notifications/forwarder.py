@@ -1,0 +1,86 @@
+"""The last step of the bridge: stamped messages to channel-layer groups, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from functools import lru_cache
+from typing import Any, Final
+
+from .connections import FAILURES
+from .history import Stamped
+from .logs import LogBudget
+from .metrics import count
+from .topics import Topic
+from .wire import backoff
+
+LAYER_MESSAGE: Final = "notifications.message"
+"""The ``type`` of what we send to groups. Channels makes a method name of it, so it is never the payload's."""
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Bytes that may wait for the channel layer. What is dropped beyond that, sockets read from the history."""
+GROUP_SEND_TIMEOUT: Final = 5.0
+"""Seconds that the channel layer may take for one message."""
+
+
+class Forwarder:
+    """
+    A bounded queue and the task that empties it in order.
+
+    Attributes:
+        forwarded: Messages that the layer has taken.
+
+    """
+
+    def __init__(self, layer: Any, log: LogBudget) -> None:
+        self.forwarded = 0
+        self._layer = layer
+        self._log = log
+        self._queue: deque[Stamped] = deque()
+        self._bytes = 0
+        self._wake = asyncio.Event()
+        self._group = lru_cache(maxsize=10_000)(lambda topic: Topic.parse(topic).group)
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def add(self, stamped: Stamped) -> None:
+        """Queue a message; when the queue is full it is dropped, counted and logged."""
+        if self._bytes > MAX_BYTES:
+            self._log.lost("the channel layer is too slow")
+            return
+        self._queue.append(stamped)
+        self._bytes += len(stamped.frame)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Forward until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._queue:
+                await self._forward(self._queue[0])
+                self._bytes -= len(self._queue.popleft().frame)
+
+    async def _forward(self, stamped: Stamped) -> None:
+        try:
+            message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
+            if stamped.position is not None:
+                message["epoch"], message["n"] = stamped.position
+            async with asyncio.timeout(GROUP_SEND_TIMEOUT):
+                await self._send(self._group(stamped.topic), message, again=stamped.position is not None)
+        except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
+            self._log.lost(f"the channel layer failed: {type(error).__name__}")
+        else:
+            self.forwarded += 1
+            count("forwarded")
+
+    async def _send(self, group: str, message: dict[str, Any], *, again: bool) -> None:
+        """Send; a stamped message ``again`` after a failure, because sockets drop what they have had."""
+        for delay in backoff():
+            try:
+                await self._layer.group_send(group, message)
+                return
+            except FAILURES:
+                if not again:
+                    raise
+            await asyncio.sleep(delay)

@@ -1,0 +1,227 @@
+"""
+Connections to Redis that notice when they are dead.
+
+redis-py connects (URL, TLS, ACL, Sentinel, handshake); from then on the socket is ours and hiredis parses what
+arrives in bulk. redis-py's own pub/sub notices neither a hung Redis nor a half-open connection and reconnects
+without a word; here silence ends the connection and the owner is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+import hiredis
+import redis.asyncio
+from redis.backoff import NoBackoff
+
+from .connections import CONNECT_TIMEOUT
+
+PING_INTERVAL: Final = 1.0
+"""Seconds between two pings of ours."""
+MAX_SILENCE: Final = 5.0
+"""Seconds without a byte, not even a pong, after which the connection is given up."""
+HANDSHAKE_TIMEOUT: Final = 2.0
+"""Seconds that connecting, authentication and the confirmation of subscriptions may each take."""
+
+POOL_OPTIONS: Final[dict[str, Any]] = {
+    "protocol": 2,
+    "socket_connect_timeout": CONNECT_TIMEOUT,
+    "socket_timeout": HANDSHAKE_TIMEOUT,
+}
+
+
+class Wire(asyncio.Protocol):
+    """
+    One connection. What is written in one turn of the event loop leaves in one packet.
+
+    A subclass says what to do with a reply; it is called from the event loop's read callback, so it must only
+    take note. Redis cuts off whoever reads slowly.
+    """
+
+    def __init__(self) -> None:
+        self._parser = hiredis.Reader()
+        self._loop = asyncio.get_running_loop()
+        self._closed: asyncio.Future[str] = self._loop.create_future()
+        self._heard = self._loop.time()
+        self._ping: asyncio.TimerHandle | None = None
+        self._connection: Any = None
+        self._transport: asyncio.Transport
+        self._out: list[bytes] = []
+        self._writable: asyncio.Future[None] | None = None
+
+    async def connect(self, pool: redis.asyncio.ConnectionPool) -> None:
+        """
+        Connect as a pool's connections do, and begin to watch.
+
+        Raises:
+            redis.RedisError, OSError, TimeoutError: There is no Redis, or it does not let us in.
+
+        """
+        connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+        connection.retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+            await connection.connect()
+        self._connection = connection
+        self._transport = connection._writer.transport  # the stream is idle: every reply has been read
+        self._transport.set_protocol(self)
+        self._heard = self._loop.time()
+        self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
+
+    def command(self, *words: str | bytes) -> None:
+        """Send a command at the end of this turn of the event loop."""
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub takes a 1-tuple
+
+    @property
+    def paused(self) -> bool:
+        """Whether so much waits to be written that a writer should wait."""
+        return self._writable is not None
+
+    async def writable(self) -> None:
+        """Wait until Redis has taken enough of what was written before."""
+        if self._writable is not None:
+            await asyncio.shield(self._writable)
+
+    def got(self, reply: Any) -> None:
+        """Take one reply."""
+        raise NotImplementedError
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.done()
+
+    async def wait_closed(self) -> str:
+        """Wait for the end of the connection, and return why it ended."""
+        return await asyncio.shield(self._closed)
+
+    def close(self, reason: str = "closed") -> None:
+        """End the connection at once; what has been received has been handed on."""
+        if self._ping is not None:
+            self._ping.cancel()
+        if not self._closed.done():
+            self._closed.set_result(reason)
+            if self._connection is not None:
+                self._transport.abort()
+        self.resume_writing()
+        if self._connection is not None:
+            # Only forgets the stream: its own wait for the end would wait for the protocol we replaced.
+            self._connection._writer = self._connection._reader = None
+            self._connection = None
+
+    def _flush(self) -> None:
+        if not self._closed.done():
+            self._transport.write(b"".join(self._out))
+        self._out.clear()
+
+    def _watch(self) -> None:
+        if self._loop.time() - self._heard > MAX_SILENCE:
+            self.close(f"nothing heard for {MAX_SILENCE:.0f} s")
+        else:
+            self.command("PING")
+            self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self._loop.time()
+        self._parser.feed(data)
+        next_reply, got = self._parser.gets, self.got
+        try:
+            while (reply := next_reply()) is not False:
+                got(reply)
+        except hiredis.ProtocolError as error:
+            self.close(f"not the Redis protocol: {error}")
+
+    def pause_writing(self) -> None:
+        if self._writable is None:
+            self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        if self._writable is not None:
+            self._writable.set_result(None)
+            self._writable = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.close(str(exc) if exc else "closed by Redis")
+
+
+class Subscription(Wire):
+    """A connection that receives what is published: ``on_message(channel, payload)``, in the order of Redis."""
+
+    def __init__(self, on_message: Callable[[bytes, bytes], None]) -> None:
+        super().__init__()
+        self._on_message = on_message
+        self._unconfirmed: deque[asyncio.Future[None]] = deque()
+
+    def subscribe(self, *names: str | bytes, command: str = "SUBSCRIBE") -> list[asyncio.Future[None]]:
+        """
+        Subscribe to channels.
+
+        Args:
+            names: Channels, or patterns.
+            command: ``SUBSCRIBE``, ``UNSUBSCRIBE`` or their ``P`` variants.
+
+        Returns:
+            For each name a future that is done when Redis has confirmed it, or fails with ``ConnectionError``.
+
+        """
+        confirmed = [self._loop.create_future() for _ in names]
+        if self.is_closed:
+            self._fail(confirmed)
+        elif names:
+            self._unconfirmed.extend(confirmed)
+            self.command(command, *names)
+        return confirmed
+
+    def got(self, reply: Any) -> None:
+        if type(reply) is list:
+            kind = reply[0]
+            if kind == b"pmessage":
+                self._on_message(reply[2], reply[3])
+            elif kind == b"message":
+                self._on_message(reply[1], reply[2])
+            elif kind != b"pong":
+                # Confirmations come in the order of what they confirm, one for each name.
+                confirmed = self._unconfirmed.popleft()
+                if not confirmed.done():
+                    confirmed.set_result(None)
+        elif isinstance(reply, Exception):
+            self.close(f"Redis says: {reply}")
+
+    def close(self, reason: str = "closed") -> None:
+        super().close(reason)
+        self._fail(self._unconfirmed)
+        self._unconfirmed.clear()
+
+    def _fail(self, futures: Iterable[asyncio.Future[None]]) -> None:
+        for future in futures:
+            if not future.done():
+                future.set_exception(ConnectionError(self._closed.result()))
+                future.exception()  # whoever waits gets it; if nobody does, nobody needs to hear of it
+
+
+async def confirmed(futures: list[asyncio.Future[None]]) -> None:
+    """
+    Wait until Redis has confirmed.
+
+    Raises:
+        TimeoutError: It has not, in time.
+        ConnectionError: The connection ended, or Redis refused.
+
+    """
+    async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+        for future in futures:
+            await asyncio.shield(future)
+
+
+def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
+    """Yield seconds to wait before each next try: exponential, with full jitter, so that clients spread out."""
+    limit = first
+    while True:
+        yield random.uniform(0, limit)  # noqa: S311  jitter, not a secret
+        limit = min(limit * 2, longest)

@@ -1,0 +1,448 @@
+"""``manage.py run_listener`` as a process: how it starts, what it survives, how it ends, what it logs."""
+
+import os
+import re
+import signal
+import time
+from contextlib import contextmanager
+from itertools import count
+
+import msgpack
+import pytest
+import redis
+
+from project.local_redis import LocalRedis
+from tests.clients import RawRedis, message_of
+from tests.faults import (
+    Proxy,
+    kill_connections,
+    kill_type,
+    listeners_connections,
+    paused,
+    redis_down,
+    restart_redis,
+)
+from tests.processes import Process, Site
+from tests.waiting import scaled, wait_for
+
+
+class Group:
+    """What the listener hands to a group, as the channel layer of a web server would see it."""
+
+    def __init__(self, url: str, *groups: str) -> None:
+        self._client = redis.Redis.from_url(url)
+        self._pubsub = self._client.pubsub()
+        self._pubsub.subscribe(*(f"asgi__group__{group}" for group in groups))
+        for _ in groups:
+            self._pubsub.get_message(timeout=scaled())
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pubsub.close()
+        self._client.close()
+
+    def next(self, seconds: float = 10) -> str:
+        """Return the next message, as it was published."""
+        found = self._pubsub.get_message(timeout=scaled(seconds))
+        assert found is not None, "nothing was forwarded"
+        event = msgpack.unpackb(found["data"])
+        assert event["type"] == "notifications.message"
+        return message_of(event["text"])
+
+
+@contextmanager
+def raw_redis(site: Site):
+    with RawRedis(site.redis.port) as raw:
+        yield raw
+
+
+def expect_forwarding(site: Site, text: str = '{"n":1}') -> None:
+    """Publish a message and see it arrive at its group."""
+    with Group(site.redis.url, "user.1") as group, raw_redis(site) as raw:
+        assert raw.publish("user:1", text) >= 1
+        assert group.next() == text
+
+
+# Starting.
+
+
+def test_it_says_what_it_listens_on(new_site):
+    """The start-up line names the pattern of every kind."""
+    listener = new_site.start_listener()
+
+    line = listener.wait_for_line("listening on")
+    assert re.search(r"listening on (\S+ )*user:\*", line)
+    for pattern in ("user:*", "upload:*", "order:*", "closed:*"):
+        assert pattern in line.split()
+
+
+def test_it_waits_for_a_redis_that_is_not_there_yet(new_site):
+    """Started first, it says that it is not connected, goes on trying, and forwards once Redis is up."""
+    with redis_down(new_site.redis):
+        listener = new_site.start_listener(ready="not connected")
+        assert listener.returncode is None
+    listener.wait_for_line("listening on", 20)
+
+    expect_forwarding(new_site)
+
+
+def test_two_sites_with_prefixes_share_a_redis(new_site):
+    """A prefix is part of every name: the listener of one site does not hear the other."""
+    new_site.settings = {"NOTIFICATIONS": {"PREFIX": "shop:"}}
+    new_site.start_listener()
+    with Group(new_site.redis.url, "user.1", "shop-user.1") as group, raw_redis(new_site) as raw:
+        assert raw.publish("user:1", '{"n":1}') == 0
+        assert raw.publish("blog:user:1", '{"n":2}') == 0
+        assert raw.publish("shop:user:1", '{"n":3}') == 1
+
+        assert group.next() == '{"n":3}'
+
+
+# Surviving.
+
+
+def test_it_survives_restarts_of_redis(new_site):
+    """Restarted with its data, without, and killed with ``kill -9`` while nobody answers: it says so and goes on."""
+    listener = new_site.start_listener()
+    for break_redis in (
+        lambda: restart_redis(new_site, keep_data=True),
+        lambda: restart_redis(new_site, keep_data=False),
+    ):
+        said = listener.mark()
+        break_redis()
+        listener.wait_for_line("not connected to Redis", after=said)
+        listener.wait_for_line("listening on", 20, after=said)
+        expect_forwarding(new_site)
+
+
+def test_it_survives_client_kill(new_site):
+    """CLIENT KILL of its subscription, and of every connection of every type, each time told and healed."""
+    listener = new_site.start_listener()
+    client = new_site.client()
+    for _ in range(3):
+        said = listener.mark()
+        assert kill_connections(client, listeners_connections(client)) == 1
+        listener.wait_for_line("listening on", after=said)
+        expect_forwarding(new_site)
+    said = listener.mark()
+    assert kill_type(client, "pubsub") == 1
+    kill_type(client, "normal")
+    listener.wait_for_line("listening on", after=said)
+    expect_forwarding(new_site)
+
+
+@pytest.mark.slow
+def test_it_notices_a_redis_that_hangs(new_site):
+    """A Redis that holds its connections and says nothing is given up after 5 s, and used again when it wakes."""
+    listener = new_site.start_listener()
+    said = listener.mark()
+    began = time.monotonic()
+    with paused(new_site.redis.child):
+        listener.wait_for_line("nothing heard for 5 s", 8, after=said)
+        assert 4.5 < time.monotonic() - began < scaled(8)
+        said = listener.mark()
+    listener.wait_for_line("listening on", 15, after=said)
+
+    expect_forwarding(new_site)
+
+
+@pytest.mark.slow
+def test_it_notices_a_half_open_connection(new_site):
+    """A network that forwards nothing and closes nothing is given up after 5 s, and another connection is made."""
+    with Proxy(new_site.redis.port) as proxy:
+        new_site.redis_url = proxy.url
+        listener = new_site.start_listener()
+        said = listener.mark()
+        with proxy.half_open():
+            listener.wait_for_line("nothing heard for 5 s", 8, after=said)
+        listener.wait_for_line("listening on", 15, after=said)
+        new_site.redis_url = None
+
+        expect_forwarding(new_site)
+        listener.kill()
+
+
+def test_it_survives_a_reset_of_its_connections(new_site):
+    """Connections that the network cuts are made anew."""
+    with Proxy(new_site.redis.port) as proxy:
+        new_site.redis_url = proxy.url
+        listener = new_site.start_listener()
+        said = listener.mark()
+        proxy.cut()
+        listener.wait_for_line("listening on", after=said)
+        new_site.redis_url = None
+
+        expect_forwarding(new_site)
+        listener.kill()
+
+
+# Ending.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_in_good_order(new_site, number):
+    """SIGTERM and SIGINT: exit code 0 within 5 s, the number of forwarded messages said, its report signed off."""
+    listener = new_site.start_listener()
+    with Group(new_site.redis.url, "user.1") as group, raw_redis(new_site) as raw:
+        raw.publish_all(("user:1", f'{{"n":{n}}}') for n in range(300))
+        raw.publish_all(("user:1", "refused") for n in range(10))
+        assert [group.next() for _ in range(300)] == [f'{{"n":{n}}}' for n in range(300)]
+
+    began = time.monotonic()
+    listener.send_signal(number)
+    assert listener.wait() == 0
+
+    assert time.monotonic() - began < scaled(5)
+    assert "forwarded 300 messages" in listener.lines[-1]
+    assert listeners_connections(new_site.client()) == []
+    assert new_site.run("run_listener", "--check").returncode == 1
+
+
+@pytest.fixture
+def hung_layer(new_site):
+    """A listener whose channel layer stands on a second Redis, which hangs: it reads and cannot forward."""
+    with LocalRedis() as layers_redis:
+        new_site.settings = {
+            "CHANNEL_LAYERS": {
+                "default": {
+                    "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+                    "CONFIG": {"hosts": [layers_redis.url]},
+                }
+            }
+        }
+        listener = new_site.start_listener()
+        with Group(layers_redis.url, "user.1") as group, raw_redis(new_site) as raw:
+            raw.publish("user:1", '{"n":0}')
+            assert group.next() == '{"n":0}'
+            with paused(layers_redis.child):
+                raw.publish_all(("user:1", f'{{"n":{n}}}') for n in range(1, 501))
+                wait_until_read(new_site, listener)
+                yield listener, group, layers_redis
+
+
+def wait_until_read(site: Site, listener: Process) -> None:
+    """Wait for two more reports of the listener: between them its event loop has read all that had arrived."""
+    client = site.client()
+    key = "notifications:listeners"
+
+    def report() -> bytes:
+        return b"".join(client.hvals(key))
+
+    for _ in range(2):
+        before = report()
+        wait_for(lambda before=before: report() != before)
+
+
+def ask_to_stop(site: Site, listener: Process) -> None:
+    """Send the first signal and wait until it has been taken: the subscription is gone, the rest is being drained."""
+    listener.send_signal(signal.SIGTERM)
+    client = site.client()
+    wait_for(lambda: not listeners_connections(client))
+
+
+def test_it_forwards_what_it_has_read_before_it_ends(new_site, hung_layer):
+    """Told to stop in the middle of 500 messages it forwards all of them, in order, and says so."""
+    listener, group, layers_redis = hung_layer
+    ask_to_stop(new_site, listener)
+
+    os.kill(layers_redis.child.pid, signal.SIGCONT)
+
+    assert listener.wait() == 0
+    assert [group.next() for _ in range(500)] == [f'{{"n":{n}}}' for n in range(1, 501)]
+    assert "forwarded 501 messages" in listener.lines[-1]
+
+
+def test_what_it_cannot_forward_in_time_is_said(new_site, hung_layer):
+    """With a channel layer that hangs it still ends within 5 s, and says how many messages it lost."""
+    listener, _, _ = hung_layer
+    began = time.monotonic()
+    ask_to_stop(new_site, listener)
+
+    assert listener.wait() == 0
+    assert time.monotonic() - began < scaled(5)
+    lost = re.findall(r"lost (\d+) message", listener.output)
+    assert sum(map(int, lost)) == 500
+    assert "forwarded 1 messages" in listener.lines[-1]
+
+
+def test_a_second_signal_ends_it_at_once(new_site, hung_layer):
+    """While it drains, another signal ends it without any more waiting."""
+    listener, _, _ = hung_layer
+    ask_to_stop(new_site, listener)
+    began = time.monotonic()
+    listener.send_signal(signal.SIGINT)
+
+    assert listener.wait() == 128 + signal.SIGINT
+    assert time.monotonic() - began < scaled(1)
+
+
+def test_it_ends_in_time_while_redis_hangs(new_site):
+    """SIGTERM during a hang of Redis ends it within 5 s, with exit code 0."""
+    listener = new_site.start_listener()
+    with paused(new_site.redis.child):
+        began = time.monotonic()
+        assert listener.terminate() == 0
+
+        assert time.monotonic() - began < scaled(5)
+
+
+def test_it_ends_at_once_while_it_waits_for_redis(new_site):
+    """SIGTERM while there is no Redis ends it with exit code 0."""
+    with redis_down(new_site.redis):
+        listener = new_site.start_listener(ready="not connected")
+        assert listener.terminate(3) == 0
+        assert "forwarded 0 messages" in listener.lines[-1]
+
+
+# Checking.
+
+
+def test_check_says_0_while_a_listener_is_connected(new_site):
+    """``--check`` exits 0 with a line about the living listener, and 1 before it starts and after it ended."""
+    before = new_site.run("run_listener", "--check")
+    assert (before.returncode, "Traceback" in before.stderr) == (1, False)
+
+    listener = new_site.start_listener()
+    during = new_site.run("run_listener", "--check")
+    assert during.returncode == 0, during.stderr
+    assert f"pid {listener.pid}: holder" in during.stdout
+
+    listener.terminate()
+    assert new_site.run("run_listener", "--check").returncode == 1
+
+
+@pytest.mark.slow
+def test_check_says_1_when_the_listener_was_killed(new_site):
+    """A listener ended by ``kill -9`` signs off nowhere; five seconds later nobody takes it for alive."""
+    listener = new_site.start_listener()
+    client = new_site.client()
+    wait_for(lambda: b'"holder"' in b"".join(client.hvals("notifications:listeners")))
+    listener.kill()
+    killed = time.monotonic()
+
+    assert new_site.run("run_listener", "--check").returncode == 0
+    while new_site.run("run_listener", "--check").returncode == 0:
+        assert time.monotonic() - killed < scaled(8)
+
+
+def test_check_says_1_when_redis_hangs_or_is_gone(new_site):
+    """Nobody can say how the listener is: exit code 1 and a sentence, after a second or two, not a traceback."""
+    new_site.start_listener()
+    with paused(new_site.redis.child):
+        hung = new_site.run("run_listener", "--check")
+    with redis_down(new_site.redis):
+        gone = new_site.run("run_listener", "--check")
+
+    for done in (hung, gone):
+        assert done.returncode == 1
+        assert "cannot ask Redis" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_check_says_1_while_the_listener_is_deaf(new_site):
+    """A listener that is alive but may not subscribe is not healthy, and ``--check`` says why."""
+    listener = new_site.start_listener()
+    client = new_site.client()
+    said = listener.mark()
+    client.acl_setuser(
+        "default", enabled=True, nopass=True, categories=["+@all"], commands=["-psubscribe"], channels=["*"], keys=["*"]
+    )
+    kill_connections(client, listeners_connections(client))
+    listener.wait_for_line("not connected.*psubscribe", after=said)
+
+    deaf = new_site.run("run_listener", "--check")
+    assert deaf.returncode == 1
+    assert f"pid {listener.pid}: deaf" in deaf.stdout
+
+    client.acl_setuser("default", commands=["+psubscribe"], enabled=True, nopass=True)
+    listener.wait_for_line("listening on", 20, after=said)
+    assert new_site.run("run_listener", "--check").returncode == 0
+
+
+# Forwarding and logging.
+
+
+def test_the_order_of_every_topic_is_kept(new_site):
+    """A burst of 5,000 messages on ten topics reaches the layer complete and in order."""
+    new_site.start_listener()
+    with Group(new_site.redis.url, *(f"user.{n}" for n in range(10))) as group, raw_redis(new_site) as raw:
+        burst = [(f"user:{n % 10}", f'{{"user":{n % 10},"n":{n}}}') for n in range(5000)]
+        raw.publish_all(burst)
+
+        got = [group.next() for _ in burst]
+        for user in range(10):
+            of_user = f'{{"user":{user},'
+            assert [text for text in got if text.startswith(of_user)] == [
+                text for _, text in burst if text.startswith(of_user)
+            ]
+
+
+REFUSALS = {
+    b"secret": "not JSON",
+    b"": "not JSON",
+    b'["secret"]': "not a JSON object",
+    b'{"secret":"\xff"}': "not UTF-8",
+    b'{"_meta":"secret"}': "'_meta' is reserved",
+    rb'{"\u005fmeta":"secret"}': "'_meta' is reserved",
+    b'{"a":' * 10_000: "not JSON",
+    b'{"secret":"' + b"x" * 65536 + b'"}': "MAX_MESSAGE_SIZE",
+}
+
+
+def test_refused_messages_are_logged_with_channel_and_reason(new_site):
+    """Each refusal is one line with the channel and the reason, and never a byte of the payload."""
+    listener = new_site.start_listener()
+    with raw_redis(new_site) as raw:
+        for number, (payload, reason) in enumerate(REFUSALS.items()):
+            raw.publish(f"upload:bad {number}", payload)
+            line = listener.wait_for_line(f"refused a message on channel .*bad {number}'")
+            assert reason in line
+        raw.publish(b"user:\xff\n" + b"y" * 300, "secret")
+        line = listener.wait_for_line(r"refused a message on channel .*user:\\xff\\n")
+        assert len(line) < 500
+
+    expect_forwarding(new_site)
+    assert "secret" not in listener.output
+    assert "xxx" not in listener.output
+    assert not listener.find_line("Traceback")
+
+
+def test_a_flood_of_refused_messages_does_not_fill_the_log(new_site):
+    """Of 2,000 refusals about a hundred are logged, and the good message behind them is forwarded."""
+    listener = new_site.start_listener()
+    with Group(new_site.redis.url, "user.1") as group, raw_redis(new_site) as raw:
+        raw.publish_all(("user:1", "nonsense") for _ in range(2000))
+        raw.publish("user:1", '{"n":1}')
+        assert group.next() == '{"n":1}'
+
+    listener.terminate()
+    assert 50 <= sum("refused" in line for line in listener.lines) <= 200
+    assert listener.returncode == 0
+
+
+# Development.
+
+
+def test_autoreload_restarts_when_the_code_changes(new_site, tmp_path):
+    """With ``--autoreload`` a changed file makes it start again and listen again."""
+    module = tmp_path / "reloaded_settings.py"
+    module.write_text("from tests.settings import *\n")
+    environment = new_site.environment | {
+        "DJANGO_SETTINGS_MODULE": "reloaded_settings",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }
+    listener = new_site.start_listener("--autoreload", env=environment)
+    said = listener.mark()
+
+    # The reloader may not have looked at the file yet, and compares with its first look.
+    later = count(time.time() + 5)
+
+    def changed_and_restarted() -> str | None:
+        os.utime(module, (moment := next(later), moment))
+        return listener.find_line("listening on", after=said)
+
+    wait_for(changed_and_restarted, 20, listener.output)
+    wait_for(lambda: len(listeners_connections(new_site.client())) == 1)
+    expect_forwarding(new_site)
