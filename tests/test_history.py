@@ -615,3 +615,17 @@ def test_redis_does_not_hold_what_it_refused(live_redis):
         publish(TOPIC, {})
 
     assert live_redis.keys() == []
+
+
+@pytest.mark.parametrize(("server", "whole"), [("this", True), ("another", False)])
+async def test_it_is_said_whether_the_end_of_a_history_is_known(live_redis, server, whole):
+    """After a restart from a snapshot the last entry is another server's, which may have written more."""
+    published()
+    field = own_field(live_redis) if server == "this" else {RUN: "{}"}
+    live_redis.xadd(TOPIC.history_key, field, id="9" * 15 + "-1")
+
+    [where] = await look([TOPIC])
+    page = await read(TOPIC, Position(0, 0))
+
+    assert (where.whole, page.whole) == (whole, whole)
+    assert (page.run, page.now >= where.now) == (where.run, True)
