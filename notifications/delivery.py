@@ -66,6 +66,7 @@ class Delivery:
         self._send = send
         self._failed = failed
         self._channel: str | None = None
+        self._stopped = False
         self._pump_task: asyncio.Task[None] | None = None
         self._stuck_task: asyncio.Task[None] | None = None
         self._sending_for = 0
@@ -100,21 +101,18 @@ class Delivery:
             follow (None without a history).
 
         Raises:
-            Exception: Whatever the layer raises, or one of ``connections.FAILURES``.
+            Exception: Whatever the layer raises, or one of ``connections.FAILURES``. Perhaps the group was joined
+                all the same; ``end`` leaves it.
 
         """
         kind = settings.kinds[topic.kind]
         cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
-        try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                await self._layer.group_add(topic.group, self._channel)
-            if not kind.HISTORY_SIZE:
-                cursor.busy = False
-                return (None if since is None else False), None
-            begin = await self._find_start(cursor, since)
-        except BaseException:
-            del self.cursors[str(topic)]
-            raise
+        async with asyncio.timeout(LAYER_TIMEOUT):
+            await self._layer.group_add(topic.group, self._channel)
+        if not kind.HISTORY_SIZE:
+            cursor.busy = False
+            return (None if since is None else False), None
+        begin = await self._find_start(cursor, since)
         interval = INTERVAL_WITH_GAPS_TOLD if self._tells_gaps else settings.HEARTBEAT_INTERVAL
         reconciler().add(cursor, self.catch_up, interval)
         return begin.recovered, begin.position
@@ -148,23 +146,33 @@ class Delivery:
 
     def stop(self) -> None:
         """Send nothing more: servers take nothing after a close."""
+        self._stopped = True
+        reconciler().unwatch(self._tick)
         for task in self._tasks():
             task.cancel()
 
     async def end(self) -> None:
         """Release everything; the socket is gone."""
-        reconciler().unwatch(self._tick)
+        self.stop()
         if self._channel is None:
             return
-        if self._pump_task is None:
-            self.begin()  # layers forget a channel when its ``receive`` is cancelled, and only then
-        await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
         if tasks := self._tasks():
-            for task in tasks:
-                task.cancel()
             await asyncio.wait(tasks)
         for cursor in list(self.cursors.values()):
             await self.leave(cursor.topic)
+        await self._forget_channel(self._channel)
+
+    async def _forget_channel(self, channel: str) -> None:
+        """Let the layer forget our channel: it does when ``receive`` is cancelled, and only then."""
+        while True:
+            receiving = asyncio.create_task(self._layer.receive(channel))
+            await asyncio.sleep(0)  # cancelled before its first step it would never reach ``receive``
+            if not receiving.done():
+                break
+            if receiving.exception() is not None:
+                return  # it has forgotten the channel when it cancelled the pump
+        receiving.cancel()
+        await asyncio.wait([receiving])
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [task for task in (self._pump_task, self._stuck_task, self._catch_up_task) if task is not None]
@@ -206,11 +214,11 @@ class Delivery:
             credit.sent += len(text)
             self._sending = True
             await send({"type": "websocket.send", "text": text})
+            if credit.sent >= credit.ask_at and self._pump_task is me:
+                await self.say(ServerPing(n=credit.ping()))
             if self._pump_task is not me:
                 break
             self._sending = False
-            if credit.sent >= credit.ask_at:
-                await self.say(ServerPing(n=credit.ping()))
         # A browser did not read for so long that another pump has taken over.
         self._stuck_task = None
         self._resume()
@@ -266,7 +274,7 @@ class Delivery:
 
     def catch_up(self, cursor: Cursor) -> None:
         """Read what a cursor misses from the history, and send it."""
-        if self.cursors.get(str(cursor.topic)) is not cursor:
+        if self._stopped or self.cursors.get(str(cursor.topic)) is not cursor:
             return
         cursor.busy = True
         self._behind.append(cursor)
