@@ -51,6 +51,15 @@ _OPTIONS: Final[dict[str, Any]] = {
 }
 
 
+_ASYNC_OPTIONS: Final[dict[str, Any]] = {
+    **_OPTIONS,
+    "max_connections": MAX_ASYNC_CONNECTIONS,
+    # Callers bring their own time-out. redis-py's is a wait_for, which on Python 3.11 swallows a cancellation
+    # that comes at the wrong moment: seen as a listener that did not end.
+    "socket_timeout": None,
+}
+
+
 class Script:
     """
     A Lua script, made of one or more files of ``lua/``.
@@ -117,8 +126,8 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
 
 
 async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-    """Run a script and return its reply; see ``run``."""
-    async with asyncio.timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
+    """Run a script and return its reply; see ``run``. Takes ``SOCKET_TIMEOUT`` at most."""
+    async with asyncio.timeout(SOCKET_TIMEOUT):
         pool: Any = (await async_client()).connection_pool
         connection = await pool.get_connection()
         try:
@@ -187,7 +196,7 @@ async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
         settings.REDIS_URL,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         redis_connect_func=_aconnected,
-        **{**_OPTIONS, "max_connections": MAX_ASYNC_CONNECTIONS},
+        **_ASYNC_OPTIONS,
     )
     async with redis.asyncio.Redis(connection_pool=pool) as opened:
         try:
@@ -203,7 +212,7 @@ _per_loop_lock = threading.Lock()
 
 async def async_client() -> redis.asyncio.Redis:
     """
-    Return the client of the running event loop.
+    Return the client of the running event loop. It waits for as long as it is let: use ``asyncio.timeout``.
 
     ``asyncio.run`` and ``async_to_sync`` finalise a loop's asynchronous generators before they close it:
     one that holds the client closes its connections in time, also on the short-lived loops that

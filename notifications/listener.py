@@ -108,7 +108,7 @@ class Listener:
                     await self._give_lease_back()
                 await self._while(lambda: bool(self._forwarder))
         except FAILURES as error:
-            logger.warning("not everything was finished: %s", error or type(error).__name__)
+            logger.warning("not everything was finished: %s", str(error) or type(error).__name__)
         if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else 0):
             self._log.lost("not forwarded in time before the end", unfinished)
         if self._leading:
@@ -238,7 +238,7 @@ class Listener:
                 await client.publish(self._stamped_channel, marker)
                 await self._marker[1]
         except FAILURES as error:
-            logger.warning("could not take over: %s", error or type(error).__name__)
+            logger.warning("could not take over: %s", str(error) or type(error).__name__)
             await self._give_lease_back()
             return
         finally:
@@ -250,6 +250,7 @@ class Listener:
             self._marker[1].set_result(None)
         self._leading = True
         self._batch = 0
+        self._backlog.expire(asyncio.get_running_loop().time())
         self._backlog.resubmit()
         self._work.set()
         for stamped in self._recent.frames():
@@ -310,9 +311,9 @@ class Listener:
             except FAILURES as error:
                 # Whether it was done is not known: the number tells Redis that it is the same batch.
                 if not self._lease.held:
-                    self._step_down(f"Redis does not answer: {error or type(error).__name__}")
+                    self._step_down(f"Redis does not answer: {str(error) or type(error).__name__}")
                     return
-                self._log.warning("stamping failed (%s); trying again", error or type(error).__name__)
+                self._log.warning("stamping failed (%s); trying again", str(error) or type(error).__name__)
                 await asyncio.sleep(next(delays))
                 continue
             if stamped == history.NOT_HOLDER:
