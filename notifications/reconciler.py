@@ -27,6 +27,8 @@ TICK: Final = 0.5
 AFTER_JOIN: Final = 2.0
 """Seconds after joining at which a topic is compared: layers that do not wait for Redis may have missed what
 was published meanwhile."""
+AFTER_FAILURE: Final = 1.0
+"""Seconds after which a comparison that Redis did not answer is tried again: what is missing may be late already."""
 TOPICS_PER_LOOK: Final = 500
 """Topics compared by one script call, which holds Redis up for about 2 ms."""
 MAX_READS: Final = 4
@@ -128,7 +130,8 @@ class Reconciler:
             found = await history.look(topics)
         except FAILURES as error:
             logger.debug("could not compare positions: %s", error)
-            found = []
+            self._due.update((topic, now + AFTER_FAILURE) for topic in topics if topic in self._by_topic)
+            return
         for topic, where in zip(topics, found, strict=False):
             for cursor in list(self._by_topic.get(topic, ())):
                 if cursor.behind(where.last):
