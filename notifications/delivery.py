@@ -197,7 +197,7 @@ class Delivery:
                     cursor.let_go(epoch, event["n"])
                 continue
             if epoch is not None:
-                verdict = cursor.offer(epoch, event["n"], now())
+                verdict = cursor.offer(epoch, event["n"], event["run"], now())
                 if verdict is not Verdict.SEND:
                     if verdict is Verdict.BEHIND:
                         self.catch_up(cursor)

@@ -66,6 +66,7 @@ class Forwarder:
             message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
             if stamped.position is not None:
                 message["epoch"], message["n"] = stamped.position
+                message["run"] = stamped.run
             async with asyncio.timeout(GROUP_SEND_TIMEOUT):
                 await self._send(self._group(stamped.topic), message, again=stamped.position is not None)
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only

@@ -115,6 +115,7 @@ class Stamped(NamedTuple):
         topic: As text.
         position: None for ``"u"``.
         frame: What browsers receive.
+        run: Which Redis stamped it; empty if that is not known.
 
     """
 
@@ -122,6 +123,7 @@ class Stamped(NamedTuple):
     topic: str
     position: Position | None
     frame: bytes
+    run: str = ""
 
 
 def head(topic: str) -> bytes:
@@ -188,10 +190,10 @@ async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[
 
 def read_stamped(data: bytes) -> Stamped:
     """Read what the scripts publish on the internal channel."""
-    size, id_, rest = data.split(b" ", 2)
+    size, id_, run, rest = data.split(b" ", 3)
     length = int(size[1:])
     position = None if id_ == b"-" else Position.parse(id_.decode())
-    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:])
+    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], run.decode())
 
 
 async def look(topics: list[Topic]) -> list[Where]:

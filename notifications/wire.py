@@ -22,8 +22,9 @@ from .connections import CONNECT_TIMEOUT
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings of ours."""
-MAX_SILENCE: Final = 5.0
-"""Seconds without a byte, not even a pong, after which the connection is given up."""
+MAX_SILENCE: Final = 4.0
+"""Seconds without a byte, not even a pong, after which the connection is given up: with the second that a holder
+then has to finish, a stand-by is at work within five."""
 HANDSHAKE_TIMEOUT: Final = 2.0
 """Seconds that connecting, authentication and the confirmation of subscriptions may each take."""
 

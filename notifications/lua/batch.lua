@@ -30,14 +30,14 @@ for i = 2, #KEYS do
   end
   if id then
     stamped = stamped + 1
-    call('PUBLISH', ARGV[2], 'r' .. #topic .. ' ' .. id .. ' ' .. topic .. frame)
+    call('PUBLISH', ARGV[2], 'r' .. #topic .. ' ' .. id .. ' ' .. ARGV[1] .. ' ' .. topic .. frame)
   else
     refusal = frame or refusal
     local tail = ARGV[at + 4]
     if string.sub(tail, 1, 1) == ',' then
       tail = string.sub(tail, 2)
     end
-    call('PUBLISH', ARGV[2], 'u' .. #topic .. ' - ' .. topic .. '{' .. tail)
+    call('PUBLISH', ARGV[2], 'u' .. #topic .. ' - - ' .. topic .. '{' .. tail)
   end
   at = at + 5
 end
