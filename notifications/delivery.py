@@ -123,9 +123,7 @@ class Delivery:
         [where] = await history.look([cursor.topic])
         now = asyncio.get_running_loop().time()
         begin = start(where, since, cursor.ttl, show_latest=cursor.topic.kind in LATEST_AFTER_GAP)
-        cursor.move(begin.position, now - (cursor.ttl - where.ttl) if where.last else now)
-        if where.last is not None and begin.position != where.last:
-            cursor.let_go(*where.last)  # from the history, after ``release``
+        cursor.begin(begin.position, where, now)
         return begin
 
     def release(self, topic: Topic) -> None:
@@ -312,4 +310,5 @@ class Delivery:
             count("filled", amount=len(frames))
             if self.credit.sent >= self.credit.ask_at:
                 await self.say(ServerPing(n=self.credit.ping()))
-            complete = page.last is None or cursor.position in (before, page.last)
+            complete = (page.last is None or cursor.position in (before, page.last)) and not cursor.lacks
+        cursor.behind(page, loop.time())

@@ -59,13 +59,15 @@ class Where(NamedTuple):
     What a history holds.
 
     Attributes:
-        started: When this Redis was up at the latest, in ms.
+        run: Which Redis says so.
+        started: When it was up at the latest, in ms.
         now: Redis's time in ms.
         first, last: The ids of its ends; None if it has no entry.
         ttl: Seconds until it is gone, if nothing more is published.
 
     """
 
+    run: str
     started: int
     now: int
     first: Position | None
@@ -90,11 +92,15 @@ class Page(NamedTuple):
     What follows a position.
 
     Attributes:
+        run: Which Redis says so.
+        now: Redis's time in ms.
         first, last: The ends of the history when it was read; None if it has no entry.
         frames: In their order. Unless the last of them is ``last`` there is more to read.
 
     """
 
+    run: str
+    now: int
     first: Position | None
     last: Position | None
     frames: list[Frame]
@@ -190,19 +196,19 @@ def read_stamped(data: bytes) -> Stamped:
 
 async def look(topics: list[Topic]) -> list[Where]:
     """Say where the histories of topics are; brings no frames, so it is cheap for many."""
-    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [STARTED])
-    started, now, ends = int(reply[0]), int(reply[1]), reply[2:]
+    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED])
+    run, started, now, ends = reply[0].decode(), int(reply[1]), int(reply[2]), reply[3:]
     return [
-        Where(started, now, _position(ends[at]), _position(ends[at + 1]), int(ends[at + 2]) / 1000)
+        Where(run, started, now, _position(ends[at]), _position(ends[at + 1]), int(ends[at + 2]) / 1000)
         for at in range(0, len(ends), 3)
     ]
 
 
 async def read(topic: Topic, after: Position) -> Page:
     """Read what follows a position, ``PAGE_BYTES`` at most."""
-    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES])
-    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(2, len(reply), 2)]
-    return Page(_position(reply[0]), _position(reply[1]), frames)
+    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN])
+    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(4, len(reply), 2)]
+    return Page(reply[0].decode(), int(reply[1]), _position(reply[2]), _position(reply[3]), frames)
 
 
 def _position(id_: bytes) -> Position | None:
