@@ -280,8 +280,9 @@ class Delivery:
                 try:
                     await self._catch_up(cursor)
                 except FAILURES as error:
-                    # The next message of the topic, or the next comparison, tries again.
+                    # Nothing may follow that shows the hole again, and the next comparison may be far.
                     logger.debug("could not read the history of %s: %s", cursor.topic, error)
+                    reconciler().hurry(cursor.topic)
                 finally:
                     cursor.busy = False
         finally:

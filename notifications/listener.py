@@ -199,7 +199,7 @@ class Listener:
         if stamped.road != "p" and self._backlog.knows(stamped.topic):
             self._backlog.strike(stamped.topic, history.tail_of(stamped))
         self._recent.add(stamped, asyncio.get_running_loop().time())
-        if self._leading:
+        if self._leading and self._lease.held:  # who was paused wakes with seconds of what its heir has forwarded
             self._forwarder.add(stamped)
 
     # Leading.
