@@ -65,7 +65,8 @@ def _recover(where: Where, since: Position, ttl: float) -> Position | None:
     first, last = where.first, where.last
     if first is not None and last is not None and since.epoch == last.epoch:
         complete = first.epoch != last.epoch or first.n <= since.n + 1
-        return since if complete and since.n <= last.n else None
+        # After a restart from a snapshot, what was published behind it is lost.
+        return since if complete and where.whole and since.n <= last.n else None
     # A position on what was then an empty topic: its epoch is a time. Nothing has expired or been lost
     # since, if that was less than a life-time ago on this very server.
     known = since.n == 0 and where.started <= since.epoch <= where.now and where.now - since.epoch < ttl * 1000
@@ -185,7 +186,7 @@ class Cursor:
             return True
         if self.lacks:
             return True
-        if last is not None or self._may_be_gone(found, now):
+        if found.whole if last is not None else self._may_be_gone(found, now):
             self._level = Level(found.run, found.now)
         return False
 

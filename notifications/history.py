@@ -64,6 +64,7 @@ class Where(NamedTuple):
         now: Redis's time in ms.
         first, last: The ids of its ends; None if it has no entry.
         ttl: Seconds until it is gone, if nothing more is published.
+        whole: The last entry was written by this Redis, so that none after it can have been lost with another.
 
     """
 
@@ -73,6 +74,7 @@ class Where(NamedTuple):
     first: Position | None
     last: Position | None
     ttl: float
+    whole: bool
 
     @property
     def position(self) -> Position:
@@ -95,6 +97,7 @@ class Page(NamedTuple):
         run: Which Redis says so.
         now: Redis's time in ms.
         first, last: The ends of the history when it was read; None if it has no entry.
+        whole: As in ``Where``.
         frames: In their order. Unless the last of them is ``last`` there is more to read.
 
     """
@@ -103,6 +106,7 @@ class Page(NamedTuple):
     now: int
     first: Position | None
     last: Position | None
+    whole: bool
     frames: list[Frame]
 
 
@@ -201,16 +205,17 @@ async def look(topics: list[Topic]) -> list[Where]:
     reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED])
     run, started, now, ends = reply[0].decode(), int(reply[1]), int(reply[2]), reply[3:]
     return [
-        Where(run, started, now, _position(ends[at]), _position(ends[at + 1]), int(ends[at + 2]) / 1000)
-        for at in range(0, len(ends), 3)
+        Where(run, started, now, _position(first), _position(last), int(ttl) / 1000, bool(whole))
+        for first, last, ttl, whole in zip(*[iter(ends)] * 4, strict=True)
     ]
 
 
 async def read(topic: Topic, after: Position) -> Page:
     """Read what follows a position, ``PAGE_BYTES`` at most."""
     reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN])
-    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(4, len(reply), 2)]
-    return Page(reply[0].decode(), int(reply[1]), _position(reply[2]), _position(reply[3]), frames)
+    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(5, len(reply), 2)]
+    run, now, first, last, whole = reply[:5]
+    return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames)
 
 
 def _position(id_: bytes) -> Position | None:

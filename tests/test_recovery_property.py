@@ -112,6 +112,10 @@ class Redis:
         found = [published.position for _, published in self.entries]
         return (found[0], found[-1]) if found else (None, None)
 
+    @property
+    def whole(self):
+        return bool(self.entries) and self.entries[-1][0] == self.run
+
     async def asked(self):
         await self.open["ask"].wait()
         if self.away:
@@ -125,19 +129,18 @@ class Redis:
     async def look(self, topics):
         await self.asked()
         first, last = self.ends()
-        where = Where(
-            str(self.run), self.started, self.clock(), first, last, self.expires - self.loop.now if last else 0.0
-        )
+        ttl = self.expires - self.loop.now if last else 0.0
+        where = Where(str(self.run), self.started, self.clock(), first, last, ttl, self.whole)
         self.empty_at[where.position] = len(self.log)
         await self.answered()
         return [where for _ in topics]
 
     async def read(self, topic, after):
         await self.asked()
-        now, (first, last) = self.clock(), self.ends()
+        now, (first, last), whole = self.clock(), self.ends(), self.whole
         frames = [Frame(*published) for _, published in self.entries if published.position > after][:PAGE]
         await self.answered()
-        return Page(str(self.run), now, first, last, frames)
+        return Page(str(self.run), now, first, last, whole, frames)
 
 
 PAGE = 3
