@@ -18,6 +18,8 @@ LAYER_MESSAGE: Final = "notifications.message"
 """The ``type`` of what we send to groups. Channels makes a method name of it, so it is never the payload's."""
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may wait for the channel layer. What is dropped beyond that, sockets read from the history."""
+ENTRY_BYTES: Final = 400
+"""What a message takes beside its frame, about."""
 GROUP_SEND_TIMEOUT: Final = 5.0
 """Seconds that the channel layer may take for one message."""
 
@@ -49,7 +51,7 @@ class Forwarder:
             self._log.lost("the channel layer is too slow")
             return
         self._queue.append(stamped)
-        self._bytes += len(stamped.frame)
+        self._bytes += len(stamped.frame) + ENTRY_BYTES
         self._wake.set()
 
     async def run(self) -> None:
@@ -59,7 +61,7 @@ class Forwarder:
             self._wake.clear()
             while self._queue:
                 await self._forward(self._queue[0])
-                self._bytes -= len(self._queue.popleft().frame)
+                self._bytes -= len(self._queue.popleft().frame) + ENTRY_BYTES
 
     async def _forward(self, stamped: Stamped) -> None:
         try:

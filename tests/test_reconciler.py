@@ -23,7 +23,7 @@ async def test_a_comparison_that_redis_did_not_answer_is_soon_tried_again(monkey
         attempts.append(topics)
         if len(attempts) < 3:
             raise redis.ConnectionError("away")
-        return [Where("run", 0, 0, Position(1, 1), Position(1, 1), 60.0)]
+        return [Where("run", 0, 0, Position(1, 1), Position(1, 1), 60.0, True)]
 
     monkeypatch.setattr(history, "look", look)
     cursor = Cursor(Topic.parse("upload:1"), 60.0)

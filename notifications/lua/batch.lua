@@ -4,13 +4,14 @@
 -- ARGV  1 run   2 stamped channel   3 the holder's token   4 number of the batch
 --       5... for each message: size (0: no history)   ttl (ms)   topic   head   tail
 -- Returns how many were stamped and Redis's last refusal or an empty text; -1 if the lease is not the
--- caller's, -2 if this number was done before.
+-- caller's, -2 if this number, or a later one, was done before.
 --
 -- A message that Redis refuses to keep goes on without a stamp.
 
 local holder = call('HGET', KEYS[1], 'token')
 if holder == ARGV[3] then
-  if call('HGET', KEYS[1], 'batch') == ARGV[4] then
+  local done = call('HGET', KEYS[1], 'batch')
+  if done and tonumber(done) >= tonumber(ARGV[4]) then
     return {-2, ''}
   end
 elseif holder or type(pcall_('HSET', KEYS[1], 'token', '')) ~= 'table' then
