@@ -24,7 +24,7 @@ import redis
 import redis.asyncio
 from django.core.signals import setting_changed
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError
 
 from .conf import settings
 
@@ -116,7 +116,9 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         except NoScriptError:
             connection.send_command(*script.command(keys, arguments, whole=True))
             return connection.read_response()
-    except redis.ResponseError:
+    except redis.ResponseError as error:
+        if isinstance(error, ReadOnlyError):
+            connection.disconnect()  # it was the primary; a new connection finds the one that is now
         raise
     except BaseException:
         connection.disconnect()  # an answer may still be on its way
@@ -138,7 +140,9 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) ->
             except NoScriptError:
                 await connection.send_command(*script.command(keys, arguments, whole=True))
                 return await connection.read_response()
-        except redis.ResponseError:
+        except redis.ResponseError as error:
+            if isinstance(error, ReadOnlyError):
+                await connection.disconnect(nowait=True)
             raise
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -159,20 +163,29 @@ def _filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
 
 def _connected(connection: Any) -> None:
     connection.on_connect()
-    connection.send_command("INFO", "server")
-    _servers[connection] = _server(connection.read_response())
+    answers = []
+    for section in ("server", "replication"):
+        connection.send_command("INFO", section)
+        answers.append(connection.read_response())
+    _servers[connection] = _server(b"".join(answers))
 
 
 async def _aconnected(connection: Any) -> None:
     await connection.on_connect()
-    await connection.send_command("INFO", "server")
-    _servers[connection] = _server(await connection.read_response())
+    answers = []
+    for section in ("server", "replication"):
+        await connection.send_command("INFO", section)
+        answers.append(await connection.read_response())
+    _servers[connection] = _server(b"".join(answers))
 
 
 def _server(info: bytes) -> Server:
     facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
-    started = int(facts[b"server_time_usec"]) // 1000 - int(facts[b"uptime_in_seconds"]) * 1000
+    started = int(facts[b"server_time_usec"]) // 1000
+    if not facts.get(b"master_replid2", b"").strip(b"0"):
+        # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
+        started -= int(facts[b"uptime_in_seconds"]) * 1000
+    # Otherwise it was promoted, who knows when: until then it knew only what had reached it.
     return Server(facts[b"run_id"][:12].decode(), started)
 
 

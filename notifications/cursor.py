@@ -156,8 +156,8 @@ class Cursor:
         self.epoch, self.n = position
         self.heard = now
 
-    def offer(self, epoch: int, n: int, now: float) -> Verdict:
-        """Judge a live message, and move on if it is to be sent."""
+    def offer(self, epoch: int, n: int, run: str, now: float) -> Verdict:
+        """Judge a live message that the Redis ``run`` has stamped, and move on if it is to be sent."""
         if self.busy:
             self.let_go(epoch, n)
             return Verdict.DROP
@@ -168,8 +168,10 @@ class Cursor:
                 return Verdict.SEND
             if n <= self.n:
                 return Verdict.DROP
-        # Another epoch may be the first message of a topic that was empty. That nothing was lost before it with
-        # its Redis, only Redis can say.
+        elif n == 1 and self.n == 0 and epoch > self.epoch and self._was_level(run, epoch):
+            self.epoch, self.n = epoch, 1  # the first message of a topic that was empty
+            self.heard = now
+            return Verdict.SEND
         self._know(epoch, n)
         return Verdict.BEHIND
 
@@ -192,16 +194,17 @@ class Cursor:
         """Whether a history without an entry proves that nothing was published since we were level."""
         if self.n and now - self.heard < self.ttl - EXPIRY_TOLERANCE:
             self._level = None  # it did not end by age
-        return self._was_level(found)
+        return self._was_level(found.run, found.now)
 
-    def _was_level(self, found: Where | Page) -> bool:
+    def _was_level(self, run: str, at: int) -> bool:
         """
-        Whether the socket had had everything, at a moment after which nothing can have come and gone.
+        Whether nothing can have come and gone since the socket had everything, at the time ``at`` of the Redis ``run``.
 
-        What is published lives for ``ttl`` seconds, if its Redis does.
+        What is published lives for ``ttl`` seconds, if its Redis does. The epoch of a topic that was empty is the time
+        of its first message.
         """
         level = self._level
-        return level is not None and level.run == found.run and found.now - level.at < self.ttl * 1000
+        return level is not None and level.run == run and at - level.at < self.ttl * 1000
 
     def follow(self, page: Page, now: float) -> tuple[bool, list[Frame]]:
         """
@@ -238,7 +241,7 @@ class Cursor:
 
     def _began_anew(self, page: Page, now: float) -> bool:
         """Whether the old epoch ended by age, with this socket level, and all of the new one is there."""
-        if page.last is None or page.first != (page.last.epoch, 1) or not self._was_level(page):
+        if page.last is None or page.first != (page.last.epoch, 1) or not self._was_level(page.run, page.now):
             return False
         return self.n == 0 or now - self.heard >= self.ttl - EXPIRY_TOLERANCE
 

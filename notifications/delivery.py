@@ -66,11 +66,12 @@ class Delivery:
         self._send = send
         self._failed = failed
         self._channel: str | None = None
-        self._stopped = False
         self._pump_task: asyncio.Task[None] | None = None
         self._stuck_task: asyncio.Task[None] | None = None
         self._sending_for = 0
         self._sending = False
+        self._stopped = False
+        self._forgotten = False
         self._behind: deque[Cursor] = deque()
         self._catch_up_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None
@@ -87,6 +88,8 @@ class Delivery:
 
     def begin(self) -> None:
         """Start to deliver."""
+        if self._stopped:
+            return
         self._pump_task = asyncio.create_task(self._pump())
 
     async def join(self, topic: Topic, since: Position | str | None) -> tuple[bool | None, Position | None]:
@@ -145,34 +148,35 @@ class Delivery:
             logger.debug("could not leave a group: %s", type(error).__name__)
 
     def stop(self) -> None:
-        """Send nothing more: servers take nothing after a close."""
+        """Send nothing more, and begin nothing: servers take nothing after a close."""
         self._stopped = True
-        reconciler().unwatch(self._tick)
         for task in self._tasks():
             task.cancel()
 
     async def end(self) -> None:
         """Release everything; the socket is gone."""
-        self.stop()
+        reconciler().unwatch(self._tick)
         if self._channel is None:
             return
+        self.stop()
         if tasks := self._tasks():
             await asyncio.wait(tasks)
         for cursor in list(self.cursors.values()):
             await self.leave(cursor.topic)
-        await self._forget_channel(self._channel)
+        if not self._forgotten:
+            await self._forget_channel()
 
-    async def _forget_channel(self, channel: str) -> None:
-        """Let the layer forget our channel: it does when ``receive`` is cancelled, and only then."""
+    async def _forget_channel(self) -> None:
+        """Cancel a ``receive``: layers forget a channel then, and only then; the pump may have ended elsewhere."""
         while True:
-            receiving = asyncio.create_task(self._layer.receive(channel))
-            await asyncio.sleep(0)  # cancelled before its first step it would never reach ``receive``
+            receiving = asyncio.ensure_future(self._layer.receive(self._channel))
+            await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
             if not receiving.done():
-                break
-            if receiving.exception() is not None:
-                return  # it has forgotten the channel when it cancelled the pump
-        receiving.cancel()
-        await asyncio.wait([receiving])
+                receiving.cancel()
+                await asyncio.wait([receiving])
+                return
+            if receiving.cancelled() or receiving.exception() is not None:
+                return
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [task for task in (self._pump_task, self._stuck_task, self._catch_up_task) if task is not None]
@@ -193,7 +197,11 @@ class Delivery:
         receive, channel, send = self._layer.receive, self._channel, self._send
         cursors, credit, now = self.cursors, self.credit, asyncio.get_running_loop().time
         while True:
-            event = await receive(channel)
+            try:
+                event = await receive(channel)
+            except asyncio.CancelledError:
+                self._forgotten = True
+                raise
             cursor = cursors.get(event.get("topic"))
             if cursor is None:
                 continue  # unsubscribed meanwhile, or not from our listener
@@ -205,7 +213,7 @@ class Delivery:
                     cursor.let_go(epoch, event["n"])
                 continue
             if epoch is not None:
-                verdict = cursor.offer(epoch, event["n"], now())
+                verdict = cursor.offer(epoch, event["n"], event["run"], now())
                 if verdict is not Verdict.SEND:
                     if verdict is Verdict.BEHIND:
                         self.catch_up(cursor)
@@ -241,6 +249,14 @@ class Delivery:
         for cursor in self.cursors.values():
             reconciler().hurry(cursor.topic)
 
+    def asked(self) -> bool:
+        """Take a ping of the browser's own; says whether that confirmed anything."""
+        was_paused = self.paused
+        confirmed = self.credit.asked(asyncio.get_running_loop().time())
+        if was_paused and not self.paused:
+            self._resume()
+        return confirmed
+
     def _resume(self) -> None:
         if self.paused:
             return
@@ -256,7 +272,7 @@ class Delivery:
 
         Most layers' queues have no bound; somebody must take what they bring.
         """
-        if not self._sending or self._stuck_task is not None:
+        if not self._sending or self._stuck_task is not None or self._stopped:
             self._sending_for = 0
             return
         if self._sending_for == self.credit.sent:
@@ -288,8 +304,9 @@ class Delivery:
                 try:
                     await self._catch_up(cursor)
                 except FAILURES as error:
-                    # The next message of the topic, or the next comparison, tries again.
+                    # Nothing may follow that shows the hole again, and the next comparison may be far.
                     logger.debug("could not read the history of %s: %s", cursor.topic, error)
+                    reconciler().hurry(cursor.topic)
                 finally:
                     cursor.busy = False
         finally:
@@ -305,6 +322,9 @@ class Delivery:
             cursor.forget_missed()
             before = cursor.position
             page = await reconciler().read(cursor.topic, cursor.position)
+            if self.cursors.get(name) is not cursor:
+                return  # unsubscribed meanwhile: nothing of it follows the answer
+            heard = loop.time() - (cursor.ttl - page.ttl) if page.ttl else loop.time()
             incomplete, frames = cursor.follow(page, loop.time())
             if incomplete:
                 count("recovered", "false")
@@ -312,7 +332,7 @@ class Delivery:
             for frame in frames:
                 if self.cursors.get(name) is not cursor:
                     return
-                cursor.move(frame.position, loop.time())
+                cursor.move(frame.position, heard)
                 self.credit.sent += len(frame.text)
                 await self._send({"type": "websocket.send", "text": frame.text})
             count("filled", amount=len(frames))

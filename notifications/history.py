@@ -99,6 +99,7 @@ class Page(NamedTuple):
         first, last: The ends of the history when it was read; None if it has no entry.
         whole: As in ``Where``.
         frames: In their order. Unless the last of them is ``last`` there is more to read.
+        ttl: Seconds until the history is gone, if nothing more is published.
 
     """
 
@@ -108,6 +109,7 @@ class Page(NamedTuple):
     last: Position | None
     whole: bool
     frames: list[Frame]
+    ttl: float = 0.0
 
 
 class Stamped(NamedTuple):
@@ -119,6 +121,7 @@ class Stamped(NamedTuple):
         topic: As text.
         position: None for ``"u"``.
         frame: What browsers receive.
+        run: Which Redis stamped it; empty if that is not known.
 
     """
 
@@ -126,6 +129,7 @@ class Stamped(NamedTuple):
     topic: str
     position: Position | None
     frame: bytes
+    run: str = ""
 
 
 def head(topic: str) -> bytes:
@@ -151,7 +155,7 @@ def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> t
     kind = settings.kinds[topic.kind]
     keys = [topic.history_key]
     if idempotency_key is not None:
-        keys.append(internal_name(f"once:{topic}:{idempotency_key}"))
+        keys.append(internal_name(f"once:{len(str(topic))}:{topic}:{idempotency_key}"))
     arguments = [
         RUN,
         kind.HISTORY_SIZE,
@@ -192,10 +196,10 @@ async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[
 
 def read_stamped(data: bytes) -> Stamped:
     """Read what the scripts publish on the internal channel."""
-    size, id_, rest = data.split(b" ", 2)
+    size, id_, run, rest = data.split(b" ", 3)
     length = int(size[1:])
     position = None if id_ == b"-" else Position.parse(id_.decode())
-    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:])
+    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], run.strip(b"-").decode())
 
 
 async def look(topics: list[Topic]) -> list[Where]:
@@ -211,9 +215,9 @@ async def look(topics: list[Topic]) -> list[Where]:
 async def read(topic: Topic, after: Position) -> Page:
     """Read what follows a position, ``PAGE_BYTES`` at most."""
     reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN])
-    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(5, len(reply), 2)]
-    run, now, first, last, whole = reply[:5]
-    return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames)
+    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(6, len(reply), 2)]
+    run, now, first, last, whole, ttl = reply[:6]
+    return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames, int(ttl) / 1000)
 
 
 def _position(id_: bytes) -> Position | None:

@@ -137,7 +137,10 @@ class Reconciler:
             now = loop.time()
             due = [topic for topic, at in self._due.items() if at <= now]
             for begin in range(0, len(due), TOPICS_PER_LOOK):
-                await self._compare(due[begin : begin + TOPICS_PER_LOOK])
+                try:
+                    await self._compare(due[begin : begin + TOPICS_PER_LOOK])
+                except Exception:
+                    logger.exception("the comparison of positions failed")  # and goes on: all sockets lean on it
 
     async def _compare(self, topics: list[Topic]) -> None:
         now = asyncio.get_running_loop().time

@@ -22,8 +22,9 @@ from .connections import CONNECT_TIMEOUT
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings of ours."""
-MAX_SILENCE: Final = 5.0
-"""Seconds without a byte, not even a pong, after which the connection is given up."""
+MAX_SILENCE: Final = 3.5
+"""Seconds without a byte, not even a pong, after which the connection is given up: with the second that a holder
+then has to finish, a stand-by is at work within five."""
 HANDSHAKE_TIMEOUT: Final = 2.0
 """Seconds that connecting, authentication and the confirmation of subscriptions may each take."""
 
@@ -120,7 +121,7 @@ class Wire(asyncio.Protocol):
 
     def _watch(self) -> None:
         if self._loop.time() - self._heard > MAX_SILENCE:
-            self.close(f"nothing heard for {MAX_SILENCE:.0f} s")
+            self.close(f"nothing heard for {MAX_SILENCE:g} s")
         else:
             self.command("PING")
             self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
@@ -190,7 +191,7 @@ class Subscription(Wire):
                 confirmed = self._unconfirmed.popleft()
                 if not confirmed.done():
                     confirmed.set_result(None)
-        elif isinstance(reply, Exception):
+        elif isinstance(reply, Exception) and not answers_ping(reply):
             self.close(f"Redis says: {reply}")
 
     def close(self, reason: str = "closed") -> None:
@@ -203,6 +204,15 @@ class Subscription(Wire):
             if not future.done():
                 future.set_exception(ConnectionError(self._closed.result()))
                 future.exception()  # whoever waits gets it; if nobody does, nobody needs to hear of it
+
+
+def answers_ping(error: Exception) -> bool:
+    """
+    Whether this error is how a Redis that cannot save its data answers PING.
+
+    It says so to PING and to what would write, and goes on to publish.
+    """
+    return str(error).startswith("MISCONF")
 
 
 async def confirmed(futures: list[asyncio.Future[None]]) -> None:

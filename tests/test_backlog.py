@@ -104,7 +104,7 @@ def test_what_nobody_stamped_in_time_is_given_up():
 
 def test_memory_is_bounded(monkeypatch):
     """Beyond MAX_BYTES a message is refused; what is struck, expires or is cleared makes room."""
-    monkeypatch.setattr(module, "MAX_BYTES", 10)
+    monkeypatch.setattr(module, "MAX_BYTES", 10 + 2 * module.ENTRY_BYTES)
     backlog = filled((A, b"12345"), (A, b"67890"))
     assert not backlog.add(A, b"x", 0.0)
 
@@ -112,11 +112,12 @@ def test_memory_is_bounded(monkeypatch):
     assert backlog.add(A, b"abcde", 20.0)
     assert not backlog.add(A, b"x", 20.0)
 
-    backlog.expire(20.0)
+    assert backlog.expire(20.0) == 1
     assert backlog.add(A, b"x", 20.0)
     assert backlog.clear() == 2
     assert len(backlog) == 0
     assert backlog.add(A, b"0123456789", 20.0)
+    assert not backlog.add(A, b"x", 20.0)
 
 
 def test_a_cleared_backlog_offers_nothing():

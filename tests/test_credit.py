@@ -30,7 +30,7 @@ def test_a_pong_confirms_all_pings_before_it():
     last = credit.ping()
 
     assert credit.pong(last, now=0)
-    assert credit.open_pings == 0
+    assert not credit.pong(None, 1e9)
 
 
 def test_what_was_not_read_cannot_be_confirmed_by_counting():
@@ -91,7 +91,6 @@ def test_a_pong_confirms_no_more_than_was_sent_before_its_ping():
     assert credit.pong(first, now=0)
 
     assert credit.exhausted
-    assert credit.open_pings == 0
 
 
 def test_a_pong_counts_once():

@@ -89,7 +89,7 @@ def test_a_busy_cursor_lets_go_what_the_history_has_as_well():
     cursor = cursor_at(P(E, 3))
     cursor.busy = True
 
-    assert cursor.offer(E, 4, 1.0) is Verdict.DROP
+    assert cursor.offer(E, 4, "", 1.0) is Verdict.DROP
 
     assert cursor.missed
     assert cursor.position == P(E, 3)
@@ -108,7 +108,7 @@ def test_next_duplicate_and_hole_are_told_apart(n, verdict, position):
     """Only the next message is sent; what was had is dropped, and a hole is read from the history."""
     cursor = cursor_at(P(E, 3))
 
-    assert cursor.offer(E, n, 1.0) is verdict
+    assert cursor.offer(E, n, "", 1.0) is verdict
     assert cursor.position == position
 
 
@@ -116,7 +116,7 @@ def test_next_duplicate_and_hole_are_told_apart(n, verdict, position):
 @pytest.mark.parametrize("epoch", [E - 1, E + 1])
 def test_another_epoch_is_looked_up(position, epoch):
     """That nothing was lost before a new count, also of a topic that was empty, only Redis can say."""
-    assert cursor_at(position).offer(epoch, 1, 1.0) is Verdict.BEHIND
+    assert cursor_at(position).offer(epoch, 1, "", 1.0) is Verdict.BEHIND
 
 
 def test_nothing_is_missed_when_the_history_brought_it():
@@ -278,7 +278,7 @@ def test_an_epoch_behind_a_later_one_is_read_again():
 def test_what_was_seen_and_is_in_no_history_is_told(seen):
     """A live message showed a hole, and then Redis lost it all: the browser does not wait for the next message."""
     cursor = cursor_at(P(E, 3))
-    cursor.offer(*seen, 1.0)
+    cursor.offer(*seen, "", 1.0)
 
     assert cursor.follow(page(), 1.0) == (True, [])
 
@@ -301,7 +301,7 @@ def test_what_an_older_snapshot_lacks_is_told():
 def test_what_is_forwarded_again_is_no_evidence(stale):
     """After a takeover old frames come again, also of earlier epochs; they do not set a socket back."""
     cursor = cursor_at(P(E, 3))
-    cursor.offer(*stale, 1.0)
+    cursor.offer(*stale, "", 1.0)
     cursor.let_go(*stale)
 
     assert cursor.follow(page(), 1.0) == (False, [])

@@ -73,6 +73,8 @@ class Site:
 
     def __init__(self):
         self.layer = InMemoryChannelLayer(capacity=100_000)
+        self.run = ""
+        """As if nobody knew which Redis stamps."""
         self.sockets = []
 
     async def open(self, *, begin=True):
@@ -111,6 +113,7 @@ class Site:
         message["text"] = json.dumps({"n": number, "text": "x" * size})
         if position is not None:
             message["epoch"], message["n"] = position
+            message["run"] = self.run
         await self.layer.group_send(topic.group, message)
 
 
@@ -126,6 +129,7 @@ async def new_site():
 @pytest.fixture
 async def site(live_redis):
     async with new_site() as site:
+        site.run = live_redis.info("server")["run_id"][:12]
         yield site
 
 
@@ -448,6 +452,22 @@ async def test_a_read_that_failed_is_made_again_with_the_next_message(site, monk
     await site.say(4)
 
     await socket.has(1, 2, 3, 4)
+
+
+@pytest.mark.parametrize(("run", "amount"), [("", 1), (None, 0)], ids=["unknown", "the same"])
+async def test_the_first_message_of_a_topic_needs_no_read_when_the_same_redis_stamped_it(
+    site, live_redis, reads, run, amount
+):
+    """It is sent as it comes; if another Redis has stamped it, nobody knows what came before, and it is read."""
+    socket = await site.joined()
+    [cursor] = socket.delivery.cursors.values()
+    await await_for(lambda: live_redis.time()[0] * 1000 + live_redis.time()[1] // 1000 > cursor.epoch)
+    site.run = site.run if run is None else run
+
+    await site.say(1)
+
+    await socket.has(1)
+    assert len(reads) == amount
 
 
 async def test_what_redis_lost_is_told(site, live_redis):

@@ -225,6 +225,24 @@ async def test_long_kill_9_of_the_holder(long, stand_bys):
 
 
 @long_version
+async def test_long_restarted_holder(long):
+    """A listener that a supervisor starts in place of the killed holder does not come before the stand-by."""
+
+    async def kill_and_restart(run: Run) -> None:
+        said = run.listeners[:]
+        (await run.find_holder()).kill()
+        run.listeners.append(await asyncio.to_thread(run.site.start_listener))
+        await await_for(lambda: any(map(is_holder, run.listeners)), 10, "a listener holds the lease")
+        assert run.holder in said
+
+    result = await long.run().through(f"{long.kind}: kill -9 the holder, restarted at once", kill_and_restart)
+
+    result.expect_nothing_wrong()
+    assert result.nobody == 0
+    assert result.latest < scaled(TAKEOVER)
+
+
+@long_version
 async def test_long_sigterm_of_the_holder(long):
     """A holder that is told to stop hands over at once."""
 

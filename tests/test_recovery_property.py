@@ -53,6 +53,7 @@ class Loop(asyncio.SelectorEventLoop):
 class Published(NamedTuple):
     position: Position
     text: str
+    run: str
 
 
 class Redis:
@@ -94,7 +95,7 @@ class Redis:
         else:
             position = Position(max(now, last[1].position.epoch + 1 if last else 0), 1)
         meta = {"topic": "…", "id": str(position)}
-        published = Published(position, json.dumps({"_meta": meta, "serial": len(self.log)}))
+        published = Published(position, json.dumps({"_meta": meta, "serial": len(self.log)}), str(self.run))
         self.log.append(published)
         self.entries = [*self.entries, (self.run, published)][-self.size :]
         self.expires = self.loop.now + self.ttl
@@ -138,7 +139,7 @@ class Redis:
     async def read(self, topic, after):
         await self.asked()
         now, (first, last), whole = self.clock(), self.ends(), self.whole
-        frames = [Frame(*published) for _, published in self.entries if published.position > after][:PAGE]
+        frames = [Frame(each.position, each.text) for _, each in self.entries if each.position > after][:PAGE]
         await self.answered()
         return Page(str(self.run), now, first, last, whole, frames)
 
@@ -254,7 +255,8 @@ class Browser:
 
     def receive(self, published):
         event = {"topic": str(self.topic), "text": published.text}
-        self.layer.queue.put_nowait({**event, "epoch": published.position.epoch, "n": published.position.n})
+        epoch, n = published.position
+        self.layer.queue.put_nowait({**event, "epoch": epoch, "n": n, "run": published.run})
 
 
 browsers = st.integers(0, 2)
