@@ -213,7 +213,7 @@ class Delivery:
                     cursor.let_go(epoch, event["n"])
                 continue
             if epoch is not None:
-                verdict = cursor.offer(epoch, event["n"], event["run"], now())
+                verdict = cursor.offer(epoch, event["n"], event.get("run", ""), now())
                 if verdict is not Verdict.SEND:
                     if verdict is Verdict.BEHIND:
                         self.catch_up(cursor)
