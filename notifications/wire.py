@@ -22,8 +22,9 @@ from .connections import CONNECT_TIMEOUT
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings of ours."""
-MAX_SILENCE: Final = 5.0
-"""Seconds without a byte, not even a pong, after which the connection is given up."""
+MAX_SILENCE: Final = 3.5
+"""Seconds without a byte, not even a pong, after which the connection is given up: with the second that a holder
+then has to finish, a stand-by is at work within five."""
 HANDSHAKE_TIMEOUT: Final = 2.0
 """Seconds that connecting, authentication and the confirmation of subscriptions may each take."""
 PACKET: Final = 64 * 1024
@@ -144,7 +145,7 @@ class Wire(asyncio.Protocol):
         if now - self._ping.when() > PING_INTERVAL:
             self._heard = now  # it is us who slept; what Redis said meanwhile has not been read yet
         if now - self._heard > MAX_SILENCE:
-            self.close(f"nothing heard for {MAX_SILENCE:.0f} s")
+            self.close(f"nothing heard for {MAX_SILENCE:g} s")
         else:
             self.command("PING")
             self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
@@ -214,7 +215,7 @@ class Subscription(Wire):
                 confirmed = self._unconfirmed.popleft()
                 if not confirmed.done():
                     confirmed.set_result(None)
-        elif isinstance(reply, Exception):
+        elif isinstance(reply, Exception) and not answers_ping(reply):
             self.close(f"Redis says: {reply}")
 
     def close(self, reason: str = "closed") -> None:
@@ -244,7 +245,7 @@ class Publisher(Wire):
     def got(self, reply: Any) -> None:
         if type(reply) is int:
             self.unanswered -= 1
-        elif isinstance(reply, Exception):
+        elif isinstance(reply, Exception) and not answers_ping(reply):
             self.unanswered = max(0, self.unanswered - 1)
             self._on_refusal(reply)
 
@@ -253,6 +254,15 @@ class Publisher(Wire):
         deadline = self._loop.time() + HANDSHAKE_TIMEOUT
         while self.unanswered and not self.is_closed and self._loop.time() < deadline:  # noqa: ASYNC110  once
             await asyncio.sleep(0.001)
+
+
+def answers_ping(error: Exception) -> bool:
+    """
+    Whether this error is how a Redis that cannot save its data answers PING.
+
+    It says so to PING and to what would write, and goes on to publish.
+    """
+    return str(error).startswith("MISCONF")
 
 
 async def confirmed(futures: list[asyncio.Future[None]]) -> None:
