@@ -1,10 +1,10 @@
-# The two commands of the README. Both make the virtual environment when requirements.txt changed.
+# The commands of the README. Both make the virtual environment when requirements.txt changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint bench bench-full clean
+.PHONY: demo test test-faults lint bench bench-full clean
 
 demo: $(STAMP)
 	@$(BIN)/python manage.py demo
@@ -12,6 +12,10 @@ demo: $(STAMP)
 test: $(STAMP) lint
 	@tests/install_chromium
 	$(BIN)/python -m pytest
+
+# Fifteen minutes: every fault on both web servers. FAULT_TABLE=path writes the table to a file, too.
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest tests/test_faults.py -p no:randomly -m faults_long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,6 +19,10 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 loses all of it."""
 
 
+ENTRY_BYTES: Final = 400
+"""What a message takes beside its payload, about."""
+
+
 class Entry:
     """
     One raw message.
@@ -54,13 +58,13 @@ class Backlog:
 
     def add(self, topic: Topic, tail: bytes, now: float) -> bool:
         """Keep a message; says no when there is no room."""
-        if self._bytes + len(tail) > MAX_BYTES:
+        if self._bytes + len(tail) + ENTRY_BYTES > MAX_BYTES:
             return False
         entry = Entry(topic, tail, now)
         self._entries.append(entry)
         self._next.append(entry)
         self._by_topic.setdefault(str(topic), deque()).append(entry)
-        self._bytes += len(tail)
+        self._bytes += len(tail) + ENTRY_BYTES
         self._unstruck += 1
         return True
 
@@ -121,7 +125,8 @@ class Backlog:
 
     def _strike(self, entry: Entry) -> None:
         entry.struck = True
-        self._bytes -= len(entry.tail)
+        self._bytes -= len(entry.tail) + ENTRY_BYTES
+        entry.tail = b""
         self._unstruck -= 1
         name = str(entry.topic)
         entries = self._by_topic[name]

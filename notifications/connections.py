@@ -25,7 +25,7 @@ import redis
 import redis.asyncio
 from django.core.signals import setting_changed
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, ReadOnlyError
 
 from .conf import settings
 
@@ -49,6 +49,15 @@ _OPTIONS: Final[dict[str, Any]] = {
     "max_connections": MAX_CONNECTIONS,
     "timeout": SOCKET_TIMEOUT,
     "protocol": 2,
+}
+
+
+_ASYNC_OPTIONS: Final[dict[str, Any]] = {
+    **_OPTIONS,
+    "max_connections": MAX_ASYNC_CONNECTIONS,
+    # Callers bring their own time-out. redis-py's is a wait_for, which on Python 3.11 swallows a cancellation
+    # that comes at the wrong moment: seen as a listener that did not end.
+    "socket_timeout": None,
 }
 
 
@@ -108,7 +117,9 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         except NoScriptError:
             connection.send_command(*script.command(keys, arguments, whole=True))
             return connection.read_response()
-    except redis.ResponseError:
+    except redis.ResponseError as error:
+        if isinstance(error, ReadOnlyError):
+            connection.disconnect()  # it was the primary; a new connection finds the one that is now
         raise
     except BaseException:
         connection.disconnect()  # an answer may still be on its way
@@ -118,8 +129,8 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
 
 
 async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-    """Run a script and return its reply; see ``run``."""
-    async with asyncio.timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
+    """Run a script and return its reply; see ``run``. Takes ``SOCKET_TIMEOUT`` at most."""
+    async with asyncio.timeout(SOCKET_TIMEOUT):
         pool: Any = (await async_client()).connection_pool
         connection = await pool.get_connection()
         try:
@@ -130,7 +141,9 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) ->
             except NoScriptError:
                 await connection.send_packed_command(_packed(script.command(keys, arguments, whole=True)))
                 return await connection.read_response()
-        except redis.ResponseError:
+        except redis.ResponseError as error:
+            if isinstance(error, ReadOnlyError):
+                await connection.disconnect(nowait=True)
             raise
         except BaseException:
             await connection.disconnect(nowait=True)
@@ -157,20 +170,29 @@ def _filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
 
 def _connected(connection: Any) -> None:
     connection.on_connect()
-    connection.send_command("INFO", "server")
-    _servers[connection] = _server(connection.read_response())
+    answers = []
+    for section in ("server", "replication"):
+        connection.send_command("INFO", section)
+        answers.append(connection.read_response())
+    _servers[connection] = _server(b"".join(answers))
 
 
 async def _aconnected(connection: Any) -> None:
     await connection.on_connect()
-    await connection.send_command("INFO", "server")
-    _servers[connection] = _server(await connection.read_response())
+    answers = []
+    for section in ("server", "replication"):
+        await connection.send_command("INFO", section)
+        answers.append(await connection.read_response())
+    _servers[connection] = _server(b"".join(answers))
 
 
 def _server(info: bytes) -> Server:
     facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
-    started = int(facts[b"server_time_usec"]) // 1000 - int(facts[b"uptime_in_seconds"]) * 1000
+    started = int(facts[b"server_time_usec"]) // 1000
+    if not facts.get(b"master_replid2", b"").strip(b"0"):
+        # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
+        started -= int(facts[b"uptime_in_seconds"]) * 1000
+    # Otherwise it was promoted, who knows when: until then it knew only what had reached it.
     return Server(facts[b"run_id"][:12].decode(), started)
 
 
@@ -194,7 +216,7 @@ async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
         settings.REDIS_URL,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
         redis_connect_func=_aconnected,
-        **{**_OPTIONS, "max_connections": MAX_ASYNC_CONNECTIONS},
+        **_ASYNC_OPTIONS,
     )
     async with redis.asyncio.Redis(connection_pool=pool) as opened:
         try:
@@ -210,7 +232,7 @@ _per_loop_lock = threading.Lock()
 
 async def async_client() -> redis.asyncio.Redis:
     """
-    Return the client of the running event loop.
+    Return the client of the running event loop. It waits for as long as it is let: use ``asyncio.timeout``.
 
     ``asyncio.run`` and ``async_to_sync`` finalise a loop's asynchronous generators before they close it:
     one that holds the client closes its connections in time, also on the short-lived loops that

@@ -57,6 +57,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._invalid = 0
         self._refused = 0
         self._closing = False
+        self._deaf = False
         self._waiting: deque[frames.Auth | frames.Action | FrameError] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._auth_timer: asyncio.TimerHandle | None = None
@@ -88,8 +89,6 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             raise
         finally:
             await self._end()
-
-    # What the server tells us.
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         if not auth.origin_allowed(self.scope):
@@ -127,7 +126,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         raise StopConsumer
 
-    # Slow work, off the road of incoming frames: at most one task a socket, and none when there is nothing to do.
+    # Slow work, off the road of incoming frames: one task a socket at most, none when there is nothing to do.
 
     def _nobody_yet(self) -> bool:
         """Nobody has authenticated, nor is about to."""
@@ -142,6 +141,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
                 await first()
             while self._waiting and not self._closing:
                 await self._handle(self._waiting.popleft())
+            if self._deaf:
+                await self._close(CloseCode.TRY_AGAIN)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -158,8 +159,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if isinstance(frame, frames.Auth):
             await self._authenticate(frame)
         elif isinstance(frame, frames.Ping):
-            # Browsers of the replaced service ping, but do not answer pings: it shows that they read.
-            self._delivery.pong(None)
+            if self._delivery.asked():
+                self._heartbeat.confirmed()
             await self._say(frames.ServerPong())
         elif not isinstance(frame, frames.Pong):
             await self._change_subscription(frame)
@@ -189,6 +190,12 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._start(partial(self._refuse, CloseCode.AUTH_TIMEOUT, message))
 
     async def _authenticate(self, frame: frames.Auth) -> None:
+        since = frame.since
+        try:
+            frames.check_since(since)
+        except FrameError as error:
+            since = None
+            await self._invalid_frame(error)
         try:
             user = await auth.token_user(frame.token)
         except auth.AuthUnavailableError:
@@ -197,7 +204,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if user is None:
             await self._refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
         elif self.user is None:
-            await self._authenticated(user, frame.since)
+            await self._authenticated(user, since)
         elif user.pk != self.user.pk:
             await self._refuse(CloseCode.AUTH_FAILED, "the token is another user's")
         else:
@@ -261,10 +268,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self._close(CloseCode.TRY_AGAIN)
 
     def _delivery_failed(self) -> None:
+        self._deaf = True
         if self._worker is None:
-            self._start(partial(self._close, CloseCode.TRY_AGAIN))
-
-    # Answers.
+            self._start()
 
     async def _ping(self) -> None:
         await self._say(frames.ServerPing(n=self._delivery.credit.ping()))

@@ -8,13 +8,18 @@ with numbered pings, and pauses at a bound.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from typing import Final
 
 BOUND: Final = 512 * 1024
 """Characters sent and not confirmed, above which a socket pauses. Enough for 4 MB/s at 125 ms of distance."""
-ANONYMOUS_PONGS: Final = 1.0
-"""Seconds between two pongs without a number that count: they may come from a browser that reads nothing."""
+ANONYMOUS_PONGS: Final = 10.0
+"""Seconds between two pongs without a number that count: they may come from a program that pongs by a timer and reads
+nothing. Daphne then buffers 26 KB/s, and ends it after 50 s, because it does not answer WebSocket pings."""
+MAX_STEP: Final = 1 << 20
+"""Numbers of pings grow by up to this much at random, so that nobody can answer what he has not read. They stay
+integers in JavaScript for 2^33 pings."""
 
 
 class Credit:
@@ -42,16 +47,23 @@ class Credit:
         """Whether nothing more should be sent for now."""
         return self.sent - self._confirmed > BOUND
 
-    @property
-    def open_pings(self) -> int:
-        return len(self._open)
-
     def ping(self) -> int:
         """Number a new ping; what was sent before it is confirmed by its pong."""
-        self._number += 1
+        self._number += random.randint(1, MAX_STEP)  # noqa: S311  one guess in a million may be right
         self._open.append((self._number, self.sent))
         self.ask_at = self.sent + BOUND // 2
         return self._number
+
+    def asked(self, now: float) -> bool:
+        """
+        Take a ping of the browser's own, which confirms everything, as often as an anonymous pong counts.
+
+        The client of the replaced service pings, and answers no ping of ours: that it pings is all we know of it.
+        """
+        if not self._open or now - self._anonymous_at < ANONYMOUS_PONGS:
+            return False
+        self._anonymous_at = now
+        return self.pong(self._open[-1][0], now)
 
     def pong(self, number: int | None, now: float) -> bool:
         """
@@ -72,7 +84,7 @@ class Credit:
                 return False
             self._anonymous_at = now
             number = self._open[0][0]
-        if not self._open[0][0] <= number <= self._open[-1][0]:
+        elif all(number != asked for asked, _ in self._open):
             return False
         while self._open and self._open[0][0] <= number:
             self._confirmed = self._open.popleft()[1]

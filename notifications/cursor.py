@@ -65,7 +65,8 @@ def _recover(where: Where, since: Position, ttl: float) -> Position | None:
     first, last = where.first, where.last
     if first is not None and last is not None and since.epoch == last.epoch:
         complete = first.epoch != last.epoch or first.n <= since.n + 1
-        return since if complete and since.n <= last.n else None
+        # After a restart from a snapshot, what was published behind it is lost.
+        return since if complete and where.whole and since.n <= last.n else None
     # A position on what was then an empty topic: its epoch is a time. Nothing has expired or been lost
     # since, if that was less than a life-time ago on this very server.
     known = since.n == 0 and where.started <= since.epoch <= where.now and where.now - since.epoch < ttl * 1000
@@ -76,6 +77,13 @@ def _recover(where: Where, since: Position, ttl: float) -> Position | None:
     if first.n == 1 and first.epoch == last.epoch and first.epoch >= since.epoch:
         return Position(first.epoch, 0)
     return None
+
+
+class Level(NamedTuple):
+    """Proof that a socket has had everything that was published until some moment: one Redis, and its time in ms."""
+
+    run: str
+    at: int
 
 
 class Cursor:
@@ -90,7 +98,7 @@ class Cursor:
 
     """
 
-    __slots__ = ("_seen", "busy", "epoch", "heard", "n", "topic", "ttl")
+    __slots__ = ("_known", "_level", "_seen", "busy", "epoch", "heard", "n", "topic", "ttl")
 
     def __init__(self, topic: Topic, ttl: float) -> None:
         self.topic = topic
@@ -99,6 +107,8 @@ class Cursor:
         self.heard = 0.0
         self.busy = True
         self._seen: tuple[int, int] | None = None
+        self._known: Position | None = None
+        self._level: Level | None = None
 
     @property
     def position(self) -> Position:
@@ -109,10 +119,34 @@ class Cursor:
         """Whether a message was let go that is still to be sent."""
         return self._seen is not None and (self._seen[0] != self.epoch or self._seen[1] > self.n)
 
+    @property
+    def lacks(self) -> bool:
+        """Whether a message of this epoch is known to have been published that has not been sent."""
+        return self._known is not None and self._known.epoch == self.epoch and self._known.n > self.n
+
+    def begin(self, position: Position, where: Where, now: float) -> None:
+        """Take the position that ``start`` found."""
+        self.move(position, now - (self.ttl - where.ttl) if where.last else now)
+        if where.last is None or position == where.last:
+            self._level = Level(where.run, where.now)
+        else:
+            self.let_go(*where.last)
+
     def let_go(self, epoch: int, n: int) -> None:
         """Note a message that is not sent now."""
         if self._seen is None or self._seen[0] != epoch or self._seen[1] < n:
             self._seen = epoch, n
+        self._know(epoch, n)
+
+    def _know(self, epoch: int, n: int) -> None:
+        """Remember that a message was published, in case that no history has it any more when it is looked for."""
+        known = self._known
+        if (epoch, n) <= (self.epoch, self.n):
+            return
+        if epoch == self.epoch or (known is not None and known.epoch not in (epoch, self.epoch)):
+            self._level = None
+        if known is None or (epoch, n) > known:
+            self._known = Position(epoch, n)
 
     def forget_missed(self) -> None:
         """Note that the history is about to be read: it has all that was let go so far."""
@@ -122,8 +156,8 @@ class Cursor:
         self.epoch, self.n = position
         self.heard = now
 
-    def offer(self, epoch: int, n: int, now: float) -> Verdict:
-        """Judge a live message, and move on if it is to be sent."""
+    def offer(self, epoch: int, n: int, run: str, now: float) -> Verdict:
+        """Judge a live message that the Redis ``run`` has stamped, and move on if it is to be sent."""
         if self.busy:
             self.let_go(epoch, n)
             return Verdict.DROP
@@ -132,22 +166,45 @@ class Cursor:
                 self.n = n
                 self.heard = now
                 return Verdict.SEND
-            return Verdict.DROP if n <= self.n else Verdict.BEHIND
-        if n == 1 and self.n == 0 and epoch > self.epoch:
+            if n <= self.n:
+                return Verdict.DROP
+        elif n == 1 and self.n == 0 and epoch > self.epoch and self._was_level(run, epoch):
             self.epoch, self.n = epoch, 1  # the first message of a topic that was empty
             self.heard = now
             return Verdict.SEND
+        self._know(epoch, n)
         return Verdict.BEHIND
 
-    def behind(self, last: Position | None) -> bool:
+    def behind(self, found: Where | Page, now: float) -> bool:
         """
-        Say whether a history that ends at ``last`` has something that the socket has not.
+        Say whether a history has something that the socket has not; if not, remember that for ``follow``.
 
         A smaller ``n`` of the same epoch is not news: the message overtook the question.
         """
-        if last is None or self.busy:
-            return False
-        return last.n > self.n if last.epoch == self.epoch else True
+        last = found.last
+        if last is not None and (last.epoch != self.epoch or last.n > self.n):
+            return True
+        if self.lacks:
+            return True
+        if found.whole if last is not None else self._may_be_gone(found, now):
+            self._level = Level(found.run, found.now)
+        return False
+
+    def _may_be_gone(self, found: Where | Page, now: float) -> bool:
+        """Whether a history without an entry proves that nothing was published since we were level."""
+        if self.n and now - self.heard < self.ttl - EXPIRY_TOLERANCE:
+            self._level = None  # it did not end by age
+        return self._was_level(found.run, found.now)
+
+    def _was_level(self, run: str, at: int) -> bool:
+        """
+        Whether nothing can have come and gone since the socket had everything, at the time ``at`` of the Redis ``run``.
+
+        What is published lives for ``ttl`` seconds, if its Redis does. The epoch of a topic that was empty is the time
+        of its first message.
+        """
+        level = self._level
+        return level is not None and level.run == run and at - level.at < self.ttl * 1000
 
     def follow(self, page: Page, now: float) -> tuple[bool, list[Frame]]:
         """
@@ -159,14 +216,13 @@ class Cursor:
             ``move``. Unless the cursor has not moved, or is at the end of the page, there is more to read.
 
         """
-        if page.last is None or page.last == self.position:
-            return False, []
-        if page.last.epoch == self.epoch:
-            if page.last.n < self.n:
-                return False, []
-        elif self._began_anew(page, now):
-            clock_was_set_back = self.epoch > page.last.epoch
-            self.epoch, self.n = page.last.epoch, 0
+        last = page.last
+        if last is None or (last.epoch == self.epoch and last.n <= self.n):
+            return self._find_lost(last, now), []
+        if last.epoch != self.epoch and self._began_anew(page, now):
+            clock_was_set_back = self.epoch > last.epoch
+            self.epoch, self.n = last.epoch, 0
+            self._level = None
             if clock_was_set_back:
                 return False, []  # the page is what follows a later epoch: nothing; it has to be read again
         frames: list[Frame] = []
@@ -178,15 +234,22 @@ class Cursor:
             frames.append(frame)
         if frames:
             return False, frames
-        following = next(
-            (frame.position for frame in page.frames if frame.position.epoch == page.last.epoch), page.last
-        )
+        following = next((frame.position for frame in page.frames if frame.position.epoch == last.epoch), last)
         self.move(Position(following.epoch, following.n - 1), now)
+        self._level = None
         return True, []
 
     def _began_anew(self, page: Page, now: float) -> bool:
         """Whether the old epoch ended by age, with this socket level, and all of the new one is there."""
-        if page.first is None or page.last is None or page.first != (page.last.epoch, 1):
+        if page.last is None or page.first != (page.last.epoch, 1) or not self._was_level(page.run, page.now):
             return False
-        never_had_any = self.n == 0 and page.last.epoch >= self.epoch
-        return never_had_any or now - self.heard >= self.ttl - EXPIRY_TOLERANCE
+        return self.n == 0 or now - self.heard >= self.ttl - EXPIRY_TOLERANCE
+
+    def _find_lost(self, last: Position | None, now: float) -> bool:
+        """Whether a message that was seen is in no history any more; moves behind it."""
+        known = self._known
+        if known is None or known <= self.position or (last is not None and known.epoch != last.epoch):
+            return False
+        self.move(known, now)
+        self._level = None
+        return True

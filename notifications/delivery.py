@@ -70,6 +70,8 @@ class Delivery:
         self._stuck_task: asyncio.Task[None] | None = None
         self._sending_for = 0
         self._sending = False
+        self._stopped = False
+        self._forgotten = False
         self._behind: deque[Cursor] = deque()
         self._catch_up_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None
@@ -86,6 +88,8 @@ class Delivery:
 
     def begin(self) -> None:
         """Start to deliver."""
+        if self._stopped:
+            return
         self._pump_task = asyncio.create_task(self._pump())
 
     async def join(self, topic: Topic, since: Position | str | None) -> tuple[bool | None, Position | None]:
@@ -100,21 +104,18 @@ class Delivery:
             follow (None without a history).
 
         Raises:
-            Exception: Whatever the layer raises, or one of ``connections.FAILURES``.
+            Exception: Whatever the layer raises, or one of ``connections.FAILURES``. Perhaps the group was joined
+                all the same; ``end`` leaves it.
 
         """
         kind = settings.kinds[topic.kind]
         cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
-        try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                await self._layer.group_add(topic.group, self._channel)
-            if not kind.HISTORY_SIZE:
-                cursor.busy = False
-                return (None if since is None else False), None
-            begin = await self._find_start(cursor, since)
-        except BaseException:
-            del self.cursors[str(topic)]
-            raise
+        async with asyncio.timeout(LAYER_TIMEOUT):
+            await self._layer.group_add(topic.group, self._channel)
+        if not kind.HISTORY_SIZE:
+            cursor.busy = False
+            return (None if since is None else False), None
+        begin = await self._find_start(cursor, since)
         interval = INTERVAL_WITH_GAPS_TOLD if self._tells_gaps else settings.HEARTBEAT_INTERVAL
         reconciler().add(cursor, self.catch_up, interval)
         return begin.recovered, begin.position
@@ -123,9 +124,7 @@ class Delivery:
         [where] = await history.look([cursor.topic])
         now = asyncio.get_running_loop().time()
         begin = start(where, since, cursor.ttl, show_latest=cursor.topic.kind in LATEST_AFTER_GAP)
-        cursor.move(begin.position, now - (cursor.ttl - where.ttl) if where.last else now)
-        if where.last is not None and begin.position != where.last:
-            cursor.let_go(*where.last)  # from the history, after ``release``
+        cursor.begin(begin.position, where, now)
         return begin
 
     def release(self, topic: Topic) -> None:
@@ -149,7 +148,8 @@ class Delivery:
             logger.debug("could not leave a group: %s", type(error).__name__)
 
     def stop(self) -> None:
-        """Send nothing more: servers take nothing after a close."""
+        """Send nothing more, and begin nothing: servers take nothing after a close."""
+        self._stopped = True
         for task in self._tasks():
             task.cancel()
 
@@ -158,15 +158,25 @@ class Delivery:
         reconciler().unwatch(self._tick)
         if self._channel is None:
             return
-        if self._pump_task is None:
-            self.begin()  # layers forget a channel when its ``receive`` is cancelled, and only then
-        await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
+        self.stop()
         if tasks := self._tasks():
-            for task in tasks:
-                task.cancel()
             await asyncio.wait(tasks)
         for cursor in list(self.cursors.values()):
             await self.leave(cursor.topic)
+        if not self._forgotten:
+            await self._forget_channel()
+
+    async def _forget_channel(self) -> None:
+        """Cancel a ``receive``: layers forget a channel then, and only then; the pump may have ended elsewhere."""
+        while True:
+            receiving = asyncio.ensure_future(self._layer.receive(self._channel))
+            await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
+            if not receiving.done():
+                receiving.cancel()
+                await asyncio.wait([receiving])
+                return
+            if receiving.cancelled() or receiving.exception() is not None:
+                return
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [task for task in (self._pump_task, self._stuck_task, self._catch_up_task) if task is not None]
@@ -187,7 +197,11 @@ class Delivery:
         receive, channel, send = self._layer.receive, self._channel, self._send
         cursors, credit, now = self.cursors, self.credit, asyncio.get_running_loop().time
         while True:
-            event = await receive(channel)
+            try:
+                event = await receive(channel)
+            except asyncio.CancelledError:
+                self._forgotten = True
+                raise
             cursor = cursors.get(event.get("topic"))
             if cursor is None:
                 continue  # unsubscribed meanwhile, or not from our listener
@@ -199,7 +213,7 @@ class Delivery:
                     cursor.let_go(epoch, event["n"])
                 continue
             if epoch is not None:
-                verdict = cursor.offer(epoch, event["n"], now())
+                verdict = cursor.offer(epoch, event["n"], event.get("run", ""), now())
                 if verdict is not Verdict.SEND:
                     if verdict is Verdict.BEHIND:
                         self.catch_up(cursor)
@@ -208,11 +222,11 @@ class Delivery:
             credit.sent += len(text)
             self._sending = True
             await send({"type": "websocket.send", "text": text})
+            if credit.sent >= credit.ask_at and self._pump_task is me:
+                await self.say(ServerPing(n=credit.ping()))
             if self._pump_task is not me:
                 break
             self._sending = False
-            if credit.sent >= credit.ask_at:
-                await self.say(ServerPing(n=credit.ping()))
         # A browser did not read for so long that another pump has taken over.
         self._stuck_task = None
         self._resume()
@@ -235,6 +249,14 @@ class Delivery:
         for cursor in self.cursors.values():
             reconciler().hurry(cursor.topic)
 
+    def asked(self) -> bool:
+        """Take a ping of the browser's own; says whether that confirmed anything."""
+        was_paused = self.paused
+        confirmed = self.credit.asked(asyncio.get_running_loop().time())
+        if was_paused and not self.paused:
+            self._resume()
+        return confirmed
+
     def _resume(self) -> None:
         if self.paused:
             return
@@ -250,7 +272,7 @@ class Delivery:
 
         Most layers' queues have no bound; somebody must take what they bring.
         """
-        if not self._sending or self._stuck_task is not None:
+        if not self._sending or self._stuck_task is not None or self._stopped:
             self._sending_for = 0
             return
         if self._sending_for == self.credit.sent:
@@ -268,7 +290,7 @@ class Delivery:
 
     def catch_up(self, cursor: Cursor) -> None:
         """Read what a cursor misses from the history, and send it."""
-        if self.cursors.get(str(cursor.topic)) is not cursor:
+        if self._stopped or self.cursors.get(str(cursor.topic)) is not cursor:
             return
         cursor.busy = True
         self._behind.append(cursor)
@@ -282,8 +304,9 @@ class Delivery:
                 try:
                     await self._catch_up(cursor)
                 except FAILURES as error:
-                    # The next message of the topic, or the next comparison, tries again.
+                    # Nothing may follow that shows the hole again, and the next comparison may be far.
                     logger.debug("could not read the history of %s: %s", cursor.topic, error)
+                    reconciler().hurry(cursor.topic)
                 finally:
                     cursor.busy = False
         finally:
@@ -299,6 +322,9 @@ class Delivery:
             cursor.forget_missed()
             before = cursor.position
             page = await reconciler().read(cursor.topic, cursor.position)
+            if self.cursors.get(name) is not cursor:
+                return  # unsubscribed meanwhile: nothing of it follows the answer
+            heard = loop.time() - (cursor.ttl - page.ttl) if page.ttl else loop.time()
             incomplete, frames = cursor.follow(page, loop.time())
             if incomplete:
                 count("recovered", "false")
@@ -306,10 +332,11 @@ class Delivery:
             for frame in frames:
                 if self.cursors.get(name) is not cursor:
                     return
-                cursor.move(frame.position, loop.time())
+                cursor.move(frame.position, heard)
                 self.credit.sent += len(frame.text)
                 await self._send({"type": "websocket.send", "text": frame.text})
             count("filled", amount=len(frames))
             if self.credit.sent >= self.credit.ask_at:
                 await self.say(ServerPing(n=self.credit.ping()))
-            complete = page.last is None or cursor.position in (before, page.last)
+            complete = (page.last is None or cursor.position in (before, page.last)) and not cursor.lacks
+        cursor.behind(page, loop.time())

@@ -18,6 +18,8 @@ LAYER_MESSAGE: Final = "notifications.message"
 """The ``type`` of what we send to groups. Channels makes a method name of it, so it is never the payload's."""
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may wait for the channel layer. What is dropped beyond that, sockets read from the history."""
+ENTRY_BYTES: Final = 400
+"""What a message takes beside its frame, about."""
 GROUP_SEND_TIMEOUT: Final = 5.0
 """Seconds that the channel layer may take for one message."""
 
@@ -49,7 +51,7 @@ class Forwarder:
             self._log.lost("the channel layer is too slow")
             return
         self._queue.append(stamped)
-        self._bytes += len(stamped.frame)
+        self._bytes += len(stamped.frame) + ENTRY_BYTES
         self._wake.set()
 
     async def run(self) -> None:
@@ -59,13 +61,14 @@ class Forwarder:
             self._wake.clear()
             while self._queue:
                 await self._forward(self._queue[0])
-                self._bytes -= len(self._queue.popleft().frame)
+                self._bytes -= len(self._queue.popleft().frame) + ENTRY_BYTES
 
     async def _forward(self, stamped: Stamped) -> None:
         try:
             message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
             if stamped.position is not None:
                 message["epoch"], message["n"] = stamped.position
+                message["run"] = stamped.run
             async with asyncio.timeout(GROUP_SEND_TIMEOUT):
                 await self._send(self._group(stamped.topic), message, again=stamped.position is not None)
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only

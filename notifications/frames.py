@@ -69,13 +69,20 @@ def since_in_url(query_string: bytes) -> str | None:
 
     """
     [since] = parse_qs(query_string.decode("latin1")).get("since", [""])[:1]
-    if since and not SINCE.fullmatch(since):
-        raise FrameError("invalid_message", SINCE_IS)
+    check_since(since or None)
     return since or None
 
 
-class Auth(Since, tag="auth", tag_field="type"):
+class Auth(Struct, tag="auth", tag_field="type"):
     token: str
+    since: Any = None
+    """Not checked here: a browser with a broken memory is still who its token says."""
+
+
+def check_since(since: Any) -> None:
+    """Raise ``FrameError`` if a ``since`` is malformed."""
+    if since is not None and not (isinstance(since, str) and SINCE.fullmatch(since)):
+        raise FrameError("invalid_message", SINCE_IS)
 
 
 class SubscribeUpload(Since, tag="subscribe_upload", tag_field="action"):

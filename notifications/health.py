@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .connections import CONNECT_TIMEOUT, FAILURES, async_client
+from .connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from .topics import internal_name
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ class Status:
                 self._changed.clear()
                 report.state, report.forwarded = self.state, self._forwarded()
                 try:
-                    await write(client, report)
+                    async with asyncio.timeout(SOCKET_TIMEOUT):
+                        await write(client, report)
                 except FAILURES as error:
                     logger.debug("could not report: %s", error)
                 with suppress(TimeoutError):

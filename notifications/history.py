@@ -59,18 +59,22 @@ class Where(NamedTuple):
     What a history holds.
 
     Attributes:
-        started: When this Redis was up at the latest, in ms.
+        run: Which Redis says so.
+        started: When it was up at the latest, in ms.
         now: Redis's time in ms.
         first, last: The ids of its ends; None if it has no entry.
         ttl: Seconds until it is gone, if nothing more is published.
+        whole: The last entry was written by this Redis, so that none after it can have been lost with another.
 
     """
 
+    run: str
     started: int
     now: int
     first: Position | None
     last: Position | None
     ttl: float
+    whole: bool
 
     @property
     def position(self) -> Position:
@@ -90,14 +94,22 @@ class Page(NamedTuple):
     What follows a position.
 
     Attributes:
+        run: Which Redis says so.
+        now: Redis's time in ms.
         first, last: The ends of the history when it was read; None if it has no entry.
+        whole: As in ``Where``.
         frames: In their order. Unless the last of them is ``last`` there is more to read.
+        ttl: Seconds until the history is gone, if nothing more is published.
 
     """
 
+    run: str
+    now: int
     first: Position | None
     last: Position | None
+    whole: bool
     frames: list[Frame]
+    ttl: float = 0.0
 
 
 class Stamped(NamedTuple):
@@ -109,6 +121,7 @@ class Stamped(NamedTuple):
         topic: As text.
         position: None for ``"u"``.
         frame: What browsers receive.
+        run: Which Redis stamped it; empty if that is not known.
 
     """
 
@@ -116,6 +129,7 @@ class Stamped(NamedTuple):
     topic: str
     position: Position | None
     frame: bytes
+    run: str = ""
 
 
 def head(topic: str) -> bytes:
@@ -141,7 +155,7 @@ def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> t
     kind = settings.kinds[topic.kind]
     keys = [topic.history_key]
     if idempotency_key is not None:
-        keys.append(internal_name(f"once:{topic}:{idempotency_key}"))
+        keys.append(internal_name(f"once:{len(str(topic))}:{topic}:{idempotency_key}"))
     arguments = [
         RUN,
         kind.HISTORY_SIZE,
@@ -182,27 +196,28 @@ async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[
 
 def read_stamped(data: bytes) -> Stamped:
     """Read what the scripts publish on the internal channel."""
-    size, id_, rest = data.split(b" ", 2)
+    size, id_, run, rest = data.split(b" ", 3)
     length = int(size[1:])
     position = None if id_ == b"-" else Position.parse(id_.decode())
-    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:])
+    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], run.strip(b"-").decode())
 
 
 async def look(topics: list[Topic]) -> list[Where]:
     """Say where the histories of topics are; brings no frames, so it is cheap for many."""
-    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [STARTED])
-    started, now, ends = int(reply[0]), int(reply[1]), reply[2:]
+    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED])
+    run, started, now, ends = reply[0].decode(), int(reply[1]), int(reply[2]), reply[3:]
     return [
-        Where(started, now, _position(ends[at]), _position(ends[at + 1]), int(ends[at + 2]) / 1000)
-        for at in range(0, len(ends), 3)
+        Where(run, started, now, _position(first), _position(last), int(ttl) / 1000, bool(whole))
+        for first, last, ttl, whole in zip(*[iter(ends)] * 4, strict=True)
     ]
 
 
 async def read(topic: Topic, after: Position) -> Page:
     """Read what follows a position, ``PAGE_BYTES`` at most."""
-    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES])
-    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(2, len(reply), 2)]
-    return Page(_position(reply[0]), _position(reply[1]), frames)
+    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN])
+    frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(6, len(reply), 2)]
+    run, now, first, last, whole, ttl = reply[:6]
+    return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames, int(ttl) / 1000)
 
 
 def _position(id_: bytes) -> Position | None:

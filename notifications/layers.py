@@ -14,16 +14,17 @@ and every queue is bounded, both connections notice when they are dead, and cons
 from __future__ import annotations
 
 import asyncio
+import re
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from channels.layers import BaseChannelLayer
 from channels_redis.utils import create_pool, decode_hosts
 from django.core.exceptions import ImproperlyConfigured
 
-from .loop_layer import LoopLayer, encode
+from .loop_layer import LoopLayer
 from .wire import POOL_OPTIONS
 
 CAPACITY: Final = 1000
@@ -37,12 +38,15 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
     Messages are delivered at most once: Redis keeps nothing. Where other layers say nothing of what they lose,
     ``on_resync`` does.
 
-    ``group_add`` returns when Redis has confirmed. A channel holds ``capacity`` messages; beyond that the newest
-    are dropped and counted. A channel without ``!`` in its name is received by all who wait for it, as in
+    ``group_add`` returns when Redis has confirmed. A channel holds ``capacity`` messages and 16 MiB; beyond that the
+    newest are dropped and counted. A channel without ``!`` in its name is received by all who wait for it, as in
     ``channels_redis.pubsub``. A channel is forgotten when its ``receive`` is cancelled.
     """
 
     extensions = ("groups", "flush")
+    # Channels' own accept a line break at the end and digits of all scripts.
+    channel_name_regex = re.compile(r"[a-zA-Z0-9._-]+(![a-zA-Z0-9._-]*)?\Z")
+    group_name_regex = re.compile(r"[a-zA-Z0-9._-]+\Z")
 
     def __init__(
         self,
@@ -74,71 +78,94 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         if len(decoded) != 1:
             raise ImproperlyConfigured("notifications.layers takes one host in CHANNEL_LAYERS, not several")
         self._host = {**POOL_OPTIONS, **decoded[0]}
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, LoopLayer] = WeakKeyDictionary()
-        self._latest: tuple[asyncio.AbstractEventLoop | None, LoopLayer | None] = None, None
+        self._loops: dict[asyncio.AbstractEventLoop, LoopLayer] = {}
+        self._lock = threading.Lock()
 
     def _here(self) -> LoopLayer:
         loop = asyncio.get_running_loop()
-        latest, here = self._latest  # one object: another thread's loop may replace it between two looks
-        if loop is latest and here is not None:
-            return here
         here = self._loops.get(loop)
         if here is None:
-            here = self._loops[loop] = LoopLayer(self.prefix, partial(create_pool, self._host), self.get_capacity)
-        self._latest = loop, here
+            with self._lock:
+                # ``async_to_sync`` makes a loop for each call where none is running.
+                for other in [other for other in self._loops if other.is_closed()]:
+                    del self._loops[other]
+                here = self._loops[loop] = LoopLayer(self.prefix, partial(create_pool, self._host), self.get_capacity)
         return here
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
-        """Send to one channel; raises ``ConnectionError`` or ``TimeoutError`` without Redis."""
+        """
+        Send to one channel, in any process.
+
+        Raises:
+            TimeoutError: Redis is not there or takes nothing; nothing was sent.
+
+        """
         self.require_valid_channel_name(channel)
-        here = self._here()
-        if "!" in channel:
-            owner = channel.partition("!")[0].rpartition(".")[2]
-            await here.publish(f"{self.prefix}.{owner}!".encode(), encode([channel, encode(message)]))
-        else:
-            await here.publish(here.key("channel", channel), encode(message))
+        await self._here().send(channel, message)
 
     async def receive(self, channel: str) -> dict[str, Any]:
-        """Wait for the next message of a channel."""
-        return await self._here().receive(channel)
+        """
+        Wait for the next message of a channel.
+
+        Raises:
+            RuntimeError: The channel was made by ``new_channel`` in another process or event loop.
+            TimeoutError: The channel is not one of ``new_channel``, and Redis is not there.
+
+        """
+        here = self._here()
+        if not here.knows(channel):
+            self.require_valid_channel_name(channel)
+        return await here.receive(channel)
 
     async def new_channel(self, prefix: str = "specific") -> str:
-        """Name a new channel of this process."""
+        """
+        Name a new channel of this process, and return when Redis has confirmed that it can be sent to.
+
+        Raises:
+            TimeoutError: Redis is not there.
+
+        """
         return await self._here().new_channel(prefix)
 
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
         """
         Have a callback called whenever messages to this channel may have been lost.
 
-        That is after the connection was replaced, and after the channel was full. Of messages that Redis itself
-        lost, such as in a failover, nobody knows.
+        That is after the connection was replaced, and after the channel was full, when its consumer has taken what
+        waited. Of messages that Redis itself lost, such as in a failover, nobody knows.
         """
         self._here().on_resync(channel, callback)
 
     async def group_add(self, group: str, channel: str) -> None:
-        """Add a channel of this process to a group, and return when Redis has confirmed."""
+        """
+        Add a channel of this process to a group, and return when Redis has confirmed.
+
+        Raises:
+            RuntimeError: The channel is none of this process, or not any more.
+            TimeoutError: Redis is not there; the channel is not in the group.
+
+        """
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        here = self._here()
-        await here.group_add(here.key("group", group), channel)
+        await self._here().group_add(group, channel)
 
     async def group_discard(self, group: str, channel: str) -> None:
         """Remove a channel from a group; no error if it is not in it."""
         self.require_valid_group_name(group)
         self.require_valid_channel_name(channel)
-        here = self._here()
-        here.group_discard(here.key("group", group), channel)
+        self._here().group_discard(group, channel)
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
-        """Send to all channels of a group, in any process."""
+        """
+        Send to all channels of a group, in any process.
+
+        Raises:
+            TimeoutError: Redis is not there or takes nothing; nothing was sent.
+
+        """
         self.require_valid_group_name(group)
-        here = self._here()
-        await here.publish(here.key("group", group), encode(message))
+        await self._here().group_send(group, message)
 
     async def flush(self) -> None:
         """Forget all channels and groups of this event loop and close its connections."""
-        loop = asyncio.get_running_loop()
-        here = self._loops.pop(loop, None)
-        self._latest = None, None
-        if here is not None:
-            await here.stop()
+        await self._here().flush()

@@ -37,6 +37,7 @@ class Lease:
         self._until = 0.0
         self._me = secrets.token_hex(8)
         self._fresh = True
+        self._asking = asyncio.Lock()
 
     @property
     def key(self) -> str:
@@ -63,18 +64,19 @@ class Lease:
                 stays what it was.
 
         """
-        now = asyncio.get_running_loop().time()
-        if not self.held:
-            self.token = secrets.token_hex(8)
-        try:
-            taken = await self._ask(int(TTL * 1000))
-        except redis.ResponseError:
-            # Redis refuses to write. Then nobody else can take the lease either, and the holder goes on.
+        async with self._asking:  # a renewal under way must not undo a release
+            now = asyncio.get_running_loop().time()
             if not self.held:
-                raise
-            taken = 1
-        self._until = now + TTL if taken else 0.0
-        return self.held
+                self.token = secrets.token_hex(8)
+            try:
+                taken = await self._ask(int(TTL * 1000))
+            except redis.ResponseError:
+                # Redis refuses to write. Then nobody else can take the lease either, and the holder goes on.
+                if not self.held:
+                    raise
+                taken = 1
+            self._until = now + TTL if taken else 0.0
+            return self.held
 
     def lost(self) -> None:
         """Note that Redis says it is somebody else's."""
@@ -82,8 +84,9 @@ class Lease:
 
     async def release(self) -> None:
         """Give it back at once, so that a stand-by need not wait for its end; raises as ``take``."""
-        self._until = 0.0
-        await self._ask(0)
+        async with self._asking:
+            self._until = 0.0
+            await self._ask(0)
 
     async def _ask(self, ttl_ms: int) -> int:
         keys = [self.key, internal_name("candidates")]

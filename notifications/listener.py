@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -53,6 +53,7 @@ class Listener:
 
     def __init__(self, layer: Any) -> None:
         self._log = LogBudget(logger)
+        self._refusals = LogBudget(logger, lines=1, period=60.0)
         self._forwarder = Forwarder(layer, self._log)
         self._stamped_channel = internal_name(STAMPED).encode()
         self._backlog = Backlog()
@@ -108,7 +109,7 @@ class Listener:
                     await self._give_lease_back()
                 await self._while(lambda: bool(self._forwarder))
         except FAILURES as error:
-            logger.warning("not everything was finished: %s", error or type(error).__name__)
+            logger.warning("not everything was finished: %s", str(error) or type(error).__name__)
         if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else 0):
             self._log.lost("not forwarded in time before the end", unfinished)
         if self._leading:
@@ -199,6 +200,8 @@ class Listener:
         if stamped.road != "p" and self._backlog.knows(stamped.topic):
             self._backlog.strike(stamped.topic, history.tail_of(stamped))
         self._recent.add(stamped, asyncio.get_running_loop().time())
+        if self._leading and not self._lease.held:
+            self._step_down("the lease ran out")  # who was paused wakes with seconds of what its heir has forwarded
         if self._leading:
             self._forwarder.add(stamped)
 
@@ -215,7 +218,10 @@ class Listener:
                     logger.debug("could not ask for the lease: %s", error)
                     mine = self._lease.held
                 if mine and not self._leading:
-                    await self._take_over()
+                    if self.status.connected and not self._stopping.is_set():
+                        await self._take_over()
+                    else:
+                        await self._give_lease_back()  # we were cut off while we asked
                 elif self._leading and not mine:
                     self._step_down("the lease is another's")
             self._connected.clear()
@@ -238,7 +244,7 @@ class Listener:
                 await client.publish(self._stamped_channel, marker)
                 await self._marker[1]
         except FAILURES as error:
-            logger.warning("could not take over: %s", error or type(error).__name__)
+            logger.warning("could not take over: %s", str(error) or type(error).__name__)
             await self._give_lease_back()
             return
         finally:
@@ -250,9 +256,10 @@ class Listener:
             self._marker[1].set_result(None)
         self._leading = True
         self._batch = 0
+        self._backlog.expire(asyncio.get_running_loop().time())
         self._backlog.resubmit()
         self._work.set()
-        for stamped in self._recent.frames():
+        for stamped in self._recent.frames(asyncio.get_running_loop().time()):
             self._forwarder.add(stamped)  # perhaps our predecessor did not; sockets drop what they have had
         self._missed_wake.set()
         self.status.now("holder")
@@ -264,7 +271,7 @@ class Listener:
             await self._missed_wake.wait()
             self._missed_wake.clear()
             seen = self._recent.before_gap(asyncio.get_running_loop().time())
-            topics = [Topic.parse(topic) for topic in seen]
+            topics = self._known(seen)
             try:
                 for begin in range(0, len(topics), BATCH_MESSAGES):
                     part = topics[begin : begin + BATCH_MESSAGES]
@@ -275,6 +282,14 @@ class Listener:
                                 self._forwarder.add(Stamped("p", str(topic), position, text.encode()))
             except FAILURES as error:
                 logger.warning("could not look for what was missed: %s", error)  # sockets find it later
+
+    def _known(self, names: Iterable[str]) -> list[Topic]:
+        """Leave out what only processes with other settings know."""
+        topics = []
+        for name in names:
+            with suppress(TopicError):
+                topics.append(Topic.parse(name))
+        return topics
 
     def _step_down(self, reason: str) -> None:
         self._lease.lost()
@@ -310,14 +325,14 @@ class Listener:
             except FAILURES as error:
                 # Whether it was done is not known: the number tells Redis that it is the same batch.
                 if not self._lease.held:
-                    self._step_down(f"Redis does not answer: {error or type(error).__name__}")
+                    self._step_down(f"Redis does not answer: {str(error) or type(error).__name__}")
                     return
-                self._log.warning("stamping failed (%s); trying again", error or type(error).__name__)
+                self._log.warning("stamping failed (%s); trying again", str(error) or type(error).__name__)
                 await asyncio.sleep(next(delays))
                 continue
             if stamped == history.NOT_HOLDER:
                 self._step_down("the lease is another's")
             elif refusal:
                 count("unstamped", amount=len(batch) - stamped)
-                self._log.warning("Redis keeps no history (%s); messages go out without ids", refusal)
+                self._refusals.warning("Redis keeps no history (%s); messages go out without ids", refusal)
             return

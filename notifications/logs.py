@@ -9,15 +9,17 @@ from typing import Final
 from .metrics import count
 
 LINES: Final = 100
-"""Lines in ``PERIOD`` seconds."""
 PERIOD: Final = 10.0
+"""Lines in so many seconds, of one sort."""
 
 
 class LogBudget:
-    """Warns, at most ``LINES`` times in ``PERIOD`` seconds; says how many lines it left out."""
+    """Warns, at most ``lines`` times in ``period`` seconds; says how many lines it left out."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, lines: int = LINES, period: float = PERIOD) -> None:
         self._logger = logger
+        self._limit = lines
+        self._period = period
         self._period_ends = 0.0
         self._lines = 0
 
@@ -29,10 +31,10 @@ class LogBudget:
     def warning(self, text: str, *arguments: object) -> None:
         now = time.monotonic()
         if now >= self._period_ends:
-            if (silent := self._lines - LINES) > 0:
+            if (silent := self._lines - self._limit) > 0:
                 self._logger.warning("… and %d more such lines left out", silent)
-            self._period_ends = now + PERIOD
+            self._period_ends = now + self._period
             self._lines = 0
         self._lines += 1
-        if self._lines <= LINES:
+        if self._lines <= self._limit:
             self._logger.warning(text, *arguments)

@@ -1,73 +1,65 @@
 """
 The work of ``layers.py`` in one event loop: a connection that reads, one that writes, the channels and groups.
+
+On Redis a group is the channel ``<prefix>/group/<name>``, a channel that any process may read is
+``<prefix>/channel/<name>``, and all other channels of one event loop share ``<prefix>/<id of the loop>``. No name of
+a group or channel holds a slash, so no two prefixes can meet.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import uuid
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
-from .connections import FAILURES
+from .box import Box, Item
+from .keeper import Keeper
+from .logs import LogBudget
 from .metrics import count
-from .wire import Subscription, Wire, backoff, confirmed
+from .wire import Publisher, Subscription, confirmed
 
 logger = logging.getLogger(__name__)
 
 WAIT: Final = 5.0
-"""Seconds that a caller waits for Redis before ``ConnectionError`` or ``TimeoutError``."""
+"""Seconds that a caller waits for Redis before ``TimeoutError``."""
 
-encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder().decode
 _SHAREABLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
+_ID: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
-class Box:
+def _plain(value: Any) -> Any:
+    """Make what other layers carry too out of a subclass, such as the safe strings of Django's templates."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes):
+        return b"".join((value, b""))
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    raise TypeError(f"a channel layer does not carry {type(value).__name__} objects")
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+def encode(message: dict[str, Any]) -> bytes:
     """
-    What waits for one channel.
+    Encode a message.
 
-    When it is full the newest message is dropped: what a consumer has is then without holes up to the end, so
-    that one reading of a history fills all that is missing.
+    Raises:
+        TypeError, ValueError, OverflowError: It is no message of a channel layer.
+
     """
-
-    __slots__ = ("capacity", "gap", "groups", "items", "on_resync", "waiter")
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.items: deque[dict[str, Any] | bytes] = deque()
-        self.groups: set[bytes] = set()
-        self.waiter: asyncio.Future[None] | None = None
-        self.on_resync: Callable[[], None] | None = None
-        self.gap = False
-
-    def put(self, item: dict[str, Any] | bytes) -> None:
-        if len(self.items) >= self.capacity:
-            self.gap = True
-            count("dropped", "channel full")
-            return
-        self.items.append(item)
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-    def resync(self) -> None:
-        """Tell the consumer that it may have missed something."""
-        self.gap = False
-        if self.on_resync is not None:
-            self.on_resync()
-
-
-class Publisher(Wire):
-    """The connection that writes."""
-
-    def got(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            count("dropped", "Redis refused")
-            logger.warning("Redis refused to publish: %s", reply)
+    if not isinstance(message, dict):
+        raise TypeError(f"a message is a dict, not {type(message).__name__}")
+    return _encode(message)
 
 
 class LoopLayer:
@@ -86,64 +78,45 @@ class LoopLayer:
         self._prefix = prefix
         self._pool = pool
         self._capacity = capacity
+        self._log = LogBudget(logger)
         self._boxes: dict[str, Box] = {}
         self._members: dict[bytes, dict[str, Box]] = {}
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
         self._id = uuid.uuid4().hex
-        self._own = f"{prefix}.{self._id}!".encode()
+        self._own = self._key(self._id)
+        self._groups = f"{prefix}/group/"
         self._subscription: Subscription | None = None
         self._publisher: Publisher | None = None
         self._connected = asyncio.Event()
         self._can_publish = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._life: AsyncGenerator[None] | None = None
+        self._had_gap = False
+        self._subscribing = Keeper(self._subscribe_once)
+        self._publishing = Keeper(self._publish_once)
 
-    def key(self, sort: str, name: str) -> bytes:
-        """Name the Redis channel of a group or of a channel."""
-        return f"{self._prefix}.{sort}.{name}".encode()
+    def _key(self, *parts: str) -> bytes:
+        return "/".join((self._prefix, *parts)).encode()
+
+    def knows(self, channel: str) -> bool:
+        return channel in self._boxes
+
+    def _group(self, name: str) -> bytes:
+        return (self._groups + name).encode()
+
+    def _owner(self, channel: str) -> str | None:
+        """Return the id of the event loop that ``new_channel`` made this channel for, if it did."""
+        head, mark, _ = channel.partition("!")
+        owner = head.rpartition(".")[2]
+        return owner if mark and _ID(owner) else None
+
+    async def flush(self) -> None:
+        """Forget all channels and groups, and close the connections."""
+        self._boxes.clear()
+        self._members.clear()
+        await self._subscribing.stop()
+        await self._publishing.stop()
+        self._had_gap = False
 
     # Connections.
-
-    async def _start(self) -> None:
-        if self._tasks:
-            return
-        self._tasks = [
-            asyncio.create_task(self._keep(self._subscribe_once)),
-            asyncio.create_task(self._keep(self._publish_once)),
-        ]
-        # Loops finalise their asynchronous generators before they close.
-        self._life = self._until_the_loop_ends()
-        await anext(self._life)
-
-    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        try:
-            yield
-        finally:
-            await self.stop()
-
-    async def stop(self) -> None:
-        """Close the connections."""
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-    async def _keep(self, connect_once: Callable[[], Any]) -> None:
-        delays = backoff()
-        loop = asyncio.get_running_loop()
-        while True:
-            began = loop.time()
-            try:
-                reason = await connect_once()
-            except FAILURES as error:
-                reason = str(error) or type(error).__name__
-            if loop.time() - began > WAIT:
-                delays = backoff()
-            delay = next(delays)
-            count("layer_gap")
-            logger.warning("the channel layer is not connected (%s); trying again in %.1f s", reason, delay)
-            await asyncio.sleep(delay)
 
     async def _subscribe_once(self) -> str:
         subscription = Subscription(self._received)
@@ -155,100 +128,126 @@ class LoopLayer:
             self._subscription = subscription
             self._connected.set()
             await confirmed(futures)
-            for box in list(self._boxes.values()):
-                box.resync()
+            if self._had_gap:
+                self._had_gap = False
+                for box in list(self._boxes.values()):
+                    box.resync()
             return await subscription.wait_closed()
         finally:
+            self._had_gap = self._had_gap or self._connected.is_set()
             self._connected.clear()
             self._subscription = None
             self._confirmations = {}
             subscription.close()
 
     async def _publish_once(self) -> str:
-        publisher = Publisher()
+        publisher = Publisher(lambda error: self._log.lost(f"Redis refused to publish: {error}"))
         try:
             await publisher.connect(self._pool())
             self._publisher = publisher
             self._can_publish.set()
             return await publisher.wait_closed()
+        except asyncio.CancelledError:
+            await publisher.finish()  # closing now would throw away what Redis has not read
+            raise
         finally:
             self._can_publish.clear()
             self._publisher = None
             publisher.close()
+            if publisher.unanswered:
+                self._log.lost("the connection ended before Redis confirmed", publisher.unanswered)
 
     async def _confirmed(self, key: bytes) -> None:
-        """Return when Redis has confirmed the subscription, however often the connection breaks meanwhile."""
+        """
+        Return when Redis has confirmed the subscription, however often the connection breaks meanwhile.
+
+        Also when nobody wants it any more: then nobody would end it.
+        """
+        await self._subscribing.start()
         async with asyncio.timeout(WAIT):
-            while True:
-                await self._connected.wait()
+            while key in self._members or key == self._own:
+                if self._subscription is None:
+                    await self._connected.wait()
+                    continue
                 confirmation = self._confirmations.get(key)
                 if confirmation is None:
-                    assert self._subscription is not None  # noqa: S101  connected
                     [confirmation] = self._subscription.subscribe(key)
                     self._confirmations[key] = confirmation
                 try:
-                    return await asyncio.shield(confirmation)
+                    await asyncio.shield(confirmation)
                 except ConnectionError:
                     await asyncio.sleep(0.01)
-
-    def _unsubscribe(self, key: bytes) -> None:
-        self._confirmations.pop(key, None)
-        if self._subscription is not None:
-            self._subscription.subscribe(key, command="UNSUBSCRIBE")
+                else:
+                    return
 
     # Receiving.
 
     def _received(self, key: bytes, data: bytes) -> None:
         try:
             if key == self._own:
-                name, own_message = decode(data)
-                if (box := self._boxes.get(name)) is not None:
-                    box.put(own_message)
+                name, message = _decode(data)
+                box = self._boxes.get(name)
+                if type(message) is not dict:
+                    raise TypeError
+                if box is not None:
+                    box.put(Item(message, len(data)))
             elif (members := self._members.get(key)) is not None:
-                message = decode(data)
-                if type(message) is not dict or not all(type(value) in _SHAREABLE for value in message.values()):
-                    message = data  # something in it can be changed: each consumer decodes one of its own
+                message = _decode(data)
+                if type(message) is not dict:
+                    raise TypeError
+                plain = all(type(value) in _SHAREABLE for value in message.values())
+                # If something in it can be changed, each consumer decodes one of its own.
+                item = Item(message if plain else data, len(data))
                 for box in members.values():
-                    box.put(message)
-        except (ValueError, TypeError):
+                    box.put(item)
+        except (ValueError, TypeError, RecursionError):
             count("refused", "layer message")
-            logger.warning("the channel layer received something that is no message of a channel layer")
+            self._log.warning("the channel layer received something that is no message of a channel layer")
 
     async def receive(self, channel: str) -> dict[str, Any]:
         box = self._boxes.get(channel)
         if box is None:
-            box = await self._new_box(channel)
+            box = await self._open(channel)
         while not box.items:
-            box.waiter = asyncio.get_running_loop().create_future()
+            waiter = box.wait()
             try:
-                await box.waiter
-            except asyncio.CancelledError:
-                self._forget(channel)  # the consumer is going; the specification has no other way to say so
+                await waiter
+            except BaseException:
+                box.gave_up(waiter)
+                if not box.readers and self._boxes.get(channel) is box:
+                    self._forget(channel)  # the consumer is going; the specification has no other way to say so
                 raise
-            finally:
-                box.waiter = None
-        item = box.items.popleft()
-        if box.gap and not box.items:
-            box.resync()
-        if isinstance(item, bytes):
-            message: dict[str, Any] = decode(item)
+            box.readers -= 1
+        content = box.take()
+        if type(content) is bytes:
+            message: dict[str, Any] = _decode(content)
             return message
-        return item.copy()  # a consumer may change what it gets
+        return content.copy()  # type: ignore[union-attr]  # a consumer may change what it gets
 
-    async def _new_box(self, channel: str) -> Box:
-        await self._start()
+    async def _open(self, channel: str) -> Box:
+        box = self._new_box(channel)
+        try:
+            await self._confirmed(next(iter(box.groups), self._own))
+        except BaseException:
+            if not box.readers:
+                self._forget(channel)
+            raise
+        return box
+
+    def _new_box(self, channel: str) -> Box:
+        owner = self._owner(channel)
+        if owner is not None and owner != self._id:
+            raise RuntimeError(f"{channel!r} is a channel of another process or event loop")
         box = self._boxes[channel] = Box(self._capacity(channel))
-        if "!" not in channel:
-            key = self.key("channel", channel)
+        if owner is None:
+            key = self._key("channel", channel)
             self._members.setdefault(key, {})[channel] = box
             box.groups.add(key)
-            await self._confirmed(key)
         return box
 
     async def new_channel(self, prefix: str) -> str:
-        await self._start()
         channel = f"{prefix}.{self._id}!{uuid.uuid4().hex}"
-        self._boxes[channel] = Box(self._capacity(channel))
+        await self._open(channel)
         return channel
 
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
@@ -263,15 +262,24 @@ class LoopLayer:
 
     # Groups.
 
-    async def group_add(self, key: bytes, channel: str) -> None:
+    async def group_add(self, group: str, channel: str) -> None:
         box = self._boxes.get(channel)
         if box is None:
             raise RuntimeError(f"{channel!r} is no channel of this process: add self.channel_name")
-        self._members.setdefault(key, {})[channel] = box
+        key = self._group(group)
+        members = self._members.setdefault(key, {})
+        is_new = channel not in members
+        members[channel] = box
         box.groups.add(key)
-        await self._confirmed(key)
+        try:
+            await self._confirmed(key)
+        except BaseException:
+            if is_new:
+                self.group_discard(group, channel)
+            raise
 
-    def group_discard(self, key: bytes, channel: str) -> None:
+    def group_discard(self, group: str, channel: str) -> None:
+        key = self._group(group)
         if (box := self._boxes.get(channel)) is not None:
             box.groups.discard(key)
         self._leave(key, channel)
@@ -280,17 +288,35 @@ class LoopLayer:
         members = self._members.get(key)
         if members is not None and members.pop(channel, None) is not None and not members:
             del self._members[key]
-            self._unsubscribe(key)
+            self._confirmations.pop(key, None)
+            if self._subscription is not None:
+                self._subscription.subscribe(key, command="UNSUBSCRIBE")
 
     # Sending.
 
-    async def publish(self, key: bytes, data: bytes) -> None:
-        if self._publisher is None:
-            await self._start()
-            async with asyncio.timeout(WAIT):
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        owner = self._owner(channel)
+        if owner is None:
+            await self._publish(self._key("channel", channel), encode(message))
+        else:
+            await self._publish(self._key(owner), _encode([channel, msgspec.Raw(encode(message))]))
+
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+        await self._publish(self._group(group), encode(message))
+
+    async def _publish(self, key: bytes, data: bytes) -> None:
+        publisher = self._publisher
+        if publisher is None or not publisher.ready:
+            publisher = await self._ready_publisher()
+        publisher.publish(key, data)
+
+    async def _ready_publisher(self) -> Publisher:
+        """Wait before anything is written: who gets an error knows that nothing was sent."""
+        async with asyncio.timeout(WAIT):
+            while True:
+                await self._publishing.start()
                 await self._can_publish.wait()
-        assert self._publisher is not None  # noqa: S101  it can publish
-        self._publisher.command("PUBLISH", key, data)
-        if self._publisher.paused:
-            async with asyncio.timeout(WAIT):
-                await self._publisher.writable()
+                if self._publisher is not None:
+                    if self._publisher.ready:
+                        return self._publisher
+                    await self._publisher.room()

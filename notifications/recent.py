@@ -49,9 +49,9 @@ class Recent:
         if len(self._last) > MAX_TOPICS:
             self._last.popitem(last=False)
 
-    def frames(self) -> list[Stamped]:
+    def frames(self, now: float) -> list[Stamped]:
         """List the last frame of each topic that had one in the last ``MAX_AGE`` seconds, oldest first."""
-        return [stamped for _, stamped in self._frames.values()]
+        return [stamped for at, stamped in self._frames.values() if now - at <= MAX_AGE]
 
     def before_gap(self, now: float) -> dict[str, Position]:
         """List, once, the last ids seen before the subscription had its last gap, if that is not long ago."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from math import inf
 from typing import Final
 from weakref import WeakKeyDictionary
 
@@ -27,6 +28,10 @@ TICK: Final = 0.5
 AFTER_JOIN: Final = 2.0
 """Seconds after joining at which a topic is compared: layers that do not wait for Redis may have missed what
 was published meanwhile."""
+COMPARISONS_IN_A_LIFE: Final = 3
+"""Comparisons in the time that a history outlives its last message, at least."""
+AFTER_FAILURE: Final = 2.0
+"""Seconds after a comparison that Redis did not answer at which it is tried again."""
 TOPICS_PER_LOOK: Final = 500
 """Topics compared by one script call, which holds Redis up for about 2 ms."""
 MAX_READS: Final = 4
@@ -39,7 +44,7 @@ class Reconciler:
     """
     Knows the cursors of all sockets of one event loop, and tells those that are behind.
 
-    Its task runs while there is any.
+    Its task runs while there is any, or somebody wants its ticks.
     """
 
     def __init__(self) -> None:
@@ -47,6 +52,7 @@ class Reconciler:
         self._by_topic: dict[Topic, dict[Cursor, None]] = {}
         self._due: dict[Topic, float] = {}
         self._interval: dict[Topic, float] = {}
+        self._joined: dict[Topic, float] = {}
         self._watched: dict[Callable[[], None], None] = {}
         self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
         self._owned: set[asyncio.Task[Page]] = set()
@@ -55,24 +61,24 @@ class Reconciler:
 
     def add(self, cursor: Cursor, behind: Behind, interval: float) -> None:
         """Compare this cursor every ``interval`` seconds, and call ``behind`` when the history has more than it."""
-        self._interval[cursor.topic] = interval
+        topic, now = cursor.topic, asyncio.get_running_loop().time()
         self._behind[cursor] = behind
-        self._by_topic.setdefault(cursor.topic, {})[cursor] = None
-        self._due[cursor.topic] = asyncio.get_running_loop().time() + AFTER_JOIN
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        self._by_topic.setdefault(topic, {})[cursor] = None
+        # Well within the life of a history: nobody would notice what came and went between two comparisons.
+        self._interval[topic] = min(interval, cursor.ttl / COMPARISONS_IN_A_LIFE)
+        self._joined[topic] = now
+        # Never later than before: others may join all the time.
+        self._due[topic] = min(self._due.get(topic, inf), now + AFTER_JOIN)
+        self._begin()
 
     def remove(self, cursor: Cursor) -> None:
         self._behind.pop(cursor, None)
         cursors = self._by_topic.get(cursor.topic, {})
         cursors.pop(cursor, None)
         if not cursors:
-            self._by_topic.pop(cursor.topic, None)
-            self._due.pop(cursor.topic, None)
-            self._interval.pop(cursor.topic, None)
-        if not self._behind and self._task is not None:
-            self._task.cancel()
-            self._task = None
+            for by_topic in (self._by_topic, self._due, self._interval, self._joined):
+                by_topic.pop(cursor.topic, None)
+        self._end_if_idle()
 
     def hurry(self, topic: Topic) -> None:
         """Compare a topic's cursors at the next tick."""
@@ -80,11 +86,22 @@ class Reconciler:
             self._due[topic] = 0.0
 
     def watch(self, tick: Callable[[], None]) -> None:
-        """Call ``tick`` every ``TICK`` seconds, while there are cursors, until ``unwatch``."""
+        """Call ``tick`` every ``TICK`` seconds until ``unwatch``."""
         self._watched[tick] = None
+        self._begin()
 
     def unwatch(self, tick: Callable[[], None]) -> None:
         self._watched.pop(tick, None)
+        self._end_if_idle()
+
+    def _begin(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def _end_if_idle(self) -> None:
+        if not self._behind and not self._watched and self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     async def read(self, topic: Topic, after: Position) -> Page:
         """
@@ -120,23 +137,35 @@ class Reconciler:
             now = loop.time()
             due = [topic for topic, at in self._due.items() if at <= now]
             for begin in range(0, len(due), TOPICS_PER_LOOK):
-                await self._compare(due[begin : begin + TOPICS_PER_LOOK])
+                try:
+                    await self._compare(due[begin : begin + TOPICS_PER_LOOK])
+                except Exception:
+                    logger.exception("the comparison of positions failed")  # and goes on: all sockets lean on it
 
     async def _compare(self, topics: list[Topic]) -> None:
-        now = asyncio.get_running_loop().time()
+        now = asyncio.get_running_loop().time
+        topics = [topic for topic in topics if topic in self._due]
+        for topic in topics:
+            # Before the question: who wants another comparison meanwhile must get it.
+            joined = self._joined[topic] + AFTER_JOIN
+            again = now() + self._interval[topic]
+            self._due[topic] = min(again, joined) if joined > now() else again
         try:
             found = await history.look(topics)
         except FAILURES as error:
             logger.debug("could not compare positions: %s", error)
-            found = []
-        for topic, where in zip(topics, found, strict=False):
+            for topic in topics:
+                self._compare_within(topic, AFTER_FAILURE)
+            return
+        for topic, where in zip(topics, found, strict=True):
             for cursor in list(self._by_topic.get(topic, ())):
-                if cursor.behind(where.last):
+                if cursor.behind(where, now()) and not cursor.busy:
                     count("reconciled")
                     self._behind[cursor](cursor)
-        for topic in topics:
-            if topic in self._by_topic:
-                self._due[topic] = now + self._interval[topic]
+
+    def _compare_within(self, topic: Topic, seconds: float) -> None:
+        if topic in self._due:
+            self._due[topic] = min(self._due[topic], asyncio.get_running_loop().time() + seconds)
 
 
 _per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Reconciler] = WeakKeyDictionary()

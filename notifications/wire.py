@@ -22,10 +22,13 @@ from .connections import CONNECT_TIMEOUT
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings of ours."""
-MAX_SILENCE: Final = 5.0
-"""Seconds without a byte, not even a pong, after which the connection is given up."""
+MAX_SILENCE: Final = 3.5
+"""Seconds without a byte, not even a pong, after which the connection is given up: with the second that a holder
+then has to finish, a stand-by is at work within five."""
 HANDSHAKE_TIMEOUT: Final = 2.0
 """Seconds that connecting, authentication and the confirmation of subscriptions may each take."""
+PACKET: Final = 64 * 1024
+"""Bytes written in one turn of the event loop after which a writer should let others have their turn."""
 
 POOL_OPTIONS: Final[dict[str, Any]] = {
     "protocol": 2,
@@ -51,6 +54,7 @@ class Wire(asyncio.Protocol):
         self._connection: Any = None
         self._transport: asyncio.Transport
         self._out: list[bytes] = []
+        self._this_turn = 0
         self._writable: asyncio.Future[None] | None = None
 
     async def connect(self, pool: redis.asyncio.ConnectionPool) -> None:
@@ -63,8 +67,20 @@ class Wire(asyncio.Protocol):
         """
         connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
         connection.retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-            await connection.connect()
+        connection.protocol = 2  # whatever the URL says: ``got`` reads RESP2
+        try:
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                await connection.connect()
+            if connection._writer.transport.is_closing():
+                raise ConnectionError("closed by Redis")  # its end was told to the protocol we replace
+        except BaseException:
+            if connection._writer is not None:  # redis-py leaves it open when it is cancelled
+                connection._writer.transport.abort()
+                connection._writer = connection._reader = None
+            raise
+        finally:
+            for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+                await sentinel.aclose()  # has said where the master is
         self._connection = connection
         self._transport = connection._writer.transport  # the stream is idle: every reply has been read
         self._transport.set_protocol(self)
@@ -73,18 +89,22 @@ class Wire(asyncio.Protocol):
 
     def command(self, *words: str | bytes) -> None:
         """Send a command at the end of this turn of the event loop."""
-        if not self._out:
-            self._loop.call_soon(self._flush)
-        self._out.append(hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub takes a 1-tuple
+        if not self._this_turn:
+            self._loop.call_soon(self._end_turn)
+        packed = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub takes a 1-tuple
+        self._out.append(packed)
+        self._this_turn += len(packed)
 
     @property
-    def paused(self) -> bool:
-        """Whether so much waits to be written that a writer should wait."""
-        return self._writable is not None
+    def ready(self) -> bool:
+        """Whether it may be written to at once: it lives, Redis keeps up, and others have had their turn."""
+        return self._writable is None and self._this_turn < PACKET and not self._closed.done()
 
-    async def writable(self) -> None:
-        """Wait until Redis has taken enough of what was written before."""
-        if self._writable is not None:
+    async def room(self) -> None:
+        """Let others have their turn, and wait until Redis has taken enough of what was written before."""
+        if self._writable is None:
+            await asyncio.sleep(0)
+        else:
             await asyncio.shield(self._writable)
 
     def got(self, reply: Any) -> None:
@@ -113,14 +133,19 @@ class Wire(asyncio.Protocol):
             self._connection._writer = self._connection._reader = None
             self._connection = None
 
-    def _flush(self) -> None:
+    def _end_turn(self) -> None:
+        self._this_turn = 0
         if not self._closed.done():
             self._transport.write(b"".join(self._out))
         self._out.clear()
 
     def _watch(self) -> None:
-        if self._loop.time() - self._heard > MAX_SILENCE:
-            self.close(f"nothing heard for {MAX_SILENCE:.0f} s")
+        assert self._ping is not None  # noqa: S101  it calls this
+        now = self._loop.time()
+        if now - self._ping.when() > PING_INTERVAL:
+            self._heard = now  # it is us who slept; what Redis said meanwhile has not been read yet
+        if now - self._heard > MAX_SILENCE:
+            self.close(f"nothing heard for {MAX_SILENCE:g} s")
         else:
             self.command("PING")
             self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
@@ -190,7 +215,7 @@ class Subscription(Wire):
                 confirmed = self._unconfirmed.popleft()
                 if not confirmed.done():
                     confirmed.set_result(None)
-        elif isinstance(reply, Exception):
+        elif isinstance(reply, Exception) and not answers_ping(reply):
             self.close(f"Redis says: {reply}")
 
     def close(self, reason: str = "closed") -> None:
@@ -203,6 +228,41 @@ class Subscription(Wire):
             if not future.done():
                 future.set_exception(ConnectionError(self._closed.result()))
                 future.exception()  # whoever waits gets it; if nobody does, nobody needs to hear of it
+
+
+class Publisher(Wire):
+    """A connection that publishes. At its end ``unanswered`` messages may or may not have reached Redis."""
+
+    def __init__(self, on_refusal: Callable[[Exception], None]) -> None:
+        super().__init__()
+        self.unanswered = 0
+        self._on_refusal = on_refusal
+
+    def publish(self, name: bytes, payload: bytes) -> None:
+        self.unanswered += 1
+        self.command("PUBLISH", name, payload)
+
+    def got(self, reply: Any) -> None:
+        if type(reply) is int:
+            self.unanswered -= 1
+        elif isinstance(reply, Exception) and not answers_ping(reply):
+            self.unanswered = max(0, self.unanswered - 1)
+            self._on_refusal(reply)
+
+    async def finish(self) -> None:
+        """Wait until Redis has answered everything; not for long."""
+        deadline = self._loop.time() + HANDSHAKE_TIMEOUT
+        while self.unanswered and not self.is_closed and self._loop.time() < deadline:  # noqa: ASYNC110  once
+            await asyncio.sleep(0.001)
+
+
+def answers_ping(error: Exception) -> bool:
+    """
+    Whether this error is how a Redis that cannot save its data answers PING.
+
+    It says so to PING and to what would write, and goes on to publish.
+    """
+    return str(error).startswith("MISCONF")
 
 
 async def confirmed(futures: list[asyncio.Future[None]]) -> None:

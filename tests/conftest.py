@@ -130,6 +130,7 @@ SITE_SETTINGS = {
     "SECURE_PROXY_SSL_HEADER": ["HTTP_X_FORWARDED_PROTO", "https"],
     "NOTIFICATIONS": {
         "AUTH_TIMEOUT": 0.5,
+        "HISTORY_SIZE": 5000,  # more than any test publishes at once: nothing is told, everything is filled
         "TOPICS": {
             "upload": {"AUTHORIZE": "tests.site.permissions.may_watch"},
             "order": {

@@ -304,11 +304,12 @@ def nobody_listens(port: int) -> bool:
 
 def wait_until_all_subscribed(client: redis.Redis, *groups: str) -> None:
     """Wait until the channel layer is subscribed to these groups: after a fault, the end of the layer's gap."""
-    channels = [f"asgi__group__{group}" for group in groups]
 
     def all_there() -> bool:
         with suppress(redis.RedisError):
-            return all(number > 0 for _, number in client.pubsub_numsub(*channels))
+            there = client.pubsub_channels()
+            names = [(f"asgi__group__{group}".encode(), f"asgi/group/{group}".encode()) for group in groups]
+            return all(any(name in there for name in either) for either in names)
         return False
 
-    wait_for(all_there, 20, f"the layer subscribes to {channels}")
+    wait_for(all_there, 20, f"the layer subscribes to {groups}")

@@ -36,6 +36,11 @@ from project.local_redis import LocalRedis
 from tests.waiting import PATIENCE, scaled
 
 ROOT = Path(__file__).resolve().parent.parent
+LAYERS = {
+    "channels_redis": "channels_redis.pubsub.RedisPubSubChannelLayer",
+    "ours": "notifications.layers.RedisPubSubLayer",
+}
+"""Channel layers by name; a site has one as ``settings={"CHANNEL_LAYER_BACKEND": …}``, the first by default."""
 START_SECONDS = 20.0
 """A process may take this long to say that it is ready, before scaling; two cores start five of them at once."""
 
@@ -315,7 +320,14 @@ class Site:
         return listener
 
     def start_server(self, kind: str, port: int = 0) -> WebServer:
-        """Start ``"daphne"`` or ``"uvicorn"``, on a free port if none is given, and wait until it serves."""
+        """
+        Start a web server, and wait until it serves.
+
+        Args:
+            kind: ``"daphne"``, ``"uvicorn"`` (on uvloop where that is installed) or ``"uvicorn on asyncio"``.
+            port: 0 for a free one.
+
+        """
         server = self._launch_server(kind, port)
         server.wait_until_serving()
         return server
@@ -324,6 +336,16 @@ class Site:
         options = {
             "daphne": ["daphne", "-v", "1", "-b", "127.0.0.1", "-p", str(port)],
             "uvicorn": ["uvicorn", "--no-access-log", "--port", str(port), "--lifespan", "off"],
+            "uvicorn on asyncio": [
+                "uvicorn",
+                "--no-access-log",
+                "--port",
+                str(port),
+                "--lifespan",
+                "off",
+                "--loop",
+                "asyncio",
+            ],
         }[kind]
         server = self.start(sys.executable, "-m", *options, "tests.site.asgi:application", name=kind, process=WebServer)
         server.kind = kind

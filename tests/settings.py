@@ -55,3 +55,5 @@ CHANNEL_LAYERS = {
 # What tests/processes.py gives to one process or site; its NOTIFICATIONS is merged into ours.
 for _name, _value in json.loads(os.environ.get("TEST_SETTINGS", "{}")).items():
     globals()[_name] = {**NOTIFICATIONS, **_value} if _name == "NOTIFICATIONS" else _value
+    if _name == "CHANNEL_LAYER_BACKEND":
+        CHANNEL_LAYERS["default"]["BACKEND"] = _value

@@ -16,7 +16,8 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"},
     {"connections"},
-    {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health", "loop_layer", "layers"},
+    {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
+    | {"box", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"},
     {"heartbeat", "delivery", "consumers"},
     {"routing"},

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from msgspec import structs
 
 from notifications import frames
-from notifications.frames import MAX_AUTH_FRAME_SIZE, MAX_FRAME_SIZE, CloseCode, FrameError, decode, encode
+from notifications.frames import (
+    MAX_AUTH_FRAME_SIZE,
+    MAX_FRAME_SIZE,
+    CloseCode,
+    FrameError,
+    check_since,
+    decode,
+    encode,
+)
 
 ID = "1795452276480-3"
 
@@ -199,11 +207,10 @@ def test_the_error_of_a_wrong_frame_tells_what_is_wrong(text, code, says):
 @pytest.mark.parametrize(
     "frame",
     [
-        {"type": "auth", "token": "t"},
         {"action": "subscribe", "topic": "order:7"},
         {"action": "subscribe_upload", "upload_id": "7"},
     ],
-    ids=["auth", "subscribe", "subscribe_upload"],
+    ids=["subscribe", "subscribe_upload"],
 )
 def test_a_malformed_since_is_an_invalid_message(frame, since):
     """``since`` is "last" or an id; anything else is an error frame that names the field."""
@@ -211,6 +218,10 @@ def test_a_malformed_since_is_an_invalid_message(frame, since):
 
     assert error.code == "invalid_message"
     assert "since" in str(error)
+    # A browser with a broken memory is still who its token says: this one is found out after that.
+    auth = decode(json.dumps({"type": "auth", "token": "t", "since": since}))
+    with pytest.raises(FrameError, match="since"):
+        check_since(auth.since)
 
 
 @given(epoch=st.integers(0, 10**19 - 1), n=st.integers(0, 10**19 - 1))

@@ -1,9 +1,14 @@
 """Which listener gets the lease."""
 
+import asyncio
+
 import pytest
 import redis
 
+from notifications import Topic, history
 from notifications.lease import Lease
+from tests.conftest import point_to
+from tests.waiting import scaled
 
 
 @pytest.fixture
@@ -93,3 +98,103 @@ async def test_a_full_redis_leaves_the_lease_with_its_holder(live_redis):
     finally:
         live_redis.config_set("maxmemory", 0)
     assert await stand_by.take()
+
+
+async def test_a_lease_that_is_not_renewed_ends(live_redis, monkeypatch):
+    """The lease of a holder that died or hangs is free after its time, and the holder knows that by itself."""
+    monkeypatch.setattr("notifications.lease.TTL", 0.2)
+    holder, stand_by = listening(), listening()
+    await holder.take()
+    assert not await stand_by.take()
+
+    async with asyncio.timeout(scaled()):
+        while not await stand_by.take():  # noqa: ASYNC110  as a stand-by does: Redis does not call
+            await asyncio.sleep(0.02)
+
+    assert not holder.held
+    assert not await holder.take()
+
+
+async def test_a_renewed_lease_goes_on(live_redis, lease_key, monkeypatch):
+    """Each renewal gives the holder the whole time again."""
+    holder = listening()
+    await holder.take()
+    live_redis.pexpire(lease_key, 100)
+
+    await holder.take()
+
+    assert 2000 < live_redis.pttl(lease_key) <= 3000
+
+
+async def test_each_tenure_has_a_token_of_its_own(live_redis):
+    """A token that was given back never stamps again; renewing keeps it."""
+    holder = listening()
+    tokens = []
+    for _ in range(3):
+        await holder.take()
+        tokens.append(holder.token)
+        await holder.take()
+        assert holder.token == tokens[-1]
+        await holder.release()
+
+    assert len(set(tokens)) == 3
+
+
+async def test_an_earlier_tenure_stamps_nothing(live_redis):
+    """A batch that was delayed on its way until the same listener has the lease again is refused."""
+    holder = listening()
+    await holder.take()
+    earlier = holder.token
+    await holder.release()
+    await holder.take()
+    batch = [(Topic("closed", "7"), b"}")]
+
+    assert await history.stamp_batch(holder.key, earlier, 1, batch) == (history.NOT_HOLDER, "")
+    assert await history.stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
+
+
+async def test_batches_of_a_new_tenure_are_counted_anew(live_redis):
+    """The number of a batch is compared within one tenure only."""
+    batch = [(Topic("closed", "7"), b"}")]
+    for _ in range(2):
+        holder = listening()
+        await holder.take()
+        assert await history.stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
+        await holder.release()
+
+
+async def test_only_the_holder_can_give_the_lease_back(live_redis, lease_key):
+    """A listener that has lost the lease does not take it from its successor when it stops."""
+    holder, late = listening(), listening()
+    await late.take()
+    live_redis.delete(lease_key)
+    await holder.take()
+
+    await late.release()
+
+    assert await holder.take()
+    assert not await late.take()
+
+
+async def test_a_redis_that_is_away_changes_nothing(live_redis, settings):
+    """When nobody can be asked the lease stays what it was until its time is over, and is not taken either."""
+    holder, stand_by = listening(), listening()
+    await holder.take()
+    point_to(settings, "redis://127.0.0.1:1/0")
+
+    for lease in (holder, stand_by):
+        with pytest.raises(redis.ConnectionError):
+            await lease.take()
+
+    assert holder.held
+    assert not stand_by.held
+
+
+async def test_a_lease_that_redis_calls_another_s_is_lost(live_redis):
+    """The listener need not wait for its end."""
+    holder = listening()
+    await holder.take()
+
+    holder.lost()
+
+    assert not holder.held

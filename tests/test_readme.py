@@ -39,7 +39,28 @@ from django.test import RequestFactory
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from notifications import PublishError, conf, frames, limits, messages, topics
+from notifications import (
+    PublishError,
+    backlog,
+    conf,
+    connections,
+    credit,
+    delivery,
+    forwarder,
+    frames,
+    health,
+    heartbeat,
+    history,
+    layers,
+    lease,
+    limits,
+    listener,
+    messages,
+    publisher,
+    reconciler,
+    topics,
+    wire,
+)
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
 
@@ -335,7 +356,9 @@ def find_chromium() -> str | None:
 
 @pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
 def test_snippet_works_in_a_browser(site: Site) -> None:
-    """The README's script, pasted into the console of the admin, writes there what is published."""
+    """
+    The README's script, pasted into the console of the admin, writes there what is published, also while it was away.
+    """
     from playwright.sync_api import sync_playwright
 
     with (
@@ -344,6 +367,11 @@ def test_snippet_works_in_a_browser(site: Site) -> None:
         playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"]) as browser,
     ):
         page = browser.new_page()
+        page.add_init_script(
+            "window.sockets = [];"
+            "window.WebSocket = class extends WebSocket { constructor(...a) { super(...a); sockets.push(this); } };"
+            "Math.random = () => 1;"  # stay away for as long as the snippet does at most
+        )
         page.goto(f"{url}/admin/")
         page.fill("[name=username]", "admin")
         page.fill("[name=password]", PASSWORD)
@@ -351,8 +379,18 @@ def test_snippet_works_in_a_browser(site: Site) -> None:
         with page.expect_event("websocket") as opening:
             page.evaluate(marked("step: browser"))
         opening.value.wait_for_event("framereceived", lambda frame: "subscribed" in str(frame))
+        lines: list[str] = []
+        page.on("console", lambda line: lines.append(line.text))
         with page.expect_console_message(lambda line: "success It works" in line.text):
             site.run(marked("step: send"))
+        with page.expect_event("websocket") as reopening:
+            page.evaluate("sockets.at(-1).close()")
+            site.run(marked("step: send"))
+            assert page.evaluate("sockets.length") == 1, "the page came back before the message was sent"
+        assert "?since=" in reopening.value.url
+        reopening.value.wait_for_event("framereceived", lambda frame: "subscribed" in str(frame))
+        page.wait_for_timeout(200)
+    assert lines == ["success It works"] * 2
 
 
 # Using it
@@ -444,6 +482,17 @@ def test_topic_of_ones_own_is_published(published) -> None:
     example("topic")
 
     assert published() == ("order:7", {"action": "order_shipped", "parcel": "JD014600"})
+
+
+def test_publishing_again_under_a_key_publishes_once(published) -> None:
+    """The function of the README may be called twice: one message is published, and both calls return its id."""
+    order = types.SimpleNamespace(pk=7, parcel="JD014600")
+
+    first, second = example("idempotency")["tell"](order), example("idempotency")["tell"](order)
+    example("topic")
+
+    assert first == second
+    assert published() == published() == ("order:7", {"action": "order_shipped", "parcel": "JD014600"})
 
 
 def test_line_for_the_shell_publishes(published, redis_server: LocalRedis) -> None:
@@ -577,6 +626,55 @@ def test_protocol_states_the_limits_of_the_code() -> None:
     ]
 
 
+def test_delivery_states_the_numbers_of_the_code() -> None:
+    """docs/delivery.md has the numbers of the code, and both layers' intervals."""
+    stated = [float(row[0]) for row in cells("delivery.md", "numbers").values()]
+    mebi, kibi = 1024 * 1024, 1024
+
+    assert stated == [
+        conf.Settings().HISTORY_SIZE,
+        conf.Settings().HISTORY_TTL,
+        history.IDEMPOTENCY_TTL,
+        publisher.MAX_IDEMPOTENCY_KEY_LENGTH,
+        lease.TTL,
+        lease.POLL_INTERVAL,
+        wire.MAX_SILENCE,
+        connections.FAIL_FAST,
+        backlog.MAX_AGE,
+        backlog.MAX_BYTES / mebi,
+        forwarder.MAX_BYTES / mebi,
+        listener.BATCH_MESSAGES,
+        reconciler.AFTER_JOIN,
+        delivery.INTERVAL_WITH_GAPS_TOLD,
+        conf.Settings().HEARTBEAT_INTERVAL,
+        layers.CAPACITY,
+        credit.BOUND / kibi,
+        credit.ANONYMOUS_PONGS,
+        heartbeat.PATIENCE,
+        history.PAGE_BYTES / kibi,
+        reconciler.MAX_READS,
+    ]
+
+
+def test_states_of_the_health_check_are_those_of_the_code() -> None:
+    """docs/operations.md says of each state a listener may be in whether it is healthy."""
+    stated = cells("operations.md", "states")
+    source = (ROOT / "notifications/listener.py").read_text() + (ROOT / "notifications/health.py").read_text()
+    states = re.findall(r'(?:status\.now\(f?|self\.state = )"([^"{]+)', source)
+
+    assert {state.strip(" …") for state in stated} == {state.strip() for state in states}
+    assert {state for state, row in stated.items() if row[0] == "yes"} == health.CONNECTED
+
+
+def test_names_in_redis_are_those_of_the_code() -> None:
+    """docs/operations.md lists every key and channel of our own."""
+    source = "".join(path.read_text() for path in (ROOT / "notifications").glob("*.py"))
+    names = set(re.findall(r'internal_name\(f?"([a-z]+)', source)) | {history.STAMPED, health._KEY}
+    stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}
+
+    assert stated == names | {"control"}  # kept free
+
+
 def test_examples_of_messages_are_what_the_code_writes() -> None:
     """docs/messages.md has one example of each typed message, with exactly its fields and allowed words."""
     text = (ROOT / "docs/messages.md").read_text()
@@ -609,25 +707,65 @@ def test_log_lines_are_explained() -> None:
     assert set(cells("operations.md", "log")) == {re.sub(r"%[\d.]*[a-z]", "…", line) for line in logged}
 
 
-def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedis) -> None:
-    """With the account of docs/operations.md the server and the listener do all that they do without one."""
+@pytest.mark.parametrize(
+    "layer", ["channels_redis.pubsub.RedisPubSubChannelLayer", "notifications.layers.RedisPubSubLayer"]
+)
+def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedis, tmp_path: Path, layer: str) -> None:
+    """With the account of docs/operations.md server and listeners do all that they do without one, on both layers."""
     text = (ROOT / "docs/operations.md").read_text().partition("<!-- example: acl site -->\n```\n")[2]
     words = text.partition("\n")[0].split()
-    limited = dataclasses.replace(site, redis_url=f"redis://site:another-long-password@127.0.0.1:{redis_server.port}/0")
+    url = f"redis://site:another-long-password@127.0.0.1:{redis_server.port}/0"
+    limited = dataclasses.replace(site, directory=tmp_path / "project", redis_url=url)
+    shutil.copytree(site.directory, limited.directory)
+    settings = limited.directory / "mysite/settings.py"
+    assert settings.read_text().count("channels_redis.pubsub.RedisPubSubChannelLayer") == 1
+    settings.write_text(settings.read_text().replace("channels_redis.pubsub.RedisPubSubChannelLayer", layer))
+    publish_twice = (
+        'python manage.py shell -v 0 -c "from notifications import publish;'
+        " ids = {{publish('{topic}', {{'n': n}}, idempotency_key='k') for n in range(2)}}; assert len(ids) == 1\""
+    )
     with redis.Redis.from_url(redis_server.url) as admin:
         admin.execute_command(*words)
+        admin.acl_log_reset()
         try:
-            with limited.serving("daphne mysite.asgi:application") as url:
-                assert "holder" in limited.run("python manage.py run_listener --check")
-                limited.log_in(url)
-                with limited.open_socket(url) as tab:
-                    receive(tab)
+            with (
+                limited.serving("daphne mysite.asgi:application") as address,
+                limited.running(marked("step: run").splitlines()[2], until=lambda log: "listening" in log.read_text()),
+            ):
+                wait_for_states(limited, ["holder", "stand-by"])
+                limited.log_in(address)
+                with limited.open_socket(address) as tab:
+                    hello = receive(tab)
+                    own, upload = f"user:{hello['user_id']}", f"upload:{hello['user_id']}-{layer}"
+                    tab.send(json.dumps({"action": "subscribe", "topic": upload, "since": "last"}))
+                    position = receive(tab)["id"]
                     limited.run(marked("step: send"))
-                    notice = receive(tab)
-                    assert notice["title"] == "It works"
-                    assert notice["_meta"]["id"]
+                    assert receive(tab)["_meta"]["topic"] == own
+                    admin.publish(upload, '{"raw":1}')
+                    assert receive(tab)["raw"] == 1
+                limited.run(publish_twice.format(topic=upload))
+                with limited.open_socket(address) as tab:
+                    receive(tab)
+                    tab.send(json.dumps({"action": "subscribe", "topic": upload, "since": position}))
+                    assert receive(tab)["recovered"] is True
+                    assert [receive(tab).get("raw"), receive(tab).get("n")] == [1, 0]
+            refused = [
+                entry
+                for entry in admin.acl_log()
+                if entry["username"] == "site" and entry["object"] != "client|setinfo"
+            ]
+            assert refused == []
         finally:
             admin.acl_deluser("site")
+
+
+def wait_for_states(site: Site, wanted: list[str]) -> None:
+    """Wait until the health check says that the listeners are in these states."""
+    deadline = time.monotonic() + TIMEOUT
+    while (said := site.run("python manage.py run_listener --check")) and time.monotonic() < deadline:
+        if sorted(re.findall(r": ([a-z-]+)", said)) == wanted:
+            return
+    raise AssertionError(said)
 
 
 def test_account_for_workers_is_the_same_everywhere() -> None:

@@ -4,13 +4,14 @@
 -- ARGV  1 run   2 stamped channel   3 the holder's token   4 number of the batch
 --       5... for each message: size (0: no history)   ttl (ms)   topic   head   tail
 -- Returns how many were stamped and Redis's last refusal or an empty text; -1 if the lease is not the
--- caller's, -2 if this number was done before.
+-- caller's, -2 if this number, or a later one, was done before.
 --
 -- A message that Redis refuses to keep goes on without a stamp.
 
 local holder = call('HGET', KEYS[1], 'token')
 if holder == ARGV[3] then
-  if call('HGET', KEYS[1], 'batch') == ARGV[4] then
+  local done = call('HGET', KEYS[1], 'batch')
+  if done and tonumber(done) >= tonumber(ARGV[4]) then
     return {-2, ''}
   end
 elseif holder or type(pcall_('HSET', KEYS[1], 'token', '')) ~= 'table' then
@@ -30,14 +31,14 @@ for i = 2, #KEYS do
   end
   if id then
     stamped = stamped + 1
-    call('PUBLISH', ARGV[2], 'r' .. #topic .. ' ' .. id .. ' ' .. topic .. frame)
+    call('PUBLISH', ARGV[2], 'r' .. #topic .. ' ' .. id .. ' ' .. ARGV[1] .. ' ' .. topic .. frame)
   else
     refusal = frame or refusal
     local tail = ARGV[at + 4]
     if string.sub(tail, 1, 1) == ',' then
       tail = string.sub(tail, 2)
     end
-    call('PUBLISH', ARGV[2], 'u' .. #topic .. ' - ' .. topic .. '{' .. tail)
+    call('PUBLISH', ARGV[2], 'u' .. #topic .. ' - - ' .. topic .. '{' .. tail)
   end
   at = at + 5
 end

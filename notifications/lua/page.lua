@@ -1,14 +1,18 @@
 -- Read frames from a history, up to a number of bytes but at least one.
 --
 -- KEYS  1 history
--- ARGV  1 id after which to read   2 bytes
--- Returns first id and last id of the history (empty if it has no entry), then id and frame of each.
+-- ARGV  1 id after which to read   2 bytes   3 run
+-- Returns the run, Redis's time (ms), first id and last id of the history (empty if it has no entry), 1 if this
+-- server wrote the last entry, time to live (ms), then id and frame of each.
 
+local now = redis.call('TIME')
+now = now[1] .. string.format('%03d', math.floor(now[2] / 1000))
 local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 if not last then
-  return {'', ''}
+  return {ARGV[3], now, '', '', 0, 0}
 end
-local found = {redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1][1], last[1]}
+local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+local found = {ARGV[3], now, first[1], last[1], last[2][1] == ARGV[3] and 1 or 0, redis.call('PTTL', KEYS[1])}
 local left = tonumber(ARGV[2])
 local after = ARGV[1]
 while left > 0 do

@@ -17,7 +17,7 @@ if ARGV[2] ~= '0' then
   if not id then
     return redis.error_reply(frame)
   end
-  call('PUBLISH', ARGV[6], 'p' .. #ARGV[7] .. ' ' .. id .. ' ' .. ARGV[7] .. frame)
+  call('PUBLISH', ARGV[6], 'p' .. #ARGV[7] .. ' ' .. id .. ' ' .. ARGV[1] .. ' ' .. ARGV[7] .. frame)
 end
 if KEYS[2] then
   call('SET', KEYS[2], id, 'PX', ARGV[9])

@@ -50,9 +50,10 @@ class Command(BaseCommand):
     async def _check(self) -> None:
         host, _ = health.this_process()
         try:
-            reports = await health.living(await connections.async_client())
+            async with asyncio.timeout(connections.SOCKET_TIMEOUT):
+                reports = await health.living(await connections.async_client())
         except FAILURES as error:
-            raise CommandError(f"cannot ask Redis: {error}") from error
+            raise CommandError(f"cannot ask Redis: {str(error) or type(error).__name__}") from error
         for report in reports:
             self.stdout.write(f"{report.host} pid {report.pid}: {report.state}, {report.forwarded} forwarded")
         if not any(report.healthy for report in reports if report.host == host):

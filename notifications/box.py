@@ -1,0 +1,99 @@
+"""What waits in this process for one channel of a channel layer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+from .metrics import count
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES: Final = 16 * 1024 * 1024
+"""Bytes that may wait for one channel, as they came from Redis: a thousand of the largest messages would be 1 GB."""
+
+
+class Item(NamedTuple):
+    """One message. All boxes of a group hold the same one, so it is never given to a consumer as it is."""
+
+    content: dict[str, Any] | bytes
+    """Decoded, or as it came if something in it can be changed."""
+    size: int
+
+
+class Box:
+    """
+    A bounded queue. When it is full the newest message is dropped: what waits is older than what is missing.
+
+    Attributes:
+        groups: The Redis channels that bring something into it.
+        readers: How many wait in ``receive``; a box that its last one has left is nobody's.
+        items: What waits, the oldest first.
+        gap: Whether something was dropped that the consumer has not been told of.
+
+    """
+
+    __slots__ = ("_bytes", "_capacity", "_waiters", "gap", "groups", "items", "on_resync", "readers")
+
+    def __init__(self, capacity: int) -> None:
+        self.groups: set[bytes] = set()
+        self.readers = 0
+        self.on_resync: Callable[[], None] | None = None
+        self.gap = False
+        self._capacity = capacity
+        self._bytes = 0
+        self.items: deque[Item] = deque()
+        self._waiters: deque[asyncio.Future[None]] = deque()
+
+    def put(self, item: Item) -> None:
+        if len(self.items) >= self._capacity or self._bytes >= MAX_BYTES:
+            self.gap = True
+            count("dropped", "channel full")
+            return
+        self.items.append(item)
+        self._bytes += item.size
+        if self._waiters:
+            self._wake()
+
+    def wait(self) -> asyncio.Future[None]:
+        """Return a future that is done when there may be something to take."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self.readers += 1
+        return waiter
+
+    def gave_up(self, waiter: asyncio.Future[None]) -> None:
+        """Hand on to others who wait what a reader, who does not want it any more, may have been woken for."""
+        self.readers -= 1
+        with suppress(ValueError):
+            self._waiters.remove(waiter)
+        if self.items:
+            self._wake()
+
+    def take(self) -> dict[str, Any] | bytes:
+        """Take the oldest. Calls ``on_resync`` when a box that was full has been emptied."""
+        content, size = self.items.popleft()
+        self._bytes -= size
+        if self.gap and not self.items:
+            self.resync()
+        return content
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def resync(self) -> None:
+        """Tell the consumer that it may have missed something."""
+        self.gap = False
+        if self.on_resync is not None:
+            try:
+                self.on_resync()
+            except Exception:  # it is the consumer's; the layer goes on
+                logger.exception("a callback of on_resync failed")

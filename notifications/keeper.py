@@ -1,0 +1,75 @@
+"""The task that keeps one connection of a channel layer, from the first need of it until its event loop ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Final
+
+from .connections import FAILURES
+from .metrics import count
+from .wire import backoff
+
+logger = logging.getLogger(__name__)
+
+STEADY: Final = 5.0
+"""Seconds that a connection has to last for the next attempt to come soon again."""
+
+
+class Keeper:
+    """Connects again and again, with pauses in between, and says so."""
+
+    def __init__(self, connect_once: Callable[[], Awaitable[str]]) -> None:
+        """
+        Prepare; ``start`` begins.
+
+        Args:
+            connect_once: Connects, and returns when the connection has ended, and why; it may fail with ``FAILURES``.
+
+        """
+        self._connect_once = connect_once
+        self._task: asyncio.Task[None] | None = None
+        self._life: AsyncGenerator[None] | None = None
+
+    async def start(self) -> None:
+        """Begin, if nothing runs; returns at once."""
+        # ``asyncio.run`` cancels all tasks first; one of them may still have something to send.
+        if self._task is None or self._task.done():
+            # Loops finalise their asynchronous generators before they close, also the short-lived ones of
+            # ``async_to_sync``: no task and no connection outlives its loop.
+            self._life = self._until_the_loop_ends()
+            await anext(self._life)
+
+    async def stop(self) -> None:
+        """End the connection; ``start`` may begin again."""
+        life, self._life = self._life, None
+        if life is not None:
+            await life.aclose()
+
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
+        task = self._task = asyncio.create_task(self._keep())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            await asyncio.sleep(0)  # transports close their sockets in the next turn
+
+    async def _keep(self) -> None:
+        loop, delays = asyncio.get_running_loop(), backoff()
+        while True:
+            began = loop.time()
+            try:
+                reason = await self._connect_once()
+            except FAILURES as error:
+                reason = str(error) or type(error).__name__
+            except Exception as error:  # such as an option that redis-py does not know; nobody else would say so
+                logger.exception("the channel layer cannot connect")
+                reason = type(error).__name__
+            if loop.time() - began > STEADY:
+                delays = backoff()
+            delay = next(delays)
+            count("layer_gap")
+            logger.warning("the channel layer is not connected (%s); trying again in %.1f s", reason, delay)
+            await asyncio.sleep(delay)

@@ -1,0 +1,131 @@
+"""What listeners remember of raw messages that nobody has stamped yet."""
+
+import pytest
+
+from notifications import backlog as module
+from notifications.backlog import MAX_AGE, Backlog
+from notifications.topics import Topic
+
+A, B = Topic("closed", "a"), Topic("closed", "b")
+
+
+def filled(*messages):
+    backlog = Backlog()
+    for topic, tail in messages:
+        assert backlog.add(topic, tail, 0.0)
+    return backlog
+
+
+def left(backlog):
+    backlog.resubmit()
+    return [(entry.topic, entry.tail) for entry in backlog.take(1000, 10**9)]
+
+
+def test_what_is_stamped_is_forgotten():
+    """A confirmation strikes its message, whatever others wait around it."""
+    backlog = filled((A, b"1"), (B, b"1"), (A, b"2"))
+
+    backlog.strike(str(A), b"2")
+
+    assert len(backlog) == 2
+    assert left(backlog) == [(A, b"1"), (B, b"1")]
+
+
+def test_of_equal_messages_the_oldest_is_struck():
+    """Two equal messages are two messages, and one confirmation is for one of them."""
+    backlog = filled((A, b"1"), (A, b"2"), (A, b"1"))
+
+    backlog.strike(str(A), b"1")
+
+    assert left(backlog) == [(A, b"2"), (A, b"1")]
+
+
+@pytest.mark.parametrize(("topic", "tail"), [(A, b"3"), (B, b"1"), (Topic("closed", "c"), b"1")])
+def test_a_confirmation_of_something_else_strikes_nothing(topic, tail):
+    """What another listener read and we did not has no message here."""
+    backlog = filled((A, b"1"), (B, b"2"))
+
+    backlog.strike(str(topic), tail)
+
+    assert len(backlog) == 2
+
+
+def test_it_knows_which_topics_wait():
+    """The cheap question before a frame is taken apart."""
+    backlog = filled((A, b"1"))
+    assert backlog.knows(str(A))
+    assert not backlog.knows(str(B))
+
+    backlog.strike(str(A), b"1")
+
+    assert not backlog.knows(str(A))
+
+
+def test_batches_are_bounded_in_number_and_in_bytes():
+    """A batch has at most so many messages and bytes, but at least one message, in the order of arrival."""
+    backlog = filled(*[(A, b"%d" % n * 10) for n in range(6)])
+
+    assert [entry.tail[:1] for entry in backlog.take(2, 1000)] == [b"0", b"1"]
+    assert [entry.tail[:1] for entry in backlog.take(10, 25)] == [b"2", b"3"]
+    assert [entry.tail[:1] for entry in backlog.take(10, 1)] == [b"4"]
+    assert backlog.waiting == 1
+
+
+def test_what_was_submitted_and_not_struck_is_offered_again_to_a_new_holder():
+    """Submitted is not stamped: after a takeover everything that is not confirmed is due, in its order."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
+    backlog.take(2, 1000)
+    backlog.strike(str(A), b"1")
+
+    backlog.resubmit()
+
+    assert [entry.tail for entry in backlog.take(10, 1000)] == [b"2", b"3"]
+    assert backlog.take(10, 1000) == []
+
+
+def test_struck_messages_are_not_submitted():
+    """What another stamped meanwhile does not go out again."""
+    backlog = filled((A, b"1"), (A, b"2"), (A, b"3"))
+    backlog.strike(str(A), b"2")
+
+    assert [entry.tail for entry in backlog.take(10, 1000)] == [b"1", b"3"]
+
+
+def test_what_nobody_stamped_in_time_is_given_up():
+    """Old messages are counted as lost and leave; younger ones stay."""
+    backlog = filled((A, b"1"), (A, b"2"))
+    backlog.strike(str(A), b"1")
+    backlog.add(B, b"3", 10.0)
+
+    assert backlog.expire(MAX_AGE) == 0
+    assert backlog.expire(MAX_AGE + 0.1) == 1
+    assert left(backlog) == [(B, b"3")]
+
+
+def test_memory_is_bounded(monkeypatch):
+    """Beyond MAX_BYTES a message is refused; what is struck, expires or is cleared makes room."""
+    monkeypatch.setattr(module, "MAX_BYTES", 10 + 2 * module.ENTRY_BYTES)
+    backlog = filled((A, b"12345"), (A, b"67890"))
+    assert not backlog.add(A, b"x", 0.0)
+
+    backlog.strike(str(A), b"67890")
+    assert backlog.add(A, b"abcde", 20.0)
+    assert not backlog.add(A, b"x", 20.0)
+
+    assert backlog.expire(20.0) == 1
+    assert backlog.add(A, b"x", 20.0)
+    assert backlog.clear() == 2
+    assert len(backlog) == 0
+    assert backlog.add(A, b"0123456789", 20.0)
+    assert not backlog.add(A, b"x", 20.0)
+
+
+def test_a_cleared_backlog_offers_nothing():
+    """After a gap nothing that was read before is stamped: others have read what came meanwhile."""
+    backlog = filled((A, b"1"), (B, b"2"))
+    backlog.take(1, 1000)
+
+    assert backlog.clear() == 2
+
+    assert left(backlog) == []
+    assert not backlog.knows(str(A))

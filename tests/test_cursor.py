@@ -1,0 +1,330 @@
+"""Where a socket begins, what it does with a live message, and what it makes of a page of history."""
+
+import pytest
+
+from notifications.cursor import Cursor, Start, Verdict, start
+from notifications.history import Frame, Page, Position, Where
+from notifications.topics import Topic
+
+TTL = 100.0
+STARTED = 500_000
+NOW = 1_000_000
+"""Redis's clock in ms; that of the event loop begins at 0."""
+E = 950_000
+P = Position
+
+
+def where(first=None, last=None, *, run="a", started=STARTED, now=NOW, ttl=TTL, whole=True):
+    return Where(run, started, now, first, last, ttl if last else 0.0, whole)
+
+
+def page(*positions, first=None, last=None, run="a", now=NOW, whole=True):
+    """A page of frames at these positions, which are all of the history but what ``first`` and ``last`` say."""
+    found = list(positions)
+    frames = [Frame(position, str(position)) for position in found]
+    return Page(run, now, first or (found[0] if found else None), last or (found[-1] if found else None), whole, frames)
+
+
+def kept(epoch, first, last):
+    return [P(epoch, n) for n in range(first, last + 1)]
+
+
+def cursor_at(position, *, last=None, now=0.0, **fields):
+    """A cursor that is level at ``position``, or has everything up to it of a history that goes on to ``last``."""
+    cursor = Cursor(Topic("closed", "7"), TTL)
+    end = None if position.n == 0 and last is None else last or position
+    cursor.begin(position, where(end and P(end.epoch, 1), end, **fields), now)
+    cursor.busy = False
+    return cursor
+
+
+# Where a subscription begins.
+
+
+@pytest.mark.parametrize(
+    ("found", "since", "show_latest", "wanted"),
+    [
+        # Without a position nothing of the past, with "last" its latest.
+        (where(P(E, 1), P(E, 5)), None, True, Start(None, P(E, 5))),
+        (where(), None, True, Start(None, P(NOW, 0))),
+        (where(P(E, 1), P(E, 5)), "last", False, Start(None, P(E, 4))),
+        (where(), "last", True, Start(None, P(NOW, 0))),
+        # All that was missed is there.
+        (where(P(E, 1), P(E, 5)), P(E, 2), False, Start(True, P(E, 2))),
+        (where(P(E, 1), P(E, 5)), P(E, 5), False, Start(True, P(E, 5))),
+        (where(P(E, 1), P(E, 5)), P(E, 0), False, Start(True, P(E, 0))),
+        (where(P(E, 3), P(E, 5)), P(E, 2), False, Start(True, P(E, 2))),
+        (where(P(E - 9, 7), P(E, 5)), P(E, 0), False, Start(True, P(E, 0))),
+        # Trimmed, unknown, of another epoch.
+        (where(P(E, 3), P(E, 5)), P(E, 1), False, Start(False, P(E, 5))),
+        (where(P(E, 3), P(E, 5)), P(E, 1), True, Start(False, P(E, 4))),
+        (where(P(E, 1), P(E, 5)), P(E, 6), False, Start(False, P(E, 5))),
+        (where(P(E, 1), P(E, 5)), P(E - 1, 5), False, Start(False, P(E, 5))),
+        (where(P(E, 1), P(E, 5)), P(10**18, 10**18), False, Start(False, P(E, 5))),
+        (where(), P(E, 5), True, Start(False, P(NOW, 0))),
+        # A Redis restarted from a snapshot does not know what it lost behind it.
+        (where(P(E, 1), P(E, 5), whole=False), P(E, 5), False, Start(False, P(E, 5))),
+        # The topic was empty, and nothing can have come and gone.
+        (where(), P(NOW - 99_999, 0), False, Start(True, P(NOW, 0))),
+        (where(P(E, 1), P(E, 5)), P(E - 7, 0), False, Start(True, P(E, 0))),
+        # It can have: expired meanwhile, lost in a restart, trimmed, from before the epoch, or of another's clock.
+        (where(), P(NOW - 100_000, 0), False, Start(False, P(NOW, 0))),
+        (where(started=NOW - 10), P(NOW - 11, 0), False, Start(False, P(NOW, 0))),
+        (where(P(E, 2), P(E, 5)), P(E - 7, 0), False, Start(False, P(E, 5))),
+        (where(P(E, 1), P(E, 5)), P(E + 7, 0), False, Start(False, P(E, 5))),
+        (where(), P(NOW + 1, 0), False, Start(False, P(NOW, 0))),
+        (where(P(E - 9, 1), P(E, 5)), P(E - 20, 0), False, Start(False, P(E, 5))),
+    ],
+)
+def test_recovered_is_true_only_when_it_is_proven(found, since, show_latest, wanted):
+    """A subscription begins where nothing is missing, or the browser is told that something may be."""
+    assert start(found, since, TTL, show_latest=show_latest) == wanted
+
+
+# Live messages.
+
+
+def test_a_busy_cursor_lets_go_what_the_history_has_as_well():
+    """While a socket is brought up to date, live messages are dropped and remembered as missed."""
+    cursor = cursor_at(P(E, 3))
+    cursor.busy = True
+
+    assert cursor.offer(E, 4, "", 1.0) is Verdict.DROP
+
+    assert cursor.missed
+    assert cursor.position == P(E, 3)
+
+
+@pytest.mark.parametrize(
+    ("n", "verdict", "position"),
+    [
+        (1, Verdict.DROP, P(E, 3)),
+        (3, Verdict.DROP, P(E, 3)),
+        (4, Verdict.SEND, P(E, 4)),
+        (5, Verdict.BEHIND, P(E, 3)),
+    ],
+)
+def test_next_duplicate_and_hole_are_told_apart(n, verdict, position):
+    """Only the next message is sent; what was had is dropped, and a hole is read from the history."""
+    cursor = cursor_at(P(E, 3))
+
+    assert cursor.offer(E, n, "", 1.0) is verdict
+    assert cursor.position == position
+
+
+@pytest.mark.parametrize("position", [P(E, 3), P(E, 0)])
+@pytest.mark.parametrize("epoch", [E - 1, E + 1])
+def test_another_epoch_is_looked_up(position, epoch):
+    """That nothing was lost before a new count, also of a topic that was empty, only Redis can say."""
+    assert cursor_at(position).offer(epoch, 1, "", 1.0) is Verdict.BEHIND
+
+
+def test_nothing_is_missed_when_the_history_brought_it():
+    """What was let go and then sent from the history is missed no more."""
+    cursor = cursor_at(P(E, 3))
+    cursor.let_go(E, 5)
+    cursor.let_go(E, 4)
+
+    cursor.move(P(E, 4), 1.0)
+    assert cursor.missed
+    cursor.move(P(E, 5), 1.0)
+    assert not cursor.missed
+
+
+# Pages.
+
+
+def test_what_follows_is_sent():
+    """The frames after the position are handed out; the caller confirms each, so an interruption repeats none."""
+    cursor = cursor_at(P(E, 3))
+
+    told, frames = cursor.follow(page(*kept(E, 4, 6), first=P(E, 1)), 1.0)
+
+    assert not told
+    assert [frame.position.n for frame in frames] == [4, 5, 6]
+    assert cursor.position == P(E, 3)
+
+
+@pytest.mark.parametrize("found", [page(), page(last=P(E, 3)), page(last=P(E, 2))])
+def test_a_history_without_news_changes_nothing(found):
+    """An empty history, one at the socket's position, and one that the message overtook bring nothing."""
+    cursor = cursor_at(P(E, 3))
+
+    assert cursor.follow(found, 1.0) == (False, [])
+    assert cursor.position == P(E, 3)
+
+
+def test_what_was_trimmed_is_told_and_the_rest_follows():
+    """The browser is told, and is set to before the first message that can still be had."""
+    cursor = cursor_at(P(E, 3))
+
+    assert cursor.follow(page(*kept(E, 7, 9)), 1.0) == (True, [])
+
+    assert cursor.position == P(E, 6)
+    told, frames = cursor.follow(page(*kept(E, 7, 9)), 1.0)
+    assert not told
+    assert [frame.position.n for frame in frames] == [7, 8, 9]
+
+
+def test_a_hole_in_a_history_is_told():
+    """Entries that were deleted by hand end what can be sent; the hole is told when it is reached."""
+    cursor = cursor_at(P(E, 3))
+    found = page(P(E, 4), P(E, 6), first=P(E, 1))
+
+    told, frames = cursor.follow(found, 1.0)
+    assert (told, [frame.position.n for frame in frames]) == (False, [4])
+
+    cursor.move(P(E, 4), 1.0)
+    assert cursor.follow(page(P(E, 6), first=P(E, 1)), 1.0) == (True, [])
+    assert cursor.position == P(E, 5)
+
+
+NEXT = E + 500_000
+LATER = TTL + 1
+"""Seconds after which a history has ended by age."""
+
+
+def aged(cursor):
+    """Compare a cursor with its history until that has ended by age; return Redis's time."""
+    assert not cursor.behind(where(P(E, 1), cursor.position, now=NOW + 50_000), 50.0)
+    assert not cursor.behind(where(now=NOW + 101_000), LATER)
+    return NOW + 101_000
+
+
+def test_an_epoch_that_ended_by_age_is_followed_silently():
+    """A socket that was level all the time misses nothing when the count begins anew after a long silence."""
+    cursor = cursor_at(P(E, 3))
+    now = aged(cursor)
+
+    told, frames = cursor.follow(page(P(NEXT, 1), P(NEXT, 2), now=now + 50_000), LATER + 50)
+
+    assert not told
+    assert [frame.position for frame in frames] == [P(NEXT, 1), P(NEXT, 2)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "after"),
+    [
+        ({"run": "b"}, 50),
+        ({"first": P(NEXT - 1, 7)}, 50),
+        ({"now": NOW + 101_000 + 100_000}, 100),
+    ],
+    ids=["another server", "not all of it", "not compared for a life-time"],
+)
+def test_an_epoch_is_told_when_something_may_have_been_lost(changes, after):
+    """Another server may have lost what it was told; what lives for a life-time can come and go in one."""
+    cursor = cursor_at(P(E, 3))
+    now = aged(cursor)
+
+    told, _ = cursor.follow(page(P(NEXT, 1), **{"now": now + 50_000, **changes}), LATER + after)
+
+    assert told
+    assert cursor.position == P(NEXT, 0)
+
+
+def test_an_epoch_that_ended_too_early_is_told():
+    """A history that is gone before its time was lost, and perhaps messages with it."""
+    cursor = cursor_at(P(E, 3))
+
+    assert cursor.follow(page(P(NEXT, 1), now=NOW + 50_000), 50.0)[0]
+
+
+def test_a_history_that_vanished_is_remembered():
+    """Also when the next message comes so late that the history could have ended by age."""
+    cursor = cursor_at(P(E, 3))
+    cursor.behind(where(now=NOW + 10_000), 10.0)
+    for seconds in range(50, 200, 50):
+        cursor.behind(where(now=NOW + seconds * 1000), float(seconds))
+
+    assert cursor.follow(page(P(NEXT, 1), now=NOW + 160_000), 160.0)[0]
+
+
+def test_a_snapshot_proves_nothing():
+    """A restarted Redis whose history ends where the socket is may have had more, which is lost."""
+    cursor = cursor_at(P(E, 3))
+    cursor.behind(where(P(E, 1), P(E, 3), run="b", now=NOW + 50_000, whole=False), 50.0)
+    cursor.behind(where(run="b", now=NOW + 101_000), LATER)
+
+    assert cursor.follow(page(P(NEXT, 1), run="b", now=NOW + 110_000), LATER + 9)[0]
+
+
+@pytest.mark.parametrize(("run", "told"), [("a", False), ("b", True)])
+def test_the_first_message_of_an_empty_topic_is_followed_on_the_same_server_only(run, told):
+    """A restarted server may have lost one before it."""
+    cursor = cursor_at(P(NOW, 0))
+
+    assert cursor.follow(page(P(NOW + 5000, 1), run=run, now=NOW + 5001), 5.0)[0] is told
+
+
+def test_a_position_before_the_first_message_is_no_empty_topic():
+    """Who had yet to be sent what was lost is told so."""
+    cursor = cursor_at(P(E, 0), last=P(E, 2))
+
+    assert cursor.follow(page(P(NEXT, 1), now=NOW + 1000), 1.0)[0]
+
+
+def test_an_epoch_behind_a_later_one_is_read_again():
+    """With the clock set back the new epoch is smaller, and the page after the old position cannot have it."""
+    cursor = cursor_at(P(E, 3))
+    now = aged(cursor)
+
+    assert cursor.follow(page(first=P(E - 1, 1), last=P(E - 1, 2), now=now), LATER) == (False, [])
+
+    assert cursor.position == P(E - 1, 0)
+    assert len(cursor.follow(page(*kept(E - 1, 1, 2), now=now), LATER)[1]) == 2
+
+
+@pytest.mark.parametrize("seen", [P(E, 5), P(NEXT, 1)])
+def test_what_was_seen_and_is_in_no_history_is_told(seen):
+    """A live message showed a hole, and then Redis lost it all: the browser does not wait for the next message."""
+    cursor = cursor_at(P(E, 3))
+    cursor.offer(*seen, "", 1.0)
+
+    assert cursor.follow(page(), 1.0) == (True, [])
+
+    assert cursor.position == seen
+    assert cursor.follow(page(), 1.0) == (False, [])
+
+
+def test_what_an_older_snapshot_lacks_is_told():
+    """A message of this epoch was seen behind the end of what a restarted Redis has."""
+    cursor = cursor_at(P(E, 3))
+    cursor.let_go(E, 6)
+    assert cursor.lacks
+    cursor.move(P(E, 4), 1.0)
+
+    assert cursor.follow(page(first=P(E, 1), last=P(E, 4)), 1.0) == (True, [])
+    assert cursor.position == P(E, 6)
+
+
+@pytest.mark.parametrize("stale", [P(E, 2), P(E - 5, 9)])
+def test_what_is_forwarded_again_is_no_evidence(stale):
+    """After a takeover old frames come again, also of earlier epochs; they do not set a socket back."""
+    cursor = cursor_at(P(E, 3))
+    cursor.offer(*stale, "", 1.0)
+    cursor.let_go(*stale)
+
+    assert cursor.follow(page(), 1.0) == (False, [])
+    assert cursor.position == P(E, 3)
+
+
+# Comparing.
+
+
+@pytest.mark.parametrize(
+    ("last", "behind"),
+    [(None, False), (P(E, 3), False), (P(E, 2), False), (P(E, 4), True), (P(E + 1, 1), True), (P(E - 1, 9), True)],
+)
+def test_the_comparison_finds_what_the_socket_has_not(last, behind):
+    """A larger number or another epoch is news; a smaller number was overtaken by the message."""
+    found = where(last and P(last.epoch, 1), last)
+
+    assert cursor_at(P(E, 3)).behind(found, 1.0) is behind
+
+
+def test_the_comparison_finds_what_was_let_go_and_is_gone():
+    """A message that was seen and that no history has is looked for, so that it is told."""
+    cursor = cursor_at(P(E, 3))
+    cursor.let_go(E, 4)
+
+    assert cursor.behind(where(), 1.0)
