@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	@tests/install_chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Fifteen minutes: every fault on both web servers. FAULT_TABLE=path writes the table to a file, too.
 test-faults: $(STAMP)
