@@ -30,6 +30,7 @@ def main() -> None:
     rounds_wanted = arguments.rounds or (5 if arguments.full else 3)
     chosen = _chosen(arguments.only, full=arguments.full)
     rounds: report.Rounds = {}
+    failures: list[str] = []
     began = time.monotonic()
     with Stage(contestants.ALL[-1]) as stage:
         machine = describe(stage.redis_info(), node=any(each.name == "node" for each in chosen))
@@ -38,16 +39,24 @@ def main() -> None:
             print(
                 f"[{time.monotonic() - began:4.0f} s] round {number} of {rounds_wanted}: {contestant.title}", flush=True
             )
-            found = scenarios.run(contestant, plan, _roads(contestant, full=arguments.full), arguments.profile)
-            report.collect(rounds, contestant.name, found)
+            try:
+                found = scenarios.run(contestant, plan, _roads(contestant, full=arguments.full), arguments.profile)
+            except (RuntimeError, AssertionError, OSError) as error:
+                # The other rounds are still worth their figures; that this one has none is told with them.
+                failures.append(f"round {number}, {contestant.title}: {error}")
+                print(f"         FAILED: {error}", flush=True)
+            else:
+                report.collect(rounds, contestant.name, found)
     print()
     for key, value in machine.items():
         print(f"{key}: {value}")
     print(f"{plan.sockets} sockets, {rounds_wanted} rounds, {time.monotonic() - began:.0f} s\n")
     print(report.tables(rounds, chosen))
     print(f"\n{report.LEGEND}")
+    for failure in failures:
+        print(f"FAILED and left out: {failure}")
     if not arguments.profile:
-        print(f"\nwritten to {report.save(rounds, machine, plan._asdict())}")
+        print(f"\nwritten to {report.save(rounds, machine, plan._asdict(), failures)}")
 
 
 def _arguments() -> argparse.Namespace:

@@ -204,7 +204,9 @@ class Load:
         if opcode == websocket.PING:
             client.socket.send(websocket.frame(payload, websocket.PONG))
         elif opcode == websocket.CLOSE:
-            raise RuntimeError(f"the server closed a socket: {payload!r}")
+            raise RuntimeError(
+                f"the server closed a socket with {int.from_bytes(payload[:2])}, {self._joined} had joined"
+            )
         elif payload == b"2":  # Engine.IO's ping
             client.socket.send(websocket.frame(b"3"))
         elif payload.startswith(b'{"action":"ping"'):

@@ -96,11 +96,17 @@ CPU µs per delivery, median of the rounds (range). "× ours" compares the sums 
 "!": above {TOO_BUSY:.0f} %, so deliveries/s is what the load generator's core could do; the CPU figures stand."""
 
 
-def save(rounds: Rounds, machine: dict[str, Any], plan: dict[str, Any]) -> Path:
+def save(rounds: Rounds, machine: dict[str, Any], plan: dict[str, Any], failures: list[str]) -> Path:
     """Write everything to ``results/<date>.json`` and return the path."""
     now = datetime.now(UTC)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{now:%Y-%m-%dT%H%M%S}.json"
-    content = {"date": now.isoformat(timespec="seconds"), "machine": machine, "plan": plan, "scenarios": rounds}
+    content = {
+        "date": now.isoformat(timespec="seconds"),
+        "machine": machine,
+        "plan": plan,
+        "failures": failures,
+        "scenarios": rounds,
+    }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
