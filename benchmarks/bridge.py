@@ -41,7 +41,7 @@ class Reader:
         parts = urlsplit(url)
         self._socket = socket.create_connection((parts.hostname, parts.port))
         self._parser = hiredis.Reader()
-        self._socket.sendall(hiredis.pack_command(("PSUBSCRIBE", "asgi.group.*")))
+        self._socket.sendall(hiredis.pack_command(("PSUBSCRIBE", "asgi?group?*")))
         self._socket.settimeout(PATIENCE)
         self._socket.recv(1024)
         self.received = self.out_of_order = 0
@@ -85,6 +85,8 @@ def _bridge(road: str) -> dict[str, float]:
         reader, publisher = Reader(stage.redis.url), _publisher(stage, road)
         publisher.send([(f"user:{topic}", 1) for topic in range(TOPICS)])
         reader.read_until(TOPICS)
+        if reader.received < TOPICS:
+            raise SystemExit(f"{reader.received} of {TOPICS} messages came through: has a name or the format changed?")
         chunks = [
             (first, publisher.packed([(f"user:{at % TOPICS}", at // TOPICS + 1) for at in range(first, first + CHUNK)]))
             for first in range(TOPICS, MESSAGES + TOPICS, CHUNK)
@@ -122,7 +124,7 @@ class Stamped(Raw):
         commands = []
         for topic, seq in messages:
             head = b'{"_meta":{"topic":"%s","id":"1-%d"},' % (topic.encode(), seq)
-            stamped = b"p%d 1-%d %s%s%s" % (len(topic), seq, topic.encode(), head, message(seq)[1:])
+            stamped = b"p%d 1-%d 0123456789ab %s%s%s" % (len(topic), seq, topic.encode(), head, message(seq)[1:])
             commands.append(hiredis.pack_command(("PUBLISH", "notifications:stamped", stamped)))
         return commands
 

@@ -18,9 +18,9 @@ from typing import Any
 from benchmarks.machine import pin_load, pin_measured
 from project.local_redis import LocalRedis
 
-MESSAGES = 20_000
+MESSAGES = 10_000
 TOPICS = 1000
-ROUNDS = 5
+ROUNDS = 3
 BATCHES = (1, 10, 50, 200)
 TOKEN = "benchmark"
 
