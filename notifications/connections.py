@@ -128,9 +128,9 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         pool.release(connection)
 
 
-async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-    """Run a script and return its reply; see ``run``. Takes ``SOCKET_TIMEOUT`` at most."""
-    async with asyncio.timeout(SOCKET_TIMEOUT):
+async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], within: float = SOCKET_TIMEOUT) -> Any:
+    """Run a script and return its reply; see ``run``. Takes ``within`` seconds at most."""
+    async with asyncio.timeout(within):
         pool: Any = (await async_client()).connection_pool
         connection = await pool.get_connection()
         try:

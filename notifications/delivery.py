@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from . import history
 from .conf import settings
 from .connections import FAILURES
 from .credit import Credit
@@ -121,7 +120,7 @@ class Delivery:
         return begin.recovered, begin.position
 
     async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
-        [where] = await history.look([cursor.topic])
+        where = await reconciler().look(cursor.topic)
         now = asyncio.get_running_loop().time()
         begin = start(where, since, cursor.ttl, show_latest=cursor.topic.kind in LATEST_AFTER_GAP)
         cursor.begin(begin.position, where, now)

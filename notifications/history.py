@@ -23,6 +23,9 @@ IDEMPOTENCY_TTL: Final = 300
 PAGE_BYTES: Final = 256 * 1024
 """Bytes of frames that one read brings at most, and one frame beyond."""
 
+READ_TIMEOUT: Final = 3.0
+"""Seconds that a read may take: a socket can wait longer than a web request."""
+
 _PUBLISH: Final = Script("stamp", "publish")
 _BATCH: Final = Script("stamp", "batch")
 _LOOK: Final = Script("look")
@@ -204,7 +207,7 @@ def read_stamped(data: bytes) -> Stamped:
 
 async def look(topics: list[Topic]) -> list[Where]:
     """Say where the histories of topics are; brings no frames, so it is cheap for many."""
-    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED])
+    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED], READ_TIMEOUT)
     run, started, now, ends = reply[0].decode(), int(reply[1]), int(reply[2]), reply[3:]
     return [
         Where(run, started, now, _position(first), _position(last), int(ttl) / 1000, bool(whole))
@@ -214,7 +217,7 @@ async def look(topics: list[Topic]) -> list[Where]:
 
 async def read(topic: Topic, after: Position) -> Page:
     """Read what follows a position, ``PAGE_BYTES`` at most."""
-    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN])
+    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN], READ_TIMEOUT)
     frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(6, len(reply), 2)]
     run, now, first, last, whole, ttl = reply[:6]
     return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames, int(ttl) / 1000)

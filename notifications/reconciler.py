@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from . import history
 from .connections import FAILURES
 from .cursor import Cursor
-from .history import Page, Position
+from .history import Page, Position, Where
 from .metrics import count
 from .topics import Topic
 
@@ -58,6 +58,9 @@ class Reconciler:
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
         self._task: asyncio.Task[None] | None = None
+        self._questions: list[tuple[Topic, asyncio.Future[Where]]] = []
+        self._answering: asyncio.Task[None] | None = None
+        self._waiting = 0
 
     def add(self, cursor: Cursor, behind: Behind, interval: float) -> None:
         """Compare this cursor every ``interval`` seconds, and call ``behind`` when the history has more than it."""
@@ -102,6 +105,46 @@ class Reconciler:
         if not self._behind and not self._watched and self._task is not None:
             self._task.cancel()
             self._task = None
+
+    async def look(self, topic: Topic) -> Where:
+        """
+        Say where a topic's history is, after this call.
+
+        When a thousand browsers come back at once their questions wait for one another, not for connections: what is
+        asked while an answer is under way goes into the next question.
+        """
+        answer: asyncio.Future[Where] = asyncio.get_running_loop().create_future()
+        self._questions.append((topic, answer))
+        if self._answering is None:
+            self._answering = asyncio.create_task(self._answer())
+        self._waiting += 1
+        try:
+            return await answer
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._answering is not None:
+                self._answering.cancel()  # whoever asked has gone
+                self._answering = None
+                self._questions.clear()
+
+    async def _answer(self) -> None:
+        try:
+            while self._questions:
+                asked = self._questions[:TOPICS_PER_LOOK]
+                del self._questions[:TOPICS_PER_LOOK]
+                try:
+                    found = await history.look([topic for topic, _ in asked])
+                except Exception as error:  # noqa: BLE001  it is for those who asked
+                    for _, answer in asked:
+                        if not answer.done():
+                            answer.set_exception(error)
+                else:
+                    for (_, answer), where in zip(asked, found, strict=True):
+                        if not answer.done():
+                            answer.set_result(where)
+        finally:
+            if self._answering is asyncio.current_task():
+                self._answering = None
 
     async def read(self, topic: Topic, after: Position) -> Page:
         """

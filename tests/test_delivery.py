@@ -473,8 +473,9 @@ async def test_the_first_message_of_a_topic_needs_no_read_when_the_same_redis_st
 async def test_what_redis_lost_is_told(site, live_redis):
     """After a loss of data the browser is told with the next message, and goes on."""
     socket = await site.joined()
-    await site.say(1, 2)
+    begin = await site.say(1, 2)
     await socket.has(1, 2)
+    await await_for(lambda: live_redis.time() > (begin.epoch // 1000, begin.epoch % 1000 * 1000 + 999))  # its next ms
     live_redis.flushall()
 
     end = await site.say(3)

@@ -37,3 +37,50 @@ async def test_a_comparison_that_redis_did_not_answer_is_soon_tried_again(monkey
     finally:
         reconciler.remove(cursor)
     assert len(attempts) == 3
+
+
+async def test_those_who_join_at_once_share_a_question(monkeypatch):
+    """Browsers that come back at once need two script calls: what is asked meanwhile waits for the next."""
+    calls, answer = [], asyncio.Event()
+
+    async def look(topics):
+        calls.append(len(topics))
+        await answer.wait()
+        return [Where("run", 0, number, None, None, 0.0, False) for number, _ in enumerate(topics)]
+
+    monkeypatch.setattr(history, "look", look)
+    reconciler = Reconciler()
+    asking = [asyncio.create_task(reconciler.look(Topic("upload", 0)))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asking += [asyncio.create_task(reconciler.look(Topic("upload", n))) for n in range(1, 401)]
+    await asyncio.sleep(0)
+    asking[7].cancel()
+    answer.set()
+
+    found = await asyncio.gather(*asking, return_exceptions=True)
+
+    assert calls == [1, 400]
+    assert isinstance(found[7], asyncio.CancelledError)
+    assert [where.now for n, where in enumerate(found) if n not in (0, 7)] == [n - 1 for n in range(1, 401) if n != 7]
+
+
+async def test_a_question_that_nobody_waits_for_is_dropped_and_does_not_spoil_the_next(monkeypatch):
+    """The socket that asked has gone; another that asks in the same moment gets its answer."""
+    silent = asyncio.Event()
+
+    async def look(topics):
+        await silent.wait()
+        return [Where("run", 0, 1, None, None, 0.0, False)] * len(topics)
+
+    monkeypatch.setattr(history, "look", look)
+    reconciler = Reconciler()
+    gone = asyncio.create_task(reconciler.look(Topic("upload", 1)))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    silent.set()
+
+    async with asyncio.timeout(scaled()):
+        assert (await reconciler.look(Topic("upload", 1))).now == 1
