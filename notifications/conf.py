@@ -95,7 +95,7 @@ class Settings:
 
     HISTORY_SIZE: int = 100
     """Messages kept of each topic: as many as a tab may miss while its train is in a tunnel. A message of
-    200 bytes takes about 300 bytes of Redis memory."""
+    200 bytes takes 320 to 420 bytes of Redis memory, a topic with one message 4.4 KB (measured)."""
 
     HISTORY_TTL: int = 3600
     """Seconds after its last message at which a topic's history is gone."""
