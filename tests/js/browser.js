@@ -121,6 +121,10 @@ export class Tab {
     this.window.dispatchEvent(new Event("online"));
   }
 
+  offline() {
+    this.window.dispatchEvent(new Event("offline"));
+  }
+
   hide(hidden = true) {
     document.hidden = hidden;
     document.dispatchEvent(new Event("visibilitychange"));

@@ -95,14 +95,17 @@ test("a token that cannot be had is a failed attempt", async (t) => {
   assert.equal(notifications.state, "open");
 });
 
-test("a token that comes too late is not used", async (t) => {
+test("a token that comes too late is not used, nor its failure noticed", async (t) => {
   const tab = new Tab(t);
-  let bring;
-  const tokens = [new Promise((resolve) => (bring = resolve)), "second"];
-  (await tab.visit())({ token: () => tokens.shift() });
-  await tab.pass(20); // the attempt ends
-  await tab.pass(0.5); // and another begins
-  bring("first");
+  const late = [];
+  const fetches = [0, 1].map(() => new Promise((...settle) => late.push(settle)));
+  (await tab.visit())({ token: () => fetches.shift() ?? "second" });
+  for (const wait of [0.5, 1]) {
+    await tab.pass(20); // the attempt ends
+    await tab.pass(wait); // and another begins
+  }
+  late[0][0]("first");
+  late[1][1](new Error("offline"));
   await settled();
 
   assert.equal(tab.sockets.length, 1);
@@ -122,6 +125,19 @@ test("waits double from half a second to twenty, at most, and are random", async
   t.mock.method(Math, "random", () => 0.25);
   tab.socket.lose();
   assert.equal(last(states).seconds, 5);
+  tab.socket.lose(1012); // already closed: nothing happens
+  assert.equal(states.filter(({ state }) => state === "waiting").length, 9);
+});
+
+test("a restart does not shorten the waits", async (t) => {
+  const { tab, states } = await opened(t);
+  for (let i = 0; i < 5; i++) {
+    tab.socket.lose();
+    await tab.pass(20);
+  }
+  tab.socket.lose(1012);
+
+  assert.equal(last(states).seconds, 16);
 });
 
 test("only a connection that held for ten seconds makes the waits short again", async (t) => {
@@ -181,6 +197,7 @@ for (const code of [4001, 4003]) {
       tab.socket.lose(1006);
       await tab.pass(2);
       tab.socket.accept().lose(code);
+      assert.equal(notifications.state, "waiting");
       await tab.pass(8);
       tab.socket.welcome(); // which makes up for it
     }
@@ -291,6 +308,28 @@ test("after a laptop's sleep, a connection is asked at once and replaced within 
   tab.socket.welcome();
 
   assert.equal(notifications.state, "open");
+});
+
+test("when the network goes, a connection is asked, and a wait goes on", async (t) => {
+  const { tab, notifications } = await opened(t);
+  tab.offline();
+  assert.deepEqual(tab.socket.heard(), [{ action: "ping" }]);
+  await tab.pass(5);
+  assert.equal(notifications.state, "waiting");
+  await tab.pass(0.5);
+  tab.socket.welcome().lose();
+  tab.offline();
+  assert.equal(notifications.state, "waiting");
+  await tab.pass(1);
+
+  assert.equal(notifications.state, "connecting");
+});
+
+test("a page that is shown for the first time is not one that comes back", async (t) => {
+  const { tab } = await opened(t);
+  tab.window.dispatchEvent(Object.assign(new Event("pageshow"), { persisted: false }));
+
+  assert.deepEqual(tab.socket.heard(), []);
 });
 
 test("a page that is put away has no socket, and one again when it is taken out", async (t) => {

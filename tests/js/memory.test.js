@@ -48,6 +48,34 @@ test("a page that is left before it was answered passes on what it had inherited
   assert.deepEqual((await next(tab, { topics: ["order:1"] })).sinces, { "order:1": "100-4" });
 });
 
+test("an upload whose history has gone is no gap for a new page; another topic, and a page that stays, miss something", async (t) => {
+  const tab = new Tab(t);
+  const topics = ["upload:1", "order:1"];
+  await next(tab, { topics });
+  for (const topic of topics) tab.socket.subscribed(topic, "100-4");
+  const { gaps } = await next(tab, { topics, welcome: { recovered: true } });
+  tab.socket.lose(); // before the answers
+  await tab.pass(0.5);
+  tab.socket.welcome({ recovered: true });
+  assert.deepEqual(tab.socket.heard().map(({ since }) => since), ["100-3", "100-4"]);
+  for (const topic of topics) tab.socket.subscribed(topic, "200-0", false);
+  assert.deepEqual(gaps, ["order:1"]);
+  tab.socket.subscribed("upload:1", "300-0", false);
+
+  assert.deepEqual(gaps, ["order:1", "upload:1"]);
+});
+
+test("what a page inherits is used once", async (t) => {
+  const tab = new Tab(t);
+  await next(tab, { topics: ["order:1"] });
+  tab.socket.subscribed("order:1", "100-4");
+  const { notifications } = await next(tab);
+  notifications.subscribe("order:1", () => {})();
+  notifications.subscribe("order:1", () => {});
+
+  assert.deepEqual(tab.socket.heard().map(({ since }) => since), ["100-4", undefined, undefined]);
+});
+
 for (const [what, since, asked] of [
   ["after the page before was left: nothing between the two is lost", "100-9", "100-7"],
   ["before, because the browser had kept the page: what came since is new to it", "100-5", "100-5"],
@@ -152,7 +180,7 @@ test("two connections of one page are independent", async (t) => {
 for (const [what, storage] of [
   ["no storage", undefined],
   ["a storage that refuses", { getItem: refuse, setItem: refuse, removeItem: refuse }],
-  ["nonsense in the storage", { getItem: () => '{"user":5,"left":{"user:42":7,"order:1":"x"}}', setItem() {}, removeItem() {} }],
+  ["nonsense in the storage", { getItem: () => '{"user":"user:42","left":{"user:42":7,"order:1":"x"}}', setItem() {}, removeItem() {} }],
   ["somebody else's value in the storage", { getItem: () => "[]", setItem() {}, removeItem() {} }],
 ]) {
   test(`with ${what} it works, and remembers nothing`, async (t) => {

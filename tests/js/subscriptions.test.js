@@ -170,13 +170,16 @@ test("the user's own topic can be subscribed like any other, and is never asked 
   await settled();
   tab.socket.welcome();
   const offLate = notifications.subscribe("user:42", see);
-  notifications.onUser(see);
+  const offUser = notifications.onUser(see);
   tab.socket.publish("user:42", "100-1");
-  offEarly();
   offLate();
+  offUser();
+  offEarly();
   tab.socket.publish("user:42", "100-2");
+  notifications.subscribe("user:42", see);
+  tab.socket.publish("user:42", "100-3");
 
-  assert.deepEqual(ids(seen), ["100-1", "100-1", "100-1", "100-2"]);
+  assert.deepEqual(ids(seen), ["100-1", "100-1", "100-1", "100-3"]);
   assert.deepEqual(tab.socket.heard(), []);
 });
 
@@ -243,6 +246,18 @@ test("leaving before the answer, and coming back, ends with one subscription", a
   tab.socket.subscribed("order:a", "100-1").publish("order:a", "100-2");
 
   assert.deepEqual(ids(seen), ["100-2"]);
+});
+
+test("a topic that was left is not taken for one that the socket still has", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  notifications.subscribe("order:A", () => {})();
+  tab.socket.subscribed("order:a").say({ action: "unsubscribed", topic: "order:a" });
+  notifications.subscribe("order:A", () => {}, { since: "50-1" });
+  notifications.subscribe("order:B", see);
+  tab.socket.subscribed("order:a", "100-1", false).subscribed("order:b").publish("order:b", "100-1");
+
+  assert.deepEqual(ids(seen), ["100-1"]);
 });
 
 // Gaps
@@ -346,7 +361,10 @@ test("two spellings of one topic share a subscription once the server has said s
   const { tab, notifications } = await opened(t);
   const [seen, see] = inbox();
   const off = ["order:A", "order:a"].map((topic) => notifications.subscribe(topic, see));
-  tab.socket.subscribed("order:a").subscribed("order:a").publish("order:a", "100-1");
+  const [others, seeOther] = inbox();
+  notifications.subscribe("order:B", seeOther);
+  tab.socket.subscribed("order:a").subscribed("order:a").subscribed("order:b");
+  tab.socket.publish("order:b", "100-7").publish("order:a", "100-1");
   off[0]();
   tab.socket.publish("order:a", "100-2");
   tab.socket.heard();
@@ -354,7 +372,38 @@ test("two spellings of one topic share a subscription once the server has said s
   tab.socket.publish("order:a", "100-3");
 
   assert.deepEqual(ids(seen), ["100-1", "100-1", "100-2"]);
-  assert.equal(tab.socket.heard().length, 1);
+  assert.deepEqual(tab.socket.heard(), [unsubscribe("order:a")]);
+  assert.deepEqual(ids(others), ["100-7"]);
+});
+
+test("what the server spells in its own way is asked for once when the page comes back, and recognised again", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const boxes = ["order:A", "order:a", "order:B"].map((topic) => {
+    const [messages, see] = inbox();
+    notifications.subscribe(topic, see);
+    return messages;
+  });
+  tab.socket.subscribed("order:a", "100-1").subscribed("order:a", "100-1").subscribed("order:b", "100-1").lose();
+  await tab.pass(0.5);
+  assert.deepEqual(tab.socket.welcome().heard(), [subscribe("order:A", "100-1"), subscribe("order:B", "100-1")]);
+  tab.socket.subscribed("order:a", "200-1", false).subscribed("order:b", "200-1", false);
+  const [late, seeLate] = inbox();
+  notifications.subscribe("order:C", seeLate);
+  tab.socket.subscribed("order:c", "100-1");
+  tab.socket.publish("order:a", "200-2").publish("order:b", "200-3").publish("order:c", "100-2");
+
+  assert.deepEqual([...boxes, late].map(ids), [["200-2"], ["200-2"], ["200-3"], ["100-2"]]);
+});
+
+test("what is asked while the socket closes is asked on the next", async (t) => {
+  const { tab, notifications } = await opened(t);
+  tab.socket.readyState = 2;
+  notifications.subscribe("order:1", () => {});
+  notifications.subscribe("order:2", () => {})();
+  tab.socket.lose();
+  await tab.pass(0.5);
+
+  assert.deepEqual(tab.socket.welcome().heard(), [subscribe("order:1")]);
 });
 
 test("what was refused is asked for again with the next connection", async (t) => {
@@ -382,13 +431,13 @@ test("a permission that is withdrawn is told as an error", async (t) => {
 test("too much haste is made up for on a new connection, because nobody says what was dropped", async (t) => {
   const { tab, notifications, states } = await opened(t);
   const errors = [];
-  notifications.addEventListener("error", ({ detail }) => errors.push(detail.code));
+  notifications.addEventListener("error", ({ detail }) => errors.push(detail));
   notifications.subscribe("order:1", () => {});
   tab.socket.say({ action: "error", code: "rate_limited", message: "slow down" });
   assert.deepEqual(states.at(-1), { state: "waiting", code: 4100, reason: "slow down", seconds: 0.5 });
   await tab.pass(0.5);
 
-  assert.deepEqual(errors, ["rate_limited"]);
+  assert.deepEqual(errors, [{ code: "rate_limited", message: "slow down", topic: undefined }]);
   assert.deepEqual(tab.socket.welcome().heard(), [subscribe("order:1")]);
 });
 
@@ -422,14 +471,15 @@ test("a grant that comes too late for its connection, or its handler, is not sen
   const bring = [];
   const grant = () => new Promise((resolve) => bring.push(resolve));
   notifications.subscribe("order:1", () => {}, { grant });
-  notifications.subscribe("order:2", () => {}, { grant })();
   tab.socket.lose();
   await tab.pass(0.5);
   tab.socket.welcome();
-  bring.forEach((resolve) => resolve("late"));
+  notifications.subscribe("order:2", () => {}, { grant })();
+  bring.forEach((resolve, i) => resolve(`grant ${i}`));
   await settled();
 
-  assert.deepEqual(tab.socket.heard().map(({ topic }) => topic), ["order:1"]);
+  const asked = tab.socket.heard().filter(({ action }) => action === "subscribe");
+  assert.deepEqual(asked, [{ ...subscribe("order:1"), grant: "grant 1" }]);
 });
 
 test("handlers of the state may subscribe: it is asked for once", async (t) => {

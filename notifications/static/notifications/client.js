@@ -74,7 +74,6 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
   memories.add(memory);
   let { user, left } = recall();
   const own = { topic: userTopic, since: earlier(since, left[user]), listeners: new Set() };
-  if (userTopic) topics.set(userTopic, own);
 
   const emit = (type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
 
@@ -95,7 +94,6 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     after(ATTEMPT, () => lost(1006, "no answer"));
     enter("connecting");
     try {
-      if (mine !== attempt) return;
       const secret = await token?.();
       if (mine !== attempt) return;
       own.sent = own.last ?? own.since;
@@ -145,10 +143,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
   }
 
   /** The page is seen again, or the network is back. */
-  function wake() {
-    if (state === "waiting") open();
-    else if (state === "open" && heardAt) probe();
-  }
+  const wake = () => (state === "waiting" ? open() : probe());
 
   /** The page is left. Browsers keep it for their back button only without a socket. */
   function sleep() {
@@ -163,6 +158,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
   }
 
   function probe() {
+    if (state !== "open" || !heardAt) return;
     heardAt = undefined;
     send({ action: "ping" });
     after(PROBE, () => (heardAt ? watch() : lost(1006, "no answer")));
@@ -213,7 +209,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
       settle((frame.recovered === false && joined.get(topic)) || join(asked.shift(), topic), frame);
     } else if (action === "unsubscribed") {
       joined.delete(topic);
-      if (asked[0]?.left) asked.shift();
+      if (asked[0]?.leaves) asked.shift();
       else emit("error", { code: action, message: "no longer yours to read", topic });
     } else if (action === "error") {
       const hasty = code === "rate_limited";
@@ -233,7 +229,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     // The page is its user's, not that of whoever has logged in since.
     if (own.topic && own.topic !== topic) return end(4003, "another user has logged in", true);
     if (user !== topic) {
-      if (own.sent === left[user]) own.sent = "last"; // another's: nothing is missing
+      if (own.sent === left[user]) own.since = "last"; // another's: nothing is missing
       left = {};
     }
     own.topic = user = topic;
@@ -243,23 +239,21 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     openedAt = Date.now();
     watch();
     state = "open";
-    for (const each of [...new Set(topics.values())]) ask(each);
+    for (const each of new Set(topics.values())) ask(each);
     enter("open");
     settle(own, frame);
   }
 
-  /** Note the server's name of a topic. */
+  /** Note the server's name of a topic. Two subscriptions that turn out to be of one are made one. */
   function join(subscription, topic) {
-    if (!subscription?.listeners) return;
+    if (!subscription) return;
     const known = joined.get(topic) ?? subscription;
     joined.set(topic, known);
     if (topics.get(subscription.topic) !== subscription) return; // left meanwhile
     merge(subscription.topic, known);
-    merge(topic, known);
     return known;
   }
 
-  /** Give a subscription a name. Two that turn out to be of one topic are made one. */
   function merge(name, subscription) {
     for (const listener of topics.get(name)?.listeners ?? []) subscription.listeners.add(listener);
     topics.set(name, subscription);
@@ -268,10 +262,10 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
   /** Go on where the server says, and tell the page if something is missing. */
   function settle(subscription, { id, recovered }) {
     if (!subscription) return;
-    const { topic, known, last, sent } = subscription;
-    // Who asks for "last" has missed nothing; who comes back without an id, everything.
-    const gap = recovered === false ? known || sent !== "last" : known && !last;
-    if (gap || !id || follows(id, last)) subscription.last = id ?? undefined;
+    const { topic, since, known, last } = subscription;
+    // Who begins with "last" has missed nothing; who comes back without an id, everything.
+    const gap = recovered === false ? known || begin(topic, since) !== "last" : known && !last;
+    subscription.last = id;
     subscription.known = true;
     if (!gap) return;
     emit("gap", { topic });
@@ -294,9 +288,9 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
       }
       if (mine !== attempt || !listeners.size) return;
     }
-    subscription.since = earlier(begin(topic, subscription.since), left[topic]);
+    subscription.left ??= left[topic];
     delete left[topic];
-    subscription.sent = subscription.last ?? subscription.since;
+    subscription.sent = subscription.last ?? earlier(begin(topic, subscription.since), subscription.left);
     asked.push(subscription);
     send({ action: "subscribe", topic, since: subscription.sent, grant });
   }
@@ -306,7 +300,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     if (!subscription?.listeners.delete(listener) || subscription.listeners.size || subscription === own) return;
     for (const [name, each] of topics) if (each === subscription) topics.delete(name);
     if (state !== "open") return;
-    asked.push({ topic, left: true });
+    asked.push({ topic, leaves: true });
     send({ action: "unsubscribe", topic });
   }
 
@@ -331,7 +325,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     try {
       if (forget) sessionStorage.removeItem(memory);
       if (forget || !own.known) return;
-      const positions = [...topics].map(([topic, { last, since }]) => [topic, last ?? since]);
+      const positions = [...topics].map(([topic, { last, sent }]) => [topic, last ?? sent]);
       sessionStorage.setItem(memory, JSON.stringify({ user, left: Object.fromEntries(positions) }));
     } catch {
       // Or full.
@@ -341,6 +335,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
   const listen = (type, listener, where = globalThis) =>
     where.addEventListener?.(type, listener, { signal: page.signal });
   listen("online", wake);
+  listen("offline", probe);
   listen("pageshow", (event) => event.persisted && wake());
   listen("pagehide", sleep);
   listen("visibilitychange", () => (document.hidden ? remember() : wake()), globalThis.document);
