@@ -20,8 +20,10 @@ from django.utils.translation import gettext_lazy
 
 from notifications import publish_to_user
 from notifications.history import Position
+from notifications.logs import LogBudget
 from notifications.metrics import counts
 from notifications.routing import websocket_urlpatterns
+from notifications.templatetags import notifications as tags
 from notifications.tokens import check_grant, check_token
 from notifications.topics import Topic
 from project.local_redis import LocalRedis
@@ -103,8 +105,11 @@ def test_position_of_the_user_is_that_of_the_rendering(live_redis: redis.Redis) 
     assert config_of(render("{% notifications %}"))["since"] == id_
 
 
-def test_page_is_rendered_while_redis_is_down(no_redis: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_page_is_rendered_while_redis_is_down(
+    no_redis: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A Redis that is away costs the page its position, is counted and logged, and nothing else."""
+    monkeypatch.setattr(tags, "_log", LogBudget(tags.logger))
     before = counts["position_failed", "ConnectionError"]
 
     page = render("{% notifications %}")
@@ -124,9 +129,8 @@ def test_redis_that_hangs_is_waited_for_once(settings: SimpleNamespace, redis_pr
             client.execute_command("CLIENT", "PAUSE", 4000, "ALL")
         before = counts["position_failed", "TimeoutError"]
 
-        since = [
-            config_of(render("{% notifications %}"))["since"] for _ in range(200)
-        ]  # at a second each, the test would not end
+        # At a second for each page the test would run into its time-out.
+        since = [config_of(render("{% notifications %}"))["since"] for _ in range(200)]
 
     assert since == [None] * 200
     assert counts["position_failed", "TimeoutError"] == before + 200
