@@ -66,6 +66,9 @@ function make(name, part, ...children) {
   return element;
 }
 
+/** An element for what others have written, in whatever script: its full stop stays at its own end. */
+const written = (name, part, text = "") => Object.assign(make(name, part, text), { dir: "auto" });
+
 /** A shadow root styled by a constructed sheet: a strict CSP lets no <style> through. */
 function shadowOf(element, css, ...children) {
   const root = element.attachShadow({ mode: "open" });
@@ -90,12 +93,12 @@ export class UploadProgress extends HTMLElement {
   #state;
   #told; // whether anybody has said anything of this upload
   #stop;
-  #label = make("span", "label");
+  #label = written("span", "label");
   #percent = make("span", "percent");
   #fill = make("div", "fill");
   #bar = make("div", "bar", this.#fill);
   #stage = make("span", "stage");
-  #message = make("span", "message");
+  #message = written("span", "message");
   #outcome = make("p", "outcome");
 
   constructor() {
@@ -138,8 +141,8 @@ export class UploadProgress extends HTMLElement {
     if (this.#state?.upload !== upload) this.#begin(upload); // the same one, moved to another place, goes on
     if (!upload || FINISHED.includes(this.#state.status)) return;
     const topic = `upload:${upload}`;
+    // Of an upload the client asks for the latest message first.
     const off = connection.subscribe(topic, (message) => this.#receive(message), {
-      since: "last",
       grant: this.getAttribute("grant"),
       gap: () => this.#tell("upload-gap"),
     });
@@ -285,7 +288,7 @@ export class NotificationToasts extends HTMLElement {
   show({ level, title, body, url }) {
     level = Object.keys(LEVELS).includes(level) ? level : "info";
     const href = webAddress(url);
-    const heading = make(href ? "a" : "strong", "title", textOf(title));
+    const heading = written(href ? "a" : "strong", "title", textOf(title));
     if (href) Object.assign(heading, { href, rel: "noopener noreferrer" });
     const icon = make("span", "icon", LEVELS[level]);
     icon.ariaHidden = "true";
@@ -294,7 +297,7 @@ export class NotificationToasts extends HTMLElement {
     close.type = "button";
     close.ariaLabel = labels.close;
     const toast = make("div", `toast ${level}`, icon, make("div", "text", word, heading), close);
-    if (textOf(body)) toast.children[1].append(make("p", "body", textOf(body)));
+    if (textOf(body)) toast.children[1].append(written("p", "body", textOf(body)));
     close.addEventListener("click", () => this.#dismiss(toast));
     (level === "error" ? this.#errors : this.#others).append(toast);
     this.#timers.set(toast, undefined);
@@ -441,7 +444,7 @@ const TOASTS_CSS = `
 [part="icon"] { color: var(--color); font-weight: 700; inline-size: 1em; text-align: center; }
 [part="text"] { position: relative; }
 a[part="title"] { color: inherit; font-weight: 600; }
-[part="body"] { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6; margin: 0.25rem 0 0; overflow: hidden; font-size: 0.9em; }
+[part="body"] { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6; margin: 0.25rem 0 0; overflow: hidden; font-size: 0.9em; text-align: match-parent; }
 [part="close"] {
   inline-size: 1.75rem; block-size: 1.75rem; margin-block: -0.2rem; padding: 0; border: 0; border-radius: var(--radius);
   background: none; color: inherit; font: inherit; cursor: pointer;
