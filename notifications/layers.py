@@ -170,7 +170,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         self.require_valid_channel_name(channel)
         self._here().group_discard(group, channel)
 
-    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+    def group_send(self, group: str, message: dict[str, Any]) -> Coroutine[Any, Any, None]:
         """
         Send to all channels of a group, in any process.
 
@@ -179,7 +179,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
 
         """
         self.require_valid_group_name(group)
-        await self._here().group_send(group, message)
+        return self._here().group_send(group, message)
 
     async def flush(self) -> None:
         """Forget all channels and groups of this event loop and close its connections."""

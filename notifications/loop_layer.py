@@ -13,6 +13,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -104,7 +105,8 @@ class LoopLayer:
         self._confirmations: dict[bytes, asyncio.Future[None]] = {}
         self._id = uuid.uuid4().hex
         self._own = self._key(self._id)
-        self._groups = f"{prefix}/group/"
+        groups = f"{prefix}/group/"
+        self._group: Callable[[str], bytes] = lru_cache(maxsize=10_000)(lambda name: (groups + name).encode())
         self._subscription: Subscription | None = None
         self._publisher: Publisher | None = None
         self._connected = asyncio.Event()
@@ -118,9 +120,6 @@ class LoopLayer:
 
     def knows(self, channel: str) -> bool:
         return channel in self._boxes
-
-    def _group(self, name: str) -> bytes:
-        return (self._groups + name).encode()
 
     def _owner(self, channel: str) -> str | None:
         """Return the id of the event loop that ``new_channel`` made this channel for, if it did."""

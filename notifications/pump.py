@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable
 from contextvars import copy_context
-from types import CoroutineType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
+
+from .eager import begin
 
 logger = logging.getLogger(__name__)
 
@@ -133,18 +134,15 @@ class Outbox:
         if not self._open:
             return
         try:
-            sending: Any = self._send({"type": "websocket.send", "text": text})
-            if type(sending) is CoroutineType:
-                sending = _Resumed(sending, self._context.run(sending.send, None))
-        except StopIteration:
-            return  # how a coroutine says that it is done
+            sending = begin(self._send({"type": "websocket.send", "text": text}), self._context)
         except (OSError, asyncio.CancelledError):
             self.close()  # the browser has gone; the server says so with ``websocket.disconnect``
         except Exception as error:  # noqa: BLE001  a server, or a middleware, may raise anything
             self._broke(error)
         else:
-            self._behind = deque()
-            self._task = asyncio.get_running_loop().create_task(self._catch_up(sending), context=self._context)
+            if sending is not None:
+                self._behind = deque()
+                self._task = asyncio.get_running_loop().create_task(self._catch_up(sending), context=self._context)
 
     async def _catch_up(self, sending: Awaitable[None]) -> None:
         """Go on with a ``send`` that waits for the browser, then with what was put meanwhile."""
@@ -171,32 +169,6 @@ class Outbox:
 def _set(done: asyncio.Future[None]) -> None:
     if not done.done():
         done.set_result(None)
-
-
-class _Resumed:
-    """Goes on with a coroutine that has made its first step outside a task, which now waits for ``first``."""
-
-    def __init__(self, coroutine: Coroutine[Any, Any, None], first: Any) -> None:
-        self._coroutine = coroutine
-        self._first = [first]
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self  # it has all that ``await`` uses of a generator
-
-    def __next__(self) -> Any:
-        return self.send(None)
-
-    def __iter__(self) -> Any:
-        return self
-
-    def send(self, value: Any) -> Any:
-        return self._first.pop() if self._first else self._coroutine.send(value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._coroutine.throw(*error)
-
-    def close(self) -> None:
-        self._coroutine.close()
 
 
 _per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Pump] = WeakKeyDictionary()

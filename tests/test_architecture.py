@@ -14,7 +14,7 @@ PACKAGE = Path(notifications.__file__).parent
 ROOT = PACKAGE.parent
 
 STOREYS = [
-    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"},
+    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"},
     {"connections"},
     {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "keeper", "loop_layer", "layers"},
