@@ -14,7 +14,7 @@ import msgspec
 from django.core.signals import setting_changed
 from msgspec import Struct
 
-from . import connections
+from . import pipeline
 from .conf import settings
 from .connections import RUN, STARTED, Script
 from .topics import Topic, internal_name
@@ -202,7 +202,7 @@ async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[
         key, size, ttl, name, begin = _fixed(topic)
         keys.append(key)
         arguments += (size, ttl, name, begin, rest)
-    stamped, refusal = await connections.arun(_BATCH, keys, arguments)
+    stamped, refusal = await pipeline.arun(_BATCH, keys, arguments)
     return int(stamped), refusal.decode()
 
 
@@ -216,7 +216,7 @@ def read_stamped(data: bytes) -> Stamped:
 
 async def look(topics: list[Topic]) -> list[Where]:
     """Say where the histories of topics are; brings no frames, so it is cheap for many."""
-    reply = await connections.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED], READ_TIMEOUT)
+    reply = await pipeline.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED], READ_TIMEOUT)
     run, started, now, ends = reply[0].decode(), int(reply[1]), int(reply[2]), reply[3:]
     return [
         Where(run, started, now, _position(first), _position(last), int(ttl) / 1000, bool(whole))
@@ -226,7 +226,7 @@ async def look(topics: list[Topic]) -> list[Where]:
 
 async def read(topic: Topic, after: Position) -> Page:
     """Read what follows a position, ``PAGE_BYTES`` at most."""
-    reply = await connections.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN], READ_TIMEOUT)
+    reply = await pipeline.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN], READ_TIMEOUT)
     frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(6, len(reply), 2)]
     run, now, first, last, whole, ttl = reply[:6]
     return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames, int(ttl) / 1000)

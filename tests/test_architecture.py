@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"},
     {"connections"},
-    {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
+    {"wire", "pipeline", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"},
     {"heartbeat", "pump", "delivery", "consumers"},
