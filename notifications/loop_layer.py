@@ -102,7 +102,8 @@ class LoopLayer:
         self._log = LogBudget(logger)
         self._boxes: dict[str, Box] = {}
         self._members: dict[bytes, dict[str, Box]] = {}
-        self._confirmations: dict[bytes, asyncio.Future[None]] = {}
+        self._confirmations: dict[bytes, asyncio.Future[None] | None] = {}
+        """By Redis channel; None when it has been confirmed."""
         self._id = uuid.uuid4().hex
         self._own = self._key(self._id)
         groups = f"{prefix}/group/"
@@ -188,16 +189,18 @@ class LoopLayer:
                 if self._subscription is None:
                     await self._connected.wait()
                     continue
-                confirmation = self._confirmations.get(key)
+                if key not in self._confirmations:
+                    [self._confirmations[key]] = self._subscription.subscribe(key)
+                confirmation = self._confirmations[key]
                 if confirmation is None:
-                    [confirmation] = self._subscription.subscribe(key)
-                    self._confirmations[key] = confirmation
+                    return
                 try:
                     await asyncio.shield(confirmation)
                 except ConnectionError:
                     await asyncio.sleep(0.01)
                 else:
-                    return
+                    if self._confirmations.get(key) is confirmation:
+                        self._confirmations[key] = None
 
     # Receiving.
 
