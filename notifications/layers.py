@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -103,7 +103,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         self.require_valid_channel_name(channel)
         await self._here().send(channel, message)
 
-    def receive(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]:
+    async def receive(self, channel: str) -> dict[str, Any]:
         """
         Wait for the next message of a channel.
 
@@ -115,7 +115,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         here = self._here()
         if not here.knows(channel):
             self.require_valid_channel_name(channel)
-        return here.receive(channel)
+        return await here.receive(channel)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """
@@ -170,7 +170,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         self.require_valid_channel_name(channel)
         self._here().group_discard(group, channel)
 
-    def group_send(self, group: str, message: dict[str, Any]) -> Coroutine[Any, Any, None]:
+    async def group_send(self, group: str, message: dict[str, Any]) -> None:
         """
         Send to all channels of a group, in any process.
 
@@ -179,7 +179,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
 
         """
         self.require_valid_group_name(group)
-        return self._here().group_send(group, message)
+        await self._here().group_send(group, message)
 
     async def flush(self) -> None:
         """Forget all channels and groups of this event loop and close its connections."""
