@@ -40,7 +40,7 @@ class CloseCode(IntEnum):
     AUTH_TIMEOUT = 4001, "no auth frame in time"
     AUTH_REQUIRED = 4002, "the first frame was no auth frame"
     AUTH_FAILED = 4003, "the token is not valid, has expired, or is that of an inactive or another user"
-    INVALID_MESSAGES = 4004, "too many frames that made no sense"
+    INVALID_MESSAGES = 4004, "too many frames in a row that could not be read"
     ACCESS_REVOKED = 4005, "access was revoked"
     TOO_SLOW = 4100, "the client said or confirmed nothing for too long, or sent far too many frames"
     TRY_AGAIN = 4101, "something the server needs did not answer, or the server restarts"

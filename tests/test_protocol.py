@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
+from collections import defaultdict
 from io import StringIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 from uuid import uuid4
 
 import pytest
@@ -15,16 +17,18 @@ from django.core.management import call_command
 from hypothesis import assume, example, given
 from jsonschema import Draft7Validator, Draft202012Validator
 from msgspec import Struct
+from websockets.exceptions import ConnectionClosed
 
 import notifications
 from notifications import frames, messages
 from notifications.protocol import asyncapi, schemas
 from notifications.protocol.asyncapi import VERSION
-from tests.clients import Tab, open_tab
+from tests.clients import RawRedis, Tab, open_tab
 from tests.conftest import point_to
+from tests.processes import User, WebServer
 from tests.schemas import DOCUMENT, NAMES, check, tags, validator
 from tests.test_frames import near_frames
-from tests.waiting import scaled
+from tests.waiting import await_for, scaled
 
 ROOT = Path(__file__).resolve().parent.parent
 NODE_MODULES = ROOT / "tests/js/node_modules"
@@ -201,21 +205,35 @@ def test_no_field_of_a_typed_message_is_left_out() -> None:
 # The types.
 
 
-def test_typescript_can_rely_on_the_types() -> None:
-    """tsc accepts what tests/js/protocol.test-d.ts relies on, and refuses what is marked there as wrong."""
+def compile_types(project: Path) -> None:
     compiler = node_module("typescript/bin/tsc")
     node = shutil.which("node")
     assert node
-
     done = subprocess.run(
-        [node, compiler, "-p", ROOT / "tests/js/tsconfig.protocol.json"],
-        capture_output=True,
-        text=True,
-        timeout=scaled(60),
-        check=False,
+        [node, compiler, "-p", project], capture_output=True, text=True, timeout=scaled(60), check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_typescript_can_rely_on_the_types() -> None:
+    """tsc accepts what tests/js/protocol.test-d.ts relies on, and refuses what is marked there as wrong."""
+    compile_types(ROOT / "tests/js/tsconfig.protocol.json")
+
+
+def test_examples_in_typescript_compile(tmp_path: Path) -> None:
+    """tsc accepts the TypeScript of docs/messages.md, the site's own messages included."""
+    (tmp_path / "notifications").mkdir()
+    shutil.copy(COMMITTED["typescript"], tmp_path / "notifications")
+    blocks = re.findall(r"^```ts\n(.*?)^```$", (ROOT / "docs/messages.md").read_text(), re.DOTALL | re.MULTILINE)
+    for number, block in enumerate(blocks):
+        (tmp_path / f"{number}.ts").write_text(block)
+    project = json.loads((ROOT / "tests/js/tsconfig.protocol.json").read_text())
+    (tmp_path / "tsconfig.json").write_text(
+        json.dumps({**project, "files": [f"{number}.ts" for number in range(len(blocks))]})
     )
 
-    assert done.returncode == 0, done.stdout
+    assert len(blocks) == 2
+    compile_types(tmp_path)
 
 
 # Real sockets.
@@ -309,3 +327,97 @@ def test_error_codes_are_all_described() -> None:
     """The codes of the error frame are those of the type that the server's code is checked by."""
     assert set(DOCUMENT["$defs"]["Error"]["properties"]["code"]["enum"]) == set(get_args(frames.ErrorCode))
     assert asyncapi.asyncapi() == ASYNCAPI
+
+
+# The client of docs/protocol.md.
+
+
+def documented_client() -> Any:
+    """Return the class that stands in docs/protocol.md."""
+    text = (ROOT / "docs/protocol.md").read_text()
+    (source,) = re.findall(r"<!-- example: client -->\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "docs/protocol.md", "exec"), namespace)
+    return namespace["Client"]
+
+
+class Reader:
+    """Runs the documented client and keeps what it hands on."""
+
+    def __init__(self, url: str, user: User, *topics: str, token: str | None = None) -> None:
+        self.got: dict[str | None, list[int]] = defaultdict(list)
+        self.losses: list[str] = []
+        self._tokens = 0
+        self._user, self._token = user, token
+        self._client = documented_client()(url, self._fetch_token, topics, self._take, self.losses.append)
+
+    @property
+    def connections(self) -> int:
+        return self._tokens
+
+    @property
+    def positions(self) -> dict[str, str]:
+        return self._client.last
+
+    async def _fetch_token(self) -> str:
+        self._tokens += 1
+        return self._token or self._user.token
+
+    def _take(self, topic: str | None, message: dict[str, Any]) -> None:
+        self.got[topic].append(message["number"])
+
+    async def __aenter__(self) -> Self:
+        self.task = asyncio.create_task(self._client.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+async def test_the_documented_client_loses_nothing_over_restarts(new_site, server_kind, settings) -> None:
+    """While the web server is killed, stopped and started, the client of docs/protocol.md gets all, once, in order."""
+    point_to(settings, new_site.redis.url)
+    server, _ = await asyncio.to_thread(new_site.start_all, server_kind)
+    user = new_site.add_user()
+    raw_topic, published_topic = f"user:{user.pk}", f"upload:{user.new_upload()}"
+    sent = 0
+
+    with RawRedis(new_site.redis.port) as raw:
+
+        async def publish(amount: int) -> None:
+            nonlocal sent
+            for _ in range(amount):
+                raw.publish(raw_topic, json.dumps({"number": sent}))
+                await notifications.apublish(published_topic, {"number": sent})
+                sent += 1
+
+        def all_there() -> bool:
+            return all(len(reader.got[topic]) >= sent for topic in (raw_topic, published_topic))
+
+        async with Reader(server.url, user, published_topic) as reader:
+            await await_for(lambda: {raw_topic, published_topic} <= reader.positions.keys(), what="it has subscribed")
+            await publish(20)
+            await await_for(all_there, what="the first messages")
+            for end in (WebServer.kill, WebServer.terminate):
+                await publish(5)
+                await asyncio.to_thread(end, server)
+                await publish(20)  # to nobody
+                server = await asyncio.to_thread(new_site.start_server, server_kind, server.port)
+                await publish(5)
+                await await_for(all_there, seconds=30, what=f"{sent} messages; {reader.got}")
+
+            assert reader.got == {raw_topic: list(range(sent)), published_topic: list(range(sent))}
+            assert reader.losses == []
+            assert reader.connections >= 3
+
+
+async def test_the_documented_client_does_not_come_back_in_vain(site, server) -> None:
+    """A token that is refused ends it, with the close code."""
+    async with Reader(server.url, site.add_user(), token="nonsense") as reader:
+        with pytest.raises(ConnectionClosed) as closed:
+            async with asyncio.timeout(scaled()):
+                await reader.task
+
+    assert closed.value.rcvd.code == 4003
+    assert reader.connections == 1
