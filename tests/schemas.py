@@ -11,7 +11,7 @@ PATH = Path(__file__).resolve().parent.parent / "docs/protocol.schema.json"
 DOCUMENT: dict[str, Any] = json.loads(PATH.read_text())
 NAMES = {
     union: {each["$ref"].rpartition("/")[2] for each in DOCUMENT["$defs"][union]["anyOf"]}
-    for union in ("ClientFrame", "ServerFrame", "Message")
+    for union in ("ClientFrame", "ServerFrame", "TypedMessage")
 }
 """What the unions are made of."""
 
@@ -53,6 +53,6 @@ def check_server_frame(text: str) -> None:
     """Check a frame as it came from a socket, if it is the server's own: it has no ``_meta`` and says what it is."""
     frame = json.loads(text)
     if "_meta" in frame:
-        assert not list(validator("AnyMessage").iter_errors(frame)), f"no AnyMessage: {frame}"
+        assert not list(validator("Message").iter_errors(frame)), f"no Message: {frame}"
     elif frame.get("action") in tags("ServerFrame"):
         check(frame, "ServerFrame")

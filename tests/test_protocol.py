@@ -44,7 +44,7 @@ def node_module(path: str) -> Path:
     """Return a file of the test tools that npm installs; skip without them, but fail in CI, or nobody would notice."""
     found = NODE_MODULES / path
     if not found.exists():
-        message = f"{path} is not installed: npm ci --prefix tests/js"
+        message = f"{path} is not installed: tests/js/run does that"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
     return found
 
@@ -108,7 +108,7 @@ def test_operations_say_each_frame_in_its_direction() -> None:
         said |= asked if operation["action"] == "send" else answers
 
     assert heard == NAMES["ClientFrame"]
-    assert said == NAMES["ServerFrame"] | NAMES["Message"] | {"AnyMessage"}
+    assert said == NAMES["ServerFrame"] | NAMES["TypedMessage"] | {"Message"}
     assert set(ASYNCAPI["channels"]["notifications"]["messages"]) == heard | said
 
 
@@ -146,7 +146,7 @@ def test_every_frame_and_message_is_described(struct: type[Struct]) -> None:
     if struct.__struct_config__.tag is None:
         return
 
-    assert struct.__name__ in NAMES["ClientFrame"] | NAMES["ServerFrame"] | NAMES["Message"]
+    assert struct.__name__ in NAMES["ClientFrame"] | NAMES["ServerFrame"] | NAMES["TypedMessage"]
     assert DOCUMENT["$defs"][struct.__name__]["description"] == schemas.text_of(struct)
     assert vars(struct).get("__doc__")
 
@@ -197,7 +197,7 @@ def test_what_a_typed_message_refuses_its_schema_refuses(wrong: dict[str, Any]) 
 
 def test_no_field_of_a_typed_message_is_left_out() -> None:
     """What has no value is ``null`` on the wire, so the schemas and types ask for every field but ``_meta``."""
-    for name in NAMES["Message"]:
+    for name in NAMES["TypedMessage"]:
         described = DOCUMENT["$defs"][name]
         assert set(described["required"]) == set(described["properties"]) - {"_meta"}
 
@@ -205,35 +205,26 @@ def test_no_field_of_a_typed_message_is_left_out() -> None:
 # The types.
 
 
-def compile_types(project: Path) -> None:
-    compiler = node_module("typescript/bin/tsc")
-    node = shutil.which("node")
-    assert node
-    done = subprocess.run(
-        [node, compiler, "-p", project], capture_output=True, text=True, timeout=scaled(60), check=False
-    )
-    assert done.returncode == 0, done.stdout
-
-
-def test_typescript_can_rely_on_the_types() -> None:
-    """tsc accepts what tests/js/protocol.test-d.ts relies on, and refuses what is marked there as wrong."""
-    compile_types(ROOT / "tests/js/tsconfig.protocol.json")
-
-
 def test_examples_in_typescript_compile(tmp_path: Path) -> None:
-    """tsc accepts the TypeScript of docs/messages.md, the site's own messages included."""
+    """tsc accepts the TypeScript of docs/messages.md; what pages rely on is in tests/js/types."""
+    compiler, node = node_module("typescript/bin/tsc"), shutil.which("node")
+    assert node
     (tmp_path / "notifications").mkdir()
     shutil.copy(COMMITTED["typescript"], tmp_path / "notifications")
+    (tmp_path / "package.json").write_text('{"type":"module"}')
     blocks = re.findall(r"^```ts\n(.*?)^```$", (ROOT / "docs/messages.md").read_text(), re.DOTALL | re.MULTILINE)
-    for number, block in enumerate(blocks):
-        (tmp_path / f"{number}.ts").write_text(block)
-    project = json.loads((ROOT / "tests/js/tsconfig.protocol.json").read_text())
-    (tmp_path / "tsconfig.json").write_text(
-        json.dumps({**project, "files": [f"{number}.ts" for number in range(len(blocks))]})
+    files = [f"{number}.ts" for number in range(len(blocks))]
+    for file, block in zip(files, blocks, strict=True):
+        (tmp_path / file).write_text(block)
+    project = json.loads((ROOT / "tests/js/types/tsconfig.json").read_text()) | {"files": files}
+    (tmp_path / "tsconfig.json").write_text(json.dumps(project))
+
+    done = subprocess.run(
+        [node, compiler, "-p", tmp_path], capture_output=True, text=True, timeout=scaled(60), check=False
     )
 
     assert len(blocks) == 2
-    compile_types(tmp_path)
+    assert done.returncode == 0, done.stdout
 
 
 # Real sockets.
@@ -291,10 +282,10 @@ async def test_every_frame_on_a_real_socket_is_as_described(site, server, settin
             while True:
                 async with asyncio.timeout(scaled()):
                     frame = json.loads(await socket.connection.recv())
-                union = "Message" if frame.get("action") in tags("Message") else "ServerFrame"
-                found = "AnyMessage" if "text" in frame else check(frame, union)
-                assert ("_meta" in frame) == (union == "Message" or found == "AnyMessage")
-                assert "_meta" not in frame or validator("AnyMessage").is_valid(frame)
+                union = "TypedMessage" if frame.get("action") in tags("TypedMessage") else "ServerFrame"
+                found = "Message" if "text" in frame else check(frame, union)
+                assert ("_meta" in frame) == (union == "TypedMessage" or found == "Message")
+                assert "_meta" not in frame or validator("Message").is_valid(frame)
                 heard.add(found)
                 if found == name:
                     return frame
@@ -319,7 +310,7 @@ async def test_every_frame_on_a_real_socket_is_as_described(site, server, settin
         await tab.send(pong)
         await say({"action": "unsubscribe", "topic": topic}, "Unsubscribed")
 
-    assert heard == NAMES["ServerFrame"] | NAMES["Message"] | {"AnyMessage"}
+    assert heard == NAMES["ServerFrame"] | NAMES["TypedMessage"] | {"Message"}
     assert said == NAMES["ClientFrame"]
 
 

@@ -10,7 +10,7 @@ from msgspec import Struct
 from .. import frames
 from ..frames import MAX_AUTH_FRAME_SIZE, MAX_FRAME_SIZE, CloseCode
 from ..limits import BURST, MAX_SUBSCRIPTIONS, RATE
-from .schemas import ANY_MESSAGE, CLIENT_FRAMES, MESSAGES, SERVER_FRAMES, Schema, definitions, tag_of, text_of
+from .schemas import CLIENT_FRAMES, MESSAGE, SERVER_FRAMES, TYPED_MESSAGES, Schema, definitions, tag_of, text_of
 
 VERSION: Final = "0.1.0"
 """Of this package, to which the protocol belongs."""
@@ -87,9 +87,9 @@ def _query(schemas: dict[str, Schema]) -> dict[str, Any]:
 def _messages() -> dict[str, Any]:
     described = {
         each.__name__: {"name": tag_of(each), "summary": text_of(each).partition("\n")[0], **_payload(each.__name__)}
-        for each in (*CLIENT_FRAMES, *SERVER_FRAMES, *MESSAGES)
+        for each in (*CLIENT_FRAMES, *SERVER_FRAMES, *TYPED_MESSAGES)
     }
-    return described | {ANY_MESSAGE: {"summary": "Any other message.", **_payload(ANY_MESSAGE)}}
+    return described | {MESSAGE: {"summary": "Any other message.", **_payload(MESSAGE)}}
 
 
 def _payload(name: str) -> dict[str, Any]:
@@ -116,7 +116,8 @@ def _operations() -> dict[str, Any]:
         "greet": _send("Tell a socket with a session whose it is.", [frames.AuthSuccess]),
         "tellLoss": _send("Tell unasked, with `recovered` false, that messages are missing.", [frames.Subscribed]),
         "refuse": _send("Refuse a frame, or a socket, which is closed then.", [frames.Error, frames.AuthError]),
-        "deliver": _send("What was published.", MESSAGES) | {"messages": _refs([*_names(MESSAGES), ANY_MESSAGE])},
+        "deliver": _send("What was published.", TYPED_MESSAGES)
+        | {"messages": _refs([*_names(TYPED_MESSAGES), MESSAGE])},
     }
 
 

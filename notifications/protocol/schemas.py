@@ -29,11 +29,11 @@ class MessageMeta(Struct):
 
 CLIENT_FRAMES: Final[tuple[type[Struct], ...]] = (frames.Auth, *get_args(frames.Action))
 SERVER_FRAMES: Final[tuple[type[Struct], ...]] = get_args(frames.ServerFrame)
-MESSAGES: Final[tuple[type[Struct], ...]] = tuple(
+TYPED_MESSAGES: Final[tuple[type[Struct], ...]] = tuple(
     each for each in get_args(messages.Message) if issubclass(each, messages.Checked)
 )
-ANY_MESSAGE: Final = "AnyMessage"
-"""Name of the schema of what may be published: any object, of which only ``_meta`` is ours."""
+MESSAGE: Final = "Message"
+"""Name of the schema of whatever is published: any object, of which only ``_meta`` is ours."""
 
 
 def tag_of(struct: type[Struct]) -> str:
@@ -54,7 +54,7 @@ def definitions(ref: str) -> dict[str, Schema]:
         ref: How one refers to another, such as ``"#/$defs/{name}"``.
 
     """
-    structs: list[type[Struct]] = [*CLIENT_FRAMES, *SERVER_FRAMES, *MESSAGES, MessageMeta]
+    structs: list[type[Struct]] = [*CLIENT_FRAMES, *SERVER_FRAMES, *TYPED_MESSAGES, MessageMeta]
     _, found = msgspec.json.schema_components(structs, ref_template=ref)
     for struct in _with_parts(structs):
         schema = found[struct.__name__]
@@ -62,11 +62,11 @@ def definitions(ref: str) -> dict[str, Schema]:
         if struct not in CLIENT_FRAMES:
             _send_all_fields(struct, schema)
     meta = {META: {"$ref": ref.format(name=MessageMeta.__name__)}}
-    for each in MESSAGES:
+    for each in TYPED_MESSAGES:
         schema = found[each.__name__]
         schema["properties"] = meta | schema["properties"]
-    found[ANY_MESSAGE] = {
-        "title": ANY_MESSAGE,
+    found[MESSAGE] = {
+        "title": MESSAGE,
         "description": "Anything published: an object that says by its `action` what it is, if whoever published it "
         f"gave it one. Without `{META}` it has no id and is not kept.",
         "type": "object",
@@ -76,7 +76,7 @@ def definitions(ref: str) -> dict[str, Schema]:
 
 
 def json_schema() -> Schema:
-    """Return one document whose ``$defs`` are all of them, and ``ClientFrame``, ``ServerFrame`` and ``Message``."""
+    """Return one document of all of them, with the unions ``ClientFrame``, ``ServerFrame`` and ``TypedMessage``."""
     ref = "#/$defs/{name}"
 
     def any_of(description: str, structs: Iterable[type[Struct]]) -> Schema:
@@ -89,7 +89,9 @@ def json_schema() -> Schema:
         | {
             "ClientFrame": any_of("What a client may say.", CLIENT_FRAMES),
             "ServerFrame": any_of("What the server says itself.", SERVER_FRAMES),
-            "Message": any_of("The typed messages; AnyMessage is what all messages have in common.", MESSAGES),
+            "TypedMessage": any_of(
+                "The messages that have a type; Message is what all have in common.", TYPED_MESSAGES
+            ),
         },
     }
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from .schemas import ANY_MESSAGE, CLIENT_FRAMES, MESSAGES, SERVER_FRAMES, Schema, definitions, tag_of
+from .schemas import CLIENT_FRAMES, MESSAGE, SERVER_FRAMES, TYPED_MESSAGES, Schema, definitions, tag_of
 
 HEAD: Final = """\
 // The wire protocol of notifications. Made by `manage.py notifications_schema typescript`; do not edit.
@@ -23,7 +23,8 @@ def typescript() -> str:
         _union("ClientFrame", "What a client may say.", CLIENT_FRAMES),
         _union("ServerFrame", "What the server says itself.", SERVER_FRAMES),
         _message_map(),
-        _comment("A typed message; `action` tells which.") + "export type Message = MessageMap[keyof MessageMap];\n",
+        _comment("A typed message; `action` tells which.")
+        + "export type TypedMessage = MessageMap[keyof MessageMap];\n",
     ]
     return "\n".join(parts)
 
@@ -32,9 +33,9 @@ def _interface(name: str, schema: Schema) -> str:
     lines = [_comment(schema["description"]), f"export interface {name} {{\n"]
     for field, value in schema["properties"].items():
         optional = "" if field in schema.get("required", ()) else "?"
-        lines += [_comment(value.get("description", ""), "  "), f"  {field}{optional}: {_type_of(value)};\n"]
-    if name == ANY_MESSAGE:
-        lines.append("  [field: string]: unknown;\n")
+        lines += [_comment(value.get("description", ""), "  "), f"  readonly {field}{optional}: {_type_of(value)};\n"]
+    if name == MESSAGE:
+        lines.append("  readonly [field: string]: unknown;\n")
     return "".join([*lines, "}\n"])
 
 
@@ -43,7 +44,7 @@ def _message_map() -> str:
         "The typed messages by `action`. A site adds its own: "
         '`declare module "…/protocol.js" { interface MessageMap { order_shipped: OrderShipped } }`'
     )
-    lines = "".join(f"  {tag_of(each)}: {each.__name__};\n" for each in MESSAGES)
+    lines = "".join(f"  {tag_of(each)}: {each.__name__};\n" for each in TYPED_MESSAGES)
     return f"{_comment(text)}export interface MessageMap {{\n{lines}}}\n"
 
 

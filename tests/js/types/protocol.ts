@@ -1,12 +1,7 @@
-// What a page written in TypeScript relies on; tests/test_protocol.py lets tsc check it, nothing runs it.
+// Never run: what handlers and other clients rely on in protocol.d.ts, which is made from the code of the server.
 
-import type {
-  AnyMessage,
-  ClientFrame,
-  Message,
-  MessageMap,
-  ServerFrame,
-} from "../../notifications/static/notifications/protocol.js";
+import { connect } from "../../../notifications/static/notifications/client.js";
+import type { ClientFrame, Message, ServerFrame, TypedMessage } from "../../../notifications/static/notifications/protocol.js";
 
 /** A message of the site's own. */
 interface OrderShipped {
@@ -14,14 +9,14 @@ interface OrderShipped {
   parcel: string;
 }
 
-declare module "../../notifications/static/notifications/protocol.js" {
+declare module "../../../notifications/static/notifications/protocol.js" {
   interface MessageMap {
     order_shipped: OrderShipped;
   }
 }
 
-/** ``action`` tells the messages apart, those of the site among them. */
-export function textOf(message: Message): string {
+/** `action` tells the messages apart, those of the site among them. */
+export function textOf(message: TypedMessage): string {
   switch (message.action) {
     case "upload_progress":
       return `${message.payload.progress_percent.toFixed()} % ${message.payload.error_message ?? ""}`;
@@ -43,12 +38,9 @@ export function textOf(message: Message): string {
   }
 }
 
-/** A handler takes what its action is. */
-export declare function on<Action extends keyof MessageMap>(
-  action: Action,
-  handler: (message: MessageMap[Action]) => void,
-): void;
+const { on, subscribe } = connect();
 
+// A handler gets what its action is.
 on("upload_progress", ({ payload, _meta }) => {
   payload.stage satisfies "queued" | "extracting_frames" | (string & {});
   // @ts-expect-error  "done" is no status
@@ -56,8 +48,12 @@ on("upload_progress", ({ payload, _meta }) => {
   // @ts-expect-error  a message that is not kept has no _meta
   _meta.id;
 });
-// @ts-expect-error  there is no such message
-on("upload_progressed", () => {});
+on("order_shipped", ({ parcel }) => parcel.toUpperCase());
+on("greeting", ({ text }) => {
+  // @ts-expect-error  of other messages nothing is known
+  text.toUpperCase();
+});
+subscribe<TypedMessage>("upload:7", textOf);
 
 /** The server's own frames are told apart as well. */
 export function position(frame: ServerFrame): string | null | undefined {
@@ -75,4 +71,4 @@ export const said: ClientFrame[] = [
   { action: "subscribe" },
 ];
 
-export const raw: AnyMessage = { action: "shout", text: ["anything"] };
+export const raw: Message = { action: "shout", text: ["anything"] };
