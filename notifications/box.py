@@ -37,12 +37,13 @@ class Box:
 
     """
 
-    __slots__ = ("_bytes", "_capacity", "_waiters", "gap", "groups", "items", "on_resync", "readers")
+    __slots__ = ("_bytes", "_capacity", "_waiters", "gap", "groups", "items", "on_message", "on_resync", "readers")
 
     def __init__(self, capacity: int) -> None:
         self.groups: set[bytes] = set()
         self.readers = 0
         self.on_resync: Callable[[], None] | None = None
+        self.on_message: Callable[[dict[str, Any]], None] | None = None
         self.gap = False
         self._capacity = capacity
         self._bytes = 0

@@ -225,7 +225,6 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._auth_timer.cancel()
         self._heartbeat.begin()
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
-        self._delivery.begin()
         self._delivery.release(self._own)
 
     def _since_in_url(self) -> str | None:

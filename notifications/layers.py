@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final
 
@@ -103,7 +103,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         self.require_valid_channel_name(channel)
         await self._here().send(channel, message)
 
-    async def receive(self, channel: str) -> dict[str, Any]:
+    def receive(self, channel: str) -> Coroutine[Any, Any, dict[str, Any]]:
         """
         Wait for the next message of a channel.
 
@@ -115,7 +115,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         here = self._here()
         if not here.knows(channel):
             self.require_valid_channel_name(channel)
-        return await here.receive(channel)
+        return here.receive(channel)
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """
@@ -126,6 +126,21 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
 
         """
         return await self._here().new_channel(prefix)
+
+    def on_message(self, channel: str, callback: Callable[[dict[str, Any]], None]) -> None:
+        """
+        Have a callback called with each message to this channel, at once, instead of keeping them for ``receive``.
+
+        Args:
+            channel: One of ``new_channel``, of this process and event loop.
+            callback: Must not wait, and must not change the message: others are given the same one.
+
+        """
+        self._here().on_message(channel, callback)
+
+    def forget(self, channel: str) -> None:
+        """Remove a channel of this process and event loop from all its groups; no error if it is gone."""
+        self._here().forget(channel)
 
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
         """
@@ -155,7 +170,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         self.require_valid_channel_name(channel)
         self._here().group_discard(group, channel)
 
-    async def group_send(self, group: str, message: dict[str, Any]) -> None:
+    def group_send(self, group: str, message: dict[str, Any]) -> Coroutine[Any, Any, None]:
         """
         Send to all channels of a group, in any process.
 
@@ -164,7 +179,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
 
         """
         self.require_valid_group_name(group)
-        await self._here().group_send(group, message)
+        return self._here().group_send(group, message)
 
     async def flush(self) -> None:
         """Forget all channels and groups of this event loop and close its connections."""
