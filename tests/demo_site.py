@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 from PIL import Image
+from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 30 * float(os.environ.get("TIMEOUT_FACTOR", "1"))
@@ -192,6 +193,20 @@ class Visitor:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read()
+
+
+def socket_of(visitor: Visitor) -> ClientConnection:
+    cookies = f"sessionid={visitor.cookie('sessionid')}"
+    url = visitor.url.replace("http", "ws") + "ws/notifications/"
+    return connect(url, origin=visitor.url.rstrip("/"), additional_headers={"Cookie": cookies})
+
+
+def receive(socket: ClientConnection, *actions: str) -> dict[str, object]:
+    """Return the next frame with one of the actions."""
+    while True:
+        frame = json.loads(socket.recv(timeout=TIMEOUT))
+        if frame["action"] in actions:
+            return frame
 
 
 def png(width: int = 320, height: int = 200, color: str = "teal") -> bytes:

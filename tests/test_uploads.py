@@ -1,4 +1,4 @@
-"""The demo's uploads, from outside: what is found out arrives, and whose an upload is stays his."""
+"""The demo's pages, from outside: what is found out arrives, and whose an upload is stays his."""
 
 import hashlib
 import io
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from websockets.sync.client import ClientConnection, connect
 
-from tests.demo_site import TIMEOUT, Demo, Visitor, broken_png, environment, manage, png, running_demo
+from tests.demo_site import Demo, Visitor, broken_png, environment, manage, png, receive, running_demo, socket_of
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +42,6 @@ def stranger(demo: Demo) -> Visitor:
 def create_user(env: dict[str, str], name: str) -> None:
     code = f"from django.contrib.auth.models import User; User.objects.create_user({name!r}, password={name!r})"
     manage(env, "shell", "-v", "0", "-c", code)
-
-
-def socket_of(visitor: Visitor) -> ClientConnection:
-    cookies = f"sessionid={visitor.cookie('sessionid')}"
-    url = visitor.url.replace("http", "ws") + "ws/notifications/"
-    return connect(url, origin=visitor.url.rstrip("/"), additional_headers={"Cookie": cookies})
-
-
-def receive(socket: ClientConnection, *actions: str) -> dict[str, object]:
-    """Return the next frame with one of the actions."""
-    while True:
-        frame = json.loads(socket.recv(timeout=TIMEOUT))
-        if frame["action"] in actions:
-            return frame
 
 
 def test_results_are_true(owner: Visitor):
@@ -176,3 +161,30 @@ def test_clear_deletes_files_too(demo: Demo, directory: Path):
 
     assert visitor.states() == {}
     assert list((directory / "media").rglob(f"{upload}*")) == []
+
+
+def test_button_is_for_users_of_the_page_only(demo: Demo, owner: Visitor):
+    """Another site's form, a link and a stranger do not reach the listener."""
+    nobody = Visitor(demo.url)
+    nobody.get("login/")
+
+    assert b"Log in" in nobody.post("listener/kill/")[1]
+    assert owner.get("listener/kill/")[0] == 405
+    assert owner.post("listener/kill/", token="x" * 32)[0] == 403
+    assert "was killed" not in demo.output
+
+
+def test_report_of_the_browser_is_logged_and_bounded(demo: Demo, owner: Visitor):
+    """What broke the content security policy is a line of the log; what is no report is refused."""
+    report = {"csp-report": {"document-uri": "http://x/\n" + "y" * 500, "violated-directive": "script-src-elem"}}
+
+    assert owner.post("csp-report/", json.dumps(report).encode(), "application/csp-report")[0] == 204
+    for broken in (b"", b"[]", b'{"csp-report":[]}', b'{"csp-report":7}', b"\xff", b"[" * 10_000):
+        assert owner.post("csp-report/", broken, "application/csp-report")[0] == 400
+    assert owner.post("csp-report/", b"x" * 20_000, "application/csp-report")[0] == 413
+
+    line = demo.expect("content security policy broken: (.*)")[1]
+    assert line.startswith(r"page 'http://x/\ny")
+    assert line.endswith("directive 'script-src-elem', blocked 'None'")
+    assert len(line) < 300
+    assert demo.output.count("content security policy") == 1

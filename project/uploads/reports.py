@@ -36,6 +36,12 @@ def report_cleared(owner: AbstractBaseUser) -> None:
     publish_to_user(owner, {"action": "uploads_cleared"}, fail_silently=True)
 
 
+def report_killed(owner: AbstractBaseUser, pid: int) -> None:
+    """Tell the owner that the listener was killed, while none runs: this is kept, and arrives with the next one."""
+    notice = Notice(title=f"Listener {pid} was killed", body="This was published while no listener ran, and kept.")
+    publish_to_user(owner, notice, fail_silently=True)
+
+
 def report_file(upload: Upload, *, on_commit: bool = False) -> None:
     """Tell the owner how far a file is, as part of its batch."""
     status = upload.status if upload.finished else "processing"
