@@ -161,7 +161,7 @@ class Visitor:
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the uploads by name."""
-        return {upload["name"]: upload for upload in json.loads(self.get("uploads/state/")[1])["uploads"]}
+        return {upload["label"]: upload for upload in json.loads(self.get("uploads/state/")[1])["uploads"]}
 
     def finished(self, *names: str) -> dict[str, dict[str, Any]]:
         """Wait until the named uploads are analysed, and return them."""

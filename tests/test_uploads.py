@@ -52,11 +52,11 @@ def test_results_are_true(owner: Visitor):
     found = owner.finished("true.png", "true.txt")
 
     assert status == 201
-    assert [upload["name"] for upload in answer["uploads"]] == ["true.png", "true.txt"]
+    assert [upload["label"] for upload in answer["uploads"]] == ["true.png", "true.txt"]
     assert found["true.png"]["status"] == found["true.txt"]["status"] == "completed"
     assert found["true.png"]["percent"] == 100
     digest = hashlib.sha256(picture).hexdigest()[:12]
-    assert found["true.png"]["facts"] == ["image/png", "400 × 100", f"SHA-256 {digest}…"]
+    assert found["true.png"]["message"].endswith(f"\xa0bytes · image/png · 400 × 100 · SHA-256 {digest}…")
     status, thumbnail = owner.get(found["true.png"]["thumbnail"].lstrip("/"))
     assert status == 200
     with Image.open(io.BytesIO(thumbnail)) as image:
@@ -93,7 +93,7 @@ def test_progress_arrives_as_typed_messages(owner: Visitor):
 def test_only_the_owner_may_watch(owner: Visitor, stranger: Visitor):
     """A stranger learns nothing of an upload: no progress, no thumbnail, not in the list."""
     _, answer = owner.upload(("mine.png", png()))
-    upload = answer["uploads"][0]["id"]
+    upload = answer["uploads"][0]["upload"]
     found = owner.finished("mine.png")
 
     with socket_of(owner) as socket:
@@ -133,8 +133,8 @@ def test_upload_is_validated(owner: Visitor):
     assert (status, answer["rejected"]) == (400, [{"name": "empty.txt", "reason": "The file is empty."}])
     status, answer = owner.upload(("large.bin", bytes(50 * 1024 * 1024 + 1)), ("small.txt", b"words"))
     assert status == 201
-    assert [upload["name"] for upload in answer["uploads"]] == ["small.txt"]
-    assert [upload["name"] for upload in answer["rejected"]] == ["large.bin"]
+    assert [upload["label"] for upload in answer["uploads"]] == ["small.txt"]
+    assert [file["name"] for file in answer["rejected"]] == ["large.bin"]
 
 
 def test_name_of_a_file_is_never_a_path(owner: Visitor, directory: Path):
@@ -154,7 +154,7 @@ def test_clear_deletes_files_too(demo: Demo, directory: Path):
     visitor = Visitor(demo.url)
     visitor.log_in("tidy", "tidy")
     visitor.upload(("gone.png", png()))
-    upload = visitor.finished("gone.png")["gone.png"]["id"]
+    upload = visitor.finished("gone.png")["gone.png"]["upload"]
     assert len(list((directory / "media").rglob(f"{upload}*"))) == 2
 
     visitor.post("uploads/clear/")

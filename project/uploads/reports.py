@@ -74,7 +74,7 @@ def report_finished(upload: Upload) -> None:
     result: UploadCompleted | UploadFailed
     if upload.status == Upload.Status.COMPLETED:
         result = UploadCompleted(
-            upload_id=str(upload.pk), description=", ".join(upload.facts), audit_score=upload.name_score or 0
+            upload_id=str(upload.pk), description=upload.description, audit_score=upload.name_score or 0
         )
     else:
         result = UploadFailed(upload_id=str(upload.pk), error_message=upload.error_message)

@@ -30,6 +30,8 @@ def latest(request: HttpRequest) -> list[Upload]:
 def upload_list(request: HttpRequest) -> HttpResponse:
     context = {
         "uploads": latest(request),
+        "labels": dict(Upload.Stage.choices),
+        "debug": settings.DEBUG,
         "max_files": settings.UPLOAD_MAX_FILES,
         "max_size": settings.UPLOAD_MAX_SIZE,
         "publish_command": publish_command(request.user),
