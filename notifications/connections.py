@@ -14,7 +14,8 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -272,6 +273,19 @@ class Breaker:
 
     def worked(self) -> None:
         self._open_until = 0.0
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Refuse a call of Redis that would wait for nothing, and take note of how one that was made went."""
+        if seconds := self.remaining():
+            raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
+        started = time.monotonic()
+        try:
+            yield
+        except FAILURES:
+            self.failed(started)
+            raise
+        self.worked()
 
 
 breaker = Breaker()

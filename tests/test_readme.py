@@ -692,7 +692,7 @@ def test_examples_of_messages_are_what_the_code_writes() -> None:
 def test_log_lines_are_explained() -> None:
     """docs/operations.md explains every line from info upwards that the app can log, and no other."""
     logged = set()
-    for path in (ROOT / "notifications").glob("*.py"):
+    for path in (ROOT / "notifications").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)
