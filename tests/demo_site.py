@@ -4,6 +4,7 @@ import http.cookiejar
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +61,7 @@ class Demo:
     """``manage.py demo`` as a process, in a process group of its own, as a terminal starts it."""
 
     def __init__(self, directory: Path, **env: str) -> None:
+        self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "manage.py"), "demo"],
@@ -221,3 +223,17 @@ def broken_png() -> bytes:
     start = whole.index(b"IDAT")
     data = b"IDAT" + b"\x00" * 40
     return whole[: start - 4] + (40).to_bytes(4) + data + zlib.crc32(data).to_bytes(4) + whole[-12:]
+
+
+def picture(seed: int) -> bytes:
+    """Return a JPEG that is pleasant to look at: some bubbles over a gradient."""
+    chance = random.Random(seed)
+    image = Image.linear_gradient("L").resize((900, 600))
+    image = ImageOps.colorize(image, *[tuple(chance.randrange(40, 220) for _ in range(3)) for _ in range(2)])
+    draw = ImageDraw.Draw(image)
+    for _ in range(9):
+        x, y, size = chance.randrange(900), chance.randrange(600), chance.randrange(60, 260)
+        draw.ellipse((x, y, x + size, y + size), fill=tuple(chance.randrange(60, 250) for _ in range(3)))
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    return file.getvalue()

@@ -7,7 +7,7 @@ const STATES = {
   connecting: "Connecting …",
   open: "Live",
   waiting: "Offline, trying again …",
-  closed: "Logged out: reload the page",
+  closed: "Logged out: reload",
 };
 const ATTRIBUTES = ["label", "status", "stage", "percent", "message"]; // of <upload-progress>, as the site has them
 
@@ -71,12 +71,9 @@ addEventListener("upload-change", ({ detail }) => {
   // Before one's eyes, so not for what was finished when the page was made.
   if (detail.before !== detail.status && detail.status === "completed") refresh();
 });
-addEventListener("upload-gap", refresh);
 
 function receive(message) {
   switch (message.action) {
-    case "auth_success":
-      return message.recovered === false ? refresh() : undefined;
     case "file_progress": // of every upload of this user, so also those sent from another tab
       return elementOf(message.payload.upload_id) ? undefined : refresh();
     case "uploads_cleared":
@@ -97,6 +94,7 @@ function showState(state) {
 connection.addEventListener("state", ({ detail }) => showState(detail.state));
 showState(connection.state);
 connection.onUser(receive);
+connection.addEventListener("gap", refresh); // messages were missed for good
 showFrames(connection);
 
 // --- sending files -------------------------------------------------------------------------------------------
