@@ -11,6 +11,7 @@ demo: $(STAMP)
 
 test: $(STAMP) lint
 	@tests/install_chromium
+	@tests/js/run
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Fifteen minutes: every fault on both web servers. FAULT_TABLE=path writes the table to a file, too.
@@ -50,4 +51,4 @@ $(STAMP): requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) benchmarks/node/node_modules var build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) benchmarks/node/node_modules tests/js/node_modules var build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -215,7 +215,7 @@ def wheel() -> Iterator[Path]:
     """Build the wheel from a copy of the sources, so that nothing is left in them, and without a network."""
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "source"
-        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "var")
+        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "var", "node_modules")
         shutil.copytree(ROOT, source, ignore=unwanted)
         pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, str(source))
         (built,) = Path(directory).glob("*.whl")

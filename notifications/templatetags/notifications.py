@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from django import template
-from django.forms.utils import flatatt
 from django.template.context import Context
 from django.templatetags.static import static
 from django.urls import get_script_prefix
-from django.utils.html import format_html, json_script
+from django.utils.html import escape, format_html, format_html_join, json_script
 from django.utils.safestring import SafeString
 
 from notifications import history
@@ -43,8 +42,8 @@ def notifications(
     """
     Connect the page, and define the elements ``<upload-progress>`` and ``<notification-toasts>``.
 
-    Nothing is rendered, and so nothing connects, for anonymous users and where the context has neither ``user``
-    nor ``request``. The scripts carry ``csp_nonce`` of the context or the request, if there is one.
+    Nothing is rendered, and so nothing connects, for anonymous users and in templates without a request. The
+    scripts carry the ``csp_nonce`` of the context or the request, if there is one.
 
     Args:
         context: The template's.
@@ -57,15 +56,17 @@ def notifications(
     user = _user(context)
     if user is None:
         return SafeString("")
+    topic = Topic.for_user(user)
     config = {
         "client": static("notifications/client.js"),
         "elements": static("notifications/elements.js"),
         "url": url or f"{get_script_prefix()}ws/notifications/",
         "token_url": token_url,
-        "since": _position(user),
+        "user_topic": str(topic),
+        "since": _position(topic),
         "labels": labels or {},
     }
-    nonce = flatatt({} if (value := _nonce(context)) is None else {"nonce": value})
+    nonce = _attributes({"nonce": _nonce(context)})
     # The client and the elements are fetched beside the script that imports them, not after it.
     return format_html(
         '<link rel="modulepreload" href="{}"{nonce}><link rel="modulepreload" href="{}"{nonce}>'
@@ -99,13 +100,22 @@ def upload_progress(context: Context, upload_id: TopicId, *, grant: bool = False
     values = {"upload": topic.id, **attributes}
     if grant and (user := _user(context)) is not None:
         values["grant"] = make_grant(user, topic)
-    given = {name.replace("_", "-"): str(value) for name, value in values.items() if value is not None}
-    return format_html("<upload-progress{}></upload-progress>", flatatt(given))
+    return format_html("<upload-progress{}></upload-progress>", _attributes(values))
+
+
+def _attributes(values: Mapping[str, Any]) -> SafeString:
+    # Escaped whatever they are: what a filter has called safe may be HTML, and end an attribute.
+    given = ((name, escape(value)) for name, value in values.items() if value is not None)
+    return format_html_join("", ' {}="{}"', given)
 
 
 def _user(context: Context) -> Any:
-    """Return the user whose page this is, or None."""
-    user = context.get("user") or getattr(context.get("request"), "user", None)
+    """
+    Return the user who asked for the page, or None.
+
+    Not the template's variable ``user``: on the page of a ``DetailView`` that may be somebody else.
+    """
+    user = getattr(getattr(context, "request", None), "user", None)
     return user if getattr(user, "is_authenticated", False) else None
 
 
@@ -113,16 +123,16 @@ def _nonce(context: Context) -> str | None:
     """Return the nonce of the page's policy; Django 6 has it in the context, django-csp on the request."""
     nonce = context.get("csp_nonce")
     if nonce is None:
-        nonce = getattr(context.get("request"), "csp_nonce", None)
+        nonce = getattr(getattr(context, "request", None), "csp_nonce", None)
     return None if nonce is None else str(nonce)  # lazy, and false until it is asked for
 
 
-def _position(user: Any) -> str | None:
-    """Say where the user's topic is now; None without a history, and when Redis does not say: the page comes first."""
-    if not settings.kinds["user"].HISTORY_SIZE:
+def _position(topic: Topic) -> str | None:
+    """Say where a topic is now; None without a history, and when Redis does not say: the page comes first."""
+    if not settings.kinds[topic.kind].HISTORY_SIZE:
         return None
     try:
-        return str(history.position(Topic.for_user(user)))
+        return str(history.position(topic))
     except FAILURES as error:
         count("position_failed", type(error).__name__)
         _log.warning("a page was rendered without its user's position: %s", error)

@@ -1,4 +1,4 @@
-import type { Connection } from "./client.js";
+import type { Notifications } from "./client.js";
 
 /** What an upload-progress shows. */
 export interface UploadState {
@@ -11,10 +11,10 @@ export interface UploadState {
   message: string;
 }
 
-/** The state that is shown now, the upload's name, and the status that was shown before. */
+/** The state that is shown now, the upload's name, and the status that was shown before; null if nobody had said one. */
 export interface UploadChange extends UploadState {
   label: string;
-  before: string;
+  before: string | null;
 }
 
 export interface Notice {
@@ -34,7 +34,7 @@ export class NotificationToasts extends HTMLElement {
 }
 
 /** Define both elements to work on this connection; once a page. `texts` replaces words of the elements. */
-export function define(connection: Connection, texts?: Record<string, string>): void;
+export function define(connection: Notifications, texts?: Record<string, string>): void;
 
 declare global {
   interface HTMLElementTagNameMap {
@@ -47,5 +47,5 @@ declare global {
     "upload-gap": CustomEvent<UploadState>;
   }
   /** The page's connection, where the template tag has made it. */
-  var notifications: Promise<Connection>;
+  var notifications: Promise<Notifications>;
 }

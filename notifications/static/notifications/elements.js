@@ -32,7 +32,7 @@ let connection;
 /**
  * Make the elements work on this connection; once a page.
  *
- * @param {import("./client.js").Connection} given
+ * @param {import("./client.js").Notifications} given
  * @param {Record<string, string>} [texts] words in the language of the page, in place of the English ones
  */
 export function define(given, texts = {}) {
@@ -88,6 +88,7 @@ export class UploadProgress extends HTMLElement {
   static observedAttributes = ["upload", "grant", "label", "percent", ...TEXTS];
 
   #state;
+  #told; // whether anybody has said anything of this upload
   #stop;
   #label = make("span", "label");
   #percent = make("span", "percent");
@@ -134,18 +135,16 @@ export class UploadProgress extends HTMLElement {
     this.#stop?.();
     this.#stop = undefined;
     const upload = this.getAttribute("upload");
-    this.#state = { upload, status: "pending", stage: "queued", percent: null, message: "" };
-    this.#outcome.textContent = "";
-    const known = ["percent", ...TEXTS].filter((name) => this.hasAttribute(name));
-    this.#advance(Object.fromEntries(known.map((name) => [name, this.getAttribute(name)])));
+    if (this.#state?.upload !== upload) this.#begin(upload); // the same one, moved to another place, goes on
     if (!upload || FINISHED.includes(this.#state.status)) return;
     const topic = `upload:${upload}`;
     const off = connection.subscribe(topic, (message) => this.#receive(message), {
       since: "last",
-      grant: this.getAttribute("grant") ?? undefined,
+      grant: this.getAttribute("grant"),
+      gap: () => this.#tell("upload-gap"),
     });
     const refused = ({ detail }) => {
-      if (detail.code === "forbidden" && detail.topic === topic) this.#stage.textContent = labels.forbidden;
+      if (detail.topic === topic) this.#stage.textContent = labels.forbidden;
     };
     connection.addEventListener("error", refused);
     this.#stop = () => {
@@ -154,37 +153,45 @@ export class UploadProgress extends HTMLElement {
     };
   }
 
+  #begin(upload) {
+    this.#state = { upload, status: "pending", stage: "queued", percent: null, message: "" };
+    this.#told = false;
+    this.#outcome.textContent = "";
+    const known = ["percent", ...TEXTS].filter((name) => this.hasAttribute(name));
+    this.#advance(Object.fromEntries(known.map((name) => [name, this.getAttribute(name)])));
+  }
+
   #receive(message) {
     switch (message.action) {
       case "upload_progress": {
         const { status, stage, progress_percent, message: text, error_message } = message.payload ?? {};
-        return this.#advance({ status, stage, percent: progress_percent, message: error_message || text }, true);
+        return this.#advance({ status, stage, percent: progress_percent, message: error_message || text });
       }
       case "upload_completed":
         return this.#end({ status: "completed", stage: "completed", message: message.description });
       case "upload_failed":
         return this.#end({ status: "failed", stage: "failed", message: message.error_message });
-      case "subscribed":
-        if (message.recovered === false) this.#tell("upload-gap");
     }
   }
 
   #end(state) {
     this.#stop?.(); // nothing more is to come, and a socket has a limited number of topics
     this.#stop = undefined;
-    this.#advance(state, true);
+    this.#advance(state);
   }
 
   /** Show a newer state. Its words replace the old ones; the percentage only grows. */
-  #advance(next, live = false) {
+  #advance(next) {
     const state = this.#state;
-    const before = state.status;
+    const before = this.#told ? state.status : null;
+    this.#told ||= Object.keys(next).length > 0;
     for (const name of TEXTS) if (typeof next[name] === "string") state[name] = next[name];
     const percent = state.status === "completed" ? 100 : Number.parseFloat(textOf(next.percent));
     if (percent >= 0) state.percent = Math.max(state.percent ?? 0, Math.min(100, percent));
     this.#show();
-    const ended = before !== state.status && FINISHED.includes(state.status);
-    if (ended && live) this.#outcome.textContent = `${this.#name} – ${labels[state.status]}`;
+    if (before !== null && before !== state.status && FINISHED.includes(state.status)) {
+      this.#outcome.textContent = `${this.#name} – ${labels[state.status]}`;
+    }
     this.#tell("upload-change", { ...state, label: this.#name, before });
   }
 
@@ -295,9 +302,9 @@ export class NotificationToasts extends HTMLElement {
     if (!this.#held()) this.#release();
   }
 
-  #uploadEnded({ status, before, label, message, percent }) {
+  #uploadEnded({ status, before, label, message }) {
     // Only what ended before one's eyes: a page that is opened later shows it, and says nothing.
-    if (status === before || percent === null || !FINISHED.includes(status)) return;
+    if (before === null || before === status || !FINISHED.includes(status)) return;
     const level = status === "completed" ? "success" : "error";
     this.show({ level, title: `${label} – ${labels[status]}`, body: message });
   }

@@ -14,14 +14,16 @@ function load(url) {
 
 async function token() {
   const answer = await fetch(config.token_url, { headers: { Accept: "application/json" }, cache: "no-store" });
+  // Nobody is logged in any more. The server refuses an empty token, and the connection is closed for good.
+  if (answer.redirected || answer.status === 401 || answer.status === 403) return "";
   if (!answer.ok) throw new Error(`${config.token_url}: ${answer.status}`);
   return (await answer.json()).token;
 }
 
 async function start() {
   const [{ connect }, { define }] = await Promise.all([load(config.client), load(config.elements)]);
-  const { url, since } = config;
-  const connection = connect({ url, since, ...(config.token_url && { token }) });
+  const { url, since, user_topic: userTopic } = config;
+  const connection = connect({ url, since, userTopic, ...(config.token_url && { token }) });
   define(connection, config.labels);
   return connection;
 }
