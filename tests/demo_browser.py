@@ -4,8 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import redis
@@ -61,6 +59,10 @@ class Tab:
 
     def expect_state(self, text: str) -> None:
         expect(self.page.locator("#connection")).to_have_text(text)
+
+    def network_returns(self) -> None:
+        """Tell the page so, as browsers do: it tries at once, and does not wait out its delay."""
+        self.page.evaluate("dispatchEvent(new Event('online'))")
 
     def upload(self, *files: Path) -> None:
         self.page.locator("#files").set_input_files(files)
@@ -139,30 +141,24 @@ class OwnServer:
     """One more web server of a running demo, to be killed and started again on its port."""
 
     def __init__(self, demo: Demo) -> None:
-        self._demo = demo
-        self._port = free_port()
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}/"
+        self._env = environment(demo.directory, REDIS_URL=demo.redis_url)
+        daphne = [sys.executable, "-m", "daphne", "-v", "0", "-b", "127.0.0.1", "-p", str(port)]
+        self._command = [*daphne, "project.asgi:application"]
         self._child: Child | None = None
-        self.url = f"http://127.0.0.1:{self._port}/"
 
     def start(self) -> None:
-        env = environment(self._demo.directory, REDIS_URL=self._demo.redis_url)
-        daphne = [sys.executable, "-m", "daphne", "-v", "0", "-b", "127.0.0.1", "-p", str(self._port)]
-        self._child = Child([*daphne, "project.asgi:application"], env=env, cwd=ROOT)
+        """Start it, unless it runs."""
+        if self._child is not None and self._child.returncode is None:
+            return
+        self._child = Child(self._command, env=self._env, cwd=ROOT)
         wait_until(lambda: answers(self.url), "an answer of the web server")
 
     def kill(self) -> None:
-        assert self._child is not None
-        self._child.kill()
-
-
-@contextmanager
-def own_server(demo: Demo) -> Iterator[OwnServer]:
-    server = OwnServer(demo)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
+        """End it as ``kill -9`` does: its sockets break without a close."""
+        if self._child is not None:
+            self._child.kill()
 
 
 def tokens(demo: Demo) -> list[str]:

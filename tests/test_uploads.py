@@ -56,7 +56,7 @@ def test_results_are_true(owner: Visitor):
     assert found["true.png"]["status"] == found["true.txt"]["status"] == "completed"
     assert found["true.png"]["percent"] == 100
     digest = hashlib.sha256(picture).hexdigest()[:12]
-    assert found["true.png"]["message"].endswith(f"\xa0bytes · image/png · 400 × 100 · SHA-256 {digest}…")
+    assert found["true.png"]["message"].endswith(f"\xa0bytes · image/png · 400\xa0×\xa0100 · SHA-256 {digest}…")
     status, thumbnail = owner.get(found["true.png"]["thumbnail"].lstrip("/"))
     assert status == 200
     with Image.open(io.BytesIO(thumbnail)) as image:

@@ -83,7 +83,7 @@ class Upload(models.Model):
         if self.content_type:
             facts.append(self.content_type)
         if self.width:
-            facts.append(f"{self.width} × {self.height}")
+            facts.append(f"{self.width}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{self.height}")
         if self.sha256:
             facts.append(f"SHA-256 {self.sha256[:12]}…")
         if self.name_score == 0:
