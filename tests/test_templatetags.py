@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,10 @@ from notifications.topics import Topic
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 
+ROOT = Path(__file__).resolve().parent.parent
+STATIC = ROOT / "notifications/static/notifications"
+README = (ROOT / "README.md").read_text()
+BROWSER = (ROOT / "docs/browser.md").read_text()
 USER = User(pk=42, username="ada", password="md5$salt$hash")
 Rendered = Callable[..., str]
 
@@ -221,8 +226,7 @@ def test_hashed_names_of_static_files(settings: SimpleNamespace, no_redis: None,
 
 def test_modules_import_nothing_by_name() -> None:
     """Storages with hashed names do not rewrite imports: one written in a module would load another copy."""
-    folder = Path(__file__).parent.parent / "notifications/static/notifications"
-    for path in folder.glob("*.js"):
+    for path in STATIC.glob("*.js"):
         imports = re.findall(r"^import\b(?! *\()|^export .*\bfrom\b", path.read_text(), re.MULTILINE)
         assert imports == [], path
 
@@ -268,6 +272,49 @@ def test_grant_is_for_this_user_and_upload(no_redis: None) -> None:
     assert check_grant(grant, USER, Topic("upload", "7f3c"))
     assert not check_grant(grant, User(pk=7), Topic("upload", "7f3c"))
     assert not check_grant(grant, USER, Topic("upload", "other"))
+
+
+# What the documents say
+
+
+def test_template_of_the_readme(live_redis: redis.Redis) -> None:
+    """The three lines of the README connect a page and show an upload with its name."""
+    text = README.partition("<!-- example: template -->\n```html\n")[2].partition("```")[0]
+    assert len(text.splitlines()) == 3
+
+    found = Elements(render(text, context={"upload": SimpleNamespace(pk="7f3c", name="spring.jpg")})).found
+
+    shown = {tag: attributes for tag, attributes, _ in found}
+    assert shown["upload-progress"] == {"upload": "7f3c", "label": "spring.jpg"}
+    assert list(shown) == ["link", "script", "upload-progress", "notification-toasts"]
+
+
+@pytest.mark.parametrize("mark", ["notifications", "upload_progress"])
+def test_arguments_are_documented(mark: str) -> None:
+    """docs/browser.md names each argument of the tags, and no other."""
+    tag = getattr(tags, mark)
+    own = {name for name, argument in signature(tag).parameters.items() if argument.kind != argument.VAR_KEYWORD}
+    more = {"label", "status", "stage", "percent", "message"} if mark == "upload_progress" else set()
+
+    assert stated(mark) == own - {"context"} | more
+
+
+def test_words_are_documented() -> None:
+    """docs/browser.md has every word of the elements as they have it."""
+    source = (STATIC / "elements.js").read_text()
+    words = dict(
+        re.findall(r'^  (\w+): "(.+)",$', source.partition("const labels = {")[2].partition("};")[0], re.MULTILINE)
+    )
+    table = BROWSER.partition("<!-- table: labels -->\n")[2].partition("\n\n")[0]
+
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)) == words
+
+
+def stated(mark: str) -> set[str]:
+    """Return the names in the first cells of a table."""
+    table = BROWSER.partition(f"<!-- table: {mark} -->\n")[2].partition("\n\n")[0]
+    cells = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)", cell)}
 
 
 # The view

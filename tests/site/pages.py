@@ -8,12 +8,17 @@ from django.template import engines
 from django.views.static import serve
 
 STRICT = "script-src 'nonce-{nonce}'; require-trusted-types-for 'script'"
-REST = "; default-src 'none'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+REST = "; default-src 'none'; connect-src 'self' {connect}; base-uri 'none'; form-action 'none'"
 HEAD = '<!doctype html><html lang="{lang}" dir="{dir}"><title>Page</title>'
 
 
 def page(request: HttpRequest) -> HttpResponse:
-    """Render ``?template=``; ``?scripts=`` is the part of the policy for scripts, with ``{nonce}`` in it."""
+    """
+    Render ``?template=``.
+
+    ``?scripts=`` is the part of the policy for scripts, with ``{nonce}`` in it; ``?connect=`` one more
+    host for sockets.
+    """
     given = request.GET
     policy = given.get("scripts", STRICT)
     if "{nonce}" in policy:
@@ -22,7 +27,7 @@ def page(request: HttpRequest) -> HttpResponse:
     head = HEAD.format(lang=given.get("lang", "en"), dir=given.get("dir", "ltr"))
     template = engines["django"].from_string(head + "{% load notifications %}" + given["template"])
     response = HttpResponse(template.render({}, request))
-    response.headers["Content-Security-Policy"] = policy + REST
+    response.headers["Content-Security-Policy"] = policy + REST.format(connect=given.get("connect", ""))
     return response
 
 

@@ -41,7 +41,7 @@ declare global {
     "upload-progress": UploadProgress;
     "notification-toasts": NotificationToasts;
   }
-  interface HTMLElementEventMap {
+  interface GlobalEventHandlersEventMap {
     "upload-change": CustomEvent<UploadChange>;
     /** Messages were missed for good: the page may ask its site for the state. */
     "upload-gap": CustomEvent<UploadState>;

@@ -14,8 +14,8 @@ function load(url) {
 
 async function token() {
   const answer = await fetch(config.token_url, { headers: { Accept: "application/json" }, cache: "no-store" });
-  // Nobody is logged in any more. The server refuses an empty token, and the connection is closed for good.
-  if (answer.redirected || answer.status === 401 || answer.status === 403) return "";
+  // Nobody is logged in any more: without a token the connection is closed for good.
+  if (answer.redirected || answer.status === 401 || answer.status === 403) return undefined;
   if (!answer.ok) throw new Error(`${config.token_url}: ${answer.status}`);
   return (await answer.json()).token;
 }
