@@ -25,7 +25,6 @@ FLAGS = [
 ]
 MILLISECONDS = TIMEOUT * 1000
 SCREENSHOTS = ROOT / "var" / "screenshots"
-AXE = ROOT / "tests" / "js" / "node_modules" / "axe-core" / "axe.min.js"
 
 # Notes the id of every message that handlers are given: a list for each page that the tab has had.
 RECORDER = """
@@ -95,8 +94,12 @@ class Tab:
         """Return the ids of the user's messages that each page of this tab was given so far."""
         return json.loads(self.page.evaluate("sessionStorage.getItem('had') ?? '[]'"))
 
+    def open(self, title: str) -> None:
+        """Open a part of the page that is closed at first; by keyboard, because a toast may lie over it."""
+        self.page.locator("summary", has_text=title).press("Enter")
+
     def open_underneath(self) -> None:
-        self.page.get_by_text("What happens underneath").click()
+        self.open("What happens underneath")
 
     def expect_nothing_missing(self) -> None:
         """See that the page counted no hole and no repetition in what its socket received."""

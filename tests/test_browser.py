@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, StorageState, expect, sync_playwright
 
-from tests.demo_browser import AXE, CHROMIUM, FLAGS, MILLISECONDS, SCREENSHOTS, OwnServer, Tab, publish, tokens
+from tests.axe import violations
+from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS, SCREENSHOTS, OwnServer, Tab, publish, tokens
 from tests.demo_site import Demo, broken_png, picture, png, running_demo, wait_until
 
 VIOLATION = "content security policy broken"
@@ -333,7 +334,7 @@ def test_raw_publish_makes_a_notice_appear(tab: Tab, context: BrowserContext, de
 
 def test_help_has_the_line_that_works(tab: Tab, demo: Demo):
     """The command on the page names the Redis of this very run."""
-    tab.page.get_by_text("Make a notice appear from a shell").click()
+    tab.open("Make a notice appear from a shell")
 
     expect(tab.page.locator("#publish-command")).to_contain_text(f"-u {demo.redis_url} PUBLISH user:1 '{{")
 
@@ -459,15 +460,5 @@ def test_page_looks_right(
     publish(demo, level="error", title="The import failed", body="Line 7 has no date.", url="/")
     expect(tab.toast("The import failed")).to_be_visible()
     tab.open_underneath()
-    tab.page.get_by_text("Make a notice appear from a shell").click()
+    tab.open("Make a notice appear from a shell")
     look("open")
-
-
-def violations(page: Page) -> list[str]:
-    """Return what axe has against the page as it is now."""
-    if not AXE.exists():
-        assert "CI" not in os.environ, "CI is set and axe-core is not here: npm ci --prefix tests/js"
-        return []
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run()")["violations"]
-    return [f"{each['id']}: {each['help']}: {[node['html'] for node in each['nodes']]}" for each in found]
