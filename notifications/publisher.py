@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from . import connections, history, messages
+from . import connections, history, messages, pipeline
 from .conf import settings
 from .connections import Script
 from .exceptions import MessageError, PublishError
@@ -158,7 +158,7 @@ def _send(prepared: Prepared, fail_silently: bool) -> str | None:
 async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     try:
         with connections.breaker.guarding():
-            return _published(await connections.arun(prepared.script, prepared.keys, prepared.arguments))
+            return _published(await pipeline.arun(prepared.script, prepared.keys, prepared.arguments))
     except connections.FAILURES as error:
         _failed(prepared, error, fail_silently)
         return None

@@ -16,9 +16,9 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
 
 from tests.axe import violations
+from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
 from tests.demo_site import free_port
 from tests.processes import Site, User, WebServer
-from tests.test_browser import CHROMIUM, FLAGS, MILLISECONDS
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_chromium says why"
