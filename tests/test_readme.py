@@ -74,10 +74,11 @@ TIMEOUT = 30
 PYTHON = [sys.executable, "-W", "error"]
 
 
-def marked(mark: str) -> str:
+def marked(mark: str, document: Path = ROOT / "README.md") -> str:
     """Return what stands in the code block behind ``<!-- mark -->``."""
-    found = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    assert len(found) == 1, f"README.md has {len(found)} blocks marked {mark!r}"
+    text = document.read_text()
+    found = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(found) == 1, f"{document.name} has {len(found)} blocks marked {mark!r}"
     return str(found[0])
 
 
@@ -263,13 +264,13 @@ def pip(*arguments: str) -> None:
 
 
 def test_wheel_holds_the_app_and_nothing_else(wheel: Path) -> None:
-    """The wheel has every module of notifications and py.typed, and nothing of the demo or the tests."""
+    """The wheel has every module of notifications, py.typed and the plugin of pytest, and nothing of demo or tests."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
 
     sources = (path for path in (ROOT / "notifications").rglob("*") if path.is_file())
-    wanted = {str(path.relative_to(ROOT)) for path in sources if path.suffix != ".pyc"}
+    wanted = {str(path.relative_to(ROOT)) for path in sources if path.suffix != ".pyc"} | {"notifications_pytest.py"}
     assert "notifications/py.typed" in wanted
     assert {name for name in names if ".dist-info/" not in name} == wanted
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -541,6 +542,35 @@ def test_redis_account_may_publish_on_raw_channels_and_nothing_else(redis_server
                         worker.execute_command(*forbidden)
         finally:
             admin.acl_deluser("worker")
+
+
+def test_tests_of_a_site_use_the_kit(site: Site, tmp_path: Path) -> None:
+    """The tests of docs/testing.md pass on a site without a Redis, under manage.py test and under pytest."""
+    document = ROOT / "docs/testing.md"
+    tested = dataclasses.replace(site, directory=tmp_path / "project", redis_url="redis://127.0.0.1:1/0")
+    shutil.copytree(site.directory, tested.directory)
+    module = tested.directory / "mysite"
+    (module / "views.py").write_text(marked("example: view", document))
+    (module / "urls.py").write_text(
+        "from django.urls import path\nfrom mysite import views\nurlpatterns = [path('export/', views.export)]\n"
+    )
+    (module / "tests.py").write_text(marked("example: test case", document) + marked("example: outage", document))
+    (module / "test_more.py").write_text(marked("example: socket", document) + marked("example: fixtures", document))
+
+    assert "Ran 2 tests" in tested.run("python manage.py test mysite.tests")
+    options = "-p no:cacheprovider -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function"
+    said = tested.run(f"python -m pytest --ds mysite.settings {options} mysite/tests.py mysite/test_more.py")
+    assert "4 passed" in said
+
+    wrong = marked("example: test case", document).replace('level="success"', 'level="error"')
+    (module / "tests.py").write_text(wrong)
+    with pytest.raises(AssertionError) as failed:
+        tested.run("python manage.py test mysite.tests")
+    said, shown = (
+        re.sub(r'"timestamp":"[^"]+"', "", " ".join(text.split()))
+        for text in (str(failed.value), marked("example: failure", document))
+    )
+    assert shown in said
 
 
 # What is written must be so
