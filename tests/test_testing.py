@@ -379,7 +379,9 @@ async def test_nothing_is_lost_when_much_is_published(ada, settings):
     assert [Position.parse(frame["_meta"]["id"]).n for frame in received] == list(range(1, 251))
 
 
-@pytest.mark.parametrize("user", [AnonymousUser(), User(), User(pk=7, is_active=False)], ids=repr)
+@pytest.mark.parametrize(
+    "user", [AnonymousUser(), User(), User(pk=7, is_active=False)], ids=["anonymous", "unsaved", "inactive"]
+)
 async def test_nobody_has_no_socket(user):
     """A user who could not connect is refused before anything is tried."""
     with pytest.raises((AssertionError, TopicError)):
