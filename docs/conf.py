@@ -29,7 +29,7 @@ html_show_copyright = False
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "benchmarks/README.md"]
-exclude_patterns = ["docs/requirements.txt"]
+exclude_patterns = ["**/requirements.txt"]
 myst_heading_anchors = 3  # the anchors that GitHub makes
 myst_links_external_new_tab = False
 
