@@ -17,7 +17,7 @@ STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"},
     {"connections"},
     {"wire", "pipeline", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
-    | {"box", "keeper", "loop_layer", "layers"},
+    | {"box", "carried", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"},
     {"heartbeat", "pump", "delivery", "consumers"},
     {"routing"},
