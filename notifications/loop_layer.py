@@ -13,11 +13,11 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
-import msgspec
-
 from .box import Box, Item
+from .carried import decode, encode, encode_for, own, shareable
 from .keeper import Keeper
 from .logs import LogBudget
 from .metrics import count
@@ -28,38 +28,14 @@ logger = logging.getLogger(__name__)
 WAIT: Final = 5.0
 """Seconds that a caller waits for Redis before ``TimeoutError``."""
 
-_SHAREABLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _ID: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
-def _plain(value: Any) -> Any:
-    """Make what other layers carry too out of a subclass, such as the safe strings of Django's templates."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, bytes):
-        return b"".join((value, b""))
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    raise TypeError(f"a channel layer does not carry {type(value).__name__} objects")
-
-
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
-_decode = msgspec.msgpack.Decoder().decode
-
-
-def encode(message: dict[str, Any]) -> bytes:
-    """
-    Encode a message.
-
-    Raises:
-        TypeError, ValueError, OverflowError: It is no message of a channel layer.
-
-    """
-    if not isinstance(message, dict):
-        raise TypeError(f"a message is a dict, not {type(message).__name__}")
-    return _encode(message)
+def _hand_over(callback: Callable[[dict[str, Any]], None], message: dict[str, Any]) -> None:
+    try:
+        callback(message)
+    except Exception:  # it is the consumer's; the layer goes on
+        logger.exception("a callback of on_message failed")
 
 
 class LoopLayer:
@@ -81,10 +57,12 @@ class LoopLayer:
         self._log = LogBudget(logger)
         self._boxes: dict[str, Box] = {}
         self._members: dict[bytes, dict[str, Box]] = {}
-        self._confirmations: dict[bytes, asyncio.Future[None]] = {}
+        self._confirmations: dict[bytes, asyncio.Future[None] | None] = {}
+        """By Redis channel; None when it has been confirmed."""
         self._id = uuid.uuid4().hex
         self._own = self._key(self._id)
-        self._groups = f"{prefix}/group/"
+        groups = f"{prefix}/group/"
+        self._group: Callable[[str], bytes] = lru_cache(maxsize=10_000)(lambda name: (groups + name).encode())
         self._subscription: Subscription | None = None
         self._publisher: Publisher | None = None
         self._connected = asyncio.Event()
@@ -98,9 +76,6 @@ class LoopLayer:
 
     def knows(self, channel: str) -> bool:
         return channel in self._boxes
-
-    def _group(self, name: str) -> bytes:
-        return (self._groups + name).encode()
 
     def _owner(self, channel: str) -> str | None:
         """Return the id of the event loop that ``new_channel`` made this channel for, if it did."""
@@ -169,37 +144,44 @@ class LoopLayer:
                 if self._subscription is None:
                     await self._connected.wait()
                     continue
-                confirmation = self._confirmations.get(key)
+                if key not in self._confirmations:
+                    [self._confirmations[key]] = self._subscription.subscribe(key)
+                confirmation = self._confirmations[key]
                 if confirmation is None:
-                    [confirmation] = self._subscription.subscribe(key)
-                    self._confirmations[key] = confirmation
+                    return
                 try:
                     await asyncio.shield(confirmation)
                 except ConnectionError:
                     await asyncio.sleep(0.01)
                 else:
-                    return
+                    if self._confirmations.get(key) is confirmation:
+                        self._confirmations[key] = None
 
     # Receiving.
 
     def _received(self, key: bytes, data: bytes) -> None:
         try:
             if key == self._own:
-                name, message = _decode(data)
+                name, message = decode(data)
                 box = self._boxes.get(name)
                 if type(message) is not dict:
                     raise TypeError
                 if box is not None:
-                    box.put(Item(message, len(data)))
+                    if box.on_message is None:
+                        box.put(Item(message, len(data)))
+                    else:
+                        _hand_over(box.on_message, message)
             elif (members := self._members.get(key)) is not None:
-                message = _decode(data)
+                message = decode(data)
                 if type(message) is not dict:
                     raise TypeError
-                plain = all(type(value) in _SHAREABLE for value in message.values())
-                # If something in it can be changed, each consumer decodes one of its own.
-                item = Item(message if plain else data, len(data))
-                for box in members.values():
-                    box.put(item)
+                item: Item | None = None
+                for box in list(members.values()):
+                    if box.on_message is not None:
+                        _hand_over(box.on_message, message)
+                    else:
+                        item = item or shareable(message, data)
+                        box.put(item)
         except (ValueError, TypeError, RecursionError):
             count("refused", "layer message")
             self._log.warning("the channel layer received something that is no message of a channel layer")
@@ -215,14 +197,10 @@ class LoopLayer:
             except BaseException:
                 box.gave_up(waiter)
                 if not box.readers and self._boxes.get(channel) is box:
-                    self._forget(channel)  # the consumer is going; the specification has no other way to say so
+                    self.forget(channel)  # the consumer is going; the specification has no other way to say so
                 raise
             box.readers -= 1
-        content = box.take()
-        if type(content) is bytes:
-            message: dict[str, Any] = _decode(content)
-            return message
-        return content.copy()  # type: ignore[union-attr]  # a consumer may change what it gets
+        return own(box.take())
 
     async def _open(self, channel: str) -> Box:
         box = self._new_box(channel)
@@ -230,7 +208,7 @@ class LoopLayer:
             await self._confirmed(next(iter(box.groups), self._own))
         except BaseException:
             if not box.readers:
-                self._forget(channel)
+                self.forget(channel)
             raise
         return box
 
@@ -250,11 +228,17 @@ class LoopLayer:
         await self._open(channel)
         return channel
 
+    def on_message(self, channel: str, callback: Callable[[dict[str, Any]], None]) -> None:
+        if (box := self._boxes.get(channel)) is not None:
+            box.on_message = callback
+            while box.items:
+                _hand_over(callback, own(box.take()))
+
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
         if (box := self._boxes.get(channel)) is not None:
             box.on_resync = callback
 
-    def _forget(self, channel: str) -> None:
+    def forget(self, channel: str) -> None:
         box = self._boxes.pop(channel, None)
         if box is not None:
             for key in box.groups:
@@ -299,7 +283,7 @@ class LoopLayer:
         if owner is None:
             await self._publish(self._key("channel", channel), encode(message))
         else:
-            await self._publish(self._key(owner), _encode([channel, msgspec.Raw(encode(message))]))
+            await self._publish(self._key(owner), encode_for(channel, message))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         await self._publish(self._group(group), encode(message))

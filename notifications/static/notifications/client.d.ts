@@ -1,9 +1,6 @@
-/** A published message: whatever the site says, with `_meta` put first unless it has no id. */
-export interface Message {
-  readonly _meta?: { readonly topic: string; readonly id: string };
-  readonly action?: string;
-  readonly [key: string]: unknown;
-}
+import type { Message, MessageMap } from "./protocol.js";
+
+export type { Message, MessageMap };
 
 export type State = "connecting" | "open" | "waiting" | "closed";
 
@@ -81,6 +78,7 @@ export interface Notifications extends EventTarget {
    */
   subscribe<T extends object = Message>(topic: string, handler: (message: T) => void, options?: SubscribeOptions): Off;
   /** Call `handler` with each message that has this `action`, of whatever topic. */
+  on<Action extends keyof MessageMap>(action: Action, handler: (message: MessageMap[Action]) => void): Off;
   on<T extends object = Message>(action: string, handler: (message: T) => void): Off;
   /** Call `handler` with each message of the user's own topic. */
   onUser<T extends object = Message>(handler: (message: T) => void, options?: ListenOptions): Off;
