@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -30,6 +29,7 @@ from .exceptions import TopicError
 from .frames import CloseCode, FrameError
 from .heartbeat import Heartbeat
 from .history import Position
+from .jobs import Jobs
 from .limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_SUBSCRIPTIONS, MAX_WAITING_FRAMES, TokenBucket
 from .metrics import count
 from .topics import Topic
@@ -57,9 +57,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._invalid = 0
         self._refused = 0
         self._closing = False
-        self._deaf = False
-        self._waiting: deque[frames.Auth | frames.Action | FrameError] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._jobs = Jobs(self._failed)
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(self._ping, partial(self._close, CloseCode.TOO_SLOW), lambda: self._delivery.paused)
         self._delivery: Delivery
@@ -97,7 +95,10 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self.accept()
         self._bound_auth()
         if (user := auth.session_user(self.scope)) is not None:
-            self._start(partial(self._authenticated, user, self._since_in_url()))
+            since, error = self._since_in_url()
+            self._jobs.add(partial(self._authenticated, user, since))
+            if error is not None:
+                self._jobs.add(partial(self._invalid_frame, error))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
         if self._closing:
@@ -114,42 +115,23 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._heartbeat.confirmed()
         elif not self._bucket.take():
             await self._hasty_frame()
-        elif len(self._waiting) >= MAX_WAITING_FRAMES:
+        elif len(self._jobs) >= MAX_WAITING_FRAMES:
             await self._close(CloseCode.TOO_SLOW)
         else:
             if self._bucket.rested:
                 self._refused = 0
-            self._waiting.append(frame)
-            if self._worker is None:
-                self._start()
+            self._jobs.add(partial(self._handle, frame))
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         raise StopConsumer
 
-    # Slow work, off the road of incoming frames: one task a socket at most, none when there is nothing to do.
-
     def _nobody_yet(self) -> bool:
         """Nobody has authenticated, nor is about to."""
-        return self.user is None and self._worker is None
+        return self.user is None and not self._jobs.busy
 
-    def _start(self, first: Callable[[], Awaitable[None]] | None = None) -> None:
-        self._worker = asyncio.create_task(self._work(first))
-
-    async def _work(self, first: Callable[[], Awaitable[None]] | None) -> None:
-        try:
-            if first is not None:
-                await first()
-            while self._waiting and not self._closing:
-                await self._handle(self._waiting.popleft())
-            if self._deaf:
-                await self._close(CloseCode.TRY_AGAIN)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            logger.exception("a socket of user %s failed", getattr(self.user, "pk", None))
-            await self._close(CloseCode.TRY_AGAIN)
-        finally:
-            self._worker = None
+    async def _failed(self, error: Exception) -> None:
+        logger.error("a socket of user %s failed", getattr(self.user, "pk", None), exc_info=error)
+        await self._close(CloseCode.TRY_AGAIN)
 
     async def _handle(self, frame: frames.Auth | frames.Action | FrameError) -> None:
         if isinstance(frame, FrameError):
@@ -187,7 +169,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     def _auth_is_late(self) -> None:
         if self._nobody_yet():
             message = f"no credentials within {settings.AUTH_TIMEOUT:g} s"
-            self._start(partial(self._refuse, CloseCode.AUTH_TIMEOUT, message))
+            self._jobs.add(partial(self._refuse, CloseCode.AUTH_TIMEOUT, message))
 
     async def _authenticate(self, frame: frames.Auth) -> None:
         since = frame.since
@@ -228,12 +210,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._delivery.begin()
         self._delivery.release(self._own)
 
-    def _since_in_url(self) -> str | None:
+    def _since_in_url(self) -> tuple[str | None, FrameError | None]:
         try:
-            return frames.since_in_url(self.scope.get("query_string", b""))
+            return frames.since_in_url(self.scope.get("query_string", b"")), None
         except FrameError as error:
-            self._waiting.append(error)
-            return None
+            return None, error
 
     # Subscriptions.
 
@@ -268,9 +249,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self._close(CloseCode.TRY_AGAIN)
 
     def _delivery_failed(self) -> None:
-        self._deaf = True
-        if self._worker is None:
-            self._start()
+        self._jobs.add(partial(self._close, CloseCode.TRY_AGAIN))
 
     async def _ping(self) -> None:
         await self._say(frames.ServerPing(n=self._delivery.credit.ping()))
@@ -309,6 +288,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             return
         self._closing = True
         count("closed", code.name)
+        self._jobs.clear()
         self._delivery.stop()
         with suppress(OSError):
             await self._close_socket(code)
@@ -339,9 +319,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self._auth_timer is not None:
             self._auth_timer.cancel()
         await self._heartbeat.end()
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
+        await self._jobs.end()
         await self._delivery.end()
 
 

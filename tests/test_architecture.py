@@ -19,7 +19,7 @@ STOREYS = [
     {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"},
-    {"heartbeat", "delivery", "consumers"},
+    {"heartbeat", "delivery", "jobs", "consumers"},
     {"routing"},
 ]
 """From the ground up: a module imports from its own storey or below. Within one storey, no circle."""

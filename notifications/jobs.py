@@ -1,0 +1,71 @@
+"""Slow work of one socket, off the road of incoming frames: one job after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+Job = Callable[[], Awaitable[None]]
+
+
+class Jobs:
+    """One task at most, and none when there is nothing to do."""
+
+    __slots__ = ("_ended", "_failed", "_task", "_waiting")
+
+    def __init__(self, failed: Callable[[Exception], Awaitable[None]]) -> None:
+        """
+        Prepare the queue.
+
+        Args:
+            failed: Called with what a job raised; the jobs behind it are forgotten.
+
+        """
+        self._failed = failed
+        self._ended = False
+        self._task: asyncio.Task[None] | None = None
+        self._waiting: deque[Job] = deque()
+
+    def __len__(self) -> int:
+        """Count the jobs that have not begun."""
+        return len(self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return self._task is not None
+
+    def add(self, job: Job) -> None:
+        """Do this after all others; nothing after ``end``."""
+        if not self._ended:
+            self._waiting.append(job)
+            self._begin()
+
+    def clear(self) -> None:
+        """Forget all that has not begun."""
+        self._waiting.clear()
+
+    async def end(self) -> None:
+        """Cancel everything."""
+        self._ended = True
+        self.clear()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def _begin(self) -> None:
+        if self._task is None:
+            self._task = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                await self._waiting.popleft()()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, the owner says so
+            self.clear()
+            await self._failed(error)
+        finally:
+            self._task = None
