@@ -42,6 +42,12 @@ class Jobs:
             self._waiting.append(job)
             self._begin()
 
+    def add_next(self, job: Job) -> None:
+        """Do this after the one that runs now; nothing after ``end``."""
+        if not self._ended:
+            self._waiting.appendleft(job)
+            self._begin()
+
     def clear(self) -> None:
         """Forget all that has not begun."""
         self._waiting.clear()

@@ -151,24 +151,25 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 def _send(prepared: Prepared, fail_silently: bool) -> str | None:
     started = time.monotonic()
     try:
-        _fail_fast()
+        fail_fast()
         return _published(connections.run(prepared.script, prepared.keys, prepared.arguments))
     except connections.FAILURES as error:
-        _failed(prepared, error, started, fail_silently)
+        failed(prepared.topic, error, started, fail_silently)
         return None
 
 
 async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     started = time.monotonic()
     try:
-        _fail_fast()
+        fail_fast()
         return _published(await connections.arun(prepared.script, prepared.keys, prepared.arguments))
     except connections.FAILURES as error:
-        _failed(prepared, error, started, fail_silently)
+        failed(prepared.topic, error, started, fail_silently)
         return None
 
 
-def _fail_fast() -> None:
+def fail_fast() -> None:
+    """Raise what a Redis that did not answer just now would raise after its time-out."""
     if seconds := connections.breaker.remaining():
         raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
 
@@ -179,10 +180,11 @@ def _published(id_: bytes) -> str | None:
     return id_.decode() or None
 
 
-def _failed(prepared: Prepared, error: Exception, started: float, fail_silently: bool) -> None:
+def failed(where: str, error: Exception, started: float, fail_silently: bool) -> None:
+    """Note a publish that began at ``started`` (``time.monotonic``) and failed; raise or log ``PublishError``."""
     connections.breaker.failed(started)
     count("publish_failed", type(error).__name__)
-    failure = PublishError(prepared.topic, str(error) or type(error).__name__)
+    failure = PublishError(where, str(error) or type(error).__name__)
     if not fail_silently:
         raise failure from error
     logger.warning("%s", failure)
