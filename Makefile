@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint bench bench-full clean
+.PHONY: demo test test-faults lint schema bench bench-full clean
 
 demo: $(STAMP)
 	@$(BIN)/python manage.py demo
 
 test: $(STAMP) lint
 	@tests/install_chromium
+	@tests/js/run
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Fifteen minutes: every fault on both web servers. FAULT_TABLE=path writes the table to a file, too.
@@ -23,6 +24,12 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	SECRET_KEY=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(64))') DEBUG=0 ALLOWED_HOSTS=demo.example \
 	  $(BIN)/python -W error manage.py check --deploy --fail-level WARNING
+
+# The protocol's documents, from messages.py and frames.py. A test says when they are no longer current.
+schema: $(STAMP)
+	$(BIN)/python manage.py notifications_schema asyncapi >docs/asyncapi.json
+	$(BIN)/python manage.py notifications_schema jsonschema >docs/protocol.schema.json
+	$(BIN)/python manage.py notifications_schema typescript >notifications/static/notifications/protocol.d.ts
 
 # What a delivery costs, beside the peers. The benchmarks have an environment of their own: users need none of it.
 BENCH_VENV := .venv-bench
@@ -50,4 +57,4 @@ $(STAMP): requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) benchmarks/node/node_modules var build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) benchmarks/node/node_modules tests/js/node_modules var build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
-from .frames import AuthError, CloseCode
+from .frames import AuthError, CloseCode, encode
 from .metrics import count
 
 RESTART_SPREAD: Final = 0.5
@@ -22,12 +22,12 @@ LAST_WORDS: Final = 2.0
 class Closing:
     """Closes a socket once, for whoever wants it first."""
 
-    __slots__ = ("_say", "_send", "_stop", "_task", "begun")
+    __slots__ = ("_send", "_send_close", "_stop", "_task", "begun")
 
     def __init__(
         self,
         close: Callable[[int], Awaitable[None]],
-        say: Callable[[AuthError], Awaitable[None]],
+        send: Callable[[str], Awaitable[None]],
         stop: Callable[[], None],
     ) -> None:
         """
@@ -35,13 +35,13 @@ class Closing:
 
         Args:
             close: Sends the close, with a code.
-            say: Sends the frame that says why.
+            send: Sends a text at once, before what may wait to be sent.
             stop: Ends all that would still send something.
 
         """
         self.begun = False  # from here on nobody else may send: servers take nothing after a close
-        self._send = close
-        self._say = say
+        self._send_close = close
+        self._send = send
         self._stop = stop
         self._task: asyncio.Task[None] | None = None
 
@@ -69,7 +69,7 @@ class Closing:
         with suppress(OSError, TimeoutError):
             if message is not None:
                 async with asyncio.timeout(LAST_WORDS):
-                    await self._say(AuthError(message=message))
+                    await self._send(encode(AuthError(message=message)))
         with suppress(OSError):
             await self._close(code)
 
@@ -94,9 +94,9 @@ class Closing:
 
     async def _close(self, code: CloseCode) -> None:
         try:
-            await self._send(int(code))
+            await self._send_close(int(code))
         except Exception:
             if code is not CloseCode.SERVICE_RESTART:
                 raise
             # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
-            await self._send(int(CloseCode.TRY_AGAIN))
+            await self._send_close(int(CloseCode.TRY_AGAIN))

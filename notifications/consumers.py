@@ -64,7 +64,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._invalid = 0
         self._refused = 0
         self._jobs = Jobs(self._failed)
-        self._closing = Closing(self.close, lambda frame: self._delivery.say(frame), self._stop)
+        self._closing = Closing(self.close, self.send, self._stop)
         self.end_access = self._closing.end_access
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(
@@ -227,7 +227,6 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._auth_timer.cancel()
         self._heartbeat.begin()
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
-        self._delivery.begin()
         self._delivery.release(self._own)
 
     def _since_in_url(self) -> tuple[str | None, FrameError | None]:
@@ -301,7 +300,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except OSError:
             self._closing.begun = True  # the browser has gone; the server says so with ``websocket.disconnect``
 
-    async def _error(self, code: str, message: str, topic: str | None = None) -> None:
+    async def _error(self, code: frames.ErrorCode, message: str, topic: str | None = None) -> None:
         count("frame_refused", code)
         await self._say(frames.Error(code=code, message=message, topic=topic if topic is not None else UNSET))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
@@ -21,7 +20,7 @@ from django.db import transaction
 from . import connections
 from .exceptions import NotificationsError, TopicError
 from .metrics import count
-from .publisher import fail_fast, failed
+from .publisher import failed
 from .topics import Topic, internal_name
 
 SALT: Final = "notifications.control"
@@ -198,28 +197,21 @@ async def _atell(control: Control, on_commit: bool, using: str | None, fail_sile
 
 
 def _send(control: Control, fail_silently: bool) -> None:
-    started = time.monotonic()
     try:
-        fail_fast()
-        connections.client().publish(channel(), control.sign())
+        with connections.breaker.guarding():
+            connections.client().publish(channel(), control.sign())
     except connections.FAILURES as error:
-        failed(channel(), error, started, fail_silently)
+        failed(channel(), error, fail_silently)
     else:
-        _sent(control)
+        count("control", control.do)
 
 
 async def _asend(control: Control, fail_silently: bool) -> None:
-    started = time.monotonic()
     try:
-        fail_fast()
-        async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-            await (await connections.async_client()).publish(channel(), control.sign())
+        with connections.breaker.guarding():
+            async with asyncio.timeout(connections.SOCKET_TIMEOUT):
+                await (await connections.async_client()).publish(channel(), control.sign())
     except connections.FAILURES as error:
-        failed(channel(), error, started, fail_silently)
+        failed(channel(), error, fail_silently)
     else:
-        _sent(control)
-
-
-def _sent(control: Control) -> None:
-    connections.breaker.worked()
-    count("control", control.do)
+        count("control", control.do)

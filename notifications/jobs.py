@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 Job = Callable[[], Awaitable[None]]
@@ -25,7 +24,7 @@ class Jobs:
         self._failed = failed
         self._ended = False
         self._task: asyncio.Task[None] | None = None
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []  # an empty deque takes ten times as much, and most sockets have nothing to do
 
     def __len__(self) -> int:
         """Count the jobs that have not begun."""
@@ -45,7 +44,7 @@ class Jobs:
     def add_next(self, job: Job) -> None:
         """Do this after the one that runs now; nothing after ``end``."""
         if not self._ended:
-            self._waiting.appendleft(job)
+            self._waiting.insert(0, job)
             self._begin()
 
     def clear(self) -> None:
@@ -67,7 +66,7 @@ class Jobs:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                await self._waiting.popleft()()
+                await self._waiting.pop(0)()
         except asyncio.CancelledError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the owner says so

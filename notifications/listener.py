@@ -14,6 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
 import redis.asyncio
@@ -69,6 +70,7 @@ class Listener:
         self._connected = asyncio.Event()
         self._stopping = asyncio.Event()
         self._max_size = settings.MAX_MESSAGE_SIZE
+        self._topic = lru_cache(maxsize=10_000)(Topic.from_channel)
         self.status = health.Status(lambda: self._forwarder.forwarded)
 
     def stop(self) -> None:
@@ -175,7 +177,7 @@ class Listener:
 
     def _received_raw(self, channel: bytes, data: bytes) -> None:
         try:
-            topic = Topic.from_channel(channel)
+            topic = self._topic(channel)
             text = check_raw(data, self._max_size)
         except (TopicError, MessageError) as error:
             count("refused", str(error))

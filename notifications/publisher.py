@@ -8,15 +8,13 @@ share; what remains of them is one script call, which keeps the message and tell
 from __future__ import annotations
 
 import logging
-import time
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-import redis
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from . import connections, history, messages
+from . import connections, history, messages, pipeline
 from .conf import settings
 from .connections import Script
 from .exceptions import MessageError, PublishError
@@ -149,40 +147,30 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 
 
 def _send(prepared: Prepared, fail_silently: bool) -> str | None:
-    started = time.monotonic()
     try:
-        fail_fast()
-        return _published(connections.run(prepared.script, prepared.keys, prepared.arguments))
+        with connections.breaker.guarding():
+            return _published(connections.run(prepared.script, prepared.keys, prepared.arguments))
     except connections.FAILURES as error:
-        failed(prepared.topic, error, started, fail_silently)
+        failed(prepared.topic, error, fail_silently)
         return None
 
 
 async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
-    started = time.monotonic()
     try:
-        fail_fast()
-        return _published(await connections.arun(prepared.script, prepared.keys, prepared.arguments))
+        with connections.breaker.guarding():
+            return _published(await pipeline.arun(prepared.script, prepared.keys, prepared.arguments))
     except connections.FAILURES as error:
-        failed(prepared.topic, error, started, fail_silently)
+        failed(prepared.topic, error, fail_silently)
         return None
 
 
-def fail_fast() -> None:
-    """Raise what a Redis that did not answer just now would raise after its time-out."""
-    if seconds := connections.breaker.remaining():
-        raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
-
-
 def _published(id_: bytes) -> str | None:
-    connections.breaker.worked()
     count("published")
     return id_.decode() or None
 
 
-def failed(where: str, error: Exception, started: float, fail_silently: bool) -> None:
-    """Note a publish that began at ``started`` (``time.monotonic``) and failed; raise or log ``PublishError``."""
-    connections.breaker.failed(started)
+def failed(where: str, error: Exception, fail_silently: bool) -> None:
+    """Count a publish that failed; raise or log ``PublishError``."""
     count("publish_failed", type(error).__name__)
     failure = PublishError(where, str(error) or type(error).__name__)
     if not fail_silently:

@@ -216,7 +216,7 @@ def wheel() -> Iterator[Path]:
     """Build the wheel from a copy of the sources, so that nothing is left in them, and without a network."""
     with tempfile.TemporaryDirectory() as directory:
         source = Path(directory) / "source"
-        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "var")
+        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "var", "node_modules")
         shutil.copytree(ROOT, source, ignore=unwanted)
         pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, str(source))
         (built,) = Path(directory).glob("*.whl")
@@ -708,7 +708,7 @@ def test_examples_of_messages_are_what_the_code_writes() -> None:
 def test_log_lines_are_explained() -> None:
     """docs/operations.md explains every line from info upwards that the app can log, and no other."""
     logged = set()
-    for path in (ROOT / "notifications").glob("*.py"):
+    for path in (ROOT / "notifications").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)

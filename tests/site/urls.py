@@ -4,6 +4,9 @@ from django.contrib.auth import get_user_model, login, logout, update_session_au
 from django.http import HttpResponse
 from django.urls import path
 
+from notifications import views
+from tests.site import pages
+
 
 def log_in(request):
     user = get_user_model().objects.get(pk=request.POST["user"])
@@ -26,6 +29,9 @@ def change_password(request):
 
 urlpatterns = [
     path("", lambda request: HttpResponse("ok")),
+    path("page/", pages.page),
+    path("token/", views.token),
+    path("static/<path:path>", pages.static),
     path("log_in/", log_in),
     path("log_out/", log_out),
     path("change_password/", change_password),
