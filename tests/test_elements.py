@@ -529,6 +529,13 @@ def test_announcements(tab: Tab) -> None:
 # How it looks
 
 
+TEXT_EDGE = """(element, edge) => {
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    return range.getBoundingClientRect()[edge];
+}"""
+
+
 def box(locator: Locator) -> dict[str, Any]:
     found = locator.bounding_box()
     assert found
@@ -539,7 +546,7 @@ def box(locator: Locator) -> dict[str, Any]:
 def test_direction_of_the_page(tab: Tab, direction: str) -> None:
     """The bar grows from where lines begin, and notices stand where they end."""
     page = tab.open(f"{{% upload_progress 'x' percent=40 status='failed' %}}{TOASTS}", dir=direction)
-    tab.notice(title="Hello")
+    tab.notice(title="Hello", body="All is well.")
     ground, fill, toast = box(bar(page)), box(shown(page, "fill")), box(shown(page, "toast"))
     middle = page.viewport_size["width"] / 2
 
@@ -547,6 +554,9 @@ def test_direction_of_the_page(tab: Tab, direction: str) -> None:
     at_left = fill["x"] == pytest.approx(ground["x"], abs=2)
     assert at_left == (direction == "ltr")
     assert (toast["x"] > middle) == (direction == "ltr")
+    edge = "left" if direction == "ltr" else "right"
+    title, body = (shown(page, part).evaluate(TEXT_EDGE, edge) for part in ("title", "body"))
+    assert title == pytest.approx(body, abs=2)
 
 
 @pytest.mark.parametrize("motion", ["reduce", "no-preference"])

@@ -444,7 +444,7 @@ const TOASTS_CSS = `
 [part="icon"] { color: var(--color); font-weight: 700; inline-size: 1em; text-align: center; }
 [part="text"] { position: relative; }
 a[part="title"] { color: inherit; font-weight: 600; }
-[part="body"] { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6; margin: 0.25rem 0 0; overflow: hidden; font-size: 0.9em; text-align: match-parent; }
+[part="body"] { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6; margin: 0.25rem 0 0; overflow: hidden; font-size: 0.9em; text-align: -webkit-match-parent; text-align: match-parent; }
 [part="close"] {
   inline-size: 1.75rem; block-size: 1.75rem; margin-block: -0.2rem; padding: 0; border: 0; border-radius: var(--radius);
   background: none; color: inherit; font: inherit; cursor: pointer;
