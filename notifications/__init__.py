@@ -1,5 +1,6 @@
 """Tell a browser something now: Redis publishes from any program to the browser tabs of a Django site."""
 
+from .control import adisconnect_user, arevoke, disconnect_user, revoke
 from .exceptions import MessageError, NotificationsError, PublishError, TopicError
 from .publisher import (
     apublish,
@@ -17,10 +18,14 @@ __all__ = [
     "PublishError",
     "Topic",
     "TopicError",
+    "adisconnect_user",
     "apublish",
     "apublish_progress",
     "apublish_to_user",
+    "arevoke",
+    "disconnect_user",
     "publish",
     "publish_progress",
     "publish_to_user",
+    "revoke",
 ]

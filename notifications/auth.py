@@ -130,12 +130,19 @@ async def token_user(token: str) -> Any:
     return user
 
 
-async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
-    """Say whether a user may read a topic: his own, one he has a grant for, or one the kind's ``AUTHORIZE`` allows."""
-    if topic == Topic.for_user(user):
-        return True
-    if grant is not None and check_grant(grant, user, topic):
-        return True
+def is_given(user: Any, topic: Topic, grant: str | None) -> bool:
+    """Say whether a user may read a topic without a question: his own, or one he has a grant for."""
+    return topic == Topic.for_user(user) or (grant is not None and check_grant(grant, user, topic))
+
+
+async def authorized(user: Any, topic: Topic) -> bool | None:
+    """
+    Ask the kind's ``AUTHORIZE`` whether a user may read a topic.
+
+    Returns:
+        None when nobody could say: the database or another service did not answer. Who is not yet subscribed may not.
+
+    """
     try:
         if (authorize := settings.kinds[topic.kind].authorize) is None:
             return False
@@ -143,8 +150,11 @@ async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
             return bool(await _call(authorize, user, topic.id))
     except (ValueError, ValidationError, ObjectDoesNotExist):
         return False  # what Django says of an id that is none, or that is not there: a browser may send anything
-    except Exception:
+    except Exception as error:
         count("auth_failed", "authorize")
+        if isinstance(error, DatabaseError | OSError | TimeoutError) and not isinstance(error, PermissionError):
+            logger.exception("AUTHORIZE of kind %r could not answer; nobody new may subscribe", topic.kind)
+            return None
         logger.exception("AUTHORIZE of kind %r failed; the answer is no", topic.kind)
         return False
 

@@ -22,6 +22,10 @@ from django.utils.module_loading import import_string
 KIND_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,14}")
 PREFIX_PATTERN: Final = re.compile(r"([a-z][a-z0-9_]{0,14}:)?")
 REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
+MAY_BE_NONE: Final = frozenset(
+    {"HISTORY_SIZE", "REAUTHORIZE_INTERVAL", "MAX_CONNECTIONS_PER_USER", "MAX_CONNECTIONS_PER_ADDRESS"}
+)
+"""Numbers that may be 0, for none."""
 RESERVED_KIND: Final = "notifications"
 """Our own keys and channels begin with ``<PREFIX>notifications:``."""
 
@@ -93,6 +97,18 @@ class Settings:
     balancers cut an idle connection by default. A browser that has said nothing for two intervals
     is gone."""
 
+    REAUTHORIZE_INTERVAL: float = 300.0
+    """Seconds within which ``AUTHORIZE`` is asked again for what a socket is subscribed to: a permission that was
+    withdrawn ends the subscription by then. One call for each user and topic of a process, a few at once. 0: never."""
+
+    MAX_CONNECTIONS_PER_USER: int = 100
+    """Sockets that one user may have in one web process; 0 for any number. Nobody has as many tabs, but a page that
+    forgets to close its sockets soon has more."""
+
+    MAX_CONNECTIONS_PER_ADDRESS: int = 0
+    """Sockets that one address may have in one web process, an IPv6 network of 64 bits being one; 0 for any number.
+    Behind a proxy all sockets have the proxy's address, unless the web server is told to trust what it forwards."""
+
     HISTORY_SIZE: int = 100
     """Messages kept of each topic: as many as a tab may miss while its train is in a tunnel. A message of
     200 bytes takes 320 to 420 bytes of Redis memory, a topic with one message 4.4 KB (measured)."""
@@ -162,7 +178,7 @@ def _problems_of_numbers(where: str, values: Mapping[Any, Any], of: type[Kind | 
     problems = []
     for name, annotation in ((f.name, f.type) for f in fields(of) if f.type in ("int", "float")):
         value = values.get(name, 1)
-        least = 0 if name == "HISTORY_SIZE" else 1
+        least = 0 if name in MAY_BE_NONE else 1
         sort = (int,) if annotation == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, sort) or not (value >= least or 0 < value < 1 == least):
             wanted = "a whole number" if annotation == "int" else "a number of seconds"

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -22,23 +20,30 @@ from django.core.exceptions import ImproperlyConfigured
 from msgspec import UNSET
 
 from . import auth, frames
+from .access import access
+from .closing import Closing
 from .conf import settings
+from .credentials import Credentials, credentials_of
 from .cursor import Cursor
 from .delivery import Delivery
 from .exceptions import TopicError
 from .frames import CloseCode, FrameError
 from .heartbeat import Heartbeat
 from .history import Position
-from .limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_SUBSCRIPTIONS, MAX_WAITING_FRAMES, TokenBucket
+from .jobs import Jobs
+from .limits import (
+    MAX_INVALID_FRAMES,
+    MAX_REFUSED_FRAMES,
+    MAX_SUBSCRIPTIONS,
+    MAX_WAITING_FRAMES,
+    TokenBucket,
+    address_of,
+    addresses,
+)
 from .metrics import count
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
-
-RESTART_SPREAD: Final = 0.5
-"""Seconds over which the sockets of a process that stops are told so."""
-FLUSH: Final = 0.1
-"""Seconds for the last close frame to leave the process."""
 
 
 class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels has no types
@@ -51,16 +56,20 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user: Any = None
+        self.credentials: Credentials
+        self.authorized: dict[str, float] = {}
         self._own: Topic | None = None
+        self._address: str | None = None
         self._bucket = TokenBucket()
         self._invalid = 0
         self._refused = 0
-        self._closing = False
-        self._deaf = False
-        self._waiting: list[frames.Auth | frames.Action | FrameError] = []
-        self._worker: asyncio.Task[None] | None = None
+        self._jobs = Jobs(self._failed)
+        self._closing = Closing(self.close, self.send, self._stop)
+        self.end_access = self._closing.end_access
         self._auth_timer: asyncio.TimerHandle | None = None
-        self._heartbeat = Heartbeat(self._ping, partial(self._close, CloseCode.TOO_SLOW), lambda: self._delivery.paused)
+        self._heartbeat = Heartbeat(
+            self._ping, partial(self._closing.close, CloseCode.TOO_SLOW), lambda: self._delivery.paused
+        )
         self._delivery: Delivery
 
     async def __call__(
@@ -84,7 +93,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except StopConsumer:
             pass
         except asyncio.CancelledError:
-            await self._server_stops()
+            await self._closing.server_stops()
             raise
         finally:
             await self._end()
@@ -94,12 +103,21 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self.close()  # before accept: HTTP 403
             return
         await self.accept()
+        self._address = address_of(self.scope)
+        if not addresses.take(self._address, settings.MAX_CONNECTIONS_PER_ADDRESS):
+            self._address = None
+            await self._too_many("address")
+            return
         self._bound_auth()
         if (user := auth.session_user(self.scope)) is not None:
-            self._start(partial(self._authenticated, user, self._since_in_url()))
+            since, error = self._since_in_url()
+            key = getattr(self.scope.get("session"), "session_key", None)
+            self._jobs.add(partial(self._authenticated, credentials_of(user, key), since))
+            if error is not None:
+                self._jobs.add(partial(self._invalid_frame, error))
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
-        if self._closing:
+        if self._closing.begun:
             return
         self._heartbeat.heard()
         frame: frames.Auth | frames.Action | FrameError
@@ -108,47 +126,28 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except FrameError as error:
             frame = error
         if self._nobody_yet() and not isinstance(frame, frames.Auth):
-            await self._refuse(CloseCode.AUTH_REQUIRED, 'the first frame is {"type":"auth","token":…}')
+            await self._closing.refuse(CloseCode.AUTH_REQUIRED, 'the first frame is {"type":"auth","token":…}')
         elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
             self._heartbeat.confirmed()
         elif not self._bucket.take():
             await self._hasty_frame()
-        elif len(self._waiting) >= MAX_WAITING_FRAMES:
-            await self._close(CloseCode.TOO_SLOW)
+        elif len(self._jobs) >= MAX_WAITING_FRAMES:
+            await self._closing.close(CloseCode.TOO_SLOW)
         else:
             if self._bucket.rested:
                 self._refused = 0
-            self._waiting.append(frame)
-            if self._worker is None:
-                self._start()
+            self._jobs.add(partial(self._handle, frame))
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         raise StopConsumer
 
-    # Slow work, off the road of incoming frames: one task a socket at most, none when there is nothing to do.
-
     def _nobody_yet(self) -> bool:
         """Nobody has authenticated, nor is about to."""
-        return self.user is None and self._worker is None
+        return self.user is None and not self._jobs.busy
 
-    def _start(self, first: Callable[[], Awaitable[None]] | None = None) -> None:
-        self._worker = asyncio.create_task(self._work(first))
-
-    async def _work(self, first: Callable[[], Awaitable[None]] | None) -> None:
-        try:
-            if first is not None:
-                await first()
-            while self._waiting and not self._closing:
-                await self._handle(self._waiting.pop(0))
-            if self._deaf:
-                await self._close(CloseCode.TRY_AGAIN)
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            logger.exception("a socket of user %s failed", getattr(self.user, "pk", None))
-            await self._close(CloseCode.TRY_AGAIN)
-        finally:
-            self._worker = None
+    async def _failed(self, error: Exception) -> None:
+        logger.error("a socket of user %s failed", getattr(self.user, "pk", None), exc_info=error)
+        await self._closing.close(CloseCode.TRY_AGAIN)
 
     async def _handle(self, frame: frames.Auth | frames.Action | FrameError) -> None:
         if isinstance(frame, FrameError):
@@ -186,7 +185,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     def _auth_is_late(self) -> None:
         if self._nobody_yet():
             message = f"no credentials within {settings.AUTH_TIMEOUT:g} s"
-            self._start(partial(self._refuse, CloseCode.AUTH_TIMEOUT, message))
+            self._jobs.add(partial(self._closing.refuse, CloseCode.AUTH_TIMEOUT, message))
 
     async def _authenticate(self, frame: frames.Auth) -> None:
         since = frame.since
@@ -198,21 +197,25 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         try:
             user = await auth.token_user(frame.token)
         except auth.AuthUnavailableError:
-            await self._close(CloseCode.TRY_AGAIN)
+            await self._closing.close(CloseCode.TRY_AGAIN)
             return
         if user is None:
-            await self._refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
+            await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
         elif self.user is None:
-            await self._authenticated(user, since)
+            await self._authenticated(credentials_of(user), since)
         elif user.pk != self.user.pk:
-            await self._refuse(CloseCode.AUTH_FAILED, "the token is another user's")
+            await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is another user's")
         else:
-            self.user = user
+            self.user, self.credentials = user, credentials_of(user, self.credentials.session_key)
             own = self._delivery.cursors[str(self._own)]
             await self._say(frames.AuthSuccess(user_id=str(user.pk), id=_here(own), recovered=None))
 
-    async def _authenticated(self, user: Any, since: str | None = None) -> None:
+    async def _authenticated(self, credentials: Credentials, since: str | None) -> None:
+        self.credentials, user = credentials, credentials.user
         self._own = Topic.for_user(user)
+        if not access().add(self._own.id, self):  # before anything is asked: the access may end meanwhile
+            await self._too_many("user")
+            return
         try:
             await self._delivery.open()
             recovered, position = await self._delivery.join(self._own, Position.since(since))
@@ -226,12 +229,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
         self._delivery.release(self._own)
 
-    def _since_in_url(self) -> str | None:
+    def _since_in_url(self) -> tuple[str | None, FrameError | None]:
         try:
-            return frames.since_in_url(self.scope.get("query_string", b""))
+            return frames.since_in_url(self.scope.get("query_string", b"")), None
         except FrameError as error:
-            self._waiting.append(error)
-            return None
+            return None, error
 
     # Subscriptions.
 
@@ -243,7 +245,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if len(self._delivery.cursors) > MAX_SUBSCRIPTIONS:  # the user's own is among them
             await self._error("too_many_subscriptions", f"a socket has at most {MAX_SUBSCRIPTIONS}", name)
             return
-        if not await auth.may_subscribe(self.user, topic, grant):
+        given = auth.is_given(self.user, topic, grant)
+        if not given and not await auth.authorized(self.user, topic):
             await self._error("forbidden", "no such topic, or it is not yours to read", name)
             return
         try:
@@ -251,6 +254,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except Exception as error:  # noqa: BLE001  a layer may raise anything
             await self._no_way_in(error)
             return
+        if not given:
+            self.authorized[name] = asyncio.get_running_loop().time()
         await self._say(frames.Subscribed(topic=name, recovered=recovered, id=position and str(position)))
         self._delivery.release(topic)
 
@@ -258,28 +263,42 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if topic == self._own:
             await self._error("forbidden", "a socket always has its user's own topic", str(topic))
             return
+        self.authorized.pop(str(topic), None)
         await self._delivery.leave(topic)
         await self._say(frames.Unsubscribed(topic=str(topic)))
 
+    # Access that ends.
+
+    def withdraw(self, topic: str) -> None:
+        """Unsubscribe from a topic, before what the browser said and waits."""
+        self._jobs.add_next(partial(self._withdraw, topic))
+
+    async def _withdraw(self, topic: str) -> None:
+        if (cursor := self._delivery.cursors.get(topic)) is not None:
+            count("withdrawn")
+            await self._unsubscribe(cursor.topic)
+
+    async def _too_many(self, whose: str) -> None:
+        count("connection_refused", whose)
+        await self._closing.close(CloseCode.TOO_MANY_CONNECTIONS)
+
     async def _no_way_in(self, error: Exception) -> None:
         logger.warning("a topic could not be joined (%s); the browser is told to come back", type(error).__name__)
-        await self._close(CloseCode.TRY_AGAIN)
+        await self._closing.close(CloseCode.TRY_AGAIN)
 
     def _delivery_failed(self) -> None:
-        self._deaf = True
-        if self._worker is None:
-            self._start()
+        self._jobs.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
 
     async def _ping(self) -> None:
         await self._say(frames.ServerPing(n=self._delivery.credit.ping()))
 
     async def _say(self, frame: frames.ServerFrame) -> None:
-        if self._closing:
+        if self._closing.begun:
             return
         try:
             await self._delivery.say(frame)
         except OSError:
-            self._closing = True  # the browser has gone; the server says so with ``websocket.disconnect``
+            self._closing.begun = True  # the browser has gone; the server says so with ``websocket.disconnect``
 
     async def _error(self, code: frames.ErrorCode, message: str, topic: str | None = None) -> None:
         count("frame_refused", code)
@@ -289,57 +308,28 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._invalid += 1
         await self._error(error.code, str(error))
         if self._invalid >= MAX_INVALID_FRAMES:
-            await self._close(CloseCode.INVALID_MESSAGES)
+            await self._closing.close(CloseCode.INVALID_MESSAGES)
 
     async def _hasty_frame(self) -> None:
         self._refused += 1
         if self._refused == 1:  # once: answering each would double the haste
             await self._error("rate_limited", "too many frames; slow down")
         if self._refused >= MAX_REFUSED_FRAMES:
-            await self._close(CloseCode.TOO_SLOW)
+            await self._closing.close(CloseCode.TOO_SLOW)
 
-    async def _refuse(self, code: CloseCode, message: str) -> None:
-        await self._say(frames.AuthError(message=message))
-        await self._close(code)
-
-    async def _close(self, code: CloseCode) -> None:
-        if self._closing:
-            return
-        self._closing = True
-        count("closed", code.name)
+    def _stop(self) -> None:
+        self._jobs.clear()
         self._delivery.stop()
-        with suppress(OSError):
-            await self._close_socket(code)
-
-    async def _server_stops(self) -> None:
-        """
-        Say that the server restarts: Daphne cancels its applications when it is told to stop.
-
-        Without a code browsers would see 1006. They are told one after the other, so that they do not all come back
-        at once; and all stay until the last has been told, because Daphne ends when the first of them does.
-        """
-        wait = random.uniform(0, RESTART_SPREAD)  # noqa: S311  not a secret
-        await asyncio.sleep(wait)
-        await self._close(CloseCode.SERVICE_RESTART)
-        await asyncio.sleep(RESTART_SPREAD - wait + FLUSH)
-
-    async def _close_socket(self, code: CloseCode) -> None:
-        try:
-            await self.close(int(code))
-        except Exception:
-            if code is not CloseCode.SERVICE_RESTART:
-                raise
-            # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
-            await self.close(int(CloseCode.TRY_AGAIN))
 
     async def _end(self) -> None:
-        self._closing = True
+        await self._closing.end()
         if self._auth_timer is not None:
             self._auth_timer.cancel()
+        addresses.give_back(self._address)
+        if self._own is not None:
+            access().remove(self._own.id, self)
         await self._heartbeat.end()
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
+        await self._jobs.end()
         await self._delivery.end()
 
 

@@ -41,9 +41,10 @@ class CloseCode(IntEnum):
     AUTH_REQUIRED = 4002, "the first frame was no auth frame"
     AUTH_FAILED = 4003, "the token is not valid, has expired, or is that of an inactive or another user"
     INVALID_MESSAGES = 4004, "too many frames in a row that could not be read"
-    ACCESS_REVOKED = 4005, "access was revoked"
+    ACCESS_REVOKED = 4005, "access has ended: logged out, password changed, account not active, session expired"
     TOO_SLOW = 4100, "the client said or confirmed nothing for too long, or sent far too many frames"
-    TRY_AGAIN = 4101, "something the server needs did not answer, or the server restarts"
+    TRY_AGAIN = 4101, "something the server needs did not answer, the session has another key, or the server restarts"
+    TOO_MANY_CONNECTIONS = 4102, "the user, or the address, has as many sockets as it may have"
     SERVICE_RESTART = 1012, "the server restarts"
 
     @property
@@ -245,7 +246,7 @@ class AuthSuccess(Struct, tag="auth_success", tag_field="action"):
 
 
 class AuthError(Struct, tag="auth_error", tag_field="action"):
-    """The socket is refused; a close follows."""
+    """The socket is refused, or its access has ended; a close follows."""
 
     message: str
 
@@ -263,7 +264,7 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
 
 
 class Unsubscribed(Struct, tag="unsubscribed", tag_field="action"):
-    """The topic is not, or no longer, subscribed."""
+    """The topic is not, or no longer, subscribed; also unasked, when the permission was withdrawn."""
 
     topic: TopicName
 

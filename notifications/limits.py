@@ -1,9 +1,11 @@
-"""What one socket may ask of the server."""
+"""What one socket, one user and one address may ask of the server."""
 
 from __future__ import annotations
 
 import time
-from typing import Final
+from collections import Counter
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any, Final
 
 MAX_SUBSCRIPTIONS: Final = 100
 """Topics of one socket beside its user's own."""
@@ -42,3 +44,44 @@ class TokenBucket:
             return False
         self._tokens -= 1
         return True
+
+
+class Addresses:
+    """Counts the open sockets of this process by the address they come from."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def take(self, address: str | None, limit: int) -> bool:
+        """Say whether one more is allowed, and count it if so, until ``give_back``; a limit of 0 is none."""
+        if address is not None:
+            if limit and self._open[address] >= limit:
+                return False
+            self._open[address] += 1
+        return True
+
+    def give_back(self, address: str | None) -> None:
+        if address is not None:
+            self._open[address] -= 1
+            if not self._open[address]:
+                del self._open[address]
+
+
+addresses: Final = Addresses()
+
+
+def address_of(scope: dict[str, Any]) -> str | None:
+    """
+    Name where a socket comes from, as the web server says.
+
+    Of an IPv6 address it is the network of 64 bits: whoever has one has all of its addresses. None when the server
+    does not know, as behind a Unix socket.
+    """
+    host, *_ = scope.get("client") or ("",)
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
+        return str(ip_network((address, 64), strict=False))
+    return str(getattr(address, "ipv4_mapped", None) or address)

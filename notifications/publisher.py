@@ -151,7 +151,7 @@ def _send(prepared: Prepared, fail_silently: bool) -> str | None:
         with connections.breaker.guarding():
             return _published(connections.run(prepared.script, prepared.keys, prepared.arguments))
     except connections.FAILURES as error:
-        _failed(prepared, error, fail_silently)
+        failed(prepared.topic, error, fail_silently)
         return None
 
 
@@ -160,7 +160,7 @@ async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
         with connections.breaker.guarding():
             return _published(await pipeline.arun(prepared.script, prepared.keys, prepared.arguments))
     except connections.FAILURES as error:
-        _failed(prepared, error, fail_silently)
+        failed(prepared.topic, error, fail_silently)
         return None
 
 
@@ -169,9 +169,10 @@ def _published(id_: bytes) -> str | None:
     return id_.decode() or None
 
 
-def _failed(prepared: Prepared, error: Exception, fail_silently: bool) -> None:
+def failed(where: str, error: Exception, fail_silently: bool) -> None:
+    """Count a publish that failed; raise or log ``PublishError``."""
     count("publish_failed", type(error).__name__)
-    failure = PublishError(prepared.topic, str(error) or type(error).__name__)
+    failure = PublishError(where, str(error) or type(error).__name__)
     if not fail_silently:
         raise failure from error
     logger.warning("%s", failure)

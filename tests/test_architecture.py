@@ -18,8 +18,8 @@ STOREYS = [
     {"connections"},
     {"wire", "pipeline", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "carried", "keeper", "loop_layer", "layers"},
-    {"publisher", "forwarder", "listener", "tokens", "auth"},
-    {"heartbeat", "pump", "delivery", "consumers"},
+    {"publisher", "forwarder", "listener", "tokens", "auth"} | {"control", "credentials", "signals"},
+    {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},
     {"routing"},
 ]
 """From the ground up: a module imports from its own storey or below. Within one storey, no circle."""

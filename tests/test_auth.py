@@ -12,7 +12,15 @@ from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.db import OperationalError
 
 from notifications import Topic, auth
-from notifications.auth import AuthUnavailableError, has_origin, may_subscribe, origin_allowed, session_user, token_user
+from notifications.auth import (
+    AuthUnavailableError,
+    authorized,
+    has_origin,
+    is_given,
+    origin_allowed,
+    session_user,
+    token_user,
+)
 from notifications.metrics import counts
 from notifications.tokens import make_grant, make_token
 from tests.waiting import await_for, scaled
@@ -32,10 +40,36 @@ def authorize_with(settings, function):
 
 
 async def may(text, grant=None, user=ANN):
-    return await may_subscribe(user, Topic.parse(text), grant)
+    topic = Topic.parse(text)
+    return is_given(user, topic, grant) or bool(await authorized(user, topic))
 
 
 # Subscriptions.
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (OperationalError("away"), None),
+        (ConnectionRefusedError(), None),
+        (TimeoutError(), None),
+        (PermissionError("no"), False),
+        (KeyError("bug"), False),
+        (ObjectDoesNotExist(), False),
+        (ValueError("no such id"), False),
+    ],
+    ids=repr,
+)
+async def test_who_could_not_say_has_not_said_no(settings, error, answer):
+    """What is subscribed already does not end because the database is away; nobody new gets in."""
+
+    def ask(user, id_):
+        raise error
+
+    authorize_with(settings, ask)
+
+    assert await authorized(ANN, Topic.parse("order:7")) is answer
+    assert not await may("order:7")
 
 
 async def test_the_own_topic_is_always_allowed():

@@ -22,6 +22,9 @@ def test_only_the_address_has_no_default():
         AUTH_TIMEOUT=5.0,
         TOKEN_MAX_AGE=300,
         HEARTBEAT_INTERVAL=30.0,
+        REAUTHORIZE_INTERVAL=300.0,
+        MAX_CONNECTIONS_PER_USER=100,
+        MAX_CONNECTIONS_PER_ADDRESS=0,
         MAX_MESSAGE_SIZE=65536,
     )
 
@@ -41,6 +44,8 @@ def test_only_the_address_has_no_default():
         {"TOPICS": {"fifteen_letters": {}}},
         {"AUTH_TIMEOUT": 0.5, "HEARTBEAT_INTERVAL": 1, "TOKEN_MAX_AGE": 1, "MAX_MESSAGE_SIZE": 1},
         {"AUTHENTICATE_TOKEN": str.lower},
+        {"REAUTHORIZE_INTERVAL": 0, "MAX_CONNECTIONS_PER_USER": 0, "MAX_CONNECTIONS_PER_ADDRESS": 0},
+        {"REAUTHORIZE_INTERVAL": 0.5, "MAX_CONNECTIONS_PER_USER": 1, "MAX_CONNECTIONS_PER_ADDRESS": 1000},
     ],
     ids=str,
 )
@@ -79,6 +84,11 @@ WRONG = [
     ("E006", {**GOOD, "HEARTBEAT_INTERVAL": None}),
     ("E006", {**GOOD, "HEARTBEAT_INTERVAL": True}),
     ("E006", {**GOOD, "MAX_MESSAGE_SIZE": 1e6}),
+    ("E006", {**GOOD, "REAUTHORIZE_INTERVAL": -1}),
+    ("E006", {**GOOD, "REAUTHORIZE_INTERVAL": None}),
+    ("E006", {**GOOD, "MAX_CONNECTIONS_PER_USER": 1.5}),
+    ("E006", {**GOOD, "MAX_CONNECTIONS_PER_USER": -1}),
+    ("E006", {**GOOD, "MAX_CONNECTIONS_PER_ADDRESS": "10"}),
     ("E007", {**GOOD, "TOPICS": ["upload"]}),
     ("E007", {**GOOD, "TOPICS": None}),
     ("E008", {**GOOD, "TOPICS": {"Order": {}}}),

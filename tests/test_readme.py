@@ -45,6 +45,7 @@ from notifications import (
     backlog,
     conf,
     connections,
+    control,
     credit,
     delivery,
     forwarder,
@@ -539,6 +540,21 @@ def test_publishing_again_under_a_key_publishes_once(published) -> None:
     assert published() == published() == ("order:7", {"action": "order_shipped", "parcel": "JD014600"})
 
 
+def test_access_is_ended_by_the_calls_of_the_readme(live_redis, user) -> None:
+    """The functions of the README tell the web processes whom to disconnect, and from which topic."""
+    order = types.SimpleNamespace(pk=7, watchers={user})
+    with live_redis.pubsub(ignore_subscribe_messages=True) as watch:
+        watch.subscribe(control.channel())
+        watch.get_message(timeout=1)
+
+        example("end-access")["suspend"](user)
+        example("end-access")["unshare"](order, user)
+
+        told = [control.Control.read(watch.get_message(timeout=TIMEOUT)["data"]) for _ in range(2)]
+    assert told == [("disconnect", str(user.pk), ""), ("revoke", str(user.pk), "order:7")]
+    assert order.watchers == set()
+
+
 def test_line_for_the_shell_publishes(published, redis_server: LocalRedis) -> None:
     """The line for the shell publishes what can be decoded as a notice."""
     program, *arguments = shlex.split(marked("example: shell"))
@@ -745,7 +761,7 @@ def test_names_in_redis_are_those_of_the_code() -> None:
     names = set(re.findall(r'internal_name\(f?"([a-z]+)', source)) | {history.STAMPED, health._KEY}
     stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}
 
-    assert stated == names | {"control"}  # kept free
+    assert stated == names
 
 
 def test_examples_of_messages_are_what_the_code_writes() -> None:

@@ -14,3 +14,8 @@ def clean_order(order_id: str) -> str:
     if order_id.startswith("bad"):
         raise ValueError("bad order")
     return order_id.lower()
+
+
+def may_watch_vault(user, vault_id: str) -> bool:
+    """Ask as most sites do; Django's users remember what they were allowed."""
+    return user.has_perm("auth.view_user")

@@ -1,12 +1,38 @@
+"""What a browser does with its session, without passwords and forms: ``tests/test_access.py`` posts here."""
+
+from django.contrib.auth import get_user_model, login, logout, update_session_auth_hash
 from django.http import HttpResponse
 from django.urls import path
 
 from notifications import views
 from tests.site import pages
 
+
+def log_in(request):
+    user = get_user_model().objects.get(pk=request.POST["user"])
+    login(request, user, backend="django.contrib.auth.backends.ModelBackend")
+    return HttpResponse("ok")
+
+
+def log_out(request):
+    logout(request)
+    return HttpResponse("ok")
+
+
+def change_password(request):
+    """As Django's own ``PasswordChangeView`` does: this session stays logged in, the user's others do not."""
+    request.user.set_password("changed")
+    request.user.save()
+    update_session_auth_hash(request, request.user)
+    return HttpResponse("ok")
+
+
 urlpatterns = [
     path("", lambda request: HttpResponse("ok")),
     path("page/", pages.page),
     path("token/", views.token),
     path("static/<path:path>", pages.static),
+    path("log_in/", log_in),
+    path("log_out/", log_out),
+    path("change_password/", change_password),
 ]

@@ -12,7 +12,7 @@ export interface Auth {
   readonly since?: string | null;
 }
 
-/** The socket is refused; a close follows. */
+/** The socket is refused, or its access has ended; a close follows. */
 export interface AuthError {
   readonly action: "auth_error";
   readonly message: string;
@@ -176,7 +176,7 @@ export interface UnsubscribeUpload {
   readonly upload_id: string;
 }
 
-/** The topic is not, or no longer, subscribed. */
+/** The topic is not, or no longer, subscribed; also unasked, when the permission was withdrawn. */
 export interface Unsubscribed {
   readonly action: "unsubscribed";
   /** A kind and an id, such as order:7. */

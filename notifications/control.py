@@ -1,0 +1,217 @@
+"""
+Ending access: what a site calls, and what the web processes are told.
+
+It travels on a channel of its own, which publishers on ``user:*`` cannot reach, and is signed: whoever reaches the
+channel all the same, because Redis has no accounts, cannot disconnect anybody. It is told once and not kept; what must
+not be lost when a process does not hear it is what ``access.py`` looks up again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, get_args
+
+from asgiref.sync import sync_to_async
+from django.core import signing
+from django.db import transaction
+
+from . import connections
+from .exceptions import NotificationsError, TopicError
+from .metrics import count
+from .publisher import failed
+from .topics import Topic, internal_name
+
+SALT: Final = "notifications.control"
+MAX_AGE: Final = 300
+"""Seconds that a signed control message is good: who records one cannot use it later. Hosts' clocks may differ by as
+much."""
+
+Do = Literal["disconnect", "check", "revoke"]
+
+
+class ControlError(NotificationsError):
+    """A control message is forged, too old, or makes no sense."""
+
+
+class Control(NamedTuple):
+    """
+    What the web processes are told.
+
+    Attributes:
+        do: ``"disconnect"`` the sockets of a user, or of one session of his; ``"check"`` whether he still has
+            access; ``"revoke"`` a topic.
+        user: The id of his own topic.
+        what: The ``fingerprint`` of the session, empty for all; or the topic.
+
+    """
+
+    do: Do
+    user: str
+    what: str = ""
+
+    def sign(self) -> str:
+        return signing.dumps(list(self), salt=SALT)
+
+    @classmethod
+    def read(cls, data: bytes) -> Control:
+        """
+        Read what was signed.
+
+        Raises:
+            ControlError: It is none of ours.
+
+        """
+        try:
+            content = signing.loads(data.decode(), salt=SALT, max_age=MAX_AGE)
+        except (signing.BadSignature, ValueError) as error:
+            raise ControlError(f"it is not signed, or not by this site, or too old ({type(error).__name__})") from error
+        match content:
+            case [str(do), str(user), str(what)] if do in get_args(Do):
+                return cls(do, user, what)  # type: ignore[arg-type]  # one of ``Do``
+        raise ControlError("it is of another version of this app")
+
+
+def channel() -> str:
+    """Name the Redis channel."""
+    return internal_name("control")
+
+
+def fingerprint(session_key: str) -> str:
+    """Name a session without giving it away: its key opens it."""
+    return hashlib.sha256(session_key.encode()).hexdigest()
+
+
+def disconnect_user(
+    user: Any,
+    *,
+    session_key: str | None = None,
+    on_commit: bool = False,
+    using: str | None = None,
+    fail_silently: bool = False,
+) -> None:
+    """
+    Close all sockets of a user, with 4005: his browsers do not come back by themselves.
+
+    It does not keep him out: who may log in, or has a token, may connect again. A web process whose connection to
+    Redis is broken at that moment does not hear of it.
+
+    Args:
+        user: A ``User`` instance or a primary key. An anonymous or unsaved user is a ``TopicError``.
+        session_key: Close the sockets of this session only.
+        on_commit: Do it when the transaction commits, and not at all if it is rolled back.
+        using: With ``on_commit``: the alias of the database. The default one if None.
+        fail_silently: Log and count a ``PublishError`` instead of raising it.
+
+    Raises:
+        TopicError: The user is anonymous or unsaved.
+        PublishError: Redis did not confirm; the sockets may or may not be closed.
+
+    """
+    _tell(_disconnect(user, session_key), on_commit, using, fail_silently)
+
+
+async def adisconnect_user(
+    user: Any,
+    *,
+    session_key: str | None = None,
+    on_commit: bool = False,
+    using: str | None = None,
+    fail_silently: bool = False,
+) -> None:
+    """Close all sockets of a user without blocking the event loop; see ``disconnect_user``."""
+    await _atell(_disconnect(user, session_key), on_commit, using, fail_silently)
+
+
+def revoke(
+    topic: Topic | str,
+    user: Any,
+    *,
+    on_commit: bool = False,
+    using: str | None = None,
+    fail_silently: bool = False,
+) -> None:
+    """
+    End a user's subscriptions to a topic; his browsers are told ``unsubscribed``.
+
+    Withdraw the permission first: a page that subscribes again is answered what ``AUTHORIZE`` says. A grant opens the
+    topic again until it expires.
+
+    Args:
+        topic: A ``Topic``, or its text such as ``"order:7"``.
+        user: A ``User`` instance or a primary key.
+        on_commit: Do it when the transaction commits, and not at all if it is rolled back.
+        using: With ``on_commit``: the alias of the database. The default one if None.
+        fail_silently: Log and count a ``PublishError`` instead of raising it.
+
+    Raises:
+        TopicError: The topic is not valid, or is the user's own: use ``disconnect_user``.
+        PublishError: Redis did not confirm; the subscriptions may or may not be ended.
+
+    """
+    _tell(_revoke(topic, user), on_commit, using, fail_silently)
+
+
+async def arevoke(
+    topic: Topic | str,
+    user: Any,
+    *,
+    on_commit: bool = False,
+    using: str | None = None,
+    fail_silently: bool = False,
+) -> None:
+    """End a user's subscriptions to a topic without blocking the event loop; see ``revoke``."""
+    await _atell(_revoke(topic, user), on_commit, using, fail_silently)
+
+
+def check_user(user: Any, *, using: str | None = None) -> None:
+    """Have the web processes look, when the transaction commits, whether a user still has access; fails silently."""
+    _tell(Control("check", Topic.for_user(user).id), True, using, True)
+
+
+def _disconnect(user: Any, session_key: str | None) -> Control:
+    return Control("disconnect", Topic.for_user(user).id, "" if session_key is None else fingerprint(session_key))
+
+
+def _revoke(topic: Topic | str, user: Any) -> Control:
+    topic = Topic.parse(topic) if isinstance(topic, str) else topic
+    own = Topic.for_user(user)
+    if topic == own:
+        raise TopicError("a user's own topic cannot be taken from him; use disconnect_user")
+    return Control("revoke", own.id, str(topic))
+
+
+def _tell(control: Control, on_commit: bool, using: str | None, fail_silently: bool) -> None:
+    if on_commit:
+        transaction.on_commit(partial(_send, control, fail_silently), using=using)
+    else:
+        _send(control, fail_silently)
+
+
+async def _atell(control: Control, on_commit: bool, using: str | None, fail_silently: bool) -> None:
+    if on_commit:
+        await sync_to_async(transaction.on_commit)(partial(_send, control, fail_silently), using=using)
+    else:
+        await _asend(control, fail_silently)
+
+
+def _send(control: Control, fail_silently: bool) -> None:
+    try:
+        with connections.breaker.guarding():
+            connections.client().publish(channel(), control.sign())
+    except connections.FAILURES as error:
+        failed(channel(), error, fail_silently)
+    else:
+        count("control", control.do)
+
+
+async def _asend(control: Control, fail_silently: bool) -> None:
+    try:
+        with connections.breaker.guarding():
+            async with asyncio.timeout(connections.SOCKET_TIMEOUT):
+                await (await connections.async_client()).publish(channel(), control.sign())
+    except connections.FAILURES as error:
+        failed(channel(), error, fail_silently)
+    else:
+        count("control", control.do)

@@ -1,0 +1,168 @@
+"""
+What a socket's access rests on, and whether it still holds: the account, its password, the session.
+
+Asked in the database for many sockets at once: one query for all accounts and one for all sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import Any, Final, NamedTuple
+
+from channels.db import DatabaseSyncToAsync
+from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
+from django.contrib.sessions.backends import cache, signed_cookies
+from django.core.cache import caches
+from django.utils import timezone
+
+from .frames import CloseCode
+
+TIMEOUT: Final = 20.0
+"""Seconds that the database may take."""
+KEYS_A_QUERY: Final = 10_000
+"""Accounts or sessions that one query asks for; databases bound the parameters of a query."""
+
+_thread = ThreadPoolExecutor(1, thread_name_prefix="notifications-access")
+"""Its own, so that slow checks of the site cannot hold up the end of access."""
+
+
+class Credentials(NamedTuple):
+    """
+    What a socket's access rests on.
+
+    Attributes:
+        user: Any object with a ``pk``; only those of ``AUTH_USER_MODEL`` are looked up.
+        session_key: None if it authenticated by token.
+        auth_hash: Changes with the password; None if users of this sort have none.
+
+    """
+
+    user: Any
+    session_key: str | None
+    auth_hash: str | None
+
+    @property
+    def is_account(self) -> bool:
+        """Whether there is an account to look up: a token may name users that are in no database of ours."""
+        return isinstance(self.user, get_user_model())
+
+
+def credentials_of(user: Any, session_key: str | None = None) -> Credentials:
+    """Take note of what a socket's access rests on, as it is now."""
+    return Credentials(user, session_key, _auth_hash(user))
+
+
+class End(NamedTuple):
+    """Why access ends, and with which close code."""
+
+    code: CloseCode
+    reason: str
+
+
+class Verdict(NamedTuple):
+    """
+    What the database says of one socket's access.
+
+    Attributes:
+        end: None if it has not ended.
+        user: The account as it is now.
+
+    """
+
+    end: End | None
+    user: Any
+
+
+async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
+    """
+    Say of each whether access ends.
+
+    A session that is not there was logged out, or was given another key, as is the one in which a user changes his own
+    password: that browser may come back, and the handshake decides.
+
+    Raises:
+        TimeoutError: It takes too long.
+        Exception: Whatever the database or the session backend raises.
+
+    """
+    async with asyncio.timeout(TIMEOUT):
+        return await _in_thread(credentials)  # type: ignore[no-any-return]  # asgiref's is Any
+
+
+def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:
+    """Do it all in the thread: ten thousand verdicts would hold up the event loop."""
+    users = _users({each.user.pk for each in credentials if each.is_account})
+    sessions = _sessions({each.session_key for each in credentials if each.session_key is not None})
+    verdicts = []
+    for each in credentials:
+        user, auth_hash = users.get(each.user.pk, (None, None)) if each.is_account else (each.user, each.auth_hash)
+        good = True if each.session_key is None else sessions.get(each.session_key)
+        verdicts.append(Verdict(_end(each, user, auth_hash, good), user))
+    return verdicts
+
+
+_in_thread = DatabaseSyncToAsync(_judge, thread_sensitive=False, executor=_thread)
+
+
+def _end(credentials: Credentials, user: Any, auth_hash: str | None, good: bool | None) -> End | None:
+    if user is None or not user.is_active:
+        return End(CloseCode.ACCESS_REVOKED, "the account is not active")
+    if good is None:
+        return End(CloseCode.TRY_AGAIN, "the session is not there any more")
+    if not good:
+        return End(CloseCode.ACCESS_REVOKED, "the session has expired")
+    if auth_hash == credentials.auth_hash:
+        return None
+    own = credentials.session_key is not None and not sessions_have_lasting_keys()  # perhaps; nobody can tell
+    return End(CloseCode.TRY_AGAIN if own else CloseCode.ACCESS_REVOKED, "the password was changed")
+
+
+def sessions_have_lasting_keys() -> bool:
+    """Say whether a session can be told from others: one that is kept in a cookie has another key with each change."""
+    return not issubclass(_session_store(), signed_cookies.SessionStore)
+
+
+def _auth_hash(user: Any) -> str | None:
+    method = getattr(user, "get_session_auth_hash", None)
+    return None if method is None else str(method())
+
+
+def _session_store() -> Any:
+    return import_module(django_settings.SESSION_ENGINE).SessionStore
+
+
+def _users(pks: set[Any]) -> dict[Any, tuple[Any, str | None]]:
+    """Find accounts, and their ``auth_hash``, by primary key."""
+    manager = get_user_model()._default_manager
+    return {user.pk: (user, _auth_hash(user)) for some in _slices(pks) for user in manager.filter(pk__in=some)}
+
+
+def _sessions(keys: set[str]) -> dict[str, bool]:
+    """Say of each session whether it is still good; one that was deleted, or has another key now, is missing."""
+    store = _session_store()
+    if hasattr(store, "get_model_class"):  # ``db``, ``cached_db`` and those derived from them
+        manager, now = store.get_model_class()._default_manager, timezone.now()
+        return {
+            key: expires > now
+            for some in _slices(keys)
+            for key, expires in manager.filter(session_key__in=some).values_list("session_key", "expire_date")
+        }
+    if issubclass(store, cache.SessionStore):
+        prefix = store.cache_key_prefix
+        some = caches[django_settings.SESSION_CACHE_ALIAS].get_many([prefix + key for key in keys]) if keys else {}
+        return dict.fromkeys((key.removeprefix(prefix) for key in some), True)
+    return {key: True for key in keys if _loads(store(key))}
+
+
+def _loads(session: Any) -> bool:
+    session.create = lambda: None  # what Django's ``clear_expired`` does: otherwise a new session takes its place
+    return bool(session.load())
+
+
+def _slices(values: Collection[Any]) -> Iterator[list[Any]]:
+    listed = list(values)
+    return (listed[begin : begin + KEYS_A_QUERY] for begin in range(0, len(listed), KEYS_A_QUERY))

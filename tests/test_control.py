@@ -1,0 +1,242 @@
+"""Telling the web processes whose access ends: what is said, by whom, when, and what happens without Redis."""
+
+import logging
+import time
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import AnonymousUser, Group, User
+from django.core import signing
+from django.db import transaction
+
+import notifications
+from notifications import PublishError, TopicError, control
+from notifications.control import MAX_AGE, SALT, Control, ControlError, fingerprint
+from tests.conftest import point_to
+from tests.waiting import scaled
+
+
+@pytest.fixture
+def told(live_redis):
+    """Return a function that reads what has been said on the control channel since it was last asked."""
+    listening = live_redis.pubsub(ignore_subscribe_messages=True)
+    listening.subscribe(control.channel())
+    listening.get_message(timeout=scaled(1))
+
+    def read():
+        live_redis.publish(control.channel(), "end")
+        said = []
+        while True:
+            message = listening.get_message(timeout=scaled(5))
+            if message is not None and message["data"] == b"end":
+                return said
+            if message is not None:
+                said.append(Control.read(message["data"]))
+
+    yield read
+    listening.close()
+
+
+# The message.
+
+
+@pytest.mark.parametrize(
+    "message", [Control("disconnect", "42"), Control("revoke", "42", "order:é:7"), Control("check", "ü" * 200)]
+)
+def test_what_was_signed_is_read(message):
+    """Any user and topic survive the road."""
+    assert Control.read(message.sign().encode()) == message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b'["disconnect","42",""]',
+        signing.dumps(["disconnect", "42"], salt=SALT).encode(),
+        signing.dumps(["disconnect", "42", "", ""], salt=SALT).encode(),
+        signing.dumps(["close", "42", ""], salt=SALT).encode(),
+        signing.dumps([["disconnect"], "42", ""], salt=SALT).encode(),
+        signing.dumps(["disconnect", 42, ""], salt=SALT).encode(),
+        signing.dumps(["disconnect", ["42"], {}], salt=SALT).encode(),
+        signing.dumps({"do": "disconnect"}, salt=SALT).encode(),
+        signing.dumps(7, salt=SALT).encode(),
+        signing.dumps(["disconnect", "42", ""], salt="notifications.token").encode(),
+        signing.dumps(["disconnect", "42", ""], salt=SALT, key="another").encode(),
+    ],
+    ids=range(13),
+)
+def test_what_is_not_ours_is_refused(data):
+    """Only what this site signed for this purpose, and what makes sense, is a control message."""
+    with pytest.raises(ControlError):
+        Control.read(data)
+
+
+def test_an_old_message_is_refused(monkeypatch):
+    """Who records a control message cannot use it later."""
+    message = Control("disconnect", "42").sign().encode()
+    later = time.time() + MAX_AGE + 2
+    monkeypatch.setattr(time, "time", lambda: later)
+
+    with pytest.raises(ControlError):
+        Control.read(message)
+
+
+# The calls.
+
+
+def test_disconnect_user_tells(told):
+    """A user is named by instance or key, a session by a fingerprint, from which nobody gets the key."""
+    notifications.disconnect_user(User(pk=42))
+    notifications.disconnect_user("42", session_key="secret")
+
+    assert told() == [Control("disconnect", "42"), Control("disconnect", "42", fingerprint("secret"))]
+    assert "secret" not in fingerprint("secret")
+
+
+async def test_async_twins_tell_the_same(told):
+    """The twins say the same words."""
+    await notifications.adisconnect_user(42)
+    await notifications.arevoke("order:ABC", 42)
+
+    assert told() == [Control("disconnect", "42"), Control("revoke", "42", "order:abc")]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_with_on_commit_nothing_is_told_before_the_end(told):
+    """What is rolled back ends nobody's access."""
+    with transaction.atomic():
+        notifications.revoke("order:7", 42, on_commit=True)
+        notifications.disconnect_user(42, on_commit=True)
+        assert told() == []
+    assert [each.do for each in told()] == ["revoke", "disconnect"]
+    with transaction.atomic():
+        notifications.disconnect_user(42, on_commit=True)
+        transaction.set_rollback(True)
+
+    assert told() == []
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: notifications.disconnect_user(AnonymousUser()),
+        lambda: notifications.disconnect_user(User()),
+        lambda: notifications.revoke("order", 42),
+        lambda: notifications.revoke("nosuch:7", 42),
+        lambda: notifications.revoke("user:42", 42),
+    ],
+    ids=["anonymous", "unsaved", "no topic", "no kind", "own topic"],
+)
+def test_nonsense_is_an_error(call):
+    """Nobody believes to have ended an access that there is not."""
+    with pytest.raises(TopicError):
+        call()
+
+
+@pytest.fixture
+def no_redis(settings):
+    point_to(settings, "redis://127.0.0.1:1/0")
+
+
+async def test_a_redis_that_is_not_there_is_an_error_unless_silenced(no_redis, caplog):
+    """The caller hears that nobody was told, or finds it in the log."""
+    with pytest.raises(PublishError, match="notifications:control"):
+        notifications.disconnect_user(42)
+    with pytest.raises(PublishError):
+        await notifications.arevoke("order:7", 42)
+    with caplog.at_level(logging.WARNING, "notifications"):
+        notifications.disconnect_user(42, fail_silently=True)
+        await notifications.adisconnect_user(42, fail_silently=True)
+
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+# Django's signals.
+
+
+@pytest.fixture
+def user(transactional_db):
+    return get_user_model().objects.create_user("ann", password="secret")
+
+
+def test_saves_that_change_nothing_of_the_access_tell_nothing(told, user):
+    """A login, a new name, other models and new users cost no call to Redis."""
+    user.first_name = "Ann"
+    user.save()
+    user.save(update_fields=["last_login"])
+    get_user_model().objects.only("first_name").get(pk=user.pk).save()
+    get_user_model().objects.create_user("ben", password="x", is_active=False)
+    Group.objects.create(name="x")
+
+    assert told() == []
+
+
+def test_a_new_password_and_a_deactivation_are_told(told, user, django_assert_num_queries):
+    """``set_password`` and ``is_active = False`` have the processes look, without a query of ours."""
+    user.set_password("new")
+    with django_assert_num_queries(1):
+        user.save()
+    user.is_active = False
+    with django_assert_num_queries(1):
+        user.save(update_fields=["is_active"])
+
+    assert told() == [Control("check", str(user.pk))] * 2
+
+
+def test_proxies_of_the_user_model_are_users(told, user):
+    """A site may save its users through a proxy model."""
+
+    class Staff(User):
+        class Meta:
+            proxy = True
+            app_label = "site"
+
+    proxy = Staff.objects.get(pk=user.pk)
+    proxy.is_active = False
+    proxy.save()
+
+    assert told() == [Control("check", str(user.pk))]
+
+
+def test_a_deleted_user_is_told(told, user):
+    """The account is named, though it has no key any more when the transaction commits."""
+    pk = user.pk
+    with transaction.atomic():
+        user.delete()
+
+    assert told() == [Control("check", str(pk))]
+
+
+def test_a_rolled_back_change_is_not_told(told, user):
+    """The database decides."""
+    with transaction.atomic():
+        user.is_active = False
+        user.save()
+        transaction.set_rollback(True)
+
+    assert told() == []
+
+
+def test_a_logout_tells_its_session(told, user, client, settings):
+    """The user and a fingerprint of the session; a logout of nobody tells nothing."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    client.force_login(user)
+    key = client.session.session_key
+
+    client.post("/log_out/")
+    client.post("/log_out/")
+
+    assert told() == [Control("disconnect", str(user.pk), fingerprint(key))]
+
+
+def test_django_goes_on_without_redis(no_redis, user, client, settings):
+    """Neither a logout nor a save fails because nobody can be told."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    client.force_login(user)
+
+    assert client.post("/log_out/").status_code == 200
+    user.is_active = False
+    user.save()
+    user.delete()

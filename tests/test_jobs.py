@@ -1,0 +1,79 @@
+"""The slow work of a socket: in order, one at a time, and nothing left behind."""
+
+import asyncio
+
+import pytest
+
+from notifications.jobs import Jobs
+from tests.waiting import await_for
+
+
+@pytest.fixture
+def failures():
+    return []
+
+
+@pytest.fixture
+def jobs(failures):
+    async def failed(error):
+        failures.append(str(error))
+
+    return Jobs(failed)
+
+
+def job(done, name, *, waits_for=None):
+    async def work():
+        if waits_for is not None:
+            await waits_for.wait()
+        done.append(name)
+
+    return work
+
+
+async def test_jobs_are_done_in_order_and_one_may_go_first(jobs):
+    """One after the other; ``add_next`` goes before what waits, not before what runs."""
+    done, gate = [], asyncio.Event()
+    jobs.add(job(done, "runs", waits_for=gate))
+    await asyncio.sleep(0)
+    jobs.add(job(done, "waits"))
+    jobs.add_next(job(done, "next"))
+    assert jobs.busy
+    assert len(jobs) == 2
+
+    gate.set()
+    await await_for(lambda: not jobs.busy)
+
+    assert done == ["runs", "next", "waits"]
+
+
+async def test_a_job_that_raises_is_told_and_the_rest_forgotten(jobs, failures):
+    """The owner hears of it, and can begin again."""
+    done = []
+
+    async def fail():
+        raise KeyError("broken")
+
+    jobs.add(fail)
+    jobs.add(job(done, "behind"))
+    await await_for(lambda: not jobs.busy)
+    jobs.add(job(done, "later"))
+    await await_for(lambda: not jobs.busy)
+
+    assert failures == ["'broken'"]
+    assert done == ["later"]
+
+
+async def test_the_end_cancels_and_nothing_begins_after_it(jobs, failures):
+    """What runs is cancelled and waited for, what waits is forgotten, what comes is not taken."""
+    done = []
+    jobs.add(job(done, "runs", waits_for=asyncio.Event()))
+    jobs.add(job(done, "waits"))
+    await asyncio.sleep(0)
+
+    await jobs.end()
+    jobs.add(job(done, "late"))
+    jobs.add_next(job(done, "later"))
+    await asyncio.sleep(0.01)
+
+    assert not jobs.busy
+    assert done == failures == []

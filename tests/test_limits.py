@@ -1,0 +1,57 @@
+"""How many sockets an address may have, and what an address is."""
+
+import pytest
+
+from notifications.limits import Addresses, address_of
+
+
+@pytest.mark.parametrize(
+    ("client", "address"),
+    [
+        (["192.0.2.1", 1234], "192.0.2.1"),
+        (("192.0.2.1", 1234), "192.0.2.1"),
+        (["::ffff:192.0.2.1", 1], "192.0.2.1"),
+        (["2001:db8:1:2:3:4:5:6", 1], "2001:db8:1:2::/64"),
+        (["2001:db8:1:2::9", 1, 0, 0], "2001:db8:1:2::/64"),
+        (["fe80::1%eth0", 1], "fe80::/64"),
+        (None, None),
+        ([], None),
+        ("", None),
+        (["testclient", 50000], None),
+        ([None, 1], None),
+    ],
+    ids=repr,
+)
+def test_the_address_is_what_the_server_says(client, address):
+    """An IPv6 client is its network; a server that does not know, and a Unix socket, name nobody."""
+    assert address_of({"client": client}) == address
+
+
+def test_no_header_is_believed():
+    """Whoever connects may write what he likes into X-Forwarded-For."""
+    scope = {"client": ["192.0.2.1", 1], "headers": [(b"x-forwarded-for", b"198.51.100.7")]}
+
+    assert address_of(scope) == "192.0.2.1"
+    assert address_of({"headers": []}) is None
+
+
+def test_places_are_taken_and_given_back():
+    """The limit holds for each address; what was given back is free again, and nothing is remembered of it."""
+    addresses = Addresses()
+
+    assert [addresses.take("a", 2) for _ in range(3)] == [True, True, False]
+    assert addresses.take("b", 2)
+    addresses.give_back("a")
+    assert addresses.take("a", 2)
+    for each in ("a", "a", "b"):
+        addresses.give_back(each)
+    assert addresses._open == {}
+
+
+def test_no_limit_and_no_address_are_always_let_in():
+    """0 is any number; who has no address is not counted."""
+    addresses = Addresses()
+
+    assert all(addresses.take("a", 0) for _ in range(1000))
+    assert all(addresses.take(None, 1) for _ in range(3))
+    addresses.give_back(None)
