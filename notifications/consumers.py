@@ -31,7 +31,7 @@ from .frames import CloseCode, FrameError
 from .heartbeat import Heartbeat
 from .history import Position
 from .limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_SUBSCRIPTIONS, MAX_WAITING_FRAMES, TokenBucket
-from .metrics import count
+from .metrics import count, tally
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -73,11 +73,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
         self._delivery = Delivery(self.channel_layer, send, self._delivery_failed)
-        handlers = {
-            "websocket.connect": self.websocket_connect,
-            "websocket.receive": self.websocket_receive,
-            "websocket.disconnect": self.websocket_disconnect,
-        }
+        names = ("connect", "receive", "disconnect")
+        handlers = {f"websocket.{name}": getattr(self, f"websocket_{name}") for name in names}
+        tally.connections += 1
         try:
             while True:
                 event = await receive()
@@ -88,6 +86,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._server_stops()
             raise
         finally:
+            tally.connections -= 1
             await self._end()
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
@@ -308,7 +307,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self._closing:
             return
         self._closing = True
-        count("closed", code.name)
+        count("closed", str(int(code)))
         self._delivery.stop()
         with suppress(OSError):
             await self._close_socket(code)

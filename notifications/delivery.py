@@ -20,7 +20,7 @@ from .credit import Credit
 from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .history import Position
-from .metrics import count
+from .metrics import count, sending, tally
 from .reconciler import reconciler
 from .topics import Topic
 
@@ -109,12 +109,15 @@ class Delivery:
         """
         kind = settings.kinds[topic.kind]
         cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
+        tally.subscriptions += 1
         async with asyncio.timeout(LAYER_TIMEOUT):
             await self._layer.group_add(topic.group, self._channel)
         if not kind.HISTORY_SIZE:
             cursor.busy = False
             return (None if since is None else False), None
         begin = await self._find_start(cursor, since)
+        if begin.recovered is not None:
+            count("recovered", "true" if begin.recovered else "false")
         interval = INTERVAL_WITH_GAPS_TOLD if self._tells_gaps else settings.HEARTBEAT_INTERVAL
         reconciler().add(cursor, self.catch_up, interval)
         return begin.recovered, begin.position
@@ -139,6 +142,7 @@ class Delivery:
         cursor = self.cursors.pop(str(topic), None)
         if cursor is None:
             return
+        tally.subscriptions -= 1
         reconciler().remove(cursor)
         try:
             async with asyncio.timeout(LAYER_TIMEOUT):
@@ -221,6 +225,9 @@ class Delivery:
             credit.sent += len(text)
             self._sending = True
             await send({"type": "websocket.send", "text": text})
+            tally.delivered += 1
+            if "at" in event:
+                sending.since(event["at"])
             if credit.sent >= credit.ask_at and self._pump_task is me:
                 await self.say(ServerPing(n=credit.ping()))
             if self._pump_task is not me:
@@ -334,6 +341,7 @@ class Delivery:
                 cursor.move(frame.position, heard)
                 self.credit.sent += len(frame.text)
                 await self._send({"type": "websocket.send", "text": frame.text})
+                tally.delivered += 1
             count("filled", amount=len(frames))
             if self.credit.sent >= self.credit.ask_at:
                 await self.say(ServerPing(n=self.credit.ping()))

@@ -10,7 +10,7 @@ from typing import Any, Final
 from .connections import FAILURES
 from .history import Stamped
 from .logs import LogBudget
-from .metrics import count
+from .metrics import bridging, tally
 from .topics import Topic
 from .wire import backoff
 
@@ -69,13 +69,17 @@ class Forwarder:
             if stamped.position is not None:
                 message["epoch"], message["n"] = stamped.position
                 message["run"] = stamped.run
+            if stamped.at:
+                message["at"] = stamped.at
             async with asyncio.timeout(GROUP_SEND_TIMEOUT):
                 await self._send(self._group(stamped.topic), message, again=stamped.position is not None)
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
             self._log.lost(f"the channel layer failed: {type(error).__name__}")
         else:
             self.forwarded += 1
-            count("forwarded")
+            tally.bridged += 1
+            if stamped.at and stamped.road != "p":
+                bridging.since(stamped.at)
 
     async def _send(self, group: str, message: dict[str, Any], *, again: bool) -> None:
         """Send; a stamped message ``again`` after a failure, because sockets drop what they have had."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from . import metrics
 from .connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from .topics import internal_name
 
@@ -70,7 +71,7 @@ class Status:
     """The state of this process's listener, and the task that keeps its report fresh."""
 
     def __init__(self, forwarded: Callable[[], int]) -> None:
-        self.state = "connecting"
+        self.state = metrics.listening.state = "connecting"
         self._forwarded = forwarded
         self._changed = asyncio.Event()
 
@@ -79,7 +80,7 @@ class Status:
         return self.state in CONNECTED
 
     def now(self, state: str) -> None:
-        self.state = state
+        self.state = metrics.listening.state = state
         self._changed.set()
 
     async def keep_reported(self) -> None:

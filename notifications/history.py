@@ -125,6 +125,7 @@ class Stamped(NamedTuple):
         position: None for ``"u"``.
         frame: What browsers receive.
         run: Which Redis stamped it; empty if that is not known.
+        at: When it was published, in µs, if it is to be timed; otherwise 0.
 
     """
 
@@ -133,6 +134,7 @@ class Stamped(NamedTuple):
     position: Position | None
     frame: bytes
     run: str = ""
+    at: int = 0
 
 
 def head(topic: str) -> bytes:
@@ -154,7 +156,11 @@ def tail_of(stamped: Stamped) -> bytes:
 
 
 def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> tuple[Script, list[str], list[Any]]:
-    """Prepare the script call that keeps one message and tells it to everybody; its reply is the id."""
+    """
+    Prepare the script call that keeps one message and tells it to everybody; its reply is the id.
+
+    One more argument, ``timed``, may follow.
+    """
     kind = settings.kinds[topic.kind]
     keys = [topic.history_key]
     if idempotency_key is not None:
@@ -171,6 +177,11 @@ def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> t
         IDEMPOTENCY_TTL * 1000,
     ]
     return _PUBLISH, keys, arguments
+
+
+def timed(at: int) -> str:
+    """Write the argument that has a published message timed from ``at``, in µs."""
+    return f"@{at}"
 
 
 NOT_HOLDER: Final = -1
@@ -202,7 +213,10 @@ def read_stamped(data: bytes) -> Stamped:
     size, id_, run, rest = data.split(b" ", 3)
     length = int(size[1:])
     position = None if id_ == b"-" else Position.parse(id_.decode())
-    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], run.strip(b"-").decode())
+    run, _, at = run.partition(b"@")
+    return Stamped(
+        chr(size[0]), rest[:length].decode(), position, rest[length:], run.strip(b"-").decode(), int(at or 0)
+    )
 
 
 async def look(topics: list[Topic]) -> list[Where]:

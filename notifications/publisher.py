@@ -21,12 +21,14 @@ from .conf import settings
 from .connections import Script
 from .exceptions import MessageError, PublishError
 from .messages import Message
-from .metrics import count
+from .metrics import Sampler, count, microseconds
 from .topics import Topic, TopicId
 
 logger = logging.getLogger(__name__)
 
 MAX_IDEMPOTENCY_KEY_LENGTH: Final = 200
+
+_sampler = Sampler()
 
 
 class Prepared(NamedTuple):
@@ -152,7 +154,7 @@ def _send(prepared: Prepared, fail_silently: bool) -> str | None:
     started = time.monotonic()
     try:
         _fail_fast()
-        return _published(connections.run(prepared.script, prepared.keys, prepared.arguments))
+        return _published(connections.run(prepared.script, prepared.keys, _now(prepared)))
     except connections.FAILURES as error:
         _failed(prepared, error, started, fail_silently)
         return None
@@ -162,10 +164,15 @@ async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     started = time.monotonic()
     try:
         _fail_fast()
-        return _published(await connections.arun(prepared.script, prepared.keys, prepared.arguments))
+        return _published(await connections.arun(prepared.script, prepared.keys, _now(prepared)))
     except connections.FAILURES as error:
         _failed(prepared, error, started, fail_silently)
         return None
+
+
+def _now(prepared: Prepared) -> list[Any]:
+    """Return the arguments, for a message that is timed with the time of its publishing."""
+    return [*prepared.arguments, history.timed(microseconds())] if _sampler.due() else prepared.arguments
 
 
 def _fail_fast() -> None:

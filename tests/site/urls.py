@@ -1,4 +1,7 @@
 from django.http import HttpResponse
-from django.urls import path
+from django.urls import include, path
 
-urlpatterns = [path("", lambda request: HttpResponse("ok"))]
+urlpatterns = [
+    path("", lambda request: HttpResponse("ok")),
+    path("notifications/", include("notifications.urls")),
+]

@@ -1,0 +1,8 @@
+"""Addresses for monitoring: ``path("notifications/", include("notifications.urls"))``."""
+
+from django.urls import path
+
+from . import views
+
+app_name = "notifications"
+urlpatterns = [path("metrics/", views.metrics, name="metrics")]

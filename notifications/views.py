@@ -1,0 +1,34 @@
+"""What monitoring asks a web process over HTTP; ``urls.py`` has the addresses."""
+
+from __future__ import annotations
+
+import hmac
+from importlib.util import find_spec
+
+from django.http import HttpRequest, HttpResponse
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from .conf import settings
+
+
+@require_safe
+@never_cache
+def metrics(request: HttpRequest) -> HttpResponse:
+    """
+    Show all metrics of prometheus-client's registry, ours among them, to who knows ``METRICS_TOKEN``.
+
+    Answers 404 to everybody while there is no token, or prometheus-client is not installed.
+    """
+    token = settings.METRICS_TOKEN
+    if not token or find_spec("prometheus_client") is None:
+        return HttpResponse(status=404)
+    given = request.headers.get("Authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        return HttpResponse(status=401, headers={"WWW-Authenticate": "Bearer"})
+    from prometheus_client.exposition import choose_encoder
+
+    from .exporter import registry
+
+    encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+    return HttpResponse(encode(registry()), content_type=content_type)
