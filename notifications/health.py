@@ -123,8 +123,13 @@ async def remove(client: Any, report: Report) -> None:
 
 async def living(client: Any) -> list[Report]:
     """List the listeners that have reported in the last ``MAX_AGE`` seconds."""
+    return [report for report, age in await reports(client) if age <= MAX_AGE]
+
+
+async def reports(client: Any) -> list[tuple[Report, float]]:
+    """List the last report of each listener and how many seconds old it is, also of those that have died since."""
     now = await _now(client)
-    return [report for report in await _read(client) if now - report.at <= MAX_AGE]
+    return [(report, now - report.at) for report in await _read(client)]
 
 
 async def _now(client: Any) -> float:

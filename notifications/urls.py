@@ -5,4 +5,8 @@ from django.urls import path
 from . import views
 
 app_name = "notifications"
-urlpatterns = [path("metrics/", views.metrics, name="metrics")]
+urlpatterns = [
+    path("live/", views.live, name="live"),
+    path("ready/", views.ready, name="ready"),
+    path("metrics/", views.metrics, name="metrics"),
+]

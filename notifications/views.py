@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from importlib.util import find_spec
 
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from . import health
 from .conf import settings
+from .connections import FAILURES, SOCKET_TIMEOUT, async_client
+
+
+@require_safe
+@never_cache
+async def live(request: HttpRequest) -> HttpResponse:
+    """Answer 200: this process's event loop takes requests. Asks nobody else."""
+    return JsonResponse({"live": True})
+
+
+@require_safe
+@never_cache
+async def ready(request: HttpRequest) -> HttpResponse:
+    """Answer 200 if Redis answers and a listener holds the lease, otherwise 503; in about a second at most."""
+    try:
+        async with asyncio.timeout(SOCKET_TIMEOUT):
+            listeners = await health.living(await async_client())
+    except FAILURES:
+        state = {"redis": False, "holder": False}
+    else:
+        state = {"redis": True, "holder": any(report.state == "holder" for report in listeners)}
+    is_ready = all(state.values())
+    return JsonResponse({"ready": is_ready, **state}, status=200 if is_ready else 503)
 
 
 @require_safe

@@ -668,7 +668,7 @@ def test_states_of_the_health_check_are_those_of_the_code() -> None:
 
 def test_names_in_redis_are_those_of_the_code() -> None:
     """docs/operations.md lists every key and channel of our own."""
-    source = "".join(path.read_text() for path in (ROOT / "notifications").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "notifications").rglob("*.py"))
     names = set(re.findall(r'internal_name\(f?"([a-z]+)', source)) | {history.STAMPED, health._KEY}
     stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}
 
