@@ -37,23 +37,27 @@ class Box:
 
     """
 
-    __slots__ = ("_bytes", "_capacity", "_waiters", "gap", "groups", "items", "on_resync", "readers")
+    __slots__ = ("_bytes", "_capacity", "_waiters", "gap", "groups", "items", "on_message", "on_resync", "readers")
 
     def __init__(self, capacity: int) -> None:
         self.groups: set[bytes] = set()
         self.readers = 0
         self.on_resync: Callable[[], None] | None = None
+        self.on_message: Callable[[dict[str, Any]], None] | None = None
         self.gap = False
         self._capacity = capacity
         self._bytes = 0
-        self.items: deque[Item] = deque()
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        # Made when they are needed: an empty deque takes 760 bytes, and there is a box for each socket.
+        self.items: deque[Item] | tuple[()] = ()
+        self._waiters: list[asyncio.Future[None]] = []
 
     def put(self, item: Item) -> None:
         if len(self.items) >= self._capacity or self._bytes >= MAX_BYTES:
             self.gap = True
             count("dropped", "channel full")
             return
+        if not isinstance(self.items, deque):
+            self.items = deque()
         self.items.append(item)
         self._bytes += item.size
         if self._waiters:
@@ -76,6 +80,7 @@ class Box:
 
     def take(self) -> dict[str, Any] | bytes:
         """Take the oldest. Calls ``on_resync`` when a box that was full has been emptied."""
+        assert isinstance(self.items, deque)  # noqa: S101  somebody has put something in
         content, size = self.items.popleft()
         self._bytes -= size
         if self.gap and not self.items:
@@ -84,7 +89,7 @@ class Box:
 
     def _wake(self) -> None:
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter = self._waiters.pop(0)
             if not waiter.done():
                 waiter.set_result(None)
                 return

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
-import hiredis
 import redis
 import redis.asyncio
 from django.core.signals import setting_changed
@@ -110,7 +109,7 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
     pool: Any = _pool()
     connection = pool.get_connection()
     try:
-        arguments = _filled_in(arguments, _servers[connection])
+        arguments = filled_in(arguments, _servers[connection])
         try:
             connection.send_command(*script.command(keys, arguments, whole=False))
             return connection.read_response()
@@ -128,41 +127,17 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         pool.release(connection)
 
 
-async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], within: float = SOCKET_TIMEOUT) -> Any:
-    """Run a script and return its reply; see ``run``. Takes ``within`` seconds at most."""
-    async with asyncio.timeout(within):
-        pool: Any = (await async_client()).connection_pool
-        connection = await pool.get_connection()
-        try:
-            arguments = _filled_in(arguments, _servers[connection])
-            try:
-                await connection.send_packed_command(_packed(script.command(keys, arguments, whole=False)))
-                return await connection.read_response()
-            except NoScriptError:
-                await connection.send_packed_command(_packed(script.command(keys, arguments, whole=True)))
-                return await connection.read_response()
-        except redis.ResponseError as error:
-            if isinstance(error, ReadOnlyError):
-                await connection.disconnect(nowait=True)
-            raise
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await pool.release(connection)
-
-
-def _packed(command: tuple[Any, ...]) -> bytes:
-    """Write a command with hiredis; redis-py does it in Python when it is asynchronous: 3 µs of a raw message's 31."""
-    packed: bytes = hiredis.pack_command(command)
-    return packed
-
-
 _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
 """By connection."""
 
 
-def _filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
+def server_of(connection: Any) -> Server:
+    """Return what a connection of ours knows of its server."""
+    return _servers[connection]
+
+
+def filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
+    """Put what is known of the server where ``RUN`` and ``STARTED`` stand."""
     return [
         server.run if argument is RUN else server.started if argument is STARTED else argument for argument in arguments
     ]
@@ -177,7 +152,8 @@ def _connected(connection: Any) -> None:
     _servers[connection] = _server(b"".join(answers))
 
 
-async def _aconnected(connection: Any) -> None:
+async def aconnected(connection: Any) -> None:
+    """Log in on a connection, and note what its server says of itself."""
     await connection.on_connect()
     answers = []
     for section in ("server", "replication"):
@@ -215,7 +191,7 @@ async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         settings.REDIS_URL,
         retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        redis_connect_func=_aconnected,
+        redis_connect_func=aconnected,
         **_ASYNC_OPTIONS,
     )
     async with redis.asyncio.Redis(connection_pool=pool) as opened:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -58,7 +57,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._refused = 0
         self._closing = False
         self._deaf = False
-        self._waiting: deque[frames.Auth | frames.Action | FrameError] = deque()
+        self._waiting: list[frames.Auth | frames.Action | FrameError] = []
         self._worker: asyncio.Task[None] | None = None
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(self._ping, partial(self._close, CloseCode.TOO_SLOW), lambda: self._delivery.paused)
@@ -139,7 +138,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             if first is not None:
                 await first()
             while self._waiting and not self._closing:
-                await self._handle(self._waiting.popleft())
+                await self._handle(self._waiting.pop(0))
             if self._deaf:
                 await self._close(CloseCode.TRY_AGAIN)
         except asyncio.CancelledError:
@@ -224,7 +223,6 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._auth_timer.cancel()
         self._heartbeat.begin()
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
-        self._delivery.begin()
         self._delivery.release(self._own)
 
     def _since_in_url(self) -> str | None:

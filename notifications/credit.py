@@ -9,7 +9,6 @@ with numbered pings, and pauses at a bound.
 from __future__ import annotations
 
 import random
-from collections import deque
 from typing import Final
 
 BOUND: Final = 512 * 1024
@@ -39,7 +38,7 @@ class Credit:
         self.ask_at = BOUND // 2
         self._confirmed = 0
         self._number = 0
-        self._open: deque[tuple[int, int]] = deque()
+        self._open: list[tuple[int, int]] = []
         self._anonymous_at = float("-inf")
 
     @property
@@ -87,5 +86,5 @@ class Credit:
         elif all(number != asked for asked, _ in self._open):
             return False
         while self._open and self._open[0][0] <= number:
-            self._confirmed = self._open.popleft()[1]
+            self._confirmed = self._open.pop(0)[1]
         return True

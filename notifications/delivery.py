@@ -1,16 +1,15 @@
 """
-The road from the channel layer to one browser: the pump, the cursors, and catching up from the history.
+The road from the channel layer to one browser: judging what comes, and catching up from the history.
 
-The pump is one long-lived task a socket that takes layer events and sends the ready text. On its road there
-is no database, no JSON, no thread and no new task: Channels' own dispatch closes old database connections in
-another thread and makes two tasks for every message.
+What is to be sent goes into the socket's outbox (``pump.py``). On this road there is no database, no JSON, no
+thread and no task to be woken: Channels' own dispatch closes old database connections in another thread and
+makes two tasks for every message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -20,7 +19,8 @@ from .credit import Credit
 from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .history import Position
-from .metrics import count, sending, tally
+from .metrics import count, tally
+from .pump import Outbox
 from .reconciler import reconciler
 from .topics import Topic
 
@@ -61,17 +61,14 @@ class Delivery:
         self.cursors: dict[str, Cursor] = {}
         self.credit = Credit()
         self._layer = layer
-        self._tells_gaps = hasattr(layer, "on_resync")
-        self._send = send
+        self._is_own_layer = hasattr(layer, "on_message")
+        self._outbox = Outbox(send, failed)
         self._failed = failed
+        self._now = asyncio.get_running_loop().time
         self._channel: str | None = None
-        self._pump_task: asyncio.Task[None] | None = None
-        self._stuck_task: asyncio.Task[None] | None = None
-        self._sending_for = 0
-        self._sending = False
-        self._stopped = False
-        self._forgotten = False
-        self._behind: deque[Cursor] = deque()
+        self._receive_task: asyncio.Task[None] | None = None
+        self._stopped = self._forgotten = False
+        self._behind: list[Cursor] = []
         self._catch_up_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None
 
@@ -81,15 +78,11 @@ class Delivery:
         """Get a channel of our own on the layer; raises whatever the layer raises."""
         async with asyncio.timeout(LAYER_TIMEOUT):
             self._channel = await self._layer.new_channel()
-        if self._tells_gaps:
+        if self._is_own_layer:
             self._layer.on_resync(self._channel, self._resync)
-        reconciler().watch(self._tick)
-
-    def begin(self) -> None:
-        """Start to deliver."""
-        if self._stopped:
-            return
-        self._pump_task = asyncio.create_task(self._pump())
+            self._layer.on_message(self._channel, self._take)
+        elif not self._stopped:
+            self._receive_task = asyncio.create_task(self._receive())
 
     async def join(self, topic: Topic, since: Position | str | None) -> tuple[bool | None, Position | None]:
         """
@@ -113,12 +106,11 @@ class Delivery:
         async with asyncio.timeout(LAYER_TIMEOUT):
             await self._layer.group_add(topic.group, self._channel)
         if not kind.HISTORY_SIZE:
-            cursor.busy = False
             return (None if since is None else False), None
         begin = await self._find_start(cursor, since)
         if begin.recovered is not None:
             count("recovered", "true" if begin.recovered else "false")
-        interval = INTERVAL_WITH_GAPS_TOLD if self._tells_gaps else settings.HEARTBEAT_INTERVAL
+        interval = INTERVAL_WITH_GAPS_TOLD if self._is_own_layer else settings.HEARTBEAT_INTERVAL
         reconciler().add(cursor, self.catch_up, interval)
         return begin.recovered, begin.position
 
@@ -153,25 +145,31 @@ class Delivery:
     def stop(self) -> None:
         """Send nothing more, and begin nothing: servers take nothing after a close."""
         self._stopped = True
-        for task in self._tasks():
-            task.cancel()
+        self._outbox.close()
+        if self._catch_up_task is not None:
+            self._catch_up_task.cancel()
 
     async def end(self) -> None:
         """Release everything; the socket is gone."""
-        reconciler().unwatch(self._tick)
+        self.stop()
+        await self._outbox.wait_closed()
+        if self._catch_up_task is not None:
+            await asyncio.wait([self._catch_up_task])
         if self._channel is None:
             return
-        self.stop()
-        if tasks := self._tasks():
-            await asyncio.wait(tasks)
         for cursor in list(self.cursors.values()):
             await self.leave(cursor.topic)
-        if not self._forgotten:
-            await self._forget_channel()
+        if self._is_own_layer:
+            self._layer.forget(self._channel)
+        else:
+            await self._end_receiving()
 
-    async def _forget_channel(self) -> None:
-        """Cancel a ``receive``: layers forget a channel then, and only then; the pump may have ended elsewhere."""
-        while True:
+    async def _end_receiving(self) -> None:
+        """Cancel a ``receive``: layers forget a channel then, and only then; ours may have ended elsewhere."""
+        if self._receive_task is not None:
+            self._receive_task.cancel()
+            await asyncio.wait([self._receive_task])
+        while not self._forgotten:
             receiving = asyncio.ensure_future(self._layer.receive(self._channel))
             await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
             if not receiving.done():
@@ -181,66 +179,58 @@ class Delivery:
             if receiving.cancelled() or receiving.exception() is not None:
                 return
 
-    def _tasks(self) -> list[asyncio.Task[None]]:
-        return [task for task in (self._pump_task, self._stuck_task, self._catch_up_task) if task is not None]
-
     # The pump.
 
-    async def _pump(self) -> None:
+    async def _receive(self) -> None:
+        """Take what a layer without ``on_message`` brings."""
+        receive, channel = self._layer.receive, self._channel
         try:
-            await self._forward()
-        except OSError:
-            pass  # the browser has gone; the server says so with ``websocket.disconnect``
+            while True:
+                self._take(await receive(channel))
+        except asyncio.CancelledError:
+            self._forgotten = True
+            raise
         except Exception:
             logger.exception("the channel layer failed under a socket")
             self._failed()
 
-    async def _forward(self) -> None:
-        me = asyncio.current_task()
-        receive, channel, send = self._layer.receive, self._channel, self._send
-        cursors, credit, now = self.cursors, self.credit, asyncio.get_running_loop().time
-        while True:
-            try:
-                event = await receive(channel)
-            except asyncio.CancelledError:
-                self._forgotten = True
-                raise
-            cursor = cursors.get(event.get("topic"))
-            if cursor is None:
-                continue  # unsubscribed meanwhile, or not from our listener
-            epoch = event.get("epoch")
-            if self._stuck_task is not None or credit.exhausted:  # ``paused``, without one more call
-                if epoch is None:
-                    count("dropped", "slow browser, no history")
-                else:
-                    cursor.let_go(epoch, event["n"])
-                continue
-            if epoch is not None:
-                verdict = cursor.offer(epoch, event["n"], event.get("run", ""), now())
-                if verdict is not Verdict.SEND:
-                    if verdict is Verdict.BEHIND:
-                        self.catch_up(cursor)
-                    continue
-            text = event["text"]
-            credit.sent += len(text)
-            self._sending = True
-            await send({"type": "websocket.send", "text": text})
-            tally.delivered += 1
-            if "at" in event:
-                sending.since(event["at"])
-            if credit.sent >= credit.ask_at and self._pump_task is me:
-                await self.say(ServerPing(n=credit.ping()))
-            if self._pump_task is not me:
-                break
-            self._sending = False
-        # A browser did not read for so long that another pump has taken over.
-        self._stuck_task = None
-        self._resume()
+    def _take(self, event: dict[str, Any]) -> None:
+        """Judge a message of the layer, and put it in the outbox if it is the next one."""
+        cursor = self.cursors.get(event.get("topic"))  # type: ignore[arg-type]
+        if cursor is None:
+            return  # unsubscribed meanwhile, or not from our listener
+        credit, epoch = self.credit, event.get("epoch")
+        if credit.exhausted:
+            if epoch is None:
+                count("dropped", "slow browser, no history")
+            else:
+                cursor.let_go(epoch, event["n"])
+            return
+        if epoch is None:
+            if cursor.busy:
+                return  # the browser does not know yet that it is subscribed
+        else:
+            verdict = cursor.offer(epoch, event["n"], event.get("run", ""), self._now())
+            if verdict is not Verdict.SEND:
+                if verdict is Verdict.BEHIND:
+                    self.catch_up(cursor)
+                return
+        self._put(event["text"])
+        tally.delivered += 1
+        if "at" in event:
+            self._outbox.time(event["at"])
+
+    def _put(self, text: str) -> None:
+        credit = self.credit
+        credit.sent += len(text)
+        self._outbox.put(text)
+        if credit.sent >= credit.ask_at:
+            self.ask()
 
     @property
     def paused(self) -> bool:
         """Whether the browser has to catch up before it is sent anything more."""
-        return self._stuck_task is not None or self.credit.exhausted
+        return self.credit.exhausted
 
     def pong(self, number: int | None) -> bool:
         """Take the browser's answer to a ping; says whether there was one to answer."""
@@ -272,25 +262,18 @@ class Delivery:
             if cursor.missed and not cursor.busy:
                 self.catch_up(cursor)
 
-    def _tick(self) -> None:
-        """
-        Replace a pump whose ``send`` is stuck since the last tick by one that lets events go.
-
-        Most layers' queues have no bound; somebody must take what they bring.
-        """
-        if not self._sending or self._stuck_task is not None or self._stopped:
-            self._sending_for = 0
-            return
-        if self._sending_for == self.credit.sent:
-            self._stuck_task, self._sending = self._pump_task, False
-            self.begin()
-        self._sending_for = self.credit.sent
+    def ask(self) -> None:
+        """Ask the browser to confirm what it was sent."""
+        text = encode(ServerPing(n=self.credit.ping()))
+        self.credit.sent += len(text)
+        self._outbox.put(text)
 
     async def say(self, frame: ServerFrame) -> None:
-        """Send one of the server's own frames."""
+        """Send one of the server's own frames, and return when the server has taken it."""
         text = encode(frame)
         self.credit.sent += len(text)
-        await self._send({"type": "websocket.send", "text": text})
+        self._outbox.put(text)
+        await self._outbox.flushed()
 
     # Catching up.
 
@@ -306,7 +289,7 @@ class Delivery:
     async def _catch_up_all(self) -> None:
         try:
             while self._behind:
-                cursor = self._behind.popleft()
+                cursor = self._behind.pop(0)
                 try:
                     await self._catch_up(cursor)
                 except FAILURES as error:
@@ -334,16 +317,14 @@ class Delivery:
             incomplete, frames = cursor.follow(page, loop.time())
             if incomplete:
                 count("recovered", "false")
-                await self.say(Subscribed(topic=name, recovered=False, id=str(cursor.position)))
+                self._put(encode(Subscribed(topic=name, recovered=False, id=str(cursor.position))))
             for frame in frames:
-                if self.cursors.get(name) is not cursor:
-                    return
                 cursor.move(frame.position, heard)
-                self.credit.sent += len(frame.text)
-                await self._send({"type": "websocket.send", "text": frame.text})
+                self._put(frame.text)
                 tally.delivered += 1
             count("filled", amount=len(frames))
-            if self.credit.sent >= self.credit.ask_at:
-                await self.say(ServerPing(n=self.credit.ping()))
+            await self._outbox.flushed()
+            if self.cursors.get(name) is not cursor:
+                return
             complete = (page.last is None or cursor.position in (before, page.last)) and not cursor.lacks
         cursor.behind(page, loop.time())

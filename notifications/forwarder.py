@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable
 from functools import lru_cache
 from typing import Any, Final
 
 from .connections import FAILURES
+from .eager import begin
 from .history import Stamped
 from .logs import LogBudget
 from .metrics import bridging, tally
@@ -50,29 +52,39 @@ class Forwarder:
         if self._bytes > MAX_BYTES:
             self._log.lost("the channel layer is too slow")
             return
+        if not self._queue:
+            self._wake.set()
         self._queue.append(stamped)
         self._bytes += len(stamped.frame) + ENTRY_BYTES
-        self._wake.set()
 
     async def run(self) -> None:
         """Forward until cancelled."""
+        queue = self._queue
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._queue:
-                await self._forward(self._queue[0])
-                self._bytes -= len(self._queue.popleft().frame) + ENTRY_BYTES
+            while queue:
+                await self._forward(queue[0])
+                self._bytes -= len(queue.popleft().frame) + ENTRY_BYTES
 
     async def _forward(self, stamped: Stamped) -> None:
+        message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
+        if stamped.position is not None:
+            message["epoch"], message["n"] = stamped.position
+            message["run"] = stamped.run
+        if stamped.at:
+            message["at"] = stamped.at
         try:
-            message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
-            if stamped.position is not None:
-                message["epoch"], message["n"] = stamped.position
-                message["run"] = stamped.run
-            if stamped.at:
-                message["at"] = stamped.at
-            async with asyncio.timeout(GROUP_SEND_TIMEOUT):
-                await self._send(self._group(stamped.topic), message, again=stamped.position is not None)
+            group = self._group(stamped.topic)
+            try:
+                sending = begin(self._layer.group_send(group, message))
+            except FAILURES:
+                if stamped.position is None:
+                    raise
+                sending = self._layer.group_send(group, message)
+            if sending is not None:
+                async with asyncio.timeout(GROUP_SEND_TIMEOUT):
+                    await self._send(sending, group, message, again=stamped.position is not None)
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
             self._log.lost(f"the channel layer failed: {type(error).__name__}")
         else:
@@ -81,13 +93,14 @@ class Forwarder:
             if stamped.at and stamped.road != "p":
                 bridging.since(stamped.at)
 
-    async def _send(self, group: str, message: dict[str, Any], *, again: bool) -> None:
+    async def _send(self, sending: Awaitable[Any], group: str, message: dict[str, Any], *, again: bool) -> None:
         """Send; a stamped message ``again`` after a failure, because sockets drop what they have had."""
         for delay in backoff():
             try:
-                await self._layer.group_send(group, message)
+                await sending
                 return
             except FAILURES:
                 if not again:
                     raise
             await asyncio.sleep(delay)
+            sending = self._layer.group_send(group, message)

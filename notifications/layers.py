@@ -127,6 +127,21 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         """
         return await self._here().new_channel(prefix)
 
+    def on_message(self, channel: str, callback: Callable[[dict[str, Any]], None]) -> None:
+        """
+        Have a callback called with each message to this channel, at once, instead of keeping them for ``receive``.
+
+        Args:
+            channel: One of ``new_channel``, of this process and event loop.
+            callback: Must not wait, and must not change the message: others are given the same one.
+
+        """
+        self._here().on_message(channel, callback)
+
+    def forget(self, channel: str) -> None:
+        """Remove a channel of this process and event loop from all its groups; no error if it is gone."""
+        self._here().forget(channel)
+
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
         """
         Have a callback called whenever messages to this channel may have been lost.

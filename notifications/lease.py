@@ -8,7 +8,7 @@ from typing import Final
 
 import redis
 
-from . import connections
+from . import pipeline
 from .connections import Script
 from .topics import internal_name
 
@@ -93,7 +93,7 @@ class Lease:
         fresh, self._fresh = self._fresh, False
         arguments = [self.token, ttl_ms, self._me, int(fresh), int(CANDIDATE_TTL * 1000)]
         try:
-            return int(await connections.arun(_LEASE, keys, arguments))
+            return int(await pipeline.arun(_LEASE, keys, arguments))
         except BaseException:
             self._fresh = self._fresh or fresh
             raise

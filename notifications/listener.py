@@ -14,9 +14,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
 import redis.asyncio
+from msgspec.structs import replace
 
 from . import connections, health, history
 from .backlog import Backlog, Entry
@@ -70,6 +72,7 @@ class Listener:
         self._connected = asyncio.Event()
         self._stopping = asyncio.Event()
         self._max_size = settings.MAX_MESSAGE_SIZE
+        self._topic = lru_cache(maxsize=10_000)(Topic.from_channel)
         self.status = health.Status(lambda: self._forwarder.forwarded)
         listening.waiting = lambda: len(self._backlog) + len(self._forwarder)
 
@@ -177,7 +180,7 @@ class Listener:
 
     def _received_raw(self, channel: bytes, data: bytes) -> None:
         try:
-            topic = Topic.from_channel(channel)
+            topic = self._topic(channel)
             text = check_raw(data, self._max_size)
         except (TopicError, MessageError) as error:
             count("refused", type(error).__name__)
@@ -202,8 +205,8 @@ class Listener:
         if stamped.road != "p" and self._backlog.knows(stamped.topic):
             read = self._backlog.strike(stamped.topic, history.tail_of(stamped))
             if read is not None and self._leading and self._sampler.due():
-                stamped = stamped._replace(at=microseconds(ago=asyncio.get_running_loop().time() - read))
-        self._recent.add(stamped._replace(at=0) if stamped.at else stamped, asyncio.get_running_loop().time())
+                stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - read))
+        self._recent.add(stamped, asyncio.get_running_loop().time())
         if self._leading and not self._lease.held:
             self._step_down("the lease ran out")  # who was paused wakes with seconds of what its heir has forwarded
         if self._leading:

@@ -13,6 +13,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -62,6 +63,26 @@ def encode(message: dict[str, Any]) -> bytes:
     return _encode(message)
 
 
+def _shareable(message: dict[str, Any], data: bytes) -> Item:
+    """Make what the boxes of a group hold: if something in it can be changed, each consumer decodes its own."""
+    return Item(message if all(type(value) in _SHAREABLE for value in message.values()) else data, len(data))
+
+
+def _own(content: dict[str, Any] | bytes) -> dict[str, Any]:
+    """Make a message that its consumer may change."""
+    if isinstance(content, bytes):
+        message: dict[str, Any] = _decode(content)
+        return message
+    return content.copy()
+
+
+def _hand_over(callback: Callable[[dict[str, Any]], None], message: dict[str, Any]) -> None:
+    try:
+        callback(message)
+    except Exception:  # it is the consumer's; the layer goes on
+        logger.exception("a callback of on_message failed")
+
+
 class LoopLayer:
     """The layer in one event loop."""
 
@@ -81,10 +102,12 @@ class LoopLayer:
         self._log = LogBudget(logger)
         self._boxes: dict[str, Box] = {}
         self._members: dict[bytes, dict[str, Box]] = {}
-        self._confirmations: dict[bytes, asyncio.Future[None]] = {}
+        self._confirmations: dict[bytes, asyncio.Future[None] | None] = {}
+        """By Redis channel; None when it has been confirmed."""
         self._id = uuid.uuid4().hex
         self._own = self._key(self._id)
-        self._groups = f"{prefix}/group/"
+        groups = f"{prefix}/group/"
+        self._group: Callable[[str], bytes] = lru_cache(maxsize=10_000)(lambda name: (groups + name).encode())
         self._subscription: Subscription | None = None
         self._publisher: Publisher | None = None
         self._connected = asyncio.Event()
@@ -98,9 +121,6 @@ class LoopLayer:
 
     def knows(self, channel: str) -> bool:
         return channel in self._boxes
-
-    def _group(self, name: str) -> bytes:
-        return (self._groups + name).encode()
 
     def _owner(self, channel: str) -> str | None:
         """Return the id of the event loop that ``new_channel`` made this channel for, if it did."""
@@ -169,16 +189,18 @@ class LoopLayer:
                 if self._subscription is None:
                     await self._connected.wait()
                     continue
-                confirmation = self._confirmations.get(key)
+                if key not in self._confirmations:
+                    [self._confirmations[key]] = self._subscription.subscribe(key)
+                confirmation = self._confirmations[key]
                 if confirmation is None:
-                    [confirmation] = self._subscription.subscribe(key)
-                    self._confirmations[key] = confirmation
+                    return
                 try:
                     await asyncio.shield(confirmation)
                 except ConnectionError:
                     await asyncio.sleep(0.01)
                 else:
-                    return
+                    if self._confirmations.get(key) is confirmation:
+                        self._confirmations[key] = None
 
     # Receiving.
 
@@ -190,16 +212,21 @@ class LoopLayer:
                 if type(message) is not dict:
                     raise TypeError
                 if box is not None:
-                    box.put(Item(message, len(data)))
+                    if box.on_message is None:
+                        box.put(Item(message, len(data)))
+                    else:
+                        _hand_over(box.on_message, message)
             elif (members := self._members.get(key)) is not None:
                 message = _decode(data)
                 if type(message) is not dict:
                     raise TypeError
-                plain = all(type(value) in _SHAREABLE for value in message.values())
-                # If something in it can be changed, each consumer decodes one of its own.
-                item = Item(message if plain else data, len(data))
-                for box in members.values():
-                    box.put(item)
+                item: Item | None = None
+                for box in list(members.values()):
+                    if box.on_message is not None:
+                        _hand_over(box.on_message, message)
+                    else:
+                        item = item or _shareable(message, data)
+                        box.put(item)
         except (ValueError, TypeError, RecursionError):
             count("refused", "layer message")
             self._log.warning("the channel layer received something that is no message of a channel layer")
@@ -215,14 +242,10 @@ class LoopLayer:
             except BaseException:
                 box.gave_up(waiter)
                 if not box.readers and self._boxes.get(channel) is box:
-                    self._forget(channel)  # the consumer is going; the specification has no other way to say so
+                    self.forget(channel)  # the consumer is going; the specification has no other way to say so
                 raise
             box.readers -= 1
-        content = box.take()
-        if type(content) is bytes:
-            message: dict[str, Any] = _decode(content)
-            return message
-        return content.copy()  # type: ignore[union-attr]  # a consumer may change what it gets
+        return _own(box.take())
 
     async def _open(self, channel: str) -> Box:
         box = self._new_box(channel)
@@ -230,7 +253,7 @@ class LoopLayer:
             await self._confirmed(next(iter(box.groups), self._own))
         except BaseException:
             if not box.readers:
-                self._forget(channel)
+                self.forget(channel)
             raise
         return box
 
@@ -250,11 +273,17 @@ class LoopLayer:
         await self._open(channel)
         return channel
 
+    def on_message(self, channel: str, callback: Callable[[dict[str, Any]], None]) -> None:
+        if (box := self._boxes.get(channel)) is not None:
+            box.on_message = callback
+            while box.items:
+                _hand_over(callback, _own(box.take()))
+
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
         if (box := self._boxes.get(channel)) is not None:
             box.on_resync = callback
 
-    def _forget(self, channel: str) -> None:
+    def forget(self, channel: str) -> None:
         box = self._boxes.pop(channel, None)
         if box is not None:
             for key in box.groups:

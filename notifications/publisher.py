@@ -16,7 +16,7 @@ import redis
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from . import connections, history, messages
+from . import connections, history, messages, pipeline
 from .conf import settings
 from .connections import Script
 from .exceptions import MessageError, PublishError
@@ -164,7 +164,7 @@ async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     started = time.monotonic()
     try:
         _fail_fast()
-        return _published(await connections.arun(prepared.script, prepared.keys, _now(prepared)))
+        return _published(await pipeline.arun(prepared.script, prepared.keys, _now(prepared)))
     except connections.FAILURES as error:
         _failed(prepared, error, started, fail_silently)
         return None

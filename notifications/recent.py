@@ -39,13 +39,20 @@ class Recent:
     def add(self, stamped: Stamped, now: float) -> None:
         if stamped.position is None:
             return  # without an id no socket could tell that it has had it
-        earlier = self._frames.pop(stamped.topic, None)
-        self._bytes += len(stamped.frame) - (len(earlier[1].frame) if earlier else 0)
-        self._frames[stamped.topic] = now, stamped
-        while self._bytes > MAX_BYTES or now - next(iter(self._frames.values()))[0] > MAX_AGE:
-            self._bytes -= len(self._frames.popitem(last=False)[1][1].frame)
-        self._last[stamped.topic] = stamped.position
-        self._last.move_to_end(stamped.topic)
+        frames, topic = self._frames, stamped.topic
+        self._bytes += len(stamped.frame)
+        if (earlier := frames.pop(topic, None)) is not None:
+            self._bytes -= len(earlier[1].frame)
+        frames[topic] = now, stamped
+        while self._bytes > MAX_BYTES or now - next(iter(frames.values()))[0] > MAX_AGE:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        topic, (_, stamped) = self._frames.popitem(last=False)
+        self._bytes -= len(stamped.frame)
+        if stamped.position is not None:
+            self._last[topic] = stamped.position
+            self._last.move_to_end(topic)
         if len(self._last) > MAX_TOPICS:
             self._last.popitem(last=False)
 
@@ -60,7 +67,7 @@ class Recent:
 
     def gap(self, now: float) -> None:
         """Note that something may have been missed from here on."""
+        while self._frames:
+            self._drop_oldest()
         self._before_gap = dict(self._last)
         self._gap_at = now
-        self._frames.clear()
-        self._bytes = 0

@@ -44,7 +44,7 @@ class Reconciler:
     """
     Knows the cursors of all sockets of one event loop, and tells those that are behind.
 
-    Its task runs while there is any, or somebody wants its ticks.
+    Its task runs while there is any.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,6 @@ class Reconciler:
         self._due: dict[Topic, float] = {}
         self._interval: dict[Topic, float] = {}
         self._joined: dict[Topic, float] = {}
-        self._watched: dict[Callable[[], None], None] = {}
         self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
@@ -72,7 +71,8 @@ class Reconciler:
         self._joined[topic] = now
         # Never later than before: others may join all the time.
         self._due[topic] = min(self._due.get(topic, inf), now + AFTER_JOIN)
-        self._begin()
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
 
     def remove(self, cursor: Cursor) -> None:
         self._behind.pop(cursor, None)
@@ -81,30 +81,14 @@ class Reconciler:
         if not cursors:
             for by_topic in (self._by_topic, self._due, self._interval, self._joined):
                 by_topic.pop(cursor.topic, None)
-        self._end_if_idle()
+        if not self._behind and self._task is not None:
+            self._task.cancel()
+            self._task = None
 
     def hurry(self, topic: Topic) -> None:
         """Compare a topic's cursors at the next tick."""
         if topic in self._due:
             self._due[topic] = 0.0
-
-    def watch(self, tick: Callable[[], None]) -> None:
-        """Call ``tick`` every ``TICK`` seconds until ``unwatch``."""
-        self._watched[tick] = None
-        self._begin()
-
-    def unwatch(self, tick: Callable[[], None]) -> None:
-        self._watched.pop(tick, None)
-        self._end_if_idle()
-
-    def _begin(self) -> None:
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
-
-    def _end_if_idle(self) -> None:
-        if not self._behind and not self._watched and self._task is not None:
-            self._task.cancel()
-            self._task = None
 
     async def look(self, topic: Topic) -> Where:
         """
@@ -175,8 +159,6 @@ class Reconciler:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(TICK)
-            for tick in list(self._watched):
-                tick()
             now = loop.time()
             due = [topic for topic, at in self._due.items() if at <= now]
             for begin in range(0, len(due), TOPICS_PER_LOOK):

@@ -50,7 +50,7 @@ class Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[str] = self._loop.create_future()
         self._heard = self._loop.time()
-        self._ping: asyncio.TimerHandle | None = None
+        self._watching: asyncio.TimerHandle | None = None
         self._connection: Any = None
         self._transport: asyncio.Transport
         self._out: list[bytes] = []
@@ -85,7 +85,7 @@ class Wire(asyncio.Protocol):
         self._transport = connection._writer.transport  # the stream is idle: every reply has been read
         self._transport.set_protocol(self)
         self._heard = self._loop.time()
-        self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
+        self._watching = self._loop.call_later(PING_INTERVAL, self._watch)
 
     def command(self, *words: str | bytes) -> None:
         """Send a command at the end of this turn of the event loop."""
@@ -121,8 +121,8 @@ class Wire(asyncio.Protocol):
 
     def close(self, reason: str = "closed") -> None:
         """End the connection at once; what has been received has been handed on."""
-        if self._ping is not None:
-            self._ping.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         if not self._closed.done():
             self._closed.set_result(reason)
             if self._connection is not None:
@@ -140,15 +140,19 @@ class Wire(asyncio.Protocol):
         self._out.clear()
 
     def _watch(self) -> None:
-        assert self._ping is not None  # noqa: S101  it calls this
+        assert self._watching is not None  # noqa: S101  it calls this
         now = self._loop.time()
-        if now - self._ping.when() > PING_INTERVAL:
+        if now - self._watching.when() > PING_INTERVAL:
             self._heard = now  # it is us who slept; what Redis said meanwhile has not been read yet
         if now - self._heard > MAX_SILENCE:
             self.close(f"nothing heard for {MAX_SILENCE:g} s")
         else:
-            self.command("PING")
-            self._ping = self._loop.call_later(PING_INTERVAL, self._watch)
+            self.ping()
+            self._watching = self._loop.call_later(PING_INTERVAL, self._watch)
+
+    def ping(self) -> None:
+        """Make Redis say something."""
+        self.command("PING")
 
     # asyncio.Protocol
 

@@ -14,12 +14,12 @@ PACKAGE = Path(notifications.__file__).parent
 ROOT = PACKAGE.parent
 
 STOREYS = [
-    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"},
+    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"},
     {"connections"},
-    {"wire", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
+    {"wire", "pipeline", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"},
-    {"heartbeat", "delivery", "consumers"},
+    {"heartbeat", "pump", "delivery", "consumers"},
     {"routing"},
 ]
 """From the ground up: a module imports from its own storey or below. Within one storey, no circle."""

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from notifications import PublishError, Topic, apublish, history, messages, publish
 from notifications.history import PAGE_BYTES, Position, Stamped, head, look, read, read_stamped, tail, tail_of
@@ -184,7 +185,7 @@ def check_frame(client, ear, id_, payload):
     assert (internal, channel) == (internal_name(history.STAMPED), topic.channel)
     assert echoed.decode() == frame
     stamped = read_stamped(told)
-    assert stamped._replace(run="", at=0) == Stamped("p", str(topic), Position.parse(position), frame.encode())
+    assert replace(stamped, run="", at=0) == Stamped("p", str(topic), Position.parse(position), frame.encode())
     assert tail_of(stamped) == tail(message)
 
 

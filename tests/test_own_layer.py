@@ -822,15 +822,67 @@ async def never():
     await asyncio.Event().wait()
 
 
+async def taken():
+    pass
+
+
 async def gone():
     raise OSError("the browser has gone")
 
 
+async def test_messages_are_handed_over_at_once(redis_server, live_redis):
+    """``on_message`` gets what waited, then everything that comes, in order; ``receive`` gets none of it."""
+    async with opened(redis_server.url) as layer:
+        channel, got = await layer.new_channel(), []
+        await layer.group_add("group", channel)
+        await send_until_taken(layer, "group", {"type": "x", "n": 0})
+        layer.on_message(channel, got.append)
+        for number in range(1, 50):
+            await layer.group_send("group", {"type": "x", "n": number})
+            await layer.send(channel, {"type": "y", "n": number})
+        await await_for(lambda: len(got) == 99)
+
+        assert [message["n"] for message in got if message["type"] == "x"] == list(range(50))
+        assert [message["n"] for message in got if message["type"] == "y"] == list(range(1, 50))
+
+
+async def test_a_callback_that_fails_costs_nobody_else_a_message(redis_server, live_redis, caplog):
+    """It is logged, and the layer goes on."""
+    async with opened(redis_server.url) as layer:
+        got = []
+        for callback in (lambda _: 1 // 0, got.append):
+            channel = await layer.new_channel()
+            await layer.group_add("group", channel)
+            layer.on_message(channel, callback)
+        await layer.group_send("group", {"type": "x"})
+        await await_for(lambda: got)
+
+        assert "ZeroDivisionError" in caplog.text
+
+
+async def test_a_channel_that_is_forgotten_gets_nothing_more(redis_server, live_redis):
+    """Neither itself nor through its groups, which Redis hears of; forgetting twice is no error."""
+    async with opened(redis_server.url) as layer:
+        channel, got = await layer.new_channel(), []
+        await layer.group_add("group", channel)
+        layer.on_message(channel, got.append)
+        await layer.group_send("group", {"type": "x"})
+        await await_for(lambda: got)
+        layer.forget(channel)
+        layer.forget(channel)
+        await layer.group_send("group", {"type": "x"})
+        await layer.send(channel, {"type": "x"})
+        await await_for(lambda: len(live_redis.pubsub_channels()) == 1)
+
+        assert len(got) == 1
+        assert not layer._here()._boxes
+
+
 @pytest.mark.parametrize("kind", ["ours", "channels_redis.pubsub"])
 @pytest.mark.parametrize("waiting", [0, 3])
-@pytest.mark.parametrize("send", [None, never, gone])
+@pytest.mark.parametrize("send", [taken, never, gone])
 async def test_a_socket_that_ends_leaves_no_channel_behind(redis_server, live_redis, kind, waiting, send):
-    """However a socket's pump ended, before it began, in the middle of a send or with its error, the layer forgets."""
+    """Wherever a socket ends, in the middle of a send or with its error, the layer forgets its channel."""
     layer = make_layer(kind, live_redis, redis_server.url)
     sends = 0
 
@@ -843,12 +895,9 @@ async def test_a_socket_that_ends_leaves_no_channel_behind(redis_server, live_re
     await delivery.open()
     await delivery.join(Topic.for_user(1), None)
     delivery.release(Topic.for_user(1))
-    if send is not None:
-        delivery.begin()
-    for _ in range(waiting + bool(send)):
+    for _ in range(waiting):
         await send_until_taken(layer, "user.1", {"type": "x", "topic": "user:1", "text": "x"})
-    if send is not None:
-        await await_for(lambda: sends)
+    await await_for(lambda: sends or not waiting)
 
     await delivery.end()
 

@@ -188,7 +188,6 @@ class Browser:
         self.layer, self.on_the_way, self.pings = Layer(), [], []
         self.delivery = delivery = Delivery(self.layer, self.send, self.failed)
         await delivery.open()
-        delivery.begin()
         try:
             recovered, position = await delivery.join(self.topic, since)
         except OSError:

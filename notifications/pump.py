@@ -1,0 +1,190 @@
+"""
+The last step to the browsers: one task an event loop hands the texts of all its sockets to the server.
+
+A task a socket would have to be woken for each message, which costs more than the rest of the way. A server's
+``send`` hardly ever waits, so its first step is made here; only a ``send`` that does wait gets a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextvars import copy_context
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from . import metrics
+from .eager import begin
+
+logger = logging.getLogger(__name__)
+
+SLICE: Final = 64
+"""Texts handed over before others of the event loop have their turn: about a millisecond."""
+
+
+class Pump:
+    """Does what the outboxes of one event loop ask for, in that order; runs while there is any."""
+
+    def __init__(self) -> None:
+        self._outboxes = 0
+        self._queue: deque[tuple[Callable[[Any], None], Any]] = deque()
+        self._idle: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def opened(self) -> None:
+        self._outboxes += 1
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    def closed(self) -> None:
+        self._outboxes -= 1
+        self._wake()
+
+    def put(self, act: Callable[[Any], None], argument: Any) -> None:
+        """Call ``act(argument)``, which must not raise, after all that was put before."""
+        self._queue.append((act, argument))
+        if self._idle is not None:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        self._idle = None
+
+    async def _run(self) -> None:
+        queue, loop = self._queue, asyncio.get_running_loop()
+        while self._outboxes or queue:
+            for _ in range(min(SLICE, len(queue))):
+                act, argument = queue.popleft()
+                act(argument)
+            if queue:
+                await asyncio.sleep(0)
+            elif self._outboxes:
+                self._idle = loop.create_future()
+                await self._idle
+
+
+class Outbox:
+    """
+    One socket's way out: texts leave in order, one ``send`` at a time.
+
+    It has no bound of its own: whoever puts something in counts what the browser has not confirmed.
+    """
+
+    __slots__ = ("_behind", "_context", "_failed", "_open", "_pump", "_send", "_task")
+
+    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]], failed: Callable[[], None]) -> None:
+        """
+        Prepare the way; ``close`` ends it.
+
+        Args:
+            send: The ASGI ``send`` of the socket. It is called in a copy of the present context.
+            failed: Called when ``send`` raises anything but ``OSError``, which says that the browser has gone.
+
+        """
+        self._send = send
+        self._failed = failed
+        self._context = copy_context()
+        self._behind: deque[str | asyncio.Future[None]] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._open = True
+        self._pump = _pump()
+        self._pump.opened()
+
+    def put(self, text: str) -> None:
+        """Send a text after all that was put before; returns at once."""
+        self._pump.put(self._transmit, text)
+
+    async def flushed(self) -> None:
+        """Return when the server has taken all that was put so far, or will be given nothing more."""
+        if self._open:
+            done = asyncio.get_running_loop().create_future()
+            self._pump.put(self._mark, done)
+            await done
+
+    def time(self, at: int) -> None:
+        """Record what has passed since ``at``, in µs, when the server has taken all that was put so far."""
+        if self._open:
+            taken = asyncio.get_running_loop().create_future()
+            taken.add_done_callback(lambda _: metrics.sending.since(at))
+            self._pump.put(self._mark, taken)
+
+    def close(self) -> None:
+        """Send nothing more: servers take nothing after a close."""
+        if not self._open:
+            return
+        self._open = False
+        if self._task is not None:
+            self._task.cancel()
+        behind, self._behind = self._behind, None
+        for put in behind or ():
+            if not isinstance(put, str):
+                _set(put)
+        self._pump.closed()
+
+    async def wait_closed(self) -> None:
+        """Wait until a ``send`` that had to wait has ended."""
+        if self._task is not None:
+            await asyncio.wait([self._task])
+
+    def _mark(self, done: asyncio.Future[None]) -> None:
+        if self._behind is not None:
+            self._behind.append(done)
+        else:
+            _set(done)
+
+    def _transmit(self, text: str) -> None:
+        if self._behind is not None:
+            self._behind.append(text)
+            return
+        if not self._open:
+            return
+        try:
+            sending = begin(self._send({"type": "websocket.send", "text": text}), self._context)
+        except (OSError, asyncio.CancelledError):
+            self.close()  # the browser has gone; the server says so with ``websocket.disconnect``
+        except Exception as error:  # noqa: BLE001  a server, or a middleware, may raise anything
+            self._broke(error)
+        else:
+            if sending is not None:
+                self._behind = deque()
+                self._task = asyncio.get_running_loop().create_task(self._catch_up(sending), context=self._context)
+
+    async def _catch_up(self, sending: Awaitable[None]) -> None:
+        """Go on with a ``send`` that waits for the browser, then with what was put meanwhile."""
+        try:
+            await sending
+            while self._behind:
+                put = self._behind.popleft()
+                if isinstance(put, str):
+                    await self._send({"type": "websocket.send", "text": put})
+                else:
+                    _set(put)
+            self._behind = self._task = None
+        except OSError:
+            self.close()
+        except Exception as error:  # noqa: BLE001  a server, or a middleware, may raise anything
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        logger.error("a socket could not be sent to", exc_info=error)
+        self.close()
+        self._failed()
+
+
+def _set(done: asyncio.Future[None]) -> None:
+    if not done.done():
+        done.set_result(None)
+
+
+_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Pump] = WeakKeyDictionary()
+
+
+def _pump() -> Pump:
+    loop = asyncio.get_running_loop()
+    found = _per_loop.get(loop)
+    if found is None:
+        found = _per_loop[loop] = Pump()
+    return found
