@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint bench bench-full clean
+.PHONY: demo test test-faults lint schema docs matrix bench bench-full clean
 
 demo: $(STAMP)
 	@$(BIN)/python manage.py demo
 
-test: $(STAMP) lint
+test: $(STAMP) lint docs
 	@tests/install_chromium
+	@tests/js/run
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Fifteen minutes: every fault on both web servers. FAULT_TABLE=path writes the table to a file, too.
@@ -23,6 +24,32 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	SECRET_KEY=$$($(BIN)/python -c 'import secrets; print(secrets.token_urlsafe(64))') DEBUG=0 ALLOWED_HOSTS=demo.example \
 	  $(BIN)/python -W error manage.py check --deploy --fail-level WARNING
+
+# The protocol's documents, from messages.py and frames.py. A test says when they are no longer current.
+schema: $(STAMP)
+	$(BIN)/python manage.py notifications_schema asyncapi >docs/asyncapi.json
+	$(BIN)/python manage.py notifications_schema jsonschema >docs/protocol.schema.json
+	$(BIN)/python manage.py notifications_schema typescript >notifications/static/notifications/protocol.d.ts
+
+# The documentation site, in var/docs. It has an environment of its own; a link that leads nowhere is an error.
+DOCS_VENV := .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+
+docs: $(DOCS_STAMP)
+	$(DOCS_VENV)/bin/python -m sphinx --quiet --fail-on-warning --keep-going -c docs . var/docs
+
+$(DOCS_STAMP): requirements.txt docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+# The supported versions, as far as their Pythons are here: docs/versions.md.
+NOX_VENV := .venv-nox
+
+matrix:
+	$(PYTHON) -m venv $(NOX_VENV)
+	$(NOX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check nox==2026.10.20
+	$(NOX_VENV)/bin/nox -r
 
 # What a delivery costs, beside the peers. The benchmarks have an environment of their own: users need none of it.
 BENCH_VENV := .venv-bench
@@ -50,4 +77,5 @@ $(STAMP): requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) benchmarks/node/node_modules var build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) $(DOCS_VENV) $(NOX_VENV) .nox benchmarks/node/node_modules tests/js/node_modules var build dist *.egg-info \
+	  .mypy_cache .pytest_cache .ruff_cache .hypothesis

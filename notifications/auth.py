@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -33,7 +34,12 @@ MAX_THREADS: Final = 8
 """Synchronous checks of the site that run at once. They have threads of their own: in Django's one thread for
 synchronous code a single slow check would hold up every socket of the process."""
 
-_threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="notifications-auth")
+in_thread: Callable[..., Any] = partial(
+    DatabaseSyncToAsync,
+    thread_sensitive=False,
+    executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="notifications-auth"),
+)
+"""Makes a synchronous check awaitable. ``testing`` lets it run in the thread of the ORM, where a test's data are."""
 
 
 class AuthUnavailableError(NotificationsError):
@@ -146,7 +152,6 @@ async def may_subscribe(user: Any, topic: Topic, grant: str | None) -> bool:
 async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(*arguments)
-    in_thread = DatabaseSyncToAsync(function, thread_sensitive=False, executor=_threads)
-    result = await in_thread(*arguments)
+    result = await in_thread(function)(*arguments)
     # A lambda or partial around a coroutine function looks synchronous, and a coroutine is true.
     return await result if inspect.isawaitable(result) else result

@@ -14,7 +14,8 @@ import asyncio
 import hashlib
 import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -65,9 +66,14 @@ class Script:
     A Lua script, made of one or more files of ``lua/``.
 
     It is one command: what it does happens at once or not at all.
+
+    Attributes:
+        name: Of the last file, which says what the script does.
+
     """
 
     def __init__(self, *names: str) -> None:
+        self.name = names[-1]
         folder = Path(__file__).parent / "lua"
         self.source = "\n".join((folder / f"{name}.lua").read_text() for name in names)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
@@ -98,6 +104,10 @@ STARTED: Final = object()
 """Stands in a script's arguments for the server's ``started``."""
 
 
+stand_in: Callable[[Script, Sequence[str], Sequence[Any]], Any] | None = None
+"""Answers scripts in Redis's place while a test of a site wants that; ``testing`` sets it, and nobody else."""
+
+
 def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
     """
     Run a script and return its reply.
@@ -106,6 +116,8 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         redis.RedisError, OSError: As ``FAILURES``.
 
     """
+    if stand_in is not None:
+        return stand_in(script, keys, arguments)
     pool: Any = _pool()
     connection = pool.get_connection()
     try:
@@ -248,6 +260,19 @@ class Breaker:
 
     def worked(self) -> None:
         self._open_until = 0.0
+
+    @contextmanager
+    def guarding(self) -> Iterator[None]:
+        """Refuse a call of Redis that would wait for nothing, and take note of how one that was made went."""
+        if seconds := self.remaining():
+            raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
+        started = time.monotonic()
+        try:
+            yield
+        except FAILURES:
+            self.failed(started)
+            raise
+        self.worked()
 
 
 breaker = Breaker()

@@ -280,7 +280,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except OSError:
             self._closing = True  # the browser has gone; the server says so with ``websocket.disconnect``
 
-    async def _error(self, code: str, message: str, topic: str | None = None) -> None:
+    async def _error(self, code: frames.ErrorCode, message: str, topic: str | None = None) -> None:
         count("frame_refused", code)
         await self._say(frames.Error(code=code, message=message, topic=topic if topic is not None else UNSET))
 

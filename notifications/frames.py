@@ -1,14 +1,19 @@
-"""The wire protocol beside the published messages: what browsers say, how we answer, why we close."""
+"""
+The wire protocol beside the published messages: what browsers say, how we answer, why we close.
+
+The sentences under the frames are those of the AsyncAPI document and of the TypeScript types, which are made
+from this module and ``messages.py``.
+"""
 
 from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import parse_qs
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .exceptions import NotificationsError
 
@@ -24,14 +29,30 @@ class CloseCode(IntEnum):
     Private codes begin at 4000 (RFC 6455, 7.4.2).
     """
 
-    AUTH_TIMEOUT = 4001
-    AUTH_REQUIRED = 4002
-    AUTH_FAILED = 4003
-    INVALID_MESSAGES = 4004
-    ACCESS_REVOKED = 4005
-    TOO_SLOW = 4100
-    TRY_AGAIN = 4101
-    SERVICE_RESTART = 1012
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> Self:
+        self = int.__new__(cls, code)
+        self._value_ = code
+        self.meaning = meaning
+        return self
+
+    AUTH_TIMEOUT = 4001, "no auth frame in time"
+    AUTH_REQUIRED = 4002, "the first frame was no auth frame"
+    AUTH_FAILED = 4003, "the token is not valid, has expired, or is that of an inactive or another user"
+    INVALID_MESSAGES = 4004, "too many frames in a row that could not be read"
+    ACCESS_REVOKED = 4005, "access was revoked"
+    TOO_SLOW = 4100, "the client said or confirmed nothing for too long, or sent far too many frames"
+    TRY_AGAIN = 4101, "something the server needs did not answer, or the server restarts"
+    SERVICE_RESTART = 1012, "the server restarts"
+
+    @property
+    def retry(self) -> bool:
+        """Whether a client should come back."""
+        return not 4000 <= self < 4100
+
+
+ErrorCode = Literal["invalid_message", "unknown_action", "forbidden", "too_many_subscriptions", "rate_limited"]
 
 
 class FrameError(NotificationsError):
@@ -43,17 +64,33 @@ class FrameError(NotificationsError):
 
     """
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
 SINCE_IS: Final = '\'since\' is "last" or the id of a message, such as "1795452276480-3"'
-SINCE: Final = re.compile(r"last|[0-9]{1,19}-[0-9]{1,19}", re.ASCII)
+POSITION: Final = "[0-9]{1,19}-[0-9]{1,19}"
+SINCE: Final = re.compile(f"last|{POSITION}", re.ASCII)
+
+Position = Annotated[
+    str,
+    Meta(
+        description="An id or a position, <epoch>-<n>: two integers. The message after it has n + 1.",
+        extra_json_schema={"pattern": f"^{POSITION}$"},
+    ),
+]
+TopicName = Annotated[str, Meta(description="A kind and an id, such as order:7.")]
+Grant = Annotated[str | None, Meta(description="What the site signed for this user and topic instead of a permission.")]
+_SINCE: Final = Meta(
+    description='What the client has: absent, nothing of the past follows; "last", the latest message first; the id '
+    "of a message or a position, everything after it.",
+    extra_json_schema={"anyOf": [{"type": "string"}, {"type": "null"}], "pattern": f"^(last|{POSITION})$"},
+)
 
 
 class Since(Struct, kw_only=True):
-    since: str | None = None
+    since: Annotated[str | None, _SINCE] = None
 
     def __post_init__(self) -> None:
         if self.since is not None and not SINCE.fullmatch(self.since):
@@ -74,8 +111,14 @@ def since_in_url(query_string: bytes) -> str | None:
 
 
 class Auth(Struct, tag="auth", tag_field="type"):
+    """
+    The first frame of a socket without a session: who the client is, and where it was in its user's own topic.
+
+    Later, with a token of the same user: go on.
+    """
+
     token: str
-    since: Any = None
+    since: Annotated[Any, _SINCE] = None
     """Not checked here: a browser with a broken memory is still who its token says."""
 
 
@@ -86,8 +129,10 @@ def check_since(since: Any) -> None:
 
 
 class SubscribeUpload(Since, tag="subscribe_upload", tag_field="action"):
+    """The same as ``subscribe`` to the topic ``upload:<upload_id>``."""
+
     upload_id: str
-    grant: str | None = None
+    grant: Grant = None
 
     @property
     def topic(self) -> str:
@@ -95,6 +140,8 @@ class SubscribeUpload(Since, tag="subscribe_upload", tag_field="action"):
 
 
 class UnsubscribeUpload(Struct, tag="unsubscribe_upload", tag_field="action"):
+    """The same as ``unsubscribe`` from the topic ``upload:<upload_id>``."""
+
     upload_id: str
 
     @property
@@ -103,19 +150,25 @@ class UnsubscribeUpload(Struct, tag="unsubscribe_upload", tag_field="action"):
 
 
 class Subscribe(Since, tag="subscribe", tag_field="action"):
-    topic: str
-    grant: str | None = None
+    """Receive what is published on a topic. Again: answered with the position the socket has, and nothing else."""
+
+    topic: TopicName
+    grant: Grant = None
 
 
 class Unsubscribe(Struct, tag="unsubscribe", tag_field="action"):
-    topic: str
+    """Receive it no longer. Nothing of the topic follows the answer."""
+
+    topic: TopicName
 
 
 class Ping(Struct, tag="ping", tag_field="action"):
-    pass
+    """Answered with ``pong``."""
 
 
 class Pong(Struct, tag="pong", tag_field="action"):
+    """The answer to the server's ``ping``, with its number. It confirms all that was read before that ping."""
+
     n: int | None = None
 
 
@@ -170,38 +223,67 @@ def _check_size(size: int, limit: int) -> None:
         raise FrameError("invalid_message", f"the frame has {size} bytes, more than {limit}")
 
 
+Here = Annotated[
+    Position | None,
+    Meta(description="The topic's position before the messages that follow; null where no history is kept."),
+]
+Recovered = Annotated[
+    bool | None,
+    Meta(
+        description="Whether everything after the client's position follows. False: something may be missing for good, "
+        "load the state from the site. Null: the client gave no position."
+    ),
+]
+
+
 class AuthSuccess(Struct, tag="auth_success", tag_field="action"):
+    """The socket is this user's, and has his own topic."""
+
     user_id: str
-    id: str | None
-    recovered: bool | None
+    id: Here
+    recovered: Recovered
 
 
 class AuthError(Struct, tag="auth_error", tag_field="action"):
+    """The socket is refused; a close follows."""
+
     message: str
 
 
 class Subscribed(Struct, tag="subscribed", tag_field="action"):
-    topic: str
-    recovered: bool | None
-    id: str | None
+    """
+    The topic is subscribed.
+
+    Also unasked, with ``recovered`` false, when something is missing on an open socket.
+    """
+
+    topic: TopicName
+    recovered: Recovered
+    id: Here
 
 
 class Unsubscribed(Struct, tag="unsubscribed", tag_field="action"):
-    topic: str
+    """The topic is not, or no longer, subscribed."""
+
+    topic: TopicName
 
 
 class Error(Struct, tag="error", tag_field="action"):
-    code: str
+    """A frame was refused; the socket stays open."""
+
+    code: ErrorCode
     message: str
-    topic: str | UnsetType = UNSET
+    topic: TopicName | UnsetType = UNSET
 
 
 class ServerPing(Struct, tag="ping", tag_field="action"):
+    """To be answered with ``pong`` and the same number."""
+
     n: int
 
 
 class ServerPong(Struct, tag="pong", tag_field="action"):
-    pass
+    """The answer to the client's ``ping``."""
 
 
 ServerFrame = AuthSuccess | AuthError | Subscribed | Unsubscribed | Error | ServerPing | ServerPong

@@ -14,7 +14,7 @@ import msgspec
 from django.core.signals import setting_changed
 from msgspec import Struct
 
-from . import pipeline
+from . import connections, pipeline
 from .conf import settings
 from .connections import RUN, STARTED, Script
 from .topics import Topic, internal_name
@@ -229,7 +229,24 @@ def read_stamped(data: bytes) -> Stamped:
 
 async def look(topics: list[Topic]) -> list[Where]:
     """Say where the histories of topics are; brings no frames, so it is cheap for many."""
-    reply = await pipeline.arun(_LOOK, [topic.history_key for topic in topics], [RUN, STARTED], READ_TIMEOUT)
+    keys = [topic.history_key for topic in topics]
+    return _where(await pipeline.arun(_LOOK, keys, [RUN, STARTED], READ_TIMEOUT))
+
+
+def position(topic: Topic) -> Position:
+    """
+    Say where a reader of a topic is who has had everything; for web requests, which take it along in their page.
+
+    Raises:
+        redis.RedisError, OSError: As ``connections.FAILURES``; at once when Redis has just let another caller wait.
+
+    """
+    with connections.breaker.guarding():
+        [where] = _where(connections.run(_LOOK, [topic.history_key], [RUN, STARTED]))
+    return where.position
+
+
+def _where(reply: list[Any]) -> list[Where]:
     run, started, now, ends = reply[0].decode(), int(reply[1]), int(reply[2]), reply[3:]
     return [
         Where(run, started, now, _position(first), _position(last), int(ttl) / 1000, bool(whole))

@@ -10,9 +10,9 @@ MAX_SUBSCRIPTIONS: Final = 100
 MAX_WAITING_FRAMES: Final = 200
 """Frames that may wait while an authorisation is under way."""
 MAX_INVALID_FRAMES: Final = 10
-"""Frames that made no sense after which the socket is closed."""
+"""Frames in a row that could not be read after which the socket is closed."""
 MAX_REFUSED_FRAMES: Final = 200
-"""Frames beyond the rate after which the socket is closed."""
+"""Frames beyond the rate, before half of the burst has come back, after which the socket is closed."""
 BURST: Final = 200
 """Frames that may come at once: a page that opens with 100 uploads subscribes to all of them."""
 RATE: Final = 20.0

@@ -16,9 +16,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Final
 
-import msgspec
-
 from .box import Box, Item
+from .carried import decode, encode, encode_for, own, shareable
 from .keeper import Keeper
 from .logs import LogBudget
 from .metrics import count
@@ -29,51 +28,7 @@ logger = logging.getLogger(__name__)
 WAIT: Final = 5.0
 """Seconds that a caller waits for Redis before ``TimeoutError``."""
 
-_SHAREABLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
 _ID: Final = re.compile(r"[0-9a-f]{32}").fullmatch
-
-
-def _plain(value: Any) -> Any:
-    """Make what other layers carry too out of a subclass, such as the safe strings of Django's templates."""
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, bytes):
-        return b"".join((value, b""))
-    if isinstance(value, int):
-        return int.__int__(value)
-    if isinstance(value, float):
-        return float.__float__(value)
-    raise TypeError(f"a channel layer does not carry {type(value).__name__} objects")
-
-
-_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
-_decode = msgspec.msgpack.Decoder().decode
-
-
-def encode(message: dict[str, Any]) -> bytes:
-    """
-    Encode a message.
-
-    Raises:
-        TypeError, ValueError, OverflowError: It is no message of a channel layer.
-
-    """
-    if not isinstance(message, dict):
-        raise TypeError(f"a message is a dict, not {type(message).__name__}")
-    return _encode(message)
-
-
-def _shareable(message: dict[str, Any], data: bytes) -> Item:
-    """Make what the boxes of a group hold: if something in it can be changed, each consumer decodes its own."""
-    return Item(message if all(type(value) in _SHAREABLE for value in message.values()) else data, len(data))
-
-
-def _own(content: dict[str, Any] | bytes) -> dict[str, Any]:
-    """Make a message that its consumer may change."""
-    if isinstance(content, bytes):
-        message: dict[str, Any] = _decode(content)
-        return message
-    return content.copy()
 
 
 def _hand_over(callback: Callable[[dict[str, Any]], None], message: dict[str, Any]) -> None:
@@ -207,7 +162,7 @@ class LoopLayer:
     def _received(self, key: bytes, data: bytes) -> None:
         try:
             if key == self._own:
-                name, message = _decode(data)
+                name, message = decode(data)
                 box = self._boxes.get(name)
                 if type(message) is not dict:
                     raise TypeError
@@ -217,7 +172,7 @@ class LoopLayer:
                     else:
                         _hand_over(box.on_message, message)
             elif (members := self._members.get(key)) is not None:
-                message = _decode(data)
+                message = decode(data)
                 if type(message) is not dict:
                     raise TypeError
                 item: Item | None = None
@@ -225,7 +180,7 @@ class LoopLayer:
                     if box.on_message is not None:
                         _hand_over(box.on_message, message)
                     else:
-                        item = item or _shareable(message, data)
+                        item = item or shareable(message, data)
                         box.put(item)
         except (ValueError, TypeError, RecursionError):
             count("refused", "layer message")
@@ -245,7 +200,7 @@ class LoopLayer:
                     self.forget(channel)  # the consumer is going; the specification has no other way to say so
                 raise
             box.readers -= 1
-        return _own(box.take())
+        return own(box.take())
 
     async def _open(self, channel: str) -> Box:
         box = self._new_box(channel)
@@ -277,7 +232,7 @@ class LoopLayer:
         if (box := self._boxes.get(channel)) is not None:
             box.on_message = callback
             while box.items:
-                _hand_over(callback, _own(box.take()))
+                _hand_over(callback, own(box.take()))
 
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
         if (box := self._boxes.get(channel)) is not None:
@@ -328,7 +283,7 @@ class LoopLayer:
         if owner is None:
             await self._publish(self._key("channel", channel), encode(message))
         else:
-            await self._publish(self._key(owner), _encode([channel, msgspec.Raw(encode(message))]))
+            await self._publish(self._key(owner), encode_for(channel, message))
 
     async def group_send(self, group: str, message: dict[str, Any]) -> None:
         await self._publish(self._group(group), encode(message))

@@ -35,7 +35,7 @@ Stage = Literal[
 ]
 Percent = Annotated[int, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=0)]
-Timestamp = Annotated[datetime, Meta(tz=True)]
+Timestamp = Annotated[datetime, Meta(tz=True, description="When it was so: ISO 8601, with an offset.")]
 
 
 def now() -> datetime:
@@ -85,6 +85,8 @@ def _check(name: str, value: Any, annotation: Any) -> Any:
 
 
 class UploadProgressPayload(Checked):
+    """What ``upload_progress`` says."""
+
     upload_id: str
     status: Status
     stage: Stage
@@ -119,6 +121,8 @@ class UploadFailed(Checked, tag="upload_failed", tag_field="action"):
 
 
 class BatchProgressPayload(Checked):
+    """What ``batch_progress`` says."""
+
     batch_id: str
     status: Status
     total: Count
@@ -136,6 +140,8 @@ class BatchProgress(Checked, tag="batch_progress", tag_field="action"):
 
 
 class FileProgressPayload(Checked):
+    """What ``file_progress`` says."""
+
     batch_id: str
     upload_id: str
     file_name: str
@@ -152,19 +158,12 @@ class FileProgress(Checked, tag="file_progress", tag_field="action"):
 
 
 class Notice(Checked, tag="notice", tag_field="action"):
-    """
-    Something the site tells a person.
+    """Something the site tells a person."""
 
-    Attributes:
-        title, body: Plain text; browsers must not read them as HTML.
-        url: Where a click leads: ``https:``, ``http:`` or a path of the site.
-
-    """
-
-    title: str
+    title: Annotated[str, Meta(description="Plain text; a page must not read it as HTML.")]
     level: Literal["info", "success", "warning", "error"] = "info"
-    body: str | None = None
-    url: str | None = None
+    body: Annotated[str | None, Meta(description="Plain text; a page must not read it as HTML.")] = None
+    url: Annotated[str | None, Meta(description="Where a click leads: https:, http: or a path of the site.")] = None
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 

@@ -43,6 +43,8 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], wi
         redis.RedisError, OSError, TimeoutError: As ``connections.FAILURES``.
 
     """
+    if connections.stand_in is not None:
+        return connections.stand_in(script, keys, arguments)
     caller: Caller | None = None
     try:
         async with asyncio.timeout(within):

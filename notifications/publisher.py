@@ -8,11 +8,9 @@ share; what remains of them is one script call, which keeps the message and tell
 from __future__ import annotations
 
 import logging
-import time
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-import redis
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
@@ -151,22 +149,20 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 
 
 def _send(prepared: Prepared, fail_silently: bool) -> str | None:
-    started = time.monotonic()
     try:
-        _fail_fast()
-        return _published(connections.run(prepared.script, prepared.keys, _now(prepared)))
+        with connections.breaker.guarding():
+            return _published(connections.run(prepared.script, prepared.keys, _now(prepared)))
     except connections.FAILURES as error:
-        _failed(prepared, error, started, fail_silently)
+        _failed(prepared, error, fail_silently)
         return None
 
 
 async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
-    started = time.monotonic()
     try:
-        _fail_fast()
-        return _published(await pipeline.arun(prepared.script, prepared.keys, _now(prepared)))
+        with connections.breaker.guarding():
+            return _published(await pipeline.arun(prepared.script, prepared.keys, _now(prepared)))
     except connections.FAILURES as error:
-        _failed(prepared, error, started, fail_silently)
+        _failed(prepared, error, fail_silently)
         return None
 
 
@@ -175,19 +171,12 @@ def _now(prepared: Prepared) -> list[Any]:
     return [*prepared.arguments, history.timed(microseconds())] if _sampler.due() else prepared.arguments
 
 
-def _fail_fast() -> None:
-    if seconds := connections.breaker.remaining():
-        raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
-
-
 def _published(id_: bytes) -> str | None:
-    connections.breaker.worked()
     count("published")
     return id_.decode() or None
 
 
-def _failed(prepared: Prepared, error: Exception, started: float, fail_silently: bool) -> None:
-    connections.breaker.failed(started)
+def _failed(prepared: Prepared, error: Exception, fail_silently: bool) -> None:
     count("publish_failed", type(error).__name__)
     failure = PublishError(prepared.topic, str(error) or type(error).__name__)
     if not fail_silently:

@@ -35,7 +35,7 @@ class Pump:
 
     def opened(self) -> None:
         self._outboxes += 1
-        if self._task is None or self._task.done():
+        if self._task is None:
             self._task = asyncio.create_task(self._run())
 
     def closed(self) -> None:
@@ -55,15 +55,18 @@ class Pump:
 
     async def _run(self) -> None:
         queue, loop = self._queue, asyncio.get_running_loop()
-        while self._outboxes or queue:
-            for _ in range(min(SLICE, len(queue))):
-                act, argument = queue.popleft()
-                act(argument)
-            if queue:
-                await asyncio.sleep(0)
-            elif self._outboxes:
-                self._idle = loop.create_future()
-                await self._idle
+        try:
+            while self._outboxes or queue:
+                for _ in range(min(SLICE, len(queue))):
+                    act, argument = queue.popleft()
+                    act(argument)
+                if queue:
+                    await asyncio.sleep(0)
+                elif self._outboxes:
+                    self._idle = loop.create_future()
+                    await self._idle
+        finally:
+            self._task = self._idle = None  # both know their loop, which must not live as long as we
 
 
 class Outbox:

@@ -2,11 +2,11 @@
 
 from django.urls import path
 
-from . import views
+from . import monitoring
 
 app_name = "notifications"
 urlpatterns = [
-    path("live/", views.live, name="live"),
-    path("ready/", views.ready, name="ready"),
-    path("metrics/", views.metrics, name="metrics"),
+    path("live/", monitoring.live, name="live"),
+    path("ready/", monitoring.ready, name="ready"),
+    path("metrics/", monitoring.metrics, name="metrics"),
 ]

@@ -37,7 +37,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "project.middleware.content_security_policy",
+    "project.csp.content_security_policy",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -78,7 +78,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 CHANNEL_LAYERS = {
     "default": {
-        "BACKEND": "channels_redis.pubsub.RedisPubSubChannelLayer",
+        "BACKEND": "notifications.layers.RedisPubSubLayer",
         "CONFIG": {"hosts": [REDIS_URL]},
     }
 }
@@ -133,3 +133,5 @@ UPLOAD_LEASE = float(os.environ.get("UPLOAD_LEASE", "15"))
 """Seconds without a sign of life from its worker after which another worker may take an upload up again."""
 DEMO_PACE = float(os.environ.get("DEMO_PACE", "0.15" if DEBUG else "0"))
 """Seconds the worker rests after every chunk, so that a person sees the bar of a small file move."""
+KILL_SWITCH = os.environ.get("KILL_SWITCH", "") if DEBUG else ""
+"""Where the page's button reaches the demo command, to have the listener killed; without it there is no button."""

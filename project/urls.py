@@ -3,8 +3,11 @@
 from django.contrib.auth import views as auth_views
 from django.urls import include, path
 
+from project import csp
+
 urlpatterns = [
     path("", include("project.uploads.urls")),
+    path("csp-report/", csp.report, name="csp-report"),
     path("login/", auth_views.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),
 ]

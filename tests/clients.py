@@ -17,6 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.processes import User, WebServer
+from tests.schemas import check_server_frame
 from tests.waiting import await_for, scaled
 
 
@@ -78,7 +79,8 @@ class Tab:
     """
     A browser tab: one WebSocket and the frames it got.
 
-    It answers the server's pings as a browser client does and shows all other frames in their order.
+    It answers the server's pings as a browser client does and shows all other frames in their order. Whatever the
+    server says in any test is compared with the committed schemas.
     """
 
     def __init__(self, connection: ClientConnection, *, answers_pings: bool = True) -> None:
@@ -106,6 +108,7 @@ class Tab:
                     text = await self.connection.recv()
             except TimeoutError:
                 raise AssertionError(f"no frame within {scaled():g} s") from None
+            check_server_frame(text)
             if not text.startswith('{"action":"ping"'):
                 return text
             self.pings.append(ping := json.loads(text))

@@ -4,6 +4,7 @@ import http.cookiejar
 import io
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
+from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 30 * float(os.environ.get("TIMEOUT_FACTOR", "1"))
@@ -59,6 +61,7 @@ class Demo:
     """``manage.py demo`` as a process, in a process group of its own, as a terminal starts it."""
 
     def __init__(self, directory: Path, **env: str) -> None:
+        self.directory = directory
         self.lines: list[str] = []
         self.process = subprocess.Popen(
             [sys.executable, str(ROOT / "manage.py"), "demo"],
@@ -160,7 +163,7 @@ class Visitor:
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the uploads by name."""
-        return {upload["name"]: upload for upload in json.loads(self.get("uploads/state/")[1])["uploads"]}
+        return {upload["label"]: upload for upload in json.loads(self.get("uploads/state/")[1])["uploads"]}
 
     def finished(self, *names: str) -> dict[str, dict[str, Any]]:
         """Wait until the named uploads are analysed, and return them."""
@@ -194,6 +197,20 @@ class Visitor:
                 return error.code, error.read()
 
 
+def socket_of(visitor: Visitor) -> ClientConnection:
+    cookies = f"sessionid={visitor.cookie('sessionid')}"
+    url = visitor.url.replace("http", "ws") + "ws/notifications/"
+    return connect(url, origin=visitor.url.rstrip("/"), additional_headers={"Cookie": cookies})
+
+
+def receive(socket: ClientConnection, *actions: str) -> dict[str, object]:
+    """Return the next frame with one of the actions."""
+    while True:
+        frame = json.loads(socket.recv(timeout=TIMEOUT))
+        if frame["action"] in actions:
+            return frame
+
+
 def png(width: int = 320, height: int = 200, color: str = "teal") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (width, height), color).save(file, "PNG")
@@ -206,3 +223,17 @@ def broken_png() -> bytes:
     start = whole.index(b"IDAT")
     data = b"IDAT" + b"\x00" * 40
     return whole[: start - 4] + (40).to_bytes(4) + data + zlib.crc32(data).to_bytes(4) + whole[-12:]
+
+
+def picture(seed: int) -> bytes:
+    """Return a JPEG that is pleasant to look at: some bubbles over a gradient."""
+    chance = random.Random(seed)
+    image = Image.linear_gradient("L").resize((900, 600))
+    image = ImageOps.colorize(image, *[tuple(chance.randrange(40, 220) for _ in range(3)) for _ in range(2)])
+    draw = ImageDraw.Draw(image)
+    for _ in range(9):
+        x, y, size = chance.randrange(900), chance.randrange(600), chance.randrange(60, 260)
+        draw.ellipse((x, y, x + size, y + size), fill=tuple(chance.randrange(60, 250) for _ in range(3)))
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    return file.getvalue()

@@ -48,12 +48,14 @@ START_SECONDS = 20.0
 class Process:
     """A running process whose lines, of stdout and stderr together, can be read and waited for."""
 
-    def __init__(self, arguments: Sequence[str | Path], *, env: Mapping[str, str], name: str = "") -> None:
+    def __init__(
+        self, arguments: Sequence[str | Path], *, env: Mapping[str, str], name: str = "", cwd: Path = ROOT
+    ) -> None:
         self.name = name or str(arguments[-1])
         self.lines: list[str] = []
         self._said = threading.Condition()
         self._ended = False
-        self._child = Child(arguments, env=env, cwd=ROOT, output=subprocess.PIPE, grace=10)
+        self._child = Child(arguments, env=env, cwd=cwd, output=subprocess.PIPE, grace=10)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 

@@ -1,5 +1,6 @@
 """The demo command, as a process that a person starts and stops."""
 
+import json
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ import pytest
 
 from project.local_redis import LocalRedis
 from project.uploads.shell import mask_password
-from tests.demo_site import ROOT, TIMEOUT, Demo, Visitor, environment, free_port, running_demo
+from tests.demo_site import ROOT, TIMEOUT, Demo, Visitor, environment, free_port, receive, running_demo, socket_of
 
 
 def press_ctrl_c_twice(demo: Demo) -> None:
@@ -159,3 +160,55 @@ def test_hangup_of_the_terminal_ends_the_demo(tmp_path: Path):
 
         assert demo.wait() == 0
         assert psutil.wait_procs(family, timeout=TIMEOUT)[1] == []
+
+
+def test_button_kills_and_restarts_the_listener(tmp_path: Path):
+    """The page's button ends the listener as kill -9 does; another comes, and what was said between is not lost."""
+    with running_demo(tmp_path) as demo:
+        visitor = Visitor(demo.url)
+        visitor.log_in()
+        demo.expect("listening on")
+        with socket_of(visitor) as socket:
+            receive(socket, "auth_success")
+
+            status, answer = visitor.post("listener/kill/")
+            visitor.upload(("meanwhile.txt", b"words"))
+
+            assert status == 200
+            assert not psutil.pid_exists(json.loads(answer)["pid"])
+            assert "was killed" in receive(socket, "notice")["title"]  # the very first one: none came before it
+            assert receive(socket, "notice")["title"] == "Finished: 1 file analysed"
+        assert len(demo.family()) == 1 + 2 * 4
+        assert demo.output.count("listening on") == 2
+        family = demo.family()
+        demo.interrupt()
+        assert demo.wait() == 0
+        assert psutil.wait_procs(family, timeout=TIMEOUT)[1] == []
+    assert "Traceback" not in demo.output
+
+
+def test_socket_of_the_button_goes_with_the_demo(tmp_path: Path):
+    """The directory in which the command listens is for its user only, and gone after kill -9, too."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    with running_demo(tmp_path, TMPDIR=str(temporary)) as demo:
+        demo.url  # noqa: B018 - waits until all of it runs
+        (directory,) = temporary.glob("demo-*")
+        family = demo.family()
+
+        assert directory.stat().st_mode & 0o777 == 0o700
+        demo.process.kill()
+
+        psutil.wait_procs(family[1:], timeout=TIMEOUT)
+        assert list(temporary.iterdir()) == []
+
+
+def test_button_is_never_in_production(tmp_path: Path):
+    """Without DEBUG the variable that brings the button means nothing."""
+    env = environment(tmp_path, DEBUG="0", SECRET_KEY="x" * 60, KILL_SWITCH="/some/path")
+    command = [sys.executable, ROOT / "manage.py", "shell", "-v", "0", "-c"]
+    code = "from django.conf import settings; print([settings.KILL_SWITCH])"
+
+    result = subprocess.run([*command, code], env=env, capture_output=True, text=True, timeout=TIMEOUT)
+
+    assert result.stdout == "['']\n"

@@ -18,7 +18,7 @@ from django.test import RequestFactory
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
-from notifications import exporter, metrics, views
+from notifications import exporter, metrics, monitoring
 from notifications.exporter import COUNTS, Exporter
 from tests.clients import RawRedis, open_tab
 from tests.processes import START_SECONDS, WebServer
@@ -217,11 +217,11 @@ import django
 django.setup()
 from django.core.management import call_command
 from django.test import RequestFactory
-from notifications import metrics, views
+from notifications import metrics, monitoring
 assert "notifications.exporter" not in sys.modules
 metrics.count("published")
 request = RequestFactory().get("/", headers={"Authorization": "Bearer only-for-tests"})
-assert views.metrics(request).status_code == 404
+assert monitoring.metrics(request).status_code == 404
 try:
     call_command("run_listener", "--metrics-port", "1")
 except Exception as error:
@@ -257,7 +257,7 @@ def test_only_who_knows_the_token_reads_metrics(settings, token, header, status)
     """Without a token nobody, otherwise who sends it; nothing in between keeps the answer."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "METRICS_TOKEN": token}
 
-    answer = views.metrics(RequestFactory().get("/", headers={"Authorization": header} if header else {}))
+    answer = monitoring.metrics(RequestFactory().get("/", headers={"Authorization": header} if header else {}))
 
     assert answer.status_code == status
     assert "no-store" in answer.headers["Cache-Control"]

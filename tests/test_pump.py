@@ -1,6 +1,7 @@
 """The last step: texts leave in order whatever a server's ``send`` does, and nothing is left behind."""
 
 import asyncio
+import gc
 from contextvars import ContextVar
 
 import pytest
@@ -245,3 +246,21 @@ async def test_the_pump_ends_with_its_last_outbox_and_begins_again(server):
 
     assert server.taken == ["0", "1", "2"]
     assert pump._pump()._outboxes == 0
+
+
+def test_a_loop_that_has_ended_is_not_kept(server):
+    """Nor is what hangs on it: ``async_to_sync`` makes a loop for each call."""
+
+    async def use():
+        outbox = Outbox(server.send, lambda: None)
+        outbox.put("x")
+        await outbox.flushed()
+        outbox.close()
+        await await_for(lambda: not tasks_of_the_pump())
+
+    before = len(pump._per_loop)
+    for _ in range(3):
+        asyncio.run(use())
+    gc.collect()
+
+    assert len(pump._per_loop) <= before

@@ -19,6 +19,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import types
@@ -66,7 +67,7 @@ from project.local_redis import LocalRedis, find_client
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TIMEOUT = 30
 """Seconds for what takes one or two on an idle machine."""
 
@@ -74,10 +75,11 @@ TIMEOUT = 30
 PYTHON = [sys.executable, "-W", "error"]
 
 
-def marked(mark: str) -> str:
+def marked(mark: str, document: Path = ROOT / "README.md") -> str:
     """Return what stands in the code block behind ``<!-- mark -->``."""
-    found = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    assert len(found) == 1, f"README.md has {len(found)} blocks marked {mark!r}"
+    text = document.read_text()
+    found = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert len(found) == 1, f"{document.name} has {len(found)} blocks marked {mark!r}"
     return str(found[0])
 
 
@@ -211,15 +213,33 @@ def receive(socket_: ClientConnection) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def wheel() -> Iterator[Path]:
-    """Build the wheel from a copy of the sources, so that nothing is left in them, and without a network."""
+def sources() -> Iterator[Path]:
+    """Copy the sources, so that nothing that is built is left in them."""
     with tempfile.TemporaryDirectory() as directory:
-        source = Path(directory) / "source"
-        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "var")
-        shutil.copytree(ROOT, source, ignore=unwanted)
-        pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, str(source))
-        (built,) = Path(directory).glob("*.whl")
-        yield built
+        copy = Path(directory) / "source"
+        unwanted = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "var", "node_modules")
+        shutil.copytree(ROOT, copy, ignore=unwanted)
+        yield copy
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path) -> Path:
+    """Build the wheel, without a network."""
+    return build_wheel(sources, sources.parent / "wheel")
+
+
+@pytest.fixture(scope="module")
+def sdist(sources: Path) -> Path:
+    """Build the source distribution, as ``python -m build`` does, without a network."""
+    code = f"from setuptools import build_meta; print(build_meta.build_sdist({str(sources.parent / 'sdist')!r}))"
+    said = subprocess.run([*PYTHON, "-c", code], cwd=sources, capture_output=True, text=True, timeout=120, check=True)
+    return sources.parent / "sdist" / said.stdout.split()[-1]
+
+
+def build_wheel(source: Path, directory: Path) -> Path:
+    pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(directory), str(source))
+    (built,) = directory.glob("*.whl")
+    return built
 
 
 @pytest.fixture(scope="module")
@@ -263,17 +283,41 @@ def pip(*arguments: str) -> None:
 
 
 def test_wheel_holds_the_app_and_nothing_else(wheel: Path) -> None:
-    """The wheel has every module of notifications and py.typed, and nothing of the demo or the tests."""
+    """The wheel has every module of notifications, py.typed and the plugin of pytest, and nothing of demo or tests."""
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         metadata = archive.read(next(name for name in names if name.endswith(".dist-info/METADATA"))).decode()
 
     sources = (path for path in (ROOT / "notifications").rglob("*") if path.is_file())
-    wanted = {str(path.relative_to(ROOT)) for path in sources if path.suffix != ".pyc"}
+    wanted = {str(path.relative_to(ROOT)) for path in sources if path.suffix != ".pyc"} | {"notifications_pytest.py"}
     assert "notifications/py.typed" in wanted
     assert {name for name in names if ".dist-info/" not in name} == wanted
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "# notifications\n" in metadata
+
+
+def test_sdist_makes_the_same_wheel(sdist: Path, wheel: Path, tmp_path: Path) -> None:
+    """What is built from the source distribution is, file for file, what is built from a clone."""
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    with zipfile.ZipFile(wheel) as clone, zipfile.ZipFile(build_wheel(sdist, tmp_path)) as again:
+        assert {file.filename: file.CRC for file in again.infolist()} == {
+            file.filename: file.CRC for file in clone.infolist()
+        }
+
+    assert {"LICENSE", "README.md", "CHANGELOG.md", "SECURITY.md", "docs/delivery.md"} <= names
+    assert not {name for name in names if name.startswith(("project", "benchmarks", "."))}
+
+
+def test_changelog_has_its_shape() -> None:
+    """Releases are headed by version and day, changes by the words of Keep a Changelog."""
+    text = (ROOT / "CHANGELOG.md").read_text()
+    newest, *older = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    words = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", release) for release in older)
+    assert newest == "[Unreleased]"
+    assert set(re.findall(r"^### (.+)$", text, re.MULTILINE)) <= words
 
 
 def test_installed_site_uses_the_wheel(site: Site) -> None:
@@ -543,6 +587,35 @@ def test_redis_account_may_publish_on_raw_channels_and_nothing_else(redis_server
             admin.acl_deluser("worker")
 
 
+def test_tests_of_a_site_use_the_kit(site: Site, tmp_path: Path) -> None:
+    """The tests of docs/testing.md pass on a site without a Redis, under manage.py test and under pytest."""
+    document = ROOT / "docs/testing.md"
+    tested = dataclasses.replace(site, directory=tmp_path / "project", redis_url="redis://127.0.0.1:1/0")
+    shutil.copytree(site.directory, tested.directory)
+    module = tested.directory / "mysite"
+    (module / "views.py").write_text(marked("example: view", document))
+    (module / "urls.py").write_text(
+        "from django.urls import path\nfrom mysite import views\nurlpatterns = [path('export/', views.export)]\n"
+    )
+    (module / "tests.py").write_text(marked("example: test case", document) + marked("example: outage", document))
+    (module / "test_more.py").write_text(marked("example: socket", document) + marked("example: fixtures", document))
+
+    assert "Ran 2 tests" in tested.run("python manage.py test mysite.tests")
+    options = "-p no:cacheprovider -o asyncio_mode=auto -o asyncio_default_fixture_loop_scope=function"
+    said = tested.run(f"python -m pytest --ds mysite.settings {options} mysite/tests.py mysite/test_more.py")
+    assert "4 passed" in said
+
+    wrong = marked("example: test case", document).replace('level="success"', 'level="error"')
+    (module / "tests.py").write_text(wrong)
+    with pytest.raises(AssertionError) as failed:
+        tested.run("python manage.py test mysite.tests")
+    said, shown = (
+        re.sub(r'"timestamp":"[^"]+"', "", " ".join(text.split()))
+        for text in (str(failed.value), marked("example: failure", document))
+    )
+    assert shown in said
+
+
 # What is written must be so
 
 
@@ -678,7 +751,7 @@ def test_names_in_redis_are_those_of_the_code() -> None:
 def test_examples_of_messages_are_what_the_code_writes() -> None:
     """docs/messages.md has one example of each typed message, with exactly its fields and allowed words."""
     text = (ROOT / "docs/messages.md").read_text()
-    typed = [kind for kind in typing.get_args(messages.Message) if issubclass(kind, messages.Checked)]
+    typed = [kind for kind in typing.get_args(messages.Message) if typing.get_origin(kind) is None]
     sections = dict(re.findall(r"^### (\w+)\n\n```json\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
 
     assert set(sections) == {kind.__name__ for kind in typed}
@@ -692,7 +765,7 @@ def test_examples_of_messages_are_what_the_code_writes() -> None:
 def test_log_lines_are_explained() -> None:
     """docs/operations.md explains every line from info upwards that the app can log, and no other."""
     logged = set()
-    for path in (ROOT / "notifications").glob("*.py"):
+    for path in (ROOT / "notifications").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if (
                 isinstance(node, ast.Call)

@@ -1,4 +1,4 @@
-"""The demo's uploads, from outside: what is found out arrives, and whose an upload is stays his."""
+"""The demo's pages, from outside: what is found out arrives, and whose an upload is stays his."""
 
 import hashlib
 import io
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from websockets.sync.client import ClientConnection, connect
 
-from tests.demo_site import TIMEOUT, Demo, Visitor, broken_png, environment, manage, png, running_demo
+from tests.demo_site import Demo, Visitor, broken_png, environment, manage, png, receive, running_demo, socket_of
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +44,6 @@ def create_user(env: dict[str, str], name: str) -> None:
     manage(env, "shell", "-v", "0", "-c", code)
 
 
-def socket_of(visitor: Visitor) -> ClientConnection:
-    cookies = f"sessionid={visitor.cookie('sessionid')}"
-    url = visitor.url.replace("http", "ws") + "ws/notifications/"
-    return connect(url, origin=visitor.url.rstrip("/"), additional_headers={"Cookie": cookies})
-
-
-def receive(socket: ClientConnection, *actions: str) -> dict[str, object]:
-    """Return the next frame with one of the actions."""
-    while True:
-        frame = json.loads(socket.recv(timeout=TIMEOUT))
-        if frame["action"] in actions:
-            return frame
-
-
 def test_results_are_true(owner: Visitor):
     """Digest, type, size and thumbnail are those of the very bytes that were sent."""
     picture = png(400, 100)
@@ -67,11 +52,11 @@ def test_results_are_true(owner: Visitor):
     found = owner.finished("true.png", "true.txt")
 
     assert status == 201
-    assert [upload["name"] for upload in answer["uploads"]] == ["true.png", "true.txt"]
+    assert [upload["label"] for upload in answer["uploads"]] == ["true.png", "true.txt"]
     assert found["true.png"]["status"] == found["true.txt"]["status"] == "completed"
     assert found["true.png"]["percent"] == 100
     digest = hashlib.sha256(picture).hexdigest()[:12]
-    assert found["true.png"]["facts"] == ["image/png", "400 × 100", f"SHA-256 {digest}…"]
+    assert found["true.png"]["message"].endswith(f"\xa0bytes · image/png · 400\xa0×\xa0100 · SHA-256 {digest}…")
     status, thumbnail = owner.get(found["true.png"]["thumbnail"].lstrip("/"))
     assert status == 200
     with Image.open(io.BytesIO(thumbnail)) as image:
@@ -108,7 +93,7 @@ def test_progress_arrives_as_typed_messages(owner: Visitor):
 def test_only_the_owner_may_watch(owner: Visitor, stranger: Visitor):
     """A stranger learns nothing of an upload: no progress, no thumbnail, not in the list."""
     _, answer = owner.upload(("mine.png", png()))
-    upload = answer["uploads"][0]["id"]
+    upload = answer["uploads"][0]["upload"]
     found = owner.finished("mine.png")
 
     with socket_of(owner) as socket:
@@ -148,8 +133,8 @@ def test_upload_is_validated(owner: Visitor):
     assert (status, answer["rejected"]) == (400, [{"name": "empty.txt", "reason": "The file is empty."}])
     status, answer = owner.upload(("large.bin", bytes(50 * 1024 * 1024 + 1)), ("small.txt", b"words"))
     assert status == 201
-    assert [upload["name"] for upload in answer["uploads"]] == ["small.txt"]
-    assert [upload["name"] for upload in answer["rejected"]] == ["large.bin"]
+    assert [upload["label"] for upload in answer["uploads"]] == ["small.txt"]
+    assert [file["name"] for file in answer["rejected"]] == ["large.bin"]
 
 
 def test_name_of_a_file_is_never_a_path(owner: Visitor, directory: Path):
@@ -169,10 +154,37 @@ def test_clear_deletes_files_too(demo: Demo, directory: Path):
     visitor = Visitor(demo.url)
     visitor.log_in("tidy", "tidy")
     visitor.upload(("gone.png", png()))
-    upload = visitor.finished("gone.png")["gone.png"]["id"]
+    upload = visitor.finished("gone.png")["gone.png"]["upload"]
     assert len(list((directory / "media").rglob(f"{upload}*"))) == 2
 
     visitor.post("uploads/clear/")
 
     assert visitor.states() == {}
     assert list((directory / "media").rglob(f"{upload}*")) == []
+
+
+def test_button_is_for_users_of_the_page_only(demo: Demo, owner: Visitor):
+    """Another site's form, a link and a stranger do not reach the listener."""
+    nobody = Visitor(demo.url)
+    nobody.get("login/")
+
+    assert b"Log in" in nobody.post("listener/kill/")[1]
+    assert owner.get("listener/kill/")[0] == 405
+    assert owner.post("listener/kill/", token="x" * 32)[0] == 403
+    assert "was killed" not in demo.output
+
+
+def test_report_of_the_browser_is_logged_and_bounded(demo: Demo, owner: Visitor):
+    """What broke the content security policy is a line of the log; what is no report is refused."""
+    report = {"csp-report": {"document-uri": "http://x/\n" + "y" * 500, "violated-directive": "script-src-elem"}}
+
+    assert owner.post("csp-report/", json.dumps(report).encode(), "application/csp-report")[0] == 204
+    for broken in (b"", b"[]", b'{"csp-report":[]}', b'{"csp-report":7}', b"\xff", b"[" * 10_000):
+        assert owner.post("csp-report/", broken, "application/csp-report")[0] == 400
+    assert owner.post("csp-report/", b"x" * 20_000, "application/csp-report")[0] == 413
+
+    line = demo.expect("content security policy broken: (.*)")[1]
+    assert line.startswith(r"page 'http://x/\ny")
+    assert line.endswith("directive 'script-src-elem', blocked 'None'")
+    assert len(line) < 300
+    assert demo.output.count("content security policy") == 1

@@ -1,9 +1,11 @@
 """What was uploaded, and what the worker found out about it."""
 
 import uuid
+from pathlib import PurePath
 
 from django.conf import settings
 from django.db import models
+from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
 from django.utils import timezone
 
@@ -29,7 +31,7 @@ class Upload(models.Model):
     class Stage(models.TextChoices):
         """The wire's stages that this worker passes through, with what it really does in each."""
 
-        QUEUED = "queued", "Waiting"
+        QUEUED = "queued", "Waiting for a worker"
         EXTRACTING_FRAMES = "extracting_frames", "Reading"
         VISION_ANALYSIS = "vision_analysis", "Drawing the thumbnail"
         DESCRIPTION_AUDIT = "description_audit", "Comparing name and content"
@@ -48,7 +50,7 @@ class Upload(models.Model):
     status = models.CharField(max_length=10, choices=Status, default=Status.PENDING)
     stage = models.CharField(max_length=20, choices=Stage, default=Stage.QUEUED)
     progress_percent = models.PositiveSmallIntegerField(default=0)
-    message = models.CharField(max_length=255, default="Waiting for a worker")
+    message = models.CharField(max_length=255, blank=True)
     error_message = models.CharField(max_length=255, blank=True)
 
     claim = models.UUIDField(null=True, editable=False)
@@ -75,29 +77,41 @@ class Upload(models.Model):
         return self.status in (self.Status.COMPLETED, self.Status.FAILED)
 
     @property
-    def facts(self) -> list[str]:
+    def description(self) -> str:
         """What was found out, in words for people."""
-        facts = []
+        facts = [filesizeformat(self.size)]
         if self.content_type:
             facts.append(self.content_type)
         if self.width:
-            facts.append(f"{self.width} × {self.height}")
+            facts.append(f"{self.width}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}{self.height}")
         if self.sha256:
             facts.append(f"SHA-256 {self.sha256[:12]}…")
         if self.name_score == 0:
             facts.append("not what its name says")
-        return facts
+        return " · ".join(facts)
+
+    @property
+    def suffix(self) -> str:
+        """The extension of its name, short enough for the place of a thumbnail; empty if it has none."""
+        suffix = PurePath(self.name).suffix[1:]
+        return suffix.upper() if len(suffix) <= 4 else ""
 
     def state(self) -> dict[str, object]:
-        """All that the page shows of it, as JSON."""
+        """All that the page shows of it, as JSON: the element's attributes, and what the page adds."""
         return {
-            "id": str(self.pk),
-            "name": self.name,
-            "size": self.size,
+            "upload": str(self.pk),
+            "label": self.name,
             "status": self.status,
             "stage": self.stage,
             "percent": self.progress_percent,
-            "message": self.error_message or self.message,
-            "facts": self.facts,
+            "message": self.shown_message,
+            "suffix": self.suffix,
             "thumbnail": reverse("upload-thumbnail", args=[self.pk]) if self.thumbnail else None,
         }
+
+    @property
+    def shown_message(self) -> str:
+        """What is said beside the stage: the same that the messages to the browser say."""
+        if self.status == self.Status.COMPLETED:
+            return self.description
+        return self.error_message or self.message

@@ -36,6 +36,12 @@ def report_cleared(owner: AbstractBaseUser) -> None:
     publish_to_user(owner, {"action": "uploads_cleared"}, fail_silently=True)
 
 
+def report_killed(owner: AbstractBaseUser, pid: int) -> None:
+    """Tell the owner that the listener was killed, while none runs: this is kept, and arrives with the next one."""
+    notice = Notice(title=f"Listener {pid} was killed", body="This was published while no listener ran, and kept.")
+    publish_to_user(owner, notice, fail_silently=True)
+
+
 def report_file(upload: Upload, *, on_commit: bool = False) -> None:
     """Tell the owner how far a file is, as part of its batch."""
     status = upload.status if upload.finished else "processing"
@@ -68,7 +74,7 @@ def report_finished(upload: Upload) -> None:
     result: UploadCompleted | UploadFailed
     if upload.status == Upload.Status.COMPLETED:
         result = UploadCompleted(
-            upload_id=str(upload.pk), description=", ".join(upload.facts), audit_score=upload.name_score or 0
+            upload_id=str(upload.pk), description=upload.description, audit_score=upload.name_score or 0
         )
     else:
         result = UploadFailed(upload_id=str(upload.pk), error_message=upload.error_message)

@@ -12,8 +12,9 @@ from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
+from project.killswitch import press
 from project.uploads.models import Upload
-from project.uploads.reports import report_cleared, report_created
+from project.uploads.reports import report_cleared, report_created, report_killed
 from project.uploads.shell import mask_password, publish_command
 
 LIST_LENGTH = 60
@@ -29,9 +30,12 @@ def latest(request: HttpRequest) -> list[Upload]:
 def upload_list(request: HttpRequest) -> HttpResponse:
     context = {
         "uploads": latest(request),
+        "labels": dict(Upload.Stage.choices),
+        "debug": settings.DEBUG,
         "max_files": settings.UPLOAD_MAX_FILES,
         "max_size": settings.UPLOAD_MAX_SIZE,
         "publish_command": publish_command(request.user),
+        "kill_switch": settings.KILL_SWITCH,
         "password_masked": mask_password(settings.REDIS_URL) != settings.REDIS_URL,
     }
     response = render(request, "uploads/upload_list.html", context)
@@ -104,3 +108,17 @@ def thumbnail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
         response = HttpResponse(file.read(), content_type="image/png")
     response.headers["Cache-Control"] = "private, max-age=86400, immutable"
     return response
+
+
+@login_required
+@require_POST
+def listener_kill(request: HttpRequest) -> HttpResponse:
+    """Have ``manage.py demo`` kill the listener and start another, and tell the user so meanwhile."""
+    if not settings.KILL_SWITCH:  # set by that command only, and never without DEBUG
+        raise Http404
+    try:
+        pid = press(settings.KILL_SWITCH)
+    except OSError as error:
+        return JsonResponse({"error": f"The demo command does not answer ({error})."}, status=503)
+    report_killed(request.user, pid)
+    return JsonResponse({"pid": pid})

@@ -83,7 +83,7 @@ class Worker:
             raise AnalysisError(f"{MAX_ATTEMPTS} workers died over this file.")
         content = self._read(upload)
         self._rest()
-        advance(upload, Upload.Stage.VISION_ANALYSIS, READ_PERCENT + 5, "Looking for an image")
+        advance(upload, Upload.Stage.VISION_ANALYSIS, READ_PERCENT + 5)
         with upload.file.open("rb") as file:
             picture = draw(file, content.content_type)
         found: dict[str, object] = {"sha256": content.sha256, "content_type": content.content_type}
@@ -93,19 +93,19 @@ class Worker:
             upload.thumbnail.storage.save(path, ContentFile(picture.thumbnail))
             found |= {"width": picture.width, "height": picture.height, "thumbnail": path}
         self._rest()
-        advance(upload, Upload.Stage.DESCRIPTION_AUDIT, READ_PERCENT + 10, "Comparing name and content")
+        advance(upload, Upload.Stage.DESCRIPTION_AUDIT, READ_PERCENT + 10)
         found["name_score"] = name_score(upload.name, content.content_type)
         self._rest()
         finish(upload, Upload.Status.COMPLETED, **found)
 
     def _read(self, upload: Upload) -> Content:
         total = filesizeformat(upload.size)
-        advance(upload, Upload.Stage.EXTRACTING_FRAMES, 0, f"Reading {total}")
+        advance(upload, Upload.Stage.EXTRACTING_FRAMES, 0, total)
         with upload.file.open("rb") as file:
             for result in read(file, upload.size):
                 if isinstance(result, Content):
                     return result
-                message = f"Read {filesizeformat(result)} of {total}"
+                message = f"{filesizeformat(result)} of {total}"
                 advance(upload, Upload.Stage.EXTRACTING_FRAMES, READ_PERCENT * result // upload.size, message)
                 self._rest()
         raise AssertionError("read() ends with the content")
@@ -137,7 +137,7 @@ def release(upload: Upload) -> None:
     )
 
 
-def advance(upload: Upload, stage: Upload.Stage, percent: int, message: str) -> None:
+def advance(upload: Upload, stage: Upload.Stage, percent: int, message: str = "") -> None:
     """Record how far the analysis is and report it; the percentage of a second attempt never goes back."""
     percent = max(percent, upload.progress_percent)
     _write(upload, stage=stage.value, progress_percent=percent, message=message)

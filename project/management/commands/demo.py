@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from pathlib import Path
 from typing import IO, NoReturn
 
 import redis
@@ -22,6 +23,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from project.children import Child
+from project.killswitch import KillSwitch
 from project.local_redis import LocalRedis, RedisStartError
 from project.uploads.shell import mask_password
 
@@ -56,19 +58,24 @@ class Command(BaseCommand):
         redis_url = self._find_redis(stack)
         port = self._find_port()
         call_command("migrate", verbosity=0)
+        switch = KillSwitch()
+        stack.callback(switch.close)
         stack.callback(self._stop_children)
         env = os.environ | {"REDIS_URL": redis_url, "PORT": str(port), "DEBUG": "1", "PYTHONUNBUFFERED": "1"}
         manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
         # -v 0: no line for each request
         daphne = [sys.executable, "-m", "daphne", "-v", "0", "-b", HOST, "-p", str(port)]
-        self._start("web", [*daphne, "project.asgi:application"], env)
+        # The web process outlives this one for a moment, whatever ends this one: its guard removes the socket then.
+        web_env = env | {"KILL_SWITCH": str(switch.path)}
+        self._start("web", [*daphne, "project.asgi:application"], web_env, remove=switch.directory)
         self._start("listener", [*manage, "run_listener"], env)
         self._start("worker", [*manage, "run_worker"], env)
         create_user()
         self._wait_until_answering(f"http://{HOST}:{port}/")
         while True:
             self._check_children()
-            time.sleep(0.2)
+            if switch.wait(0.2, self._kill_listener):
+                self._start("listener", [*manage, "run_listener"], env)
 
     def _find_redis(self, stack: contextlib.ExitStack) -> str:
         url = os.environ.get("REDIS_URL")
@@ -94,9 +101,16 @@ class Command(BaseCommand):
                 return port
         raise CommandError(f"port {settings.PORT} and the next ones are taken: set PORT to a free one")
 
-    def _start(self, name: str, arguments: Sequence[str], env: dict[str, str]) -> None:
-        child = Child(arguments, env=env, cwd=settings.BASE_DIR, output=subprocess.PIPE)
+    def _kill_listener(self) -> int:
+        listener = self._children["listener"]
+        listener.kill()
+        self._say("the listener was killed by the button on the page; starting another")
+        return listener.pid
+
+    def _start(self, name: str, arguments: Sequence[str], env: dict[str, str], *, remove: Path | None = None) -> None:
+        child = Child(arguments, env=env, cwd=settings.BASE_DIR, output=subprocess.PIPE, remove=remove)
         self._children[name] = child
+        self._copying = [copying for copying in self._copying if copying.is_alive()]
         copying = threading.Thread(target=self._copy_output, args=(name, child.stdout), daemon=True)
         copying.start()
         self._copying.append(copying)
@@ -133,7 +147,8 @@ class Command(BaseCommand):
         if self._interrupted:
             raise KeyboardInterrupt
         for name, child in self._children.items():
-            # It is not started again: a demo that hides a crash shows what is not so.
+            # It is not started again: a demo that hides a crash shows what is not so. (The listener that
+            # the button killed never gets here.)
             if child.returncode is not None:
                 raise CommandError(f"{name} ended by itself, exit code {child.returncode}; everything is stopped")
 

@@ -1,70 +1,48 @@
-// The page: what is on it comes from the database; messages only move it forward.
+// The page: rows for the uploads of this user, sent from here or from another tab. The elements in them know how far
+// each is; what they cannot know (which rows there are, thumbnails) comes from the site.
 
-import { connect } from "./socket.js";
+import { showFrames } from "./underneath.js";
 
 const STATES = {
   connecting: "Connecting …",
-  live: "Live",
+  open: "Live",
   waiting: "Offline, trying again …",
-  ended: "Logged out: reload the page",
+  closed: "Logged out: reload",
 };
-const NOTICE_TIME = 12_000; // ms a notice stays, unless somebody reads or touches it; errors stay
+const ATTRIBUTES = ["label", "status", "stage", "percent", "message"]; // of <upload-progress>, as the site has them
 
 const form = document.getElementById("upload-form");
 const list = document.getElementById("uploads");
-const notices = document.getElementById("notices");
 const problem = document.getElementById("problem");
-const finished = (row) => row.dataset.status === "completed" || row.dataset.status === "failed";
-const rowOf = (id) => list.querySelector(`[data-id="${CSS.escape(id)}"]`);
 
-// --- uploads -------------------------------------------------------------------------------------------------
+// --- rows ----------------------------------------------------------------------------------------------------
 
-function fileSize(bytes) {
-  const power = bytes < 1024 ? 0 : bytes < 1024 ** 2 ? 1 : 2;
-  return `${(bytes / 1024 ** power).toFixed(power ? 1 : 0)} ${["bytes", "KB", "MB"][power]}`;
-}
+const elementOf = (id) => list.querySelector(`upload-progress[upload="${CSS.escape(id)}"]`);
+const finished = (element) => element.state?.status === "completed" || element.state?.status === "failed";
 
-function addRow({ id, name, size }) {
-  const row = document.getElementById("upload-template").content.firstElementChild.cloneNode(true);
-  row.dataset.id = id;
-  row.dataset.status = "pending";
-  row.querySelector(".name").textContent = name;
-  row.querySelector(".size").textContent = fileSize(size);
-  row.querySelector("progress").setAttribute("aria-label", `Analysis of ${name}`);
-  list.prepend(row);
-  return row;
-}
-
-/** Show a newer state of an upload. What is older than what is shown changes nothing. */
-function advance(row, { percent, status, stage, message }) {
-  const bar = row.querySelector("progress");
-  if (finished(row) || percent < bar.value) return;
-  bar.value = percent;
-  row.querySelector(".percent").textContent = `${percent} %`;
-  Object.assign(row.dataset, { status, stage });
-  row.querySelector(".message").textContent = message;
-}
-
-/** Show an upload as the database has it, results included. */
+/** Show an upload as the site has it: in its row, or in a new one. */
 function show(upload) {
-  const known = rowOf(upload.id);
-  const row = known ?? addRow(upload);
-  const before = known && finished(row);
-  advance(row, upload);
-  if (!known) watch(row);
-  if (!before && finished(row)) send({ action: "unsubscribe_upload", upload_id: upload.id });
-  const facts = upload.facts.map((fact) => Object.assign(document.createElement("li"), { textContent: fact }));
-  row.querySelector(".facts").replaceChildren(...facts);
-  const picture = row.querySelector(".picture");
-  if (upload.thumbnail && !picture.firstChild) {
-    picture.append(Object.assign(new Image(), { src: upload.thumbnail, alt: "" }));
+  let element = elementOf(upload.upload);
+  let row = element?.closest("li");
+  if (!row) {
+    row = document.importNode(document.getElementById("upload-template").content, true).querySelector("li");
+    element = row.querySelector("upload-progress");
   }
+  // What is finished stays as it is: an answer may have been under way while the last message came.
+  if (!finished(element)) for (const name of ATTRIBUTES) element.setAttribute(name, upload[name]);
+  element.setAttribute("upload", upload.upload);
+  const picture = row.querySelector(".picture");
+  picture.dataset.suffix = upload.suffix;
+  if (upload.thumbnail && !picture.firstElementChild) {
+    picture.replaceChildren(Object.assign(new Image(), { src: upload.thumbnail, alt: "" }));
+  }
+  if (!row.isConnected) list.prepend(row);
 }
 
 let refreshing = false;
 let again = false;
 
-/** Ask the database: after a connection there may be a gap, and results are not part of any message. */
+/** Ask the site: there are new uploads, or results, or messages were missed for good. */
 async function refresh() {
   again = true;
   if (refreshing) return; // the one under way may have read before the change; it starts once more
@@ -75,82 +53,49 @@ async function refresh() {
       const answer = await fetch(form.dataset.stateUrl, { headers: { Accept: "application/json" } });
       if (!answer.ok || answer.redirected) return;
       const { uploads } = await answer.json();
-      const known = new Set(uploads.map((upload) => upload.id));
-      for (const row of [...list.children]) if (finished(row) && !known.has(row.dataset.id)) row.remove();
+      const known = new Set(uploads.map(({ upload }) => upload));
+      for (const row of [...list.children]) {
+        const element = row.querySelector("upload-progress");
+        if (finished(element) && !known.has(element.getAttribute("upload"))) row.remove();
+      }
       uploads.reverse().forEach(show);
     }
   } catch {
-    // Offline: the next connection asks again.
+    // Offline: what comes with the next connection asks again.
   } finally {
     refreshing = false;
   }
 }
 
-// --- notices -------------------------------------------------------------------------------------------------
-
-/** Only web pages: an address in a message may come from anybody who can publish. */
-function safeUrl(url) {
-  if (typeof url !== "string" || !URL.canParse(url, location.href)) return null;
-  const { protocol, href } = new URL(url, location.href);
-  return protocol === "https:" || protocol === "http:" ? href : null;
-}
-
-function showNotice({ level, title, body, url }) {
-  const notice = document.createElement("div");
-  notice.className = "notice";
-  notice.dataset.level = ["success", "warning", "error"].includes(level) ? level : "info";
-  const href = safeUrl(url);
-  const heading = document.createElement(href ? "a" : "strong");
-  if (href) Object.assign(heading, { href, rel: "noopener noreferrer" });
-  heading.textContent = String(title ?? "");
-  const text = Object.assign(document.createElement("p"), { textContent: String(body ?? "") });
-  const close = Object.assign(document.createElement("button"), { type: "button", textContent: "×" });
-  close.setAttribute("aria-label", "Close the notice");
-  close.addEventListener("click", () => notice.remove());
-  notice.append(heading, close, text);
-  notices.append(notice);
-  while (notices.children.length > 5) notices.firstChild.remove();
-  if (level === "error") return;
-  const fade = () => (notice.matches(":hover, :focus-within") ? setTimeout(fade, 2000) : notice.remove());
-  setTimeout(fade, NOTICE_TIME);
-}
-
-// --- messages ------------------------------------------------------------------------------------------------
+addEventListener("upload-change", ({ detail }) => {
+  // Before one's eyes, so not for what was finished when the page was made.
+  if (detail.before !== detail.status && detail.status === "completed") refresh();
+});
 
 function receive(message) {
   switch (message.action) {
-    case "auth_success":
-      [...list.children].forEach(watch);
-      return refresh();
-    case "subscribed":
-      // Only now nothing more can be missed, so only now the database's answer is complete.
-      return message.recovered ? undefined : refresh();
-    case "upload_progress": {
-      const { upload_id, progress_percent, status, stage, message: text } = message.payload;
-      const row = rowOf(upload_id);
-      if (row) advance(row, { percent: progress_percent, status, stage, message: text });
-      return;
-    }
     case "file_progress": // of every upload of this user, so also those sent from another tab
-      return rowOf(message.payload.upload_id) ? undefined : refresh();
-    case "upload_completed":
-    case "upload_failed":
+      return elementOf(message.payload.upload_id) ? undefined : refresh();
     case "uploads_cleared":
       return refresh();
-    case "notice":
-      return showNotice(message);
   }
 }
 
-const send = connect(form.dataset.socket, receive, (state) => {
+// --- the connection ------------------------------------------------------------------------------------------
+
+const connection = await globalThis.notifications;
+
+function showState(state) {
   const indicator = document.getElementById("connection");
   indicator.dataset.state = state;
   indicator.textContent = STATES[state];
-});
-
-function watch(row) {
-  if (!finished(row)) send({ action: "subscribe_upload", upload_id: row.dataset.id, since: "last" });
 }
+
+connection.addEventListener("state", ({ detail }) => showState(detail.state));
+showState(connection.state);
+connection.onUser(receive);
+connection.addEventListener("gap", refresh); // messages were missed for good
+showFrames(connection);
 
 // --- sending files -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,258 @@
+// The wire protocol of notifications. Made by `manage.py notifications_schema typescript`; do not edit.
+
+/**
+ * The first frame of a socket without a session: who the client is, and where it was in its user's own topic.
+ *
+ * Later, with a token of the same user: go on.
+ */
+export interface Auth {
+  readonly type: "auth";
+  readonly token: string;
+  /** What the client has: absent, nothing of the past follows; "last", the latest message first; the id of a message or a position, everything after it. */
+  readonly since?: string | null;
+}
+
+/** The socket is refused; a close follows. */
+export interface AuthError {
+  readonly action: "auth_error";
+  readonly message: string;
+}
+
+/** The socket is this user's, and has his own topic. */
+export interface AuthSuccess {
+  readonly action: "auth_success";
+  readonly user_id: string;
+  /** The topic's position before the messages that follow; null where no history is kept. */
+  readonly id: string | null;
+  /** Whether everything after the client's position follows. False: something may be missing for good, load the state from the site. Null: the client gave no position. */
+  readonly recovered: boolean | null;
+}
+
+/** How far a batch of uploads is; published to its user. */
+export interface BatchProgress {
+  readonly _meta?: MessageMeta;
+  readonly action: "batch_progress";
+  readonly payload: BatchProgressPayload;
+  /** When it was so: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** What `batch_progress` says. */
+export interface BatchProgressPayload {
+  readonly batch_id: string;
+  readonly status: "analyzing" | "completed" | "embedding" | "failed" | "pending";
+  readonly total: number;
+  readonly processed: number;
+  readonly successful: number;
+  readonly failed: number;
+  readonly progress_percentage: number;
+}
+
+/** A frame was refused; the socket stays open. */
+export interface Error {
+  readonly action: "error";
+  readonly code: "forbidden" | "invalid_message" | "rate_limited" | "too_many_subscriptions" | "unknown_action";
+  readonly message: string;
+  /** A kind and an id, such as order:7. */
+  readonly topic?: string;
+}
+
+/** How far one file of a batch is; published to its user. */
+export interface FileProgress {
+  readonly _meta?: MessageMeta;
+  readonly action: "file_progress";
+  readonly payload: FileProgressPayload;
+  /** When it was so: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** What `file_progress` says. */
+export interface FileProgressPayload {
+  readonly batch_id: string;
+  readonly upload_id: string;
+  readonly file_name: string;
+  readonly file_size: number;
+  readonly progress_percentage: number;
+  readonly status: "completed" | "failed" | "processing";
+}
+
+/** Anything published: an object that says by its `action` what it is, if whoever published it gave it one. Without `_meta` it has no id and is not kept. */
+export interface Message {
+  readonly _meta?: MessageMeta;
+  readonly [field: string]: unknown;
+}
+
+/** What the site puts first in a published message. Who publishes must not write it. */
+export interface MessageMeta {
+  /** A kind and an id, such as order:7. */
+  readonly topic: string;
+  /** An id or a position, <epoch>-<n>: two integers. The message after it has n + 1. */
+  readonly id: string;
+}
+
+/** Something the site tells a person. */
+export interface Notice {
+  readonly _meta?: MessageMeta;
+  readonly action: "notice";
+  /** Plain text; a page must not read it as HTML. */
+  readonly title: string;
+  readonly level: "error" | "info" | "success" | "warning";
+  /** Plain text; a page must not read it as HTML. */
+  readonly body: string | null;
+  /** Where a click leads: https:, http: or a path of the site. */
+  readonly url: string | null;
+  /** When it was so: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** Answered with `pong`. */
+export interface Ping {
+  readonly action: "ping";
+}
+
+/** The answer to the server's `ping`, with its number. It confirms all that was read before that ping. */
+export interface Pong {
+  readonly action: "pong";
+  readonly n?: number | null;
+}
+
+/** To be answered with `pong` and the same number. */
+export interface ServerPing {
+  readonly action: "ping";
+  readonly n: number;
+}
+
+/** The answer to the client's `ping`. */
+export interface ServerPong {
+  readonly action: "pong";
+}
+
+/** Receive what is published on a topic. Again: answered with the position the socket has, and nothing else. */
+export interface Subscribe {
+  readonly action: "subscribe";
+  /** A kind and an id, such as order:7. */
+  readonly topic: string;
+  /** What the site signed for this user and topic instead of a permission. */
+  readonly grant?: string | null;
+  /** What the client has: absent, nothing of the past follows; "last", the latest message first; the id of a message or a position, everything after it. */
+  readonly since?: string | null;
+}
+
+/** The same as `subscribe` to the topic `upload:<upload_id>`. */
+export interface SubscribeUpload {
+  readonly action: "subscribe_upload";
+  readonly upload_id: string;
+  /** What the site signed for this user and topic instead of a permission. */
+  readonly grant?: string | null;
+  /** What the client has: absent, nothing of the past follows; "last", the latest message first; the id of a message or a position, everything after it. */
+  readonly since?: string | null;
+}
+
+/**
+ * The topic is subscribed.
+ *
+ * Also unasked, with `recovered` false, when something is missing on an open socket.
+ */
+export interface Subscribed {
+  readonly action: "subscribed";
+  /** A kind and an id, such as order:7. */
+  readonly topic: string;
+  /** Whether everything after the client's position follows. False: something may be missing for good, load the state from the site. Null: the client gave no position. */
+  readonly recovered: boolean | null;
+  /** The topic's position before the messages that follow; null where no history is kept. */
+  readonly id: string | null;
+}
+
+/** Receive it no longer. Nothing of the topic follows the answer. */
+export interface Unsubscribe {
+  readonly action: "unsubscribe";
+  /** A kind and an id, such as order:7. */
+  readonly topic: string;
+}
+
+/** The same as `unsubscribe` from the topic `upload:<upload_id>`. */
+export interface UnsubscribeUpload {
+  readonly action: "unsubscribe_upload";
+  readonly upload_id: string;
+}
+
+/** The topic is not, or no longer, subscribed. */
+export interface Unsubscribed {
+  readonly action: "unsubscribed";
+  /** A kind and an id, such as order:7. */
+  readonly topic: string;
+}
+
+/** The analysis of one upload has ended well. */
+export interface UploadCompleted {
+  readonly _meta?: MessageMeta;
+  readonly action: "upload_completed";
+  readonly upload_id: string;
+  readonly description: string;
+  readonly audit_score: number;
+  /** When it was so: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** The analysis of one upload has ended badly. */
+export interface UploadFailed {
+  readonly _meta?: MessageMeta;
+  readonly action: "upload_failed";
+  readonly upload_id: string;
+  readonly error_message: string;
+  /** When it was so: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** How far the analysis of one upload is. */
+export interface UploadProgress {
+  readonly _meta?: MessageMeta;
+  readonly action: "upload_progress";
+  readonly payload: UploadProgressPayload;
+  /** When it was so: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** What `upload_progress` says. */
+export interface UploadProgressPayload {
+  readonly upload_id: string;
+  readonly status: "analyzing" | "completed" | "embedding" | "failed" | "pending";
+  readonly stage: "completed" | "description_audit" | "embedding_generation" | "extracting_frames" | "failed" | "indexing" | "queued" | "vision_analysis";
+  readonly progress_percent: number;
+  readonly message: string;
+  readonly error_message: string | null;
+  readonly description_audit_score: number | null;
+}
+
+/** What a client may say. */
+export type ClientFrame =
+  | Auth
+  | SubscribeUpload
+  | UnsubscribeUpload
+  | Subscribe
+  | Unsubscribe
+  | Ping
+  | Pong;
+
+/** What the server says itself. */
+export type ServerFrame =
+  | AuthSuccess
+  | AuthError
+  | Subscribed
+  | Unsubscribed
+  | Error
+  | ServerPing
+  | ServerPong;
+
+/** The typed messages by `action`. A site adds its own: `declare module "…/protocol.js" { interface MessageMap { order_shipped: OrderShipped } }` */
+export interface MessageMap {
+  upload_progress: UploadProgress;
+  upload_completed: UploadCompleted;
+  upload_failed: UploadFailed;
+  batch_progress: BatchProgress;
+  file_progress: FileProgress;
+  notice: Notice;
+}
+
+/** A typed message; `action` tells which. */
+export type TypedMessage = MessageMap[keyof MessageMap];

@@ -1,0 +1,209 @@
+"""A browser's socket in the process of the test, on the real consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any, Final
+
+import msgspec
+from channels.layers import InMemoryChannelLayer, channel_layers
+
+from .. import auth
+from ..consumers import NotificationConsumer
+from ..forwarder import Forwarder
+from ..logs import LogBudget
+from ..topics import Topic
+from .stand_in import stand_in
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT: Final = 3.0
+"""Seconds to wait for a frame; the site's ``AUTHORIZE`` may have to be asked before it comes."""
+QUIET: Final = 0.1
+"""Seconds without a frame that ``receive_nothing`` takes for silence. Nothing here waits for a network."""
+MAX_FRAMES: Final = 1000
+"""Frames that may wait for the test to receive them; then the consumer waits, as for a browser that does not read."""
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds in which the consumer must end when the page goes away."""
+NORMAL: Final = 1000
+GOING_AWAY: Final = 1001
+"""Close codes of RFC 6455, 7.4.1."""
+FOREVER: Final = 10**9
+"""Seconds in which the layer forgets messages and groups; tests move the clock."""
+
+CAPACITY: Final = 10_000
+"""Messages that the layer holds for a socket: a test may publish many before it receives any."""
+
+_numbers = count()
+
+
+class Socket:
+    """
+    What a page does with its ``WebSocket``.
+
+    It answers the server's pings, as pages do, and shows all other frames.
+
+    Attributes:
+        close_code: The code with which the server has closed the socket; None while it is open.
+
+    """
+
+    def __init__(self, consumer: NotificationConsumer, scope: dict[str, Any]) -> None:
+        self.close_code: int | None = None
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_FRAMES)
+        self._outgoing: asyncio.Queue[dict[str, Any]] = asyncio.Queue(MAX_FRAMES)
+        self._incoming.put_nowait({"type": "websocket.connect"})
+        self._task = asyncio.create_task(consumer(scope, self._incoming.get, self._take))
+        self._accepted = False
+
+    async def send(self, frame: dict[str, Any]) -> None:
+        """Send a frame of a page, such as ``{"action": "unsubscribe", "topic": "order:7"}``."""
+        text = msgspec.json.encode(frame).decode()
+        await self._incoming.put({"type": "websocket.receive", "text": text})
+
+    async def receive(self, timeout: float = TIMEOUT) -> dict[str, Any]:
+        """
+        Wait for the next frame.
+
+        Raises:
+            AssertionError: None comes in ``timeout`` seconds, or the server closes the socket.
+
+        """
+        __tracebackhide__ = True
+        while True:
+            event = await self._next(timeout)
+            if event is None:
+                raise AssertionError(f"no frame within {timeout:g} s")
+            if event["type"] == "websocket.close":
+                self.close_code = event.get("code") or NORMAL
+                said = f"closed the socket with {self.close_code}" if self._accepted else "refused the socket"
+                raise AssertionError(f"the server {said}")
+            if event["type"] == "websocket.accept":
+                self._accepted = True
+                continue
+            frame: dict[str, Any] = msgspec.json.decode(event["text"])
+            if frame.get("action") != "ping" or "_meta" in frame:
+                return frame
+            await self.send({"action": "pong", "n": frame["n"]})
+
+    async def expect(self, action: str, **fields: Any) -> dict[str, Any]:
+        """Wait for the next frame, assert that it is this one, and return it."""
+        __tracebackhide__ = True
+        frame = await self.receive()
+        wanted = {"action": action, **fields}
+        assert wanted.items() <= frame.items(), f"wanted {wanted}, received {frame}"  # noqa: S101  for tests
+        return frame
+
+    async def receive_nothing(self) -> None:
+        """Assert that no frame comes now."""
+        __tracebackhide__ = True
+        try:
+            frame = await self.receive(QUIET)
+        except AssertionError:
+            if self.close_code is None:
+                return
+            raise
+        raise AssertionError(f"wanted nothing, received {frame}")
+
+    async def subscribe(self, topic: Topic | str, **fields: Any) -> dict[str, Any]:
+        """
+        Subscribe to a topic, which asks the kind's ``AUTHORIZE``, and return the answer.
+
+        Args:
+            topic: A ``Topic`` or its text.
+            **fields: ``since`` (``"last"`` or an id) and ``grant``.
+
+        Raises:
+            AssertionError: The user may not read it, or it is no topic.
+
+        """
+        __tracebackhide__ = True
+        await self.send({"action": "subscribe", "topic": str(topic), **fields})
+        return await self.expect("subscribed", topic=str(topic))
+
+    async def _next(self, timeout: float) -> dict[str, Any] | None:
+        """Wait for what the consumer sends; None in vain. If it has failed, its exception is raised."""
+        getting = asyncio.ensure_future(self._outgoing.get())
+        try:
+            await asyncio.wait({getting, self._task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not getting.done() and self._task.done():
+                self._task.result()
+            return getting.result() if getting.done() else None
+        finally:
+            getting.cancel()
+
+    async def _take(self, event: dict[str, Any]) -> None:
+        """Be the server that the consumer sends to."""
+        await self._outgoing.put(event)
+        if event["type"] == "websocket.close":
+            await self._hang_up(event.get("code"))
+
+    async def _hang_up(self, code: int | None) -> None:
+        await self._incoming.put({"type": "websocket.disconnect", "code": code})
+
+    async def _end(self) -> None:
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await self._hang_up(GOING_AWAY)
+            await self._task
+
+
+@asynccontextmanager
+async def connect_as(user: Any) -> AsyncIterator[Socket]:
+    """
+    Open a socket of a user, as a page does when he is logged in, and receive what is published to it.
+
+    The consumer is the real one, and so are its frames, the kind's ``AUTHORIZE`` and the recovery from histories. In
+    Redis's place stands what stands there within ``captured``, in the place of the channel layer that of Channels in
+    memory. Synchronous ``AUTHORIZE`` functions run in the thread of the ORM, where the data of the test are.
+
+    Args:
+        user: A saved, active user. As with Django's ``force_login`` nobody asks for his session.
+
+    Yields:
+        The socket, after ``auth_success``.
+
+    Raises:
+        AssertionError: The socket was refused.
+
+    """
+    __tracebackhide__ = True
+    scope = _scope(user)
+    assert auth.session_user(scope) is not None, f"{user!r} is anonymous or not active"  # noqa: S101  for tests
+    alias, layer = f"notifications.testing.{next(_numbers)}", InMemoryChannelLayer(FOREVER, FOREVER, CAPACITY)
+    consumer = NotificationConsumer()
+    consumer.channel_layer_alias = alias
+    forwarder = Forwarder(layer, LogBudget(logger))
+    loop = asyncio.get_running_loop()
+    with stand_in.remembering():
+        channel_layers.set(alias, layer)
+        stand_in.hearers[alias] = lambda stamped: loop.call_soon_threadsafe(forwarder.add, stamped)
+        forwarding = asyncio.create_task(forwarder.run())
+        socket = Socket(consumer, scope)
+        try:
+            await socket.expect("auth_success", user_id=str(user.pk))
+            yield socket
+        finally:
+            del stand_in.hearers[alias]
+            channel_layers.backends.pop(alias, None)
+            forwarding.cancel()
+            await socket._end()
+            await asyncio.wait({forwarding})
+
+
+def _scope(user: Any) -> dict[str, Any]:
+    """Describe the handshake of a page of the site, behind the site's middleware."""
+    return {
+        "type": "websocket",
+        "path": "/ws/notifications/",
+        "scheme": "ws",
+        "query_string": b"",
+        "headers": [(b"host", b"testserver"), (b"origin", b"http://testserver")],
+        "client": ("127.0.0.1", 0),
+        "server": ("testserver", 80),
+        "subprotocols": [],
+        "user": user,
+    }

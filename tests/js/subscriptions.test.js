@@ -1,0 +1,460 @@
+// What is asked for, what arrives, and what is told when something cannot.
+
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Tab, opened, settled } from "./browser.js";
+
+const subscribe = (topic, since) => ({ action: "subscribe", topic, ...(since && { since }) });
+const unsubscribe = (topic) => ({ action: "unsubscribe", topic });
+const ids = (messages) => messages.map(({ _meta }) => _meta.id);
+
+/** A list, and the function that fills it. */
+function inbox() {
+  const messages = [];
+  return [messages, (message) => messages.push(message)];
+}
+
+test("what a page asks for before the connection is open is kept", async (t) => {
+  const tab = new Tab(t);
+  const notifications = (await tab.visit())();
+  const [seen, see] = inbox();
+  notifications.subscribe("upload:1", see);
+  notifications.subscribe("order:1", see);
+  notifications.subscribe("order:2", see)();
+  await settled();
+  tab.socket.accept();
+  assert.deepEqual(tab.socket.heard(), []);
+  tab.socket.welcome();
+  assert.deepEqual(tab.socket.heard(), [subscribe("upload:1", "last"), subscribe("order:1")]);
+
+  tab.socket.subscribed("upload:1", "100-6").publish("upload:1", "100-7").subscribed("order:1").publish("order:1", "100-1");
+  assert.deepEqual(seen, [
+    { _meta: { topic: "upload:1", id: "100-7" }, action: "note" },
+    { _meta: { topic: "order:1", id: "100-1" }, action: "note" },
+  ]);
+});
+
+test("a page may say where to begin", async (t) => {
+  const { tab, notifications } = await opened(t);
+  notifications.subscribe("upload:1", () => {}, { since: "100-5" });
+  notifications.subscribe("order:1", () => {}, { since: "last" });
+  notifications.subscribe("order:2", () => {}, { since: null });
+  notifications.subscribe("order:3", () => {}, { since: "nonsense" });
+
+  assert.deepEqual(tab.socket.heard(), [
+    subscribe("upload:1", "100-5"),
+    subscribe("order:1", "last"),
+    subscribe("order:2"),
+    subscribe("order:3"),
+  ]);
+});
+
+test("handlers of a topic share one subscription, which ends with the last of them", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [one, first] = inbox();
+  const [two, second] = inbox();
+  const offFirst = notifications.subscribe("order:1", first);
+  const offSecond = notifications.subscribe("order:1", second);
+  tab.socket.subscribed("order:1").publish("order:1", "100-1");
+  offFirst();
+  offFirst();
+  tab.socket.publish("order:1", "100-2");
+  assert.deepEqual(tab.socket.heard(), [subscribe("order:1")]);
+  offSecond();
+  offSecond();
+  assert.deepEqual(tab.socket.heard(), [unsubscribe("order:1")]);
+  tab.socket.publish("order:1", "100-3");
+
+  assert.deepEqual([ids(one), ids(two)], [["100-1"], ["100-1", "100-2"]]);
+});
+
+test("the same function may be subscribed twice, and each time for itself", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  const off = notifications.subscribe("order:1", see);
+  notifications.subscribe("order:1", see);
+  tab.socket.subscribed("order:1").publish("order:1", "100-1");
+  off();
+  tab.socket.publish("order:1", "100-2");
+
+  assert.deepEqual(ids(seen), ["100-1", "100-1", "100-2"]);
+});
+
+test("a handler that joins an upload late gets its latest message; of other topics, what is new", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  for (const topic of ["upload:1", "order:1"]) {
+    notifications.subscribe(topic, () => {});
+    tab.socket.subscribed(topic).publish(topic, "100-1").publish(topic, "100-2");
+    notifications.subscribe(topic, see);
+  }
+  notifications.subscribe("order:1", see, { since: "last" });
+  notifications.subscribe("upload:1", see)(); // gone before it could be told
+  assert.deepEqual(seen, []);
+  await settled();
+
+  assert.deepEqual(seen.map(({ _meta }) => _meta), [
+    { topic: "upload:1", id: "100-2" },
+    { topic: "order:1", id: "100-2" },
+  ]);
+});
+
+test("a handler may add and remove handlers: those added begin with the next message", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const heard = [];
+  const off = {};
+  off.a = notifications.subscribe("order:1", () => {
+    heard.push("a");
+    off.b();
+    off.c ??= notifications.subscribe("order:1", () => heard.push("c"));
+  });
+  off.b = notifications.subscribe("order:1", () => heard.push("b"));
+  tab.socket.subscribed("order:1").publish("order:1", "100-1").publish("order:1", "100-2");
+
+  assert.deepEqual(heard, ["a", "a", "c"]);
+});
+
+test("errors of handlers are reported, and stop nothing", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  const fail = (what) => () => {
+    throw new Error(what);
+  };
+  notifications.subscribe("order:1", fail("topic"), { gap: fail("gap") });
+  notifications.subscribe("order:1", see);
+  notifications.subscribe("order:1", "no function");
+  notifications.on("note", fail("action"));
+  notifications.on("note", see);
+  tab.socket.subscribed("order:1").publish("order:1", "100-1").subscribed("order:1", "100-5", false).publish("order:1", "100-6");
+
+  assert.deepEqual(ids(seen), ["100-1", "100-1", "100-6", "100-6"]);
+  assert.equal(tab.reported.length, 7);
+  assert.deepEqual(tab.reported.filter((message) => message.length < 9), ["topic", "action", "gap", "topic", "action"]);
+});
+
+test("without reportError, errors are written to the console", async (t) => {
+  const { tab, notifications } = await opened(t);
+  delete globalThis.reportError;
+  const error = t.mock.method(console, "error", () => {});
+  notifications.onUser(() => {
+    throw new Error("mine");
+  });
+  tab.socket.publish("user:42", "100-1");
+
+  assert.equal(error.mock.calls[0].arguments[0].message, "mine");
+});
+
+test("on() hears an action on every topic, onUser() the user's own topic", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [actions, onAction] = inbox();
+  const [own, onOwn] = inbox();
+  const offAction = notifications.on("note", onAction);
+  const offOwn = notifications.onUser(onOwn);
+  notifications.subscribe("order:1", () => {});
+  tab.socket.subscribed("order:1").publish("order:1", "100-1").publish("user:42", "100-1").publish("user:42", "100-2", { action: "x" });
+  tab.socket.publish("order:9", "100-1"); // never asked for
+  offAction();
+  offOwn();
+  tab.socket.publish("user:42", "100-3");
+
+  assert.deepEqual(actions.map(({ _meta }) => _meta.topic), ["order:1", "user:42"]);
+  assert.deepEqual(ids(own), ["100-1", "100-2"]);
+});
+
+test("the user's own topic can be subscribed like any other, and is never asked for nor given up", async (t) => {
+  const tab = new Tab(t);
+  const notifications = (await tab.visit())();
+  const [seen, see] = inbox();
+  const offEarly = notifications.subscribe("user:42", see);
+  await settled();
+  tab.socket.welcome();
+  const offLate = notifications.subscribe("user:42", see);
+  notifications.onUser(see);
+  tab.socket.publish("user:42", "100-1");
+  offEarly();
+  offLate();
+  tab.socket.publish("user:42", "100-2");
+
+  assert.deepEqual(ids(seen), ["100-1", "100-1", "100-1", "100-2"]);
+  assert.deepEqual(tab.socket.heard(), []);
+});
+
+test("a message is shown once: ids are pairs of integers, and epochs have no order", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  notifications.subscribe("order:1", see);
+  tab.socket.subscribed("order:1", "200-8");
+  for (const id of ["200-8", "200-9", "200-10", "200-9", "200-10", "100-1", "100-1", "100-2"]) {
+    tab.socket.publish("order:1", id);
+  }
+  tab.socket.publish("order:1", "100-9007199254740991").publish("order:1", "100-9007199254740990");
+  tab.socket.publish("order:1", null).publish("order:1", "x-y");
+
+  assert.deepEqual(ids(seen), ["200-9", "200-10", "100-1", "100-2", "100-9007199254740991"]);
+});
+
+test("after a loss everything is asked for again, from where it was", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  for (const topic of ["upload:1", "order:1", "order:2"]) notifications.subscribe(topic, see);
+  notifications.subscribe("order:3", see)();
+  tab.socket.subscribed("upload:1", "100-6").publish("upload:1", "100-7");
+  tab.socket.subscribed("order:1", "100-4");
+  tab.socket.publish("user:42", "100-3").heard();
+  tab.socket.lose(); // before order:2 was answered
+  await tab.pass(0.5);
+  assert.match(tab.socket.url, /since=100-3$/);
+  tab.socket.welcome({ id: "100-3", recovered: true });
+  assert.deepEqual(tab.socket.heard(), [subscribe("upload:1", "100-7"), subscribe("order:1", "100-4"), subscribe("order:2")]);
+
+  tab.socket.subscribed("upload:1", "100-7", true).subscribed("order:1", "100-4", true).subscribed("order:2");
+  for (const topic of ["upload:1", "order:1"]) for (const n of [5, 6, 7, 8]) tab.socket.publish(topic, `100-${n}`);
+  assert.deepEqual(seen.map(({ _meta: { topic, id } }) => `${topic} ${id}`), [
+    "upload:1 100-7",
+    "upload:1 100-8",
+    "order:1 100-5",
+    "order:1 100-6",
+    "order:1 100-7",
+    "order:1 100-8",
+  ]);
+});
+
+test("a topic that was left and is asked for again begins anew", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  const off = notifications.subscribe("upload:1", see);
+  tab.socket.subscribed("upload:1", "100-6").publish("upload:1", "100-7");
+  off();
+  notifications.subscribe("upload:1", see);
+  tab.socket.publish("upload:1", "100-8"); // of the subscription that ends
+  assert.deepEqual(tab.socket.heard(), [subscribe("upload:1", "last"), unsubscribe("upload:1"), subscribe("upload:1", "last")]);
+  tab.socket.say({ action: "unsubscribed", topic: "upload:1" }).subscribed("upload:1", "100-7").publish("upload:1", "100-8");
+
+  assert.deepEqual(ids(seen), ["100-7", "100-8"]);
+});
+
+test("leaving before the answer, and coming back, ends with one subscription", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  notifications.subscribe("order:A", see)();
+  notifications.subscribe("order:A", see);
+  tab.socket.subscribed("order:a").publish("order:a", "100-1").say({ action: "unsubscribed", topic: "order:a" });
+  tab.socket.subscribed("order:a", "100-1").publish("order:a", "100-2");
+
+  assert.deepEqual(ids(seen), ["100-2"]);
+});
+
+// Gaps
+
+/** A page with one topic, which counts what it is told. */
+async function watching(t, topic, options, answer) {
+  const page = await opened(t);
+  const gaps = [];
+  page.notifications.addEventListener("gap", ({ detail }) => gaps.push(`event ${detail.topic}`));
+  page.notifications.subscribe(topic, () => {}, { ...options, gap: (name) => gaps.push(name) });
+  page.tab.socket.subscribed(topic, ...answer);
+  return { ...page, gaps };
+}
+
+for (const [what, topic, options, answer, told] of [
+  ["an id that was found", "order:1", { since: "100-5" }, ["100-5", true], false],
+  ["an id that was not found", "order:1", { since: "100-5" }, ["200-9", false], true],
+  ["the latest message", "upload:1", {}, ["100-5", null], false],
+  ["the latest message of a kind without history", "upload:1", {}, [null, false], false],
+  ["nothing of the past", "order:1", {}, ["100-5", null], false],
+]) {
+  test(`asking for ${what} ${told ? "tells" : "does not tell"} of a gap`, async (t) => {
+    const { gaps } = await watching(t, topic, options, answer);
+    assert.deepEqual(gaps, told ? [`event ${topic}`, topic] : []);
+  });
+}
+
+for (const [what, topic, first, answer, told] of [
+  ["and everything is there", "order:1", ["100-5", null], ["100-5", true], false],
+  ["and something is missing", "order:1", ["100-5", null], ["200-9", false], true],
+  ["to a kind without history", "order:1", [null, null], [null, null], true],
+  ["to uploads without history", "upload:1", [null, false], [null, false], true],
+]) {
+  test(`coming back ${what} ${told ? "tells" : "does not tell"} of a gap`, async (t) => {
+    const { tab, gaps } = await watching(t, topic, {}, first);
+    tab.socket.lose();
+    await tab.pass(0.5);
+    tab.socket.welcome({ recovered: true }).subscribed(topic, ...answer);
+    assert.deepEqual(gaps, told ? [`event ${topic}`, topic] : []);
+  });
+}
+
+test("a gap on an open socket is told, and the topic goes on where the server says", async (t) => {
+  const { tab, notifications, gaps } = await watching(t, "order:1", {}, ["100-5", null]);
+  const [seen, see] = inbox();
+  notifications.subscribe("order:1", see);
+  notifications.subscribe("order:2", see); // unanswered yet: the gap is not its answer
+  tab.socket.subscribed("order:1", "100-2", false).subscribed("order:2", "300-1").publish("order:2", "300-2");
+  tab.socket.publish("order:1", "100-3");
+
+  assert.deepEqual(gaps, ["event order:1", "order:1"]);
+  assert.deepEqual(ids(seen), ["300-2", "100-3"]);
+});
+
+test("a gap of the user's own topic is told to onUser", async (t) => {
+  const { tab, notifications } = await opened(t, { since: "100-5" }, { id: "200-1", recovered: true });
+  const gaps = [];
+  notifications.onUser(() => {}, { gap: (topic) => gaps.push(topic) });
+  notifications.addEventListener("gap", ({ detail }) => gaps.push(`event ${detail.topic}`));
+  tab.socket.lose();
+  await tab.pass(0.5);
+  tab.socket.welcome({ id: "300-1", recovered: false });
+
+  assert.deepEqual(gaps, ["event user:42", "user:42"]);
+});
+
+test("a position at render time that is not known any more is told as a gap", async (t) => {
+  const tab = new Tab(t);
+  const notifications = (await tab.visit())({ since: "100-5" });
+  const gaps = [];
+  notifications.onUser(() => {}, { gap: (topic) => gaps.push(topic) });
+  await settled();
+  tab.socket.welcome({ id: "200-1", recovered: false });
+
+  assert.deepEqual(gaps, ["user:42"]);
+});
+
+// Names, refusals and grants
+
+test("topics that the server spells in its own way are recognised by the order of its answers", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const boxes = ["order:A", "order:B", "order:C", "order:D"].map((topic) => {
+    const [messages, see] = inbox();
+    notifications.subscribe(topic, see);
+    return messages;
+  });
+  const errors = [];
+  notifications.addEventListener("error", ({ detail }) => errors.push(detail));
+  tab.socket.subscribed("order:a").say({ action: "error", code: "forbidden", message: "no", topic: "order:b" });
+  tab.socket.say({ action: "error", code: "invalid_message", message: "bad" }).subscribed("order:d");
+  for (const name of ["a", "b", "c", "d"]) tab.socket.publish(`order:${name}`, "100-1");
+
+  assert.deepEqual(boxes.map(ids), [["100-1"], [], [], ["100-1"]]);
+  assert.deepEqual(errors, [
+    { code: "forbidden", message: "no", topic: "order:B" },
+    { code: "invalid_message", message: "bad", topic: "order:C" },
+  ]);
+});
+
+test("two spellings of one topic share a subscription once the server has said so", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  const off = ["order:A", "order:a"].map((topic) => notifications.subscribe(topic, see));
+  tab.socket.subscribed("order:a").subscribed("order:a").publish("order:a", "100-1");
+  off[0]();
+  tab.socket.publish("order:a", "100-2");
+  tab.socket.heard();
+  off[1]();
+  tab.socket.publish("order:a", "100-3");
+
+  assert.deepEqual(ids(seen), ["100-1", "100-1", "100-2"]);
+  assert.equal(tab.socket.heard().length, 1);
+});
+
+test("what was refused is asked for again with the next connection", async (t) => {
+  const { tab, notifications } = await opened(t);
+  notifications.subscribe("order:1", () => {});
+  tab.socket.say({ action: "error", code: "forbidden", message: "no", topic: "order:1" }).lose();
+  await tab.pass(0.5);
+
+  assert.deepEqual(tab.socket.welcome().heard(), [subscribe("order:1")]);
+});
+
+test("a permission that is withdrawn is told as an error", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const errors = [];
+  notifications.addEventListener("error", ({ detail }) => errors.push([detail.code, detail.topic]));
+  notifications.subscribe("order:1", () => {});
+  notifications.subscribe("order:2", () => {})();
+  tab.socket.subscribed("order:1").subscribed("order:2").say({ action: "unsubscribed", topic: "order:2" });
+  assert.deepEqual(errors, []);
+  tab.socket.say({ action: "unsubscribed", topic: "order:1" });
+
+  assert.deepEqual(errors, [["unsubscribed", "order:1"]]);
+});
+
+test("too much haste is made up for on a new connection, because nobody says what was dropped", async (t) => {
+  const { tab, notifications, states } = await opened(t);
+  const errors = [];
+  notifications.addEventListener("error", ({ detail }) => errors.push(detail.code));
+  notifications.subscribe("order:1", () => {});
+  tab.socket.say({ action: "error", code: "rate_limited", message: "slow down" });
+  assert.deepEqual(states.at(-1), { state: "waiting", code: 4100, reason: "slow down", seconds: 0.5 });
+  await tab.pass(0.5);
+
+  assert.deepEqual(errors, ["rate_limited"]);
+  assert.deepEqual(tab.socket.welcome().heard(), [subscribe("order:1")]);
+});
+
+test("a grant is sent along, and a function brings a fresh one each time", async (t) => {
+  const { tab, notifications } = await opened(t);
+  let fetched = 0;
+  notifications.subscribe("order:1", () => {}, { grant: "fixed" });
+  notifications.subscribe("order:2", () => {}, { grant: async () => `fresh ${++fetched}` });
+  await settled();
+  assert.deepEqual(tab.socket.heard().map(({ grant }) => grant), ["fixed", "fresh 1"]);
+  tab.socket.lose();
+  await tab.pass(0.5);
+  tab.socket.welcome();
+  await settled();
+
+  assert.deepEqual(tab.socket.heard().map(({ grant }) => grant), ["fixed", "fresh 2"]);
+});
+
+test("without its grant a topic is asked for all the same, and the error is reported", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const grant = () => Promise.reject(new Error("no grant today"));
+  notifications.subscribe("order:1", () => {}, { grant });
+  await settled();
+
+  assert.deepEqual(tab.socket.heard(), [subscribe("order:1")]);
+  assert.deepEqual(tab.reported, ["no grant today"]);
+});
+
+test("a grant that comes too late for its connection, or its handler, is not sent", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const bring = [];
+  const grant = () => new Promise((resolve) => bring.push(resolve));
+  notifications.subscribe("order:1", () => {}, { grant });
+  notifications.subscribe("order:2", () => {}, { grant })();
+  tab.socket.lose();
+  await tab.pass(0.5);
+  tab.socket.welcome();
+  bring.forEach((resolve) => resolve("late"));
+  await settled();
+
+  assert.deepEqual(tab.socket.heard().map(({ topic }) => topic), ["order:1"]);
+});
+
+test("handlers of the state may subscribe: it is asked for once", async (t) => {
+  const tab = new Tab(t);
+  const notifications = (await tab.visit())();
+  notifications.addEventListener("state", ({ detail }) => {
+    if (detail.state === "open") notifications.subscribe("order:1", () => {});
+  });
+  await settled();
+
+  assert.deepEqual(tab.socket.welcome().heard(), [subscribe("order:1")]);
+});
+
+test("a message without an id reaches on(), and the upload that it names", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  notifications.on("upload_progress", (message) => see({ on: message.payload.upload_id }));
+  notifications.subscribe("upload:1", ({ action }) => see(action));
+  tab.socket.subscribed("upload:1");
+  tab.socket.say(
+    { action: "upload_progress", payload: { upload_id: 1 } },
+    { action: "upload_completed", upload_id: "1" },
+    { action: "file_progress", payload: { upload_id: "1" } },
+    { action: "upload_failed", upload_id: "2" },
+  );
+
+  assert.deepEqual(seen, ["upload_progress", { on: 1 }, "upload_completed"]);
+});

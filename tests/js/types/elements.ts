@@ -1,0 +1,19 @@
+// Never run: it has to pass the type checker, where it is marked by failing.
+
+import { connect } from "../../../notifications/static/notifications/client.js";
+import { define, type UploadState } from "../../../notifications/static/notifications/elements.js";
+
+define(connect(), { close: "Fermer" });
+define(await notifications);
+
+const progress = document.querySelector("upload-progress")!;
+const state: UploadState = progress.state;
+document.querySelector("notification-toasts")?.show({ title: "Saved", level: "success", url: null });
+progress.addEventListener("upload-change", ({ detail }) => console.log(detail.percent?.toFixed(), detail.before === null, detail.label));
+document.addEventListener("upload-change", ({ detail }) => console.log(detail.upload));
+document.addEventListener("upload-gap", ({ detail }) => console.log(detail.upload, state.message));
+
+// @ts-expect-error there is no such level
+document.querySelector("notification-toasts")?.show({ title: "Saved", level: "fatal" });
+// @ts-expect-error it is shown, not set
+progress.state = state;

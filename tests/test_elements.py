@@ -1,0 +1,603 @@
+"""
+The elements and tags in a real Chromium, on pages of a site of real processes.
+
+The site serves what collectstatic wrote under hashed names, and a Content Security Policy that allows next to
+nothing; whatever a page complains of fails its test.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
+
+from tests.axe import violations
+from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
+from tests.demo_site import free_port
+from tests.processes import Site, User, WebServer
+
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_chromium says why"
+)
+expect.set_options(timeout=MILLISECONDS)
+
+TOASTS = "<notification-toasts></notification-toasts>"
+HOSTILE = "<img src=x onerror='window.broken=1'><script>window.broken=1</script>"
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def pages(
+    redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory, port: int
+) -> Iterator[tuple[Site, WebServer]]:
+    """A site with collected static files, a web server and a listener."""
+    directory = tmp_path_factory.mktemp("pages")
+    manifest = "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"
+    settings = {
+        "STATIC_ROOT": str(directory / "static"),
+        "STORAGES": {"staticfiles": {"BACKEND": manifest}},
+        "CSRF_TRUSTED_ORIGINS": [f"http://127.0.0.1:{port}"],
+    }
+    with Site(directory, migrated_database, settings=settings) as site:
+        assert site.run("collectstatic", "--noinput").returncode == 0
+        server = site.start_server("daphne", port)
+        site.start_listener()
+        yield site, server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_chromium says why"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Tab:
+    """A logged-in browser on the site, and a program that publishes as any other does."""
+
+    site: Site
+    server: WebServer
+    context: BrowserContext
+    user: User
+    complaints: list[str] = field(default_factory=list)
+
+    def open(
+        self,
+        body: str,
+        *,
+        tag: str = "{% notifications %}",
+        before: Callable[[Page], object] = lambda page: None,
+        live: bool = True,
+        **query: str,
+    ) -> Page:
+        """Open a page with this template, and wait until it is connected."""
+        page = self.context.new_page()
+        before(page)
+        url = f"http://{self.server.address}/page/?"
+        page.goto(url + urlencode({"template": f"{tag}<main><h1>Uploads</h1>{body}</main>", **query}))
+        if live:
+            page.evaluate(
+                """async () => {
+                    const connection = await notifications;
+                    while (connection.state !== "open") {
+                        await new Promise((go) => connection.addEventListener("state", go, { once: true }));
+                    }
+                }"""
+            )
+        return page
+
+    def publish(self, topic: str, **message: object) -> None:
+        with self.site.client() as client:
+            client.publish(topic, json.dumps(message))
+
+    def notice(self, **message: object) -> None:
+        self.publish(f"user:{self.user.pk}", action="notice", **message)
+
+    def progress(self, upload: str, percent: object, message: object = "", **more: object) -> None:
+        payload = {"status": "analyzing", "stage": "vision_analysis", "progress_percent": percent, "message": message}
+        self.publish(f"upload:{upload}", action="upload_progress", payload=payload | more)
+
+    def complete(self, upload: str, description: object = "A cat on a sofa") -> None:
+        self.publish(f"upload:{upload}", action="upload_completed", description=description, audit_score=92)
+
+
+@pytest.fixture
+def tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
+    site, server = pages
+    user = site.add_user()
+    name, _, value = user.cookie.partition("=")
+    with browser.new_context() as context:
+        context.set_default_timeout(MILLISECONDS)
+        context.add_cookies([{"name": name, "value": value, "url": f"http://{server.address}"}])
+        tab = Tab(site, server, context, user)
+        context.on("console", lambda line: line.type in ("error", "warning") and tab.complaints.append(line.text))
+        context.on("weberror", lambda error: tab.complaints.append(str(error.error)))
+        context.add_init_script(
+            "addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.effectiveDirective, e.sample))"
+        )
+        yield tab
+    assert tab.complaints == []
+
+
+def bar(page: Page) -> Locator:
+    return page.get_by_role("progressbar")
+
+
+def shown(page: Page, part: str) -> Locator:
+    return page.locator(f'[part~="{part}"]')
+
+
+# Under a policy
+
+
+@pytest.mark.parametrize(
+    "policy", ["script-src 'self'", "script-src 'nonce-{nonce}'", "script-src 'nonce-{nonce}' 'strict-dynamic'"]
+)
+def test_policy_is_not_violated(tab: Tab, policy: str) -> None:
+    """Under any strict policy the page connects, and bar and notice have their styles."""
+    upload = tab.user.new_upload()
+    policy += "; require-trusted-types-for 'script'"
+    page = tab.open(f"{{% upload_progress '{upload}' %}}{TOASTS}", scripts=policy)
+
+    tab.progress(upload, 40)
+    tab.notice(title="Hello")
+
+    expect(bar(page)).to_have_attribute("aria-valuenow", "40")
+    expect(shown(page, "fill")).to_have_css("background-color", "rgb(51, 85, 221)")
+    expect(shown(page, "toast")).to_have_css("border-radius", "8px")
+
+
+def test_script_of_another_folder_is_not_loaded(tab: Tab) -> None:
+    """Markup that somebody smuggled into the page, in front of ours, cannot name a script of its own."""
+    page = tab.open(
+        "",
+        tag='<script id="notifications-config" type="application/json">'
+        '{"client": "/static/evil.js", "elements": "/static/evil.js"}</script>{% notifications %}',
+        live=False,
+    )
+
+    refused = page.evaluate("notifications.catch((error) => error.message)")
+
+    assert "evil.js is not in" in refused
+    assert len(tab.complaints) == 1
+    assert "evil.js is not in" in tab.complaints.pop()
+
+
+def test_anonymous_page_opens_no_socket(tab: Tab) -> None:
+    """Nothing connects for somebody who is not logged in, and nothing fails."""
+    tab.context.clear_cookies()
+    sockets: list[object] = []
+
+    page = tab.open(
+        "{% upload_progress '7f3c' %}" + TOASTS,
+        live=False,
+        before=lambda page: page.on("websocket", lambda socket: sockets.append(socket)),
+    )
+
+    assert page.evaluate("'notifications' in window") is False
+    assert sockets == []
+
+
+# Where a page begins
+
+
+def test_notice_between_rendering_and_connecting_is_shown(tab: Tab) -> None:
+    """What is published while the page has been rendered and has not connected is shown when it has."""
+
+    def publish_first(route: Route) -> None:
+        tab.notice(title="While you were loading")
+        route.continue_()
+
+    page = tab.open(TOASTS, before=lambda page: page.route("**/start.*.js", publish_first))
+
+    expect(shown(page, "title")).to_have_text("While you were loading")
+
+
+def test_notices_before_the_rendering_are_not_shown(tab: Tab) -> None:
+    """A new page does not repeat what the user has been told before."""
+    tab.open(TOASTS)
+    tab.notice(title="Old")
+    expect(shown(tab.context.pages[0], "title")).to_have_text("Old")
+
+    page = tab.open(TOASTS)
+    tab.notice(title="New")
+
+    expect(shown(page, "title")).to_have_text("New")
+
+
+def test_page_opened_late_shows_the_true_state(tab: Tab) -> None:
+    """A bar that comes on the page in the middle of the work shows where it is, and follows."""
+    upload = tab.user.new_upload()
+    tab.progress(upload, 40, "Frame 40 of 100")
+
+    page = tab.open(f"{{% upload_progress '{upload}' label='spring.jpg' %}}")
+
+    expect(page.get_by_role("progressbar", name="spring.jpg")).to_have_attribute("aria-valuenow", "40")
+    expect(bar(page)).to_have_attribute("aria-valuetext", "40%, Analysing the images")
+    expect(shown(page, "message")).to_have_text("Frame 40 of 100")
+    tab.complete(upload)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "100")
+
+
+def test_page_opened_after_the_end_shows_it_and_says_nothing(tab: Tab) -> None:
+    """What ended before is shown, but neither announced nor told as a notice."""
+    upload = tab.user.new_upload()
+    tab.progress(upload, 90)
+    tab.complete(upload)
+
+    page = tab.open(f"{{% upload_progress '{upload}' %}}<notification-toasts uploads></notification-toasts>")
+
+    expect(shown(page, "stage")).to_have_text("Completed")
+    expect(shown(page, "message")).to_have_text("A cat on a sofa")
+    expect(shown(page, "percent")).to_have_text("100%")
+    tab.notice(title="Last")
+    expect(shown(page, "title")).to_have_text("Last")
+    expect(page.get_by_role("status")).to_have_text("")
+
+
+def test_finished_upload_is_not_subscribed_to(tab: Tab) -> None:
+    """A bar that the site rendered as finished asks for nothing: a socket has a limited number of topics."""
+    done, open_ = tab.user.new_upload(), tab.user.new_upload()
+    sent: list[str] = []
+
+    def listen(page: Page) -> None:
+        page.on("websocket", lambda socket: socket.on("framesent", lambda text: sent.append(str(text))))
+
+    page = tab.open(
+        f"{{% upload_progress '{done}' status='failed' percent=30 %}}{{% upload_progress '{open_}' %}}", before=listen
+    )
+    tab.progress(open_, 5)
+
+    expect(bar(page).last).to_have_attribute("aria-valuenow", "5")
+    expect(shown(page, "stage").first).to_have_text("Failed")
+    expect(shown(page, "fill").first).to_have_css("background-color", "rgb(185, 44, 44)")
+    assert any(open_ in text for text in sent)
+    assert not any(done in text for text in sent)
+
+
+def test_token_opens_a_socket_on_another_host(tab: Tab, port: int) -> None:
+    """A page whose WebSocket gets no session cookie fetches tokens from the view and is its user there."""
+    url = f"ws://localhost:{port}/ws/notifications/"
+
+    page = tab.open(TOASTS, tag=f"{{% notifications url='{url}' token_url='/token/' %}}", connect=url)
+    tab.notice(title="Hello")
+
+    expect(shown(page, "title")).to_have_text("Hello")
+
+
+# <upload-progress>
+
+
+def test_percentage_never_goes_back(tab: Tab) -> None:
+    """Whatever is published and wherever the element is moved, the bar only grows, and the words are the newest."""
+    upload = tab.user.new_upload()
+    page = tab.open(f"{{% upload_progress '{upload}' percent=20 %}}<section></section>")
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const bar = document.querySelector("upload-progress").shadowRoot.querySelector("[role=progressbar]");
+            const look = () => window.seen.push(bar.ariaValueNow);
+            new MutationObserver(look).observe(bar, { attributeFilter: ["aria-valuenow"] });
+        }"""
+    )
+    tab.progress(upload, 21)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "21")
+
+    for percent in (10, 60, 30, "70", -5, 1e9, None, {"toString": 1}, 0):
+        tab.progress(upload, percent, f"at {percent}")
+    expect(shown(page, "message")).to_have_text("at 0")
+    page.evaluate("document.querySelector('section').append(document.querySelector('upload-progress'))")
+
+    expect(bar(page)).to_have_attribute("aria-valuenow", "100")
+    seen = [int(value) for value in page.evaluate("window.seen")]
+    assert seen == sorted(seen)
+    assert set(seen) >= {60, 70, 100}
+
+
+def test_hostile_message_is_only_text(tab: Tab) -> None:
+    """Markup in any field is shown as it is written, and what is no text is not shown."""
+    upload = tab.user.new_upload()
+    page = tab.open(f"{{% upload_progress '{upload}' %}}")
+
+    tab.progress(upload, 1, HOSTILE, stage=HOSTILE, status=HOSTILE)
+    expect(shown(page, "message")).to_have_text(HOSTILE)
+    expect(shown(page, "stage")).to_have_text(HOSTILE)
+    tab.publish(f"upload:{upload}", action="upload_progress", payload=None)
+    tab.progress(upload, 2, {"toString": 1}, stage="constructor", status=["failed"])
+    expect(bar(page)).to_have_attribute("aria-valuenow", "2")
+    expect(shown(page, "stage")).to_have_text("constructor")
+    tab.complete(upload, HOSTILE)
+
+    expect(shown(page, "message")).to_have_text(HOSTILE)
+    assert page.evaluate("window.broken") is None
+
+
+def test_failure_is_shown_and_announced(tab: Tab) -> None:
+    """A bar that fails before one's eyes keeps its percentage, says why, and is announced."""
+    upload = tab.user.new_upload()
+    page = tab.open(f"{{% upload_progress '{upload}' label='spring.jpg' %}}")
+
+    tab.progress(upload, 40)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "40")
+    tab.publish(f"upload:{upload}", action="upload_failed", error_message="The file is not an image.")
+
+    expect(shown(page, "message")).to_have_text("The file is not an image.")
+    expect(page.get_by_role("status")).to_have_text("spring.jpg – Failed")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "40")
+
+
+def test_forbidden_upload_is_called_so(tab: Tab) -> None:
+    """The id of somebody else's upload in a template opens nothing."""
+    page = tab.open("{% upload_progress 'somebody' %}")
+
+    expect(shown(page, "stage")).to_have_text("Not available")
+    assert bar(page).get_attribute("aria-valuenow") is None
+
+
+def test_grant_opens_an_upload(tab: Tab) -> None:
+    """What the page signs for its user is not asked of AUTHORIZE."""
+    page = tab.open("{% upload_progress 'somebody-2' grant=True %}")
+
+    tab.progress("somebody-2", 7)
+
+    expect(bar(page)).to_have_attribute("aria-valuenow", "7")
+
+
+def test_gap_is_told_to_the_page(tab: Tab) -> None:
+    """When messages were missed for good the element says so, and the site's state may be set by attributes."""
+    upload = tab.user.new_upload()
+    page = tab.open(f"{{% upload_progress '{upload}' %}}")
+    tab.progress(upload, 10)
+    tab.progress(upload, 11)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "11")
+    page.evaluate(
+        """() => document.addEventListener("upload-gap", ({ target }) => {
+            target.setAttribute("percent", 50);
+            target.setAttribute("message", "From the site");
+        })"""
+    )
+
+    with tab.site.client() as client:
+        client.delete(f"notifications:history:upload:{upload}")
+    tab.progress(upload, 12, "After the gap")
+
+    expect(bar(page)).to_have_attribute("aria-valuenow", "50")
+    tab.progress(upload, 51)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "51")
+
+
+def test_words_and_numbers_of_the_page(tab: Tab) -> None:
+    """The percentage is written as in the language of the page, and its words may be replaced."""
+    upload = tab.user.new_upload()
+    page = tab.open(f"{{% upload_progress '{upload}' percent=40 %}}{TOASTS}", lang="de", live=False)
+
+    expect(shown(page, "percent")).to_have_text("40\N{NO-BREAK SPACE}%")
+
+
+# <notification-toasts>
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:window.broken=1", "data:text/html,x", "  JaVaScRiPt:alert(1)", "http://[", 7]
+)
+def test_hostile_notice_is_only_text(tab: Tab, url: object) -> None:
+    """Markup in a notice is shown as it is written, and an address that is no web page is no link."""
+    page = tab.open(TOASTS)
+
+    tab.notice(level="toString", title=HOSTILE, body=HOSTILE, url=url)
+
+    expect(shown(page, "title")).to_have_text(HOSTILE)
+    expect(shown(page, "body")).to_have_text(HOSTILE)
+    assert page.locator("notification-toasts").locator("a, img, script").count() == 0
+    assert page.evaluate("window.broken") is None
+
+
+@pytest.mark.parametrize(("url", "href"), [("/a?b", "http://{}/a?b"), ("https://example.com/", "https://example.com/")])
+def test_address_becomes_a_link(tab: Tab, url: str, href: str) -> None:
+    """A path of the site and a web page can be clicked."""
+    page = tab.open(TOASTS)
+
+    tab.notice(title="Ready", url=url)
+
+    expect(page.get_by_role("link", name="Ready")).to_have_js_property("href", href.format(tab.server.address))
+
+
+def test_what_is_no_text_breaks_nothing(tab: Tab) -> None:
+    """A notice of strange values is shown as far as it is text, and the next one comes."""
+    page = tab.open(TOASTS)
+
+    tab.notice(title={"toString": 1}, level={"toString": 1}, body=["x"], url={})
+    tab.notice(title="Next")
+
+    expect(shown(page, "toast")).to_have_count(2)
+    expect(shown(page, "title").last).to_have_text("Next")
+
+
+def test_keyboard_dismisses(tab: Tab) -> None:
+    """Escape takes a notice away; the focus goes to the next one, and in the end where it was."""
+    page = tab.open(f"<button>Work</button>{TOASTS}")
+    for title in ("One", "Two", "Three"):
+        tab.notice(title=title)
+    expect(shown(page, "toast")).to_have_count(3)
+    page.get_by_role("button", name="Work").focus()
+
+    page.keyboard.press("Tab")
+    page.keyboard.press("Escape")
+    expect(shown(page, "title")).to_have_text(["Two", "Three"])
+    page.keyboard.press("Enter")
+    expect(shown(page, "title")).to_have_text(["Three"])
+    expect(page.get_by_role("button", name="Close")).to_be_focused()
+    page.keyboard.press("Escape")
+
+    expect(shown(page, "toast")).to_have_count(0)
+    expect(page.get_by_role("button", name="Work")).to_be_focused()
+
+
+def test_notice_leaves_by_itself_unless_it_is_an_error(tab: Tab) -> None:
+    """After its time a notice is gone; an error stays until somebody takes it away."""
+    page = tab.open(TOASTS, before=lambda page: page.clock.install())
+    tab.notice(title="Fine", level="success")
+    tab.notice(title="Broken", level="error")
+    expect(shown(page, "title")).to_have_text(["Broken", "Fine"])
+
+    page.clock.run_for(9_000)
+    expect(shown(page, "toast")).to_have_count(2)
+    page.clock.run_for(2_000)
+
+    expect(shown(page, "title")).to_have_text(["Broken"])
+
+
+@pytest.mark.parametrize("by", ["pointer", "focus"])
+def test_time_stands_still_while_somebody_reads(tab: Tab, by: str) -> None:
+    """No notice leaves while one of them has the pointer or the focus; afterwards it has its time again."""
+    page = tab.open(
+        '<button>Work</button><notification-toasts timeout="2"></notification-toasts>',
+        before=lambda page: page.clock.install(),
+    )
+    work = page.get_by_role("button", name="Work")
+    tab.notice(title="One")
+    tab.notice(title="Two")
+    expect(shown(page, "toast")).to_have_count(2)
+
+    page.clock.run_for(1_500)
+    if by == "pointer":
+        shown(page, "toast").first.hover()
+    else:
+        shown(page, "close").last.focus()
+    page.clock.run_for(20_000)
+    expect(shown(page, "toast")).to_have_count(2)
+    if by == "pointer":
+        work.hover()
+    else:
+        work.focus()
+    page.clock.run_for(1_500)
+    expect(shown(page, "toast")).to_have_count(2)
+    page.clock.run_for(1_000)
+
+    expect(shown(page, "toast")).to_have_count(0)
+
+
+def test_number_of_notices_is_bounded(tab: Tab) -> None:
+    """The oldest goes when there are too many; an error goes only when there is nothing else."""
+    page = tab.open('<notification-toasts max="3"></notification-toasts>')
+
+    tab.notice(title="Broken", level="error")
+    for n in range(9):
+        tab.notice(title=f"Notice {n}")
+
+    expect(shown(page, "title")).to_have_text(["Broken", "Notice 7", "Notice 8"])
+
+
+def test_end_of_an_upload_is_told_if_wanted(tab: Tab) -> None:
+    """With ``uploads`` the upload that ends on this page is a notice, once."""
+    upload = tab.user.new_upload()
+    page = tab.open(
+        f"{{% upload_progress '{upload}' label='spring.jpg' %}}<notification-toasts uploads></notification-toasts>"
+    )
+    tab.progress(upload, 99)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "99")
+
+    tab.progress(upload, 100, status="completed", stage="completed")
+    tab.complete(upload, "A cat")
+
+    expect(shown(page, "message")).to_have_text("A cat")
+    expect(shown(page, "title")).to_have_text(["spring.jpg – Completed"])
+
+
+def test_announcements(tab: Tab) -> None:
+    """Errors are told at once, others when there is time."""
+    page = tab.open(TOASTS)
+    tab.notice(title="Fine")
+    tab.notice(title="Broken", level="error")
+
+    expect(page.locator("[aria-live=polite]")).to_contain_text("Information: Fine")
+    expect(page.locator("[aria-live=assertive]")).to_contain_text("Error: Broken")
+    expect(page.get_by_role("region", name="Notices")).to_be_visible()
+
+
+# How it looks
+
+
+TEXT_EDGE = """(element, edge) => {
+    const range = document.createRange();
+    range.selectNodeContents(element);
+    return range.getBoundingClientRect()[edge];
+}"""
+
+
+def box(locator: Locator) -> dict[str, Any]:
+    found = locator.bounding_box()
+    assert found
+    return dict(found)
+
+
+@pytest.mark.parametrize("direction", ["ltr", "rtl"])
+def test_direction_of_the_page(tab: Tab, direction: str) -> None:
+    """The bar grows from where lines begin, and notices stand where they end."""
+    page = tab.open(f"{{% upload_progress 'x' percent=40 status='failed' %}}{TOASTS}", dir=direction)
+    tab.notice(title="Hello", body="All is well.")
+    ground, fill, toast = box(bar(page)), box(shown(page, "fill")), box(shown(page, "toast"))
+    middle = page.viewport_size["width"] / 2
+
+    assert fill["width"] == pytest.approx(ground["width"] * 0.4, abs=2)
+    at_left = fill["x"] == pytest.approx(ground["x"], abs=2)
+    assert at_left == (direction == "ltr")
+    assert (toast["x"] > middle) == (direction == "ltr")
+    edge = "left" if direction == "ltr" else "right"
+    title, body = (shown(page, part).evaluate(TEXT_EDGE, edge) for part in ("title", "body"))
+    assert title == pytest.approx(body, abs=2)
+
+
+@pytest.mark.parametrize("motion", ["reduce", "no-preference"])
+def test_reduced_motion(tab: Tab, motion: Any) -> None:
+    """Nothing moves for those who do not want that."""
+    page = tab.open(f"{{% upload_progress 'x' percent=40 status='failed' %}}{TOASTS}")
+    page.emulate_media(reduced_motion=motion)
+    tab.notice(title="Hello")
+    still = motion == "reduce"
+
+    expect(shown(page, "fill")).to_have_css("transition-duration", "0s" if still else "0.25s")
+    expect(shown(page, "toast")).to_have_css("animation-name", "none" if still else "arrive")
+
+
+def test_colours_follow_the_page(tab: Tab) -> None:
+    """In the dark scheme of a page that has one, the colours are the light ones."""
+    page = tab.open(f"<meta name='color-scheme' content='light dark'>{{% upload_progress 'x' percent=40 %}}{TOASTS}")
+    tab.notice(title="Hello")
+    light = shown(page, "toast").evaluate("(toast) => getComputedStyle(toast).backgroundColor")
+
+    page.emulate_media(color_scheme="dark")
+
+    expect(shown(page, "fill")).to_have_css("background-color", "rgb(142, 166, 255)")
+    assert shown(page, "toast").evaluate("(toast) => getComputedStyle(toast).backgroundColor") != light
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(tab: Tab, scheme: Any) -> None:
+    """Bars in every state and notices of every level break no rule of accessibility, in light and dark."""
+    uploads = [
+        "<meta name='color-scheme' content='light dark'>",
+        "{% upload_progress 'a' percent=40 message='Frame 40' label='spring.jpg' %}",
+        "{% upload_progress 'b' status='completed' message='A cat on a sofa' label='summer.jpg' %}",
+        "{% upload_progress 'c' status='failed' percent=40 message='No image' %}",
+        "{% upload_progress 'd' %}",
+    ]
+    page = tab.open("".join(uploads) + TOASTS)
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.evaluate("document.body.style.background = 'Canvas'")  # without one axe takes white
+    for level in ("info", "success", "warning", "error"):
+        tab.notice(title=f"The {level}", level=level, body="More about it", url="/a")
+    expect(shown(page, "toast")).to_have_count(4)
+
+    assert violations(page) == []
