@@ -1,3 +1,5 @@
+from importlib.util import find_spec
+
 from django.apps import AppConfig
 
 
@@ -7,3 +9,8 @@ class NotificationsConfig(AppConfig):
 
     def ready(self) -> None:
         from . import checks, signals  # noqa: F401  both register themselves
+
+        if find_spec("prometheus_client") is not None:
+            from . import exporter
+
+            exporter.install()

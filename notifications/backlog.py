@@ -77,15 +77,13 @@ class Backlog:
         """Whether a message of this topic waits."""
         return topic in self._by_topic
 
-    def strike(self, topic: str, tail: bytes) -> None:
-        """Forget the oldest message of a topic whose frame ends with ``tail``."""
-        entries = self._by_topic.get(topic)
-        if entries is None:
-            return
-        for entry in entries:
+    def strike(self, topic: str, tail: bytes) -> float | None:
+        """Forget the oldest message of a topic whose frame ends with ``tail``, and say when it was read."""
+        for entry in self._by_topic.get(topic, ()):
             if entry.tail == tail:
                 self._strike(entry)
-                return
+                return entry.at
+        return None
 
     def take(self, messages: int, size: int) -> list[Entry]:
         """Take the next messages that have not been submitted, at most so many and so many bytes."""

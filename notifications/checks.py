@@ -114,6 +114,20 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
 
 
 @register("notifications")
+def check_metrics(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    raw = getattr(django_settings, "NOTIFICATIONS", {})
+    if find_problems(raw) or not load(raw).METRICS_TOKEN or _version("prometheus-client"):
+        return []
+    return [
+        checks.Warning(
+            "NOTIFICATIONS has a METRICS_TOKEN, but there are no metrics: prometheus-client is not installed.",
+            hint='Install "django-realtime-notifications[metrics]".',
+            id="notifications.W006",
+        )
+    ]
+
+
+@register("notifications")
 def check_daphne(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     installed = _version("daphne")
     if not installed or installed >= FIRST_SAFE_DAPHNE:

@@ -64,7 +64,7 @@ class Closing:
             self._task = asyncio.create_task(self._finish(code, reason if code is CloseCode.ACCESS_REVOKED else None))
 
     async def _finish(self, code: CloseCode, message: str | None = None) -> None:
-        count("closed", code.name)
+        count("closed", str(int(code)))
         self._stop()
         with suppress(OSError, TimeoutError):
             if message is not None:

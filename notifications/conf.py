@@ -119,6 +119,10 @@ class Settings:
     MAX_MESSAGE_SIZE: int = 65536
     """Bytes of one published message. Beyond it a notice is a document: publish a link to it."""
 
+    METRICS_TOKEN: str = ""
+    """What Prometheus has to send as ``Authorization: Bearer …`` to read the metrics of the web processes. Without
+    one nobody may."""
+
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
         """Every kind by its name."""
@@ -168,6 +172,10 @@ def find_problems(raw: Any) -> list[Problem]:
                 "NOTIFICATIONS['PREFIX'] is not valid.",
                 'Up to 15 of a-z, 0-9 and "_", beginning with a letter, and a colon: "shop:".',
             )
+        )
+    if not isinstance(raw.get("METRICS_TOKEN", ""), str):
+        problems.append(
+            Problem("E014", "NOTIFICATIONS['METRICS_TOKEN'] is not a text.", "Set it to a long random text.")
         )
     problems += _problems_of_numbers("NOTIFICATIONS", raw, Settings)
     problems += _problems_of_topics(raw.get("TOPICS", {}))

@@ -40,7 +40,7 @@ from .limits import (
     address_of,
     addresses,
 )
-from .metrics import count
+from .metrics import count, tally
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -81,11 +81,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
         self._delivery = Delivery(self.channel_layer, send, self._delivery_failed)
-        handlers = {
-            "websocket.connect": self.websocket_connect,
-            "websocket.receive": self.websocket_receive,
-            "websocket.disconnect": self.websocket_disconnect,
-        }
+        names = ("connect", "receive", "disconnect")
+        handlers = {f"websocket.{name}": getattr(self, f"websocket_{name}") for name in names}
+        tally.connections += 1
         try:
             while True:
                 event = await receive()
@@ -96,6 +94,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._closing.server_stops()
             raise
         finally:
+            tally.connections -= 1
             await self._end()
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:

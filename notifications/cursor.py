@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from .history import Frame, Page, Position, Where
+from .metrics import tally
 from .topics import Topic
 
 EXPIRY_TOLERANCE: Final = 1.0
@@ -167,6 +168,7 @@ class Cursor:
                 self.heard = now
                 return Verdict.SEND
             if n <= self.n:
+                tally.duplicates += 1
                 return Verdict.DROP
         elif n == 1 and self.n == 0 and epoch > self.epoch and self._was_level(run, epoch):
             self.epoch, self.n = epoch, 1  # the first message of a topic that was empty

@@ -19,7 +19,7 @@ from .credit import Credit
 from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .history import Position
-from .metrics import count
+from .metrics import count, tally
 from .pump import Outbox
 from .reconciler import reconciler
 from .topics import Topic
@@ -102,11 +102,14 @@ class Delivery:
         """
         kind = settings.kinds[topic.kind]
         cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
+        tally.subscriptions += 1
         async with asyncio.timeout(LAYER_TIMEOUT):
             await self._layer.group_add(topic.group, self._channel)
         if not kind.HISTORY_SIZE:
             return (None if since is None else False), None
         begin = await self._find_start(cursor, since)
+        if begin.recovered is not None:
+            count("recovered", "true" if begin.recovered else "false")
         interval = INTERVAL_WITH_GAPS_TOLD if self._is_own_layer else settings.HEARTBEAT_INTERVAL
         reconciler().add(cursor, self.catch_up, interval)
         return begin.recovered, begin.position
@@ -131,6 +134,7 @@ class Delivery:
         cursor = self.cursors.pop(str(topic), None)
         if cursor is None:
             return
+        tally.subscriptions -= 1
         reconciler().remove(cursor)
         try:
             async with asyncio.timeout(LAYER_TIMEOUT):
@@ -212,6 +216,9 @@ class Delivery:
                     self.catch_up(cursor)
                 return
         self._put(event["text"])
+        tally.delivered += 1
+        if "at" in event:
+            self._outbox.time(event["at"])
 
     def _put(self, text: str) -> None:
         credit = self.credit
@@ -314,6 +321,7 @@ class Delivery:
             for frame in frames:
                 cursor.move(frame.position, heard)
                 self._put(frame.text)
+                tally.delivered += 1
             count("filled", amount=len(frames))
             await self._outbox.flushed()
             if self.cursors.get(name) is not cursor:

@@ -12,6 +12,7 @@ from .connections import FAILURES
 from .eager import begin
 from .history import Stamped
 from .logs import LogBudget
+from .metrics import bridging, tally
 from .topics import Topic
 from .wire import backoff
 
@@ -71,6 +72,8 @@ class Forwarder:
         if stamped.position is not None:
             message["epoch"], message["n"] = stamped.position
             message["run"] = stamped.run
+        if stamped.at:
+            message["at"] = stamped.at
         try:
             group = self._group(stamped.topic)
             try:
@@ -86,6 +89,9 @@ class Forwarder:
             self._log.lost(f"the channel layer failed: {type(error).__name__}")
         else:
             self.forwarded += 1
+            tally.bridged += 1
+            if stamped.at and stamped.road != "p":
+                bridging.since(stamped.at)
 
     async def _send(self, sending: Awaitable[Any], group: str, message: dict[str, Any], *, again: bool) -> None:
         """Send; a stamped message ``again`` after a failure, because sockets drop what they have had."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from . import metrics
 from .connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from .topics import internal_name
 
@@ -70,7 +71,7 @@ class Status:
     """The state of this process's listener, and the task that keeps its report fresh."""
 
     def __init__(self, forwarded: Callable[[], int]) -> None:
-        self.state = "connecting"
+        self.state = metrics.listening.state = "connecting"
         self._forwarded = forwarded
         self._changed = asyncio.Event()
 
@@ -79,7 +80,7 @@ class Status:
         return self.state in CONNECTED
 
     def now(self, state: str) -> None:
-        self.state = state
+        self.state = metrics.listening.state = state
         self._changed.set()
 
     async def keep_reported(self) -> None:
@@ -122,8 +123,13 @@ async def remove(client: Any, report: Report) -> None:
 
 async def living(client: Any) -> list[Report]:
     """List the listeners that have reported in the last ``MAX_AGE`` seconds."""
+    return [report for report, age in await reports(client) if age <= MAX_AGE]
+
+
+async def reports(client: Any) -> list[tuple[Report, float]]:
+    """List the last report of each listener and how many seconds old it is, also of those that have died since."""
     now = await _now(client)
-    return [report for report in await _read(client) if now - report.at <= MAX_AGE]
+    return [(report, now - report.at) for report in await _read(client)]
 
 
 async def _now(client: Any) -> float:

@@ -128,6 +128,7 @@ class Stamped(Struct, frozen=True, gc=False):
         position: None for ``"u"``.
         frame: What browsers receive.
         run: Which Redis stamped it; empty if that is not known.
+        at: When it was published, in µs, if it is to be timed; otherwise 0.
 
     """
 
@@ -136,6 +137,7 @@ class Stamped(Struct, frozen=True, gc=False):
     position: Position | None
     frame: bytes
     run: str = ""
+    at: int = 0
 
 
 def head(topic: str) -> bytes:
@@ -164,7 +166,11 @@ def _fixed(topic: Topic) -> tuple[str, int, int, str, bytes]:
 
 
 def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> tuple[Script, list[str], list[Any]]:
-    """Prepare the script call that keeps one message and tells it to everybody; its reply is the id."""
+    """
+    Prepare the script call that keeps one message and tells it to everybody; its reply is the id.
+
+    One more argument, ``timed``, may follow.
+    """
     key, size, ttl, name, begin = _fixed(topic)
     keys = [key]
     if idempotency_key is not None:
@@ -181,6 +187,11 @@ def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> t
         IDEMPOTENCY_TTL * 1000,
     ]
     return _PUBLISH, keys, arguments
+
+
+def timed(at: int) -> str:
+    """Write the argument that has a published message timed from ``at``, in µs."""
+    return f"@{at}"
 
 
 NOT_HOLDER: Final = -1
@@ -211,7 +222,9 @@ def read_stamped(data: bytes) -> Stamped:
     size, id_, run, rest = data.split(b" ", 3)
     length = int(size[1:])
     position = None if id_ == b"-" else Position.parse(id_.decode())
-    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], "" if run == b"-" else run.decode())
+    run, _, at = run.partition(b"@")
+    run_id = "" if run == b"-" else run.decode()
+    return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], run_id, int(at or 0))
 
 
 async def look(topics: list[Topic]) -> list[Where]:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 import redis.asyncio
+from msgspec.structs import replace
 
 from . import connections, health, history
 from .backlog import Backlog, Entry
@@ -29,7 +30,7 @@ from .history import STAMPED, Stamped
 from .lease import POLL_INTERVAL, RENEW_INTERVAL, Lease
 from .logs import LogBudget
 from .messages import check_raw
-from .metrics import count
+from .metrics import Sampler, count, listening, microseconds
 from .recent import Recent
 from .topics import Topic, internal_name, patterns
 from .wire import POOL_OPTIONS, Subscription, backoff, confirmed
@@ -54,6 +55,7 @@ class Listener:
 
     def __init__(self, layer: Any) -> None:
         self._log = LogBudget(logger)
+        self._sampler = Sampler()
         self._refusals = LogBudget(logger, lines=1, period=60.0)
         self._forwarder = Forwarder(layer, self._log)
         self._stamped_channel = internal_name(STAMPED).encode()
@@ -72,6 +74,7 @@ class Listener:
         self._max_size = settings.MAX_MESSAGE_SIZE
         self._topic = lru_cache(maxsize=10_000)(Topic.from_channel)
         self.status = health.Status(lambda: self._forwarder.forwarded)
+        listening.waiting = lambda: len(self._backlog) + len(self._forwarder)
 
     def stop(self) -> None:
         """Stop reading, finish what has been read, give the lease back, and let ``run`` return."""
@@ -180,7 +183,7 @@ class Listener:
             topic = self._topic(channel)
             text = check_raw(data, self._max_size)
         except (TopicError, MessageError) as error:
-            count("refused", str(error))
+            count("refused", type(error).__name__)
             self._log.warning("refused a message on channel %r: %s", channel[:256], error)
             return
         now = asyncio.get_running_loop().time()
@@ -200,7 +203,9 @@ class Listener:
         except ValueError:
             return  # the marker of another listener
         if stamped.road != "p" and self._backlog.knows(stamped.topic):
-            self._backlog.strike(stamped.topic, history.tail_of(stamped))
+            read = self._backlog.strike(stamped.topic, history.tail_of(stamped))
+            if read is not None and self._leading and self._sampler.due():
+                stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - read))
         self._recent.add(stamped, asyncio.get_running_loop().time())
         if self._leading and not self._lease.held:
             self._step_down("the lease ran out")  # who was paused wakes with seconds of what its heir has forwarded

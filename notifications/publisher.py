@@ -19,12 +19,14 @@ from .conf import settings
 from .connections import Script
 from .exceptions import MessageError, PublishError
 from .messages import Message
-from .metrics import count
+from .metrics import Sampler, count, microseconds
 from .topics import Topic, TopicId
 
 logger = logging.getLogger(__name__)
 
 MAX_IDEMPOTENCY_KEY_LENGTH: Final = 200
+
+_sampler = Sampler()
 
 
 class Prepared(NamedTuple):
@@ -149,7 +151,7 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 def _send(prepared: Prepared, fail_silently: bool) -> str | None:
     try:
         with connections.breaker.guarding():
-            return _published(connections.run(prepared.script, prepared.keys, prepared.arguments))
+            return _published(connections.run(prepared.script, prepared.keys, _now(prepared)))
     except connections.FAILURES as error:
         failed(prepared.topic, error, fail_silently)
         return None
@@ -158,10 +160,15 @@ def _send(prepared: Prepared, fail_silently: bool) -> str | None:
 async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     try:
         with connections.breaker.guarding():
-            return _published(await pipeline.arun(prepared.script, prepared.keys, prepared.arguments))
+            return _published(await pipeline.arun(prepared.script, prepared.keys, _now(prepared)))
     except connections.FAILURES as error:
         failed(prepared.topic, error, fail_silently)
         return None
+
+
+def _now(prepared: Prepared) -> list[Any]:
+    """Return the arguments, for a message that is timed with the time of its publishing."""
+    return [*prepared.arguments, history.timed(microseconds())] if _sampler.due() else prepared.arguments
 
 
 def _published(id_: bytes) -> str | None:

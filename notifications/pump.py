@@ -15,6 +15,7 @@ from contextvars import copy_context
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from . import metrics
 from .eager import begin
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,13 @@ class Outbox:
             done = asyncio.get_running_loop().create_future()
             self._pump.put(self._mark, done)
             await done
+
+    def time(self, at: int) -> None:
+        """Record what has passed since ``at``, in µs, when the server has taken all that was put so far."""
+        if self._open:
+            taken = asyncio.get_running_loop().create_future()
+            taken.add_done_callback(lambda _: metrics.sending.since(at))
+            self._pump.put(self._mark, taken)
 
     def close(self) -> None:
         """Send nothing more: servers take nothing after a close."""

@@ -214,7 +214,7 @@ class Subscription(Wire):
                 self._on_message(reply[2], reply[3])
             elif kind == b"message":
                 self._on_message(reply[1], reply[2])
-            elif kind != b"pong":
+            elif kind != b"pong" and self._unconfirmed:  # none waits behind a refusal, which has closed us
                 # Confirmations come in the order of what they confirm, one for each name.
                 confirmed = self._unconfirmed.popleft()
                 if not confirmed.done():

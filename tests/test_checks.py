@@ -84,6 +84,7 @@ NOTIFICATIONS = [
     ("E011", {**GOOD, "AUTHENTICATE_TOKEN": None}),
     ("E011", {**GOOD, "TOPICS": {"order": {"AUTHORIZE": True}}}),
     ("E011", {**GOOD, "TOPICS": {"user": {"CLEAN_ID": 7}}}),
+    ("E014", {**GOOD, "METRICS_TOKEN": None}),
     ("W001", {**GOOD, "TOPICS": {"closed": {}}}),
     ("W001", {"REDIS_URL": HOST}),
 ]
@@ -185,12 +186,21 @@ def test_any_host_outside_debug_is_found(settings, debug, hosts, told):
     assert found() == (["W005"] if told else [])
 
 
+def test_a_token_for_metrics_that_nobody_can_show_is_found(settings, install):
+    """A site that has a METRICS_TOKEN and no prometheus-client is told what to install."""
+    change(settings, METRICS_TOKEN="long and random")
+    assert found() == []
+    install("prometheus-client", None)
+
+    assert found() == ["W006"]
+
+
 def test_every_check_has_a_number_of_its_own_that_a_test_triggers():
     """No two mistakes share an id, and each id in the source stands in a test of this file."""
     package = Path(notifications.__file__).parent
     source = (package / "conf.py").read_text() + (package / "checks.py").read_text()
     ids = re.findall(r'"(?:notifications\.)?([EW]\d{3})"', source)
-    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "W004", "W005"}
+    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "W004", "W005", "W006"}
 
     assert len(ids) == len(set(ids))
     assert set(ids) == tested

@@ -185,7 +185,7 @@ def check_frame(client, ear, id_, payload):
     assert (internal, channel) == (internal_name(history.STAMPED), topic.channel)
     assert echoed.decode() == frame
     stamped = read_stamped(told)
-    assert replace(stamped, run="") == Stamped("p", str(topic), Position.parse(position), frame.encode())
+    assert replace(stamped, run="", at=0) == Stamped("p", str(topic), Position.parse(position), frame.encode())
     assert tail_of(stamped) == tail(message)
 
 

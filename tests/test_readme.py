@@ -749,7 +749,7 @@ def test_states_of_the_health_check_are_those_of_the_code() -> None:
     """docs/operations.md says of each state a listener may be in whether it is healthy."""
     stated = cells("operations.md", "states")
     source = (ROOT / "notifications/listener.py").read_text() + (ROOT / "notifications/health.py").read_text()
-    states = re.findall(r'(?:status\.now\(f?|self\.state = )"([^"{]+)', source)
+    states = re.findall(r'(?:status\.now\(f?|\.state = )"([^"{]+)', source)
 
     assert {state.strip(" …") for state in stated} == {state.strip() for state in states}
     assert {state for state, row in stated.items() if row[0] == "yes"} == health.CONNECTED
@@ -757,7 +757,7 @@ def test_states_of_the_health_check_are_those_of_the_code() -> None:
 
 def test_names_in_redis_are_those_of_the_code() -> None:
     """docs/operations.md lists every key and channel of our own."""
-    source = "".join(path.read_text() for path in (ROOT / "notifications").glob("*.py"))
+    source = "".join(path.read_text() for path in (ROOT / "notifications").rglob("*.py"))
     names = set(re.findall(r'internal_name\(f?"([a-z]+)', source)) | {history.STAMPED, health._KEY}
     stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}
 

@@ -3,6 +3,7 @@
 -- KEYS  1 history of the topic   2 the idempotency key, only when one was given
 -- ARGV  1 run   2 size (0: no history)   3 ttl (ms)   4 head of the frame   5 tail of the frame
 --       6 stamped channel   7 topic   8 the topic's own channel   9 ttl of the idempotency key (ms)
+--       10 optional: "@" and when it was published (µs), for a message that is timed
 -- Returns the id; empty without history.
 
 if KEYS[2] then
@@ -17,7 +18,8 @@ if ARGV[2] ~= '0' then
   if not id then
     return redis.error_reply(frame)
   end
-  call('PUBLISH', ARGV[6], 'p' .. #ARGV[7] .. ' ' .. id .. ' ' .. ARGV[1] .. ' ' .. ARGV[7] .. frame)
+  local run = ARGV[1] .. (ARGV[10] or '')
+  call('PUBLISH', ARGV[6], 'p' .. #ARGV[7] .. ' ' .. id .. ' ' .. run .. ' ' .. ARGV[7] .. frame)
 end
 if KEYS[2] then
   call('SET', KEYS[2], id, 'PX', ARGV[9])

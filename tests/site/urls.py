@@ -2,7 +2,7 @@
 
 from django.contrib.auth import get_user_model, login, logout, update_session_auth_hash
 from django.http import HttpResponse
-from django.urls import path
+from django.urls import include, path
 
 from notifications import views
 from tests.site import pages
@@ -35,4 +35,5 @@ urlpatterns = [
     path("log_in/", log_in),
     path("log_out/", log_out),
     path("change_password/", change_password),
+    path("notifications/", include("notifications.urls")),
 ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from channels.layers import get_channel_layer
@@ -35,6 +37,12 @@ class Command(BaseCommand):
             action="store_true",
             help="Do not listen: exit 0 if a listener on this host is alive and connected, otherwise 1.",
         )
+        parser.add_argument(
+            "--metrics-port", type=int, metavar="PORT", help="Serve metrics to Prometheus on this port (127.0.0.1)."
+        )
+        parser.add_argument(
+            "--metrics-address", default="127.0.0.1", metavar="ADDRESS", help="Where to serve them instead."
+        )
         parser.add_argument("--autoreload", action="store_true", help="Restart when the code changes (development).")
 
     def handle(self, *, check: bool, autoreload: bool, **options: Any) -> None:
@@ -42,10 +50,16 @@ class Command(BaseCommand):
             asyncio.run(self._check())
             return
         self.check()
-        if autoreload:
-            run_with_reloader(lambda: _run(_listen()))
-        else:
+
+        def listen() -> None:
+            if (port := options["metrics_port"]) is not None:
+                _serve_metrics(options["metrics_address"], port)
             _run(_listen())
+
+        if autoreload:
+            run_with_reloader(listen)
+        else:
+            listen()
 
     async def _check(self) -> None:
         host, _ = health.this_process()
@@ -58,6 +72,22 @@ class Command(BaseCommand):
             self.stdout.write(f"{report.host} pid {report.pid}: {report.state}, {report.forwarded} forwarded")
         if not any(report.healthy for report in reports if report.host == host):
             raise CommandError(f"no listener on {host} is alive and connected")
+
+
+def _serve_metrics(address: str, port: int) -> None:
+    """Serve metrics from a thread of their own, until the process ends."""
+    if find_spec("prometheus_client") is None:
+        raise CommandError('--metrics-port needs prometheus-client: install "django-realtime-notifications[metrics]"')
+    from prometheus_client import start_http_server
+
+    from notifications.exporter import DIRECTORY
+
+    if DIRECTORY in os.environ:
+        raise CommandError(f"unset {DIRECTORY} for the listener: the web servers would show its numbers as theirs")
+    try:
+        start_http_server(port, address)
+    except OSError as error:
+        raise CommandError(f"cannot serve metrics on {address}:{port}: {error}") from error
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

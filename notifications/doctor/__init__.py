@@ -1,0 +1,45 @@
+"""
+Follows one message from ``publish_*`` to a socket and says where the road is broken, and what to do.
+
+    settings ── redis ── rights ── publish ──▶ listeners, listener ──▶ forward ──▶ socket
+                                                             layer ───────┘
+
+The socket is opened on the site's own ASGI application, in this process. What only the real web processes have is not
+proven: their environment, the server, proxies, session cookies and the database.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from django.core.exceptions import ImproperlyConfigured
+
+from .findings import ROAD, Finding, Level, broken
+from .redis_server import examine_redis
+from .road import Road
+from .surroundings import examine_settings, examine_versions
+
+__all__ = ["ROAD", "Finding", "Level", "broken", "examine"]
+
+
+async def examine(path: str) -> list[Finding]:
+    """
+    Examine everything, in about a second; a broken road takes up to ten.
+
+    Args:
+        path: Where the site has mounted the WebSocket.
+
+    Returns:
+        What was found, one finding or more for each check, in the order of the road.
+
+    """
+    found = [*examine_versions(), *examine_settings()]
+    with suppress(ImproperlyConfigured):  # the settings cannot even be read; the findings say so
+        road = Road(path)
+        found += await examine_redis()
+        if broken(found) in (None, "settings"):
+            found += await road.examine()
+    done = {finding.check for finding in found}
+    found += [Finding(check, Level.SKIPPED, "not examined") for check in ROAD if check not in done]
+    order = ["versions", *ROAD, "neighbours"]
+    return sorted(found, key=lambda finding: order.index(finding.check))

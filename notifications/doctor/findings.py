@@ -1,0 +1,102 @@
+"""What the doctor says."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+
+import redis
+
+from ..connections import SOCKET_TIMEOUT
+
+ROAD: Final = {
+    "settings": "",
+    "redis": "",
+    "rights": "",
+    "layer": "the channel layer",
+    "publish": "publisher → Redis",
+    "listeners": "",
+    "listener": "Redis → listener",
+    "forward": "listener → channel layer",
+    "socket": "channel layer → socket",
+}
+"""The checks that a message depends on, in their order, and the hop that each stands for."""
+
+
+class Level(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    """It works; something may be lost on another day."""
+    ERROR = "error"
+    """Messages do not arrive, or not as promised."""
+    SKIPPED = "skipped"
+
+
+class Finding(NamedTuple):
+    """
+    One result of one check.
+
+    Attributes:
+        check: Its name.
+        text: What was found; never holds a secret.
+        hint: What to do.
+
+    """
+
+    check: str
+    level: Level
+    text: str
+    hint: str = ""
+
+
+def broken(found: list[Finding]) -> str | None:
+    """Return the first check of the road that found an error; None if there is none."""
+    errors = {finding.check for finding in found if finding.level is Level.ERROR}
+    return next((check for check in ROAD if check in errors), None)
+
+
+def masked(url: str) -> str:
+    """Write the address of a Redis without its password: options behind ``?`` may hold one, too."""
+    parts = urlsplit(url)
+    user = f"{parts.username or ''}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{user}{host}{parts.path}"
+
+
+ACCOUNT: Final = 'docs/operations.md, "Redis accounts", has the line for the site\'s account'
+_NO_CLUSTER: Final = "Redis Cluster cannot be used: the scripts need keys of several slots. Take a server without it."
+_PRIMARY: Final = "This is a replica: give the address of the primary, or of the Sentinels."
+_FULL: Final = "Redis is full: raise maxmemory, or make room; maxmemory-policy stays noeviction."
+_REFUSALS: Final = {
+    "OOM": _FULL,
+    "used memory >": _FULL,  # redis-py cuts the first word off
+    "MISCONF": "Redis cannot save and refuses writes: look at its log, its disk and rdb_last_bgsave_status.",
+    "READONLY": _PRIMARY,
+    "read only replica": _PRIMARY,
+    "LOADING": "Redis is loading its data; wait, and ask again.",
+    "CLUSTERDOWN": _NO_CLUSTER,
+    "CROSSSLOT": _NO_CLUSTER,
+    "MOVED": _NO_CLUSTER,
+}
+
+
+def explain(error: Exception | str) -> tuple[str, str]:
+    """Say what an error of Redis means, and what to do."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, redis.AuthenticationError):
+        return f"Redis refuses the account: {text}", "Look at the user and the password in REDIS_URL."
+    if "NOPERM" in text or "no permissions" in text.lower():
+        command = re.search(r"run the '([^' ]+)'", text)
+        what = f"ACL SETUSER … +{command[1]}; " if command else ""
+        return f"Redis refuses: {text}", f"{what}{ACCOUNT}."
+    for sign, hint in _REFUSALS.items():
+        if sign in text:
+            return f"Redis refuses: {text}", hint
+    if isinstance(error, TimeoutError | redis.TimeoutError):
+        return (
+            f"Redis does not answer within {SOCKET_TIMEOUT:g} s",
+            "Does it hang, or does a firewall swallow packets? redis-cli --latency, SLOWLOG GET.",
+        )
+    return text, "Is Redis running, and is this its address?"

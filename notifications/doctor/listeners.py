@@ -1,0 +1,61 @@
+"""Who listens: what the listeners say of themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+from .. import health
+from ..connections import FAILURES, SOCKET_TIMEOUT
+from ..history import STAMPED
+from ..topics import internal_name
+from .findings import Finding, Level, explain
+
+
+async def examine_listeners(client: Any) -> list[Finding]:
+    try:
+        async with asyncio.timeout(SOCKET_TIMEOUT):
+            reports = await health.reports(client)
+    except FAILURES as error:
+        return [Finding("listeners", Level.ERROR, *explain(error))]
+    silent = [
+        f"{report.field} was {report.state} and has said nothing for {age:.0f} s: it hangs, or was killed"
+        for report, age in reports
+        if age > health.MAX_AGE
+    ]
+    restart = "Look at its process and its log; a supervisor should restart it."
+    found = [Finding("listeners", Level.WARNING, text, restart) for text in silent]
+    living = [report for report, age in reports if age <= health.MAX_AGE]
+    found += [
+        Finding("listeners", Level.WARNING, f"{report.field} is {report.state}", "It tries again by itself.")
+        for report in living
+        if not report.healthy
+    ]
+    healthy = [report for report in living if report.healthy]
+    if not healthy:
+        text = "no listener is alive and connected" + await _others(client)
+        hint = restart if silent else "" if living else "Run manage.py run_listener."
+        return [Finding("listeners", Level.ERROR, text, hint), *found]
+    names = ", ".join(f"{report.field} {report.state}" for report in healthy)
+    if len(healthy) == 1:
+        hint = "Run two: while none runs, what other programs publish is lost."
+        found.append(Finding("listeners", Level.WARNING, f"only one listener: {names}", hint))
+    elif all(report.state != "holder" for report in healthy):
+        hint = "A takeover takes 3.5 s; ask again."
+        found.append(Finding("listeners", Level.WARNING, f"nobody holds the lease: {names}", hint))
+    else:
+        found.append(Finding("listeners", Level.OK, names))
+    return found
+
+
+async def _others(client: Any) -> str:
+    """Say whether listeners of another prefix are there."""
+    ours, others = internal_name(STAMPED), []
+    with suppress(*FAILURES):  # narrow accounts may not ask
+        async with asyncio.timeout(SOCKET_TIMEOUT):
+            others = [
+                name.decode(errors="replace") for name in await client.pubsub_channels(f"*notifications:{STAMPED}")
+            ]
+    prefixes = [name.removesuffix(f"notifications:{STAMPED}") for name in others if name != ours]
+    return f"; there is one with PREFIX {prefixes[0]!r}" if prefixes else ""

@@ -1,0 +1,315 @@
+"""One message on its road: published, stamped, forwarded, delivered; and one that a foreign program would publish."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+import redis.asyncio
+from channels.layers import get_channel_layer
+from channels.routing import get_default_application
+
+from .. import health, messages
+from ..conf import settings
+from ..connections import FAILURES, SOCKET_TIMEOUT, async_client
+from ..exceptions import MessageError, PublishError, TopicError
+from ..history import STAMPED
+from ..publisher import apublish
+from ..topics import Topic, internal_name, patterns
+from ..wire import POOL_OPTIONS, Subscription, confirmed
+from .findings import Finding, Level, explain
+from .listeners import examine_listeners
+from .socket import ProbeSocket, ProbeUser
+from .surroundings import describe_layer, name_of
+
+ARRIVAL: Final = 6.0
+"""Seconds in which a message arrives even if a listener has just died: a takeover takes five."""
+FROM_HISTORY: Final = 3.0
+"""Seconds in which a socket that has just opened finds what it was not sent."""
+LAYER_TIMEOUT: Final = 5.0
+EAVESDROP: Final = 1.0
+"""Seconds for which we listen to what others publish on our channels."""
+ACTION: Final = "notifications_doctor"
+PUBLISHED: Final = "published"
+RAW: Final = "raw"
+
+
+class Road:
+    """
+    The road of two messages, and where they were seen.
+
+    Raises:
+        ImproperlyConfigured: The settings cannot be read.
+
+    """
+
+    def __init__(self, path: str) -> None:
+        self.user = ProbeUser.new()
+        self.topic = Topic.for_user(self.user)
+        self._path = path
+        self._tag = self.topic.id
+        self._stamped_channel = internal_name(STAMPED).encode()
+        self._stamped: set[str] = set()
+        self._layered: set[str] = set()
+        self._foreign: dict[str, int] = {}
+        self._news = asyncio.Event()
+        self._socket: ProbeSocket | None = None
+        self._found: list[Finding] = []
+
+    def _say(self, check: str, level: Level, text: str, hint: str = "") -> None:
+        self._found.append(Finding(check, level, text, hint))
+
+    def _failed(self, check: str) -> bool:
+        return any(finding.check == check and finding.level is Level.ERROR for finding in self._found)
+
+    async def examine(self) -> list[Finding]:
+        """Take the road and say where it ends."""
+        began = asyncio.get_running_loop().time()
+        subscription = Subscription(self._received)
+        listening = False
+        reader: asyncio.Task[None] | None = None
+        try:
+            listening = await self._subscribe(subscription)
+            reader = await self._join_layer()
+            await self._open_socket()
+            if listening and await self._publish():
+                await self._follow(began)
+        finally:
+            if reader is not None:
+                reader.cancel()
+                await asyncio.wait([reader])
+            if self._socket is not None:
+                await self._socket.close()
+            subscription.close()
+            with suppress(*FAILURES):
+                async with asyncio.timeout(SOCKET_TIMEOUT):
+                    await (await async_client()).delete(self.topic.history_key)
+        return self._found
+
+    # Before the message.
+
+    async def _subscribe(self, subscription: Subscription) -> bool:
+        """Listen as a listener does."""
+        try:
+            await subscription.connect(redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS))
+            await confirmed(
+                subscription.subscribe(self._stamped_channel)
+                + subscription.subscribe(*patterns(), command="PSUBSCRIBE")
+            )
+        except FAILURES as error:
+            text, hint = explain(error)
+            self._say("rights", Level.ERROR, f"listeners cannot subscribe to {' '.join(patterns())}: {text}", hint)
+            return False
+        return True
+
+    def _received(self, channel: bytes, data: bytes) -> None:
+        if self._tag.encode() in channel or self._tag.encode() in data:
+            if channel == self._stamped_channel:
+                self._stamped |= {sort for sort in (PUBLISHED, RAW) if f'"{sort}"'.encode() in data}
+                self._news.set()
+        elif channel != self._stamped_channel and not data.startswith(b'{"_meta":'):
+            try:
+                Topic.from_channel(channel)
+                messages.check_raw(data, settings.MAX_MESSAGE_SIZE)
+            except (TopicError, MessageError) as error:
+                name = channel.decode(errors="replace")[:60]
+                self._foreign[f"{name}: {type(error).__name__}"] = 1
+
+    async def _join_layer(self) -> asyncio.Task[None] | None:
+        """Send something to ourselves through the layer, and wait for what listeners forward."""
+        try:
+            layer = get_channel_layer()
+        except Exception as error:  # noqa: BLE001  a layer may raise anything while it is made
+            self._say(
+                "layer", Level.ERROR, f"it cannot be made: {type(error).__name__}: {error}", "See CHANNEL_LAYERS."
+            )
+            return None
+        if layer is None:
+            self._say("layer", Level.ERROR, "CHANNEL_LAYERS has no 'default' layer", "Set one.")
+            return None
+        self._found += describe_layer(layer)
+        began = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(LAYER_TIMEOUT):
+                channel = await layer.new_channel()
+                await layer.group_add(self.topic.group, channel)
+                await layer.group_send(self.topic.group, {"type": ACTION, "text": ""})
+                while (await layer.receive(channel)).get("type") != ACTION:
+                    pass
+        except Exception as error:  # noqa: BLE001  a layer may raise anything
+            text = str(error) or type(error).__name__
+            self._say(
+                "layer",
+                Level.ERROR,
+                f"{name_of(layer)} does not carry a message to a group and back: {text}",
+                "Is the Redis of CHANNEL_LAYERS there, and may its account use channels that begin with asgi?",
+            )
+            return None
+        if not self._failed("layer"):
+            took = 1000 * (asyncio.get_running_loop().time() - began)
+            self._say("layer", Level.OK, f"{name_of(layer)}; to a group and back in {took:.0f} ms")
+        return asyncio.create_task(self._read_layer(layer, channel))
+
+    async def _read_layer(self, layer: Any, channel: str) -> None:
+        while True:
+            text = (await layer.receive(channel)).get("text", "")
+            self._layered |= {sort for sort in (PUBLISHED, RAW) if f'"{sort}"' in text}
+            self._news.set()
+
+    async def _open_socket(self) -> None:
+        mount = "Mount notifications.routing.websocket_urlpatterns in asgi.py; --path says where, if it is elsewhere."
+        if self._failed("layer"):
+            return
+        try:
+            application = get_default_application()
+        except Exception as error:  # noqa: BLE001  it is the site's module
+            text = f"ASGI_APPLICATION cannot be imported: {type(error).__name__}: {error}"
+            self._say("socket", Level.ERROR, text, "It is the dotted path of the application in asgi.py.")
+            return
+        socket = self._socket = ProbeSocket(application, self._path, self.user)
+        try:
+            await socket.open()
+            if socket.accepted and not socket.frames and socket.close_code is None:
+                socket.say({"action": "ping"})  # before it has authenticated, our consumer takes offence
+                await socket.wait(lambda: bool(socket.frames))
+        except Exception as error:  # noqa: BLE001  the site's application may raise anything
+            text = f"the application raised at {self._path}: {type(error).__name__}: {error}"
+            self._say("socket", Level.ERROR, text, mount)
+            return
+        first = socket.frames[0] if socket.frames else {}
+        if first.get("action") == "auth_success":
+            return
+        if first.get("action") == "auth_error":
+            self._say(
+                "socket",
+                Level.WARNING,
+                "it asks for a token: a middleware of the site replaced the doctor's user, so this hop is not proven",
+                "Log in with a browser and look whether messages arrive.",
+            )
+        elif not socket.accepted:
+            text = f"the application refuses a page of its own host {socket.host!r}"
+            hint = "See ALLOWED_HOSTS, and what middleware stands before the WebSocket; the log may say more."
+            self._say("socket", Level.ERROR, text, hint)
+        else:
+            end = f" and closed with {socket.close_code}" if socket.close_code is not None else ""
+            text = f"what answers at {self._path} did not say auth_success{end}"
+            self._say("socket", Level.ERROR, text, mount if not end else "The log says why.")
+
+    # The message.
+
+    async def _publish(self) -> bool:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            id_ = await apublish(self.topic, self._message(PUBLISHED), idempotency_key=self._tag)
+        except PublishError as error:
+            self._say("publish", Level.ERROR, *explain(error.__cause__ or error.reason))  # type: ignore[arg-type]
+            return False
+        took = 1000 * (loop.time() - began)
+        if id_ is not None and not await self._wait(lambda: PUBLISHED in self._stamped, SOCKET_TIMEOUT):
+            text = f"Redis took the message, and does not bring it on {self._stamped_channel.decode()}"
+            self._say("publish", Level.ERROR, text, "Does REDIS_URL lead to one server, without a proxy in between?")
+            return False
+        kept = "" if id_ is not None else "; HISTORY_SIZE of users is 0: nothing is kept"
+        self._say("publish", Level.OK, f"Redis took the message in {took:.0f} ms and told it on{kept}")
+        return True
+
+    def _message(self, sort: str) -> dict[str, str]:
+        return {"action": ACTION, "doctor": self._tag, "sort": sort}
+
+    async def _follow(self, began: float) -> None:
+        client = await async_client()
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        try:
+            async with asyncio.timeout(SOCKET_TIMEOUT):
+                await client.publish(self.topic.channel, msgspec.json.encode(self._message(RAW)))
+                anybody = any(report.healthy for report in await health.living(client))
+        except FAILURES as error:
+            self._say("rights", Level.ERROR, *explain(error))
+            return
+        await self._wait(self._arrived, ARRIVAL if anybody else FROM_HISTORY)
+        took = f"{1000 * (loop.time() - start):.0f} ms"
+        listeners = await examine_listeners(client)
+        self._found += listeners
+        nobody = any(finding.level is Level.ERROR for finding in listeners)
+        if RAW in self._stamped:
+            self._say("listener", Level.OK, "a listener gave a raw message its id")
+            self._judge_forwarding()
+        elif not nobody:
+            text = f"a raw message was not stamped within {ARRIVAL:g} s, although listeners report"
+            self._say("listener", Level.ERROR, text, "The log of run_listener says why; restart it.")
+        self._judge_socket(took)
+        await self._judge_neighbours(client, began)
+
+    def _arrived(self) -> bool:
+        wanted = {RAW, PUBLISHED}
+        delivered = self._delivered() if self._expects_delivery() else wanted
+        layered = self._layered if not self._failed("layer") else wanted
+        return wanted <= delivered and wanted <= layered and RAW in self._stamped
+
+    def _expects_delivery(self) -> bool:
+        return self._socket is not None and not any(finding.check == "socket" for finding in self._found)
+
+    def _delivered(self) -> set[str]:
+        frames = self._socket.frames if self._socket is not None else []
+        return {frame["sort"] for frame in frames if frame.get("doctor") == self._tag}
+
+    def _judge_forwarding(self) -> None:
+        if self._failed("layer"):
+            return
+        missing = {RAW, PUBLISHED} - self._layered
+        if not missing:
+            self._say("forward", Level.OK, "the listener's channel layer is the one that sockets read")
+        else:
+            self._say(
+                "forward",
+                Level.ERROR,
+                "what the listener forwards does not arrive on the channel layer of this process",
+                "Do both have the same CHANNEL_LAYERS: backend, hosts and prefix? Restart listeners and web servers "
+                "after a change.",
+            )
+
+    def _judge_socket(self, took: str) -> None:
+        if not self._expects_delivery():
+            return
+        missing = {RAW, PUBLISHED} - self._delivered()
+        if any(self._failed(check) for check in ("listeners", "listener", "forward")):
+            how = "what was kept came from the history, late" if PUBLISHED not in missing else "nothing arrived"
+            self._say("socket", Level.SKIPPED, f"a socket of the site's application opened; {how}")
+        elif not missing:
+            self._say("socket", Level.OK, f"both messages reached a socket of the site's application within {took}")
+        else:
+            text = f"the channel layer has the messages, and the socket did not get: {', '.join(sorted(missing))}"
+            self._say("socket", Level.ERROR, text, "The log of this command says why; please report it.")
+
+    async def _judge_neighbours(self, client: Any, began: float) -> None:
+        """Look for other programs that use the names of our channels for something else."""
+        await asyncio.sleep(max(0.0, began + EAVESDROP - asyncio.get_running_loop().time()))
+        hint = "Set NOTIFICATIONS['PREFIX'] (and publish with it), or give the other program another Redis."
+        if self._foreign:
+            text = f"somebody publishes what is no message of ours, such as on {next(iter(self._foreign))}"
+            self._say("neighbours", Level.WARNING, text, hint)
+        subscribed: list[bytes] = []
+        with suppress(*FAILURES):  # narrow accounts may not ask
+            async with asyncio.timeout(SOCKET_TIMEOUT):
+                for pattern in patterns():
+                    subscribed += await client.pubsub_channels(pattern)
+        if subscribed:
+            text = f"somebody else subscribes to {subscribed[0].decode(errors='replace')!r}"
+            more = f" and {len(subscribed) - 1} more channels" if len(subscribed) > 1 else ""
+            self._say("neighbours", Level.WARNING, f"{text}{more}: another program uses these names", hint)
+        if not self._foreign and not subscribed:
+            self._say("neighbours", Level.OK, f"nobody else was seen on {' '.join(patterns())}")
+
+    async def _wait(self, condition: Any, seconds: float) -> bool:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not condition():
+                    self._news.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(0.05):  # the socket has news of its own
+                            await self._news.wait()
+        return bool(condition())

@@ -1,0 +1,150 @@
+"""A socket on the site's own ASGI application, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from contextlib import suppress
+from typing import Any, Final, Self
+
+import msgspec
+from django.conf import settings as django_settings
+
+from ..exceptions import TopicError
+from ..topics import Topic
+
+PATIENCE: Final = 5.0
+"""Seconds that the application may take to accept, to answer and to end."""
+
+
+class ProbeUser:
+    """Somebody whom no database knows: what AuthMiddleware would find in a session."""
+
+    is_authenticated = is_active = True
+    is_anonymous = is_staff = is_superuser = False
+
+    def __init__(self, pk: str) -> None:
+        self.pk = self.id = pk
+
+    @classmethod
+    def new(cls) -> Self:
+        """
+        Make one with a primary key that no user has, of a kind that the ``CLEAN_ID`` of users accepts.
+
+        Raises:
+            TopicError: There is none.
+
+        """
+        tag = secrets.token_hex(8)
+        keys = [f"notifications-doctor-{tag}", str(uuid.uuid4()), str(10**18 + secrets.randbelow(10**18))]
+        for key in keys[:-1]:
+            with suppress(TopicError):
+                Topic("user", key)
+                return cls(key)
+        Topic("user", keys[-1])
+        return cls(keys[-1])
+
+
+class ProbeSocket:
+    """
+    One connection, as a page of the site opens it.
+
+    Attributes:
+        frames: What it was sent, decoded, in its order.
+        accepted, close_code: What the application has done with it.
+
+    """
+
+    def __init__(self, application: Any, path: str, user: ProbeUser) -> None:
+        self.frames: list[dict[str, Any]] = []
+        self.accepted = False
+        self.close_code: int | None = None
+        self._application = application
+        self._scope = _scope(path, user)
+        self._in: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def host(self) -> str:
+        return _host()
+
+    async def open(self) -> None:
+        """
+        Connect, and wait for the first frame, the end, or for nothing.
+
+        Raises:
+            Exception: Whatever the application raises.
+
+        """
+        self._in.put_nowait({"type": "websocket.connect"})
+        self._task = asyncio.create_task(self._application(self._scope, self._in.get, self._send))
+        await self.wait(lambda: bool(self.frames))
+
+    def say(self, frame: dict[str, Any]) -> None:
+        self._in.put_nowait({"type": "websocket.receive", "text": msgspec.json.encode(frame).decode()})
+
+    async def wait(self, condition: Any, seconds: float = PATIENCE) -> bool:
+        """Wait until the condition is true or the socket has ended; raises what the application raises."""
+        assert self._task is not None  # noqa: S101  it was opened
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not condition() and self.close_code is None and not self._task.done():
+                    self._news.clear()
+                    news = asyncio.ensure_future(self._news.wait())
+                    try:
+                        await asyncio.wait([news, self._task], return_when=asyncio.FIRST_COMPLETED)
+                    finally:
+                        news.cancel()
+        if self._task.done():
+            self._task.result()
+        return bool(condition())
+
+    async def close(self) -> None:
+        """Go away, as a browser does."""
+        if self._task is None:
+            return
+        self._in.put_nowait({"type": "websocket.disconnect", "code": 1000})
+        await asyncio.wait([self._task], timeout=PATIENCE)
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._task.cancelled():
+            self._task.exception()  # it has been told, or came after all was seen
+
+    async def _send(self, event: dict[str, Any]) -> None:
+        if event["type"] == "websocket.accept":
+            self.accepted = True
+        elif event["type"] == "websocket.close":
+            self.close_code = event.get("code", 1000)
+        elif event["type"] == "websocket.send" and event.get("text") is not None:
+            with suppress(msgspec.DecodeError):
+                self.frames.append(msgspec.json.decode(event["text"], type=dict))
+        self._news.set()
+
+
+def _host() -> str:
+    """Find a host that the site answers to."""
+    for host in django_settings.ALLOWED_HOSTS:
+        if host != "*":
+            return str(host).lstrip(".")
+    return "localhost"
+
+
+def _scope(path: str, user: ProbeUser) -> dict[str, Any]:
+    host = _host()
+    return {
+        "type": "websocket",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "scheme": "ws",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "query_string": b"",
+        "headers": [(b"host", host.encode()), (b"origin", f"http://{host}".encode())],
+        "subprotocols": [],
+        "client": ("127.0.0.1", 0),
+        "server": (host, 80),
+        "user": user,
+    }

@@ -1,0 +1,242 @@
+"""
+Shows the numbers of ``metrics.py`` to Prometheus. Imported only where prometheus-client is installed.
+
+Where several processes share one address (``PROMETHEUS_MULTIPROC_DIR``), prometheus-client keeps the numbers in files
+that any of them can read; then a thread writes ours there every second. Otherwise they are read when asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+from . import metrics
+from .frames import CloseCode
+
+WRITE_INTERVAL: Final = 1.0
+"""Seconds between two writings of the numbers for other processes."""
+BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Seconds: from a delivery on one idle machine to the 30 s in which a lost message is found."""
+STATES: Final = ("connecting", "holder", "stand-by", "deaf")
+DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+
+class Shown(NamedTuple):
+    """
+    How one name of ``metrics.counts`` is shown.
+
+    Attributes:
+        name: Of the Prometheus counter, without ``notifications_`` and ``_total``.
+        label: What the reason is called; empty if there is none.
+        reasons: Shown as 0 from the start: Prometheus does not see the increase of what was not there.
+
+    """
+
+    name: str
+    help: str
+    label: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+COUNTS: Final = {
+    "published": Shown("published", "Messages that Redis took from publish_*."),
+    "publish_failed": Shown(
+        "publish_failures",
+        "Calls of publish_* that Redis did not confirm.",
+        "reason",
+        ("ConnectionError", "TimeoutError", "OutOfMemoryError"),
+    ),
+    "recovered": Shown(
+        "recovered",
+        "Browsers that asked for what they missed or lost something: whether they got all of it.",
+        "result",
+        ("true", "false"),
+    ),
+    "filled": Shown("filled", "Messages sent from the history: holes, and what browsers missed while they were away."),
+    "reconciled": Shown("reconciled", "Sockets that a comparison with the history found behind."),
+    "dropped": Shown(
+        "dropped",
+        "Messages that will not arrive this way; those with an id are read from the history later.",
+        "reason",
+        (
+            "channel full",
+            "slow browser, no history",
+            "the backlog is full",
+            "nobody stamped it in time",
+            "the channel layer is too slow",
+            "the channel layer failed",
+            "the connection ended before Redis confirmed",
+            "Redis refused to publish",
+            "read, but Redis was gone before it was stamped",
+            "not forwarded in time before the end",
+        ),
+    ),
+    "refused": Shown(
+        "refused",
+        "Messages that could not be understood: raw ones, and of the channel layer.",
+        "reason",
+        ("MessageError", "TopicError", "layer message"),
+    ),
+    "unstamped": Shown("unstamped", "Raw messages forwarded without an id, because Redis refused to keep them."),
+    "listener_gap": Shown("listener_gaps", "Times that a listener lost its subscription."),
+    "layer_gap": Shown("layer_gaps", "Times that a connection of notifications.layers was lost or not made."),
+    "closed": Shown(
+        "closes", "Sockets that the server closed, by code.", "code", tuple(str(int(code)) for code in CloseCode)
+    ),
+    "auth_failed": Shown(
+        "auth_failures",
+        "Sockets and subscriptions refused because of who asked or from where, and checks that failed.",
+        "reason",
+        ("origin", "token", "unavailable", "error", "authorize"),
+    ),
+    "frame_refused": Shown("frames_refused", "Frames of browsers that were answered with an error.", "code"),
+}
+"""By the name in ``metrics.counts``."""
+TALLIES: Final = {
+    "bridged": "Messages that the listener has handed to the channel layer.",
+    "delivered": "Messages handed to the server for browsers.",
+    "duplicates": "Messages not sent because the socket has had them.",
+}
+LEVELS: Final = {
+    "connections": "Open sockets.",
+    "subscriptions": "Topics that open sockets have joined, their users' own among them.",
+}
+
+
+class Exporter:
+    """A collector for prometheus-client: brings its metrics up to date, then shows them."""
+
+    def __init__(self) -> None:
+        self._counters = {
+            name: Counter(
+                f"notifications_{shown.name}", shown.help, [shown.label] if shown.label else [], registry=None
+            )
+            for name, shown in COUNTS.items()
+        }
+        for name, shown in COUNTS.items():
+            for reason in shown.reasons:
+                self._counters[name].labels(reason)
+        self._tallies = {name: Counter(f"notifications_{name}", text, registry=None) for name, text in TALLIES.items()}
+        # "live": of processes that are there.
+        self._levels = {
+            name: Gauge(f"notifications_{name}", text, registry=None, multiprocess_mode="livesum")
+            for name, text in LEVELS.items()
+        }
+        bridging = Histogram(
+            "notifications_bridge_seconds",
+            "From the reading of a raw message by the listener to the channel layer; a sample.",
+            buckets=BUCKETS,
+            registry=None,
+        )
+        sending = Histogram(
+            "notifications_publish_to_send_seconds",
+            "From publish_*, or the listener's reading of a raw message, to a browser's socket; a sample.",
+            buckets=BUCKETS,
+            registry=None,
+        )
+        metrics.bridging.record, metrics.sending.record = bridging.observe, sending.observe
+        self._metrics = [*self._counters.values(), *self._tallies.values(), bridging, sending, *self._levels.values()]
+        self._shown: dict[object, int] = {}
+        self._lock = threading.Lock()
+
+    def describe(self) -> Iterator[Metric]:
+        for each in self._metrics:
+            yield from each.describe()
+        yield from _listener()
+
+    def collect(self) -> Iterator[Metric]:
+        self.write()
+        for each in self._metrics:
+            yield from each.collect()
+        if metrics.listening.state:
+            yield from _listener()
+
+    def write(self) -> None:
+        """Bring prometheus-client's numbers up to date."""
+        with self._lock:
+            for key, value in list(metrics.counts.items()):
+                name, reason = key
+                if name in self._counters and (more := self._more(key, value)):
+                    counter = self._counters[name]
+                    # What follows a colon is different each time.
+                    (counter.labels(reason.partition(":")[0]) if COUNTS[name].label else counter).inc(more)
+            for name, counter in self._tallies.items():
+                counter.inc(self._more(name, getattr(metrics.tally, name)))
+            for name, gauge in self._levels.items():
+                gauge.set(getattr(metrics.tally, name))
+
+    def _more(self, key: object, value: int) -> int:
+        more = value - self._shown.get(key, 0)
+        self._shown[key] = value
+        return more
+
+
+def _listener() -> Iterator[Metric]:
+    """Show what only a listener has; it shares its address with no other process."""
+    states = GaugeMetricFamily(
+        "notifications_listener_state", "1 for the state that this listener is in.", labels=["state"]
+    )
+    for state in STATES:
+        states.add_metric([state], metrics.listening.state.startswith(state))
+    yield states
+    yield GaugeMetricFamily(
+        "notifications_listener_waiting", "Messages read and not forwarded yet.", metrics.listening.waiting()
+    )
+
+
+exporter = Exporter()
+
+
+def install() -> None:
+    """Add our metrics to prometheus-client's registry, or begin to write them for the other processes."""
+    REGISTRY.register(exporter)
+    if DIRECTORY in os.environ:
+        _begin_to_write()
+        os.register_at_fork(after_in_child=_begin_to_write)
+        atexit.register(exporter.write)
+
+
+def _begin_to_write() -> None:
+    threading.Thread(target=_keep_written, name="notifications-metrics", daemon=True).start()
+
+
+def _keep_written() -> None:
+    pause = threading.Event()
+    while not pause.wait(WRITE_INTERVAL):
+        exporter.write()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
+
+
+def registry() -> CollectorRegistry:
+    """Return what is shown: prometheus-client's registry, or what the processes of this address have written."""
+    if DIRECTORY not in os.environ:
+        return REGISTRY
+    exporter.write()
+    directory = Path(os.environ[DIRECTORY])
+    for path in directory.glob("gauge_live*.db"):
+        # Who has died has no open sockets; only some servers have a hook to say so.
+        if (pid := re.search(r"_(\d+)\.db$", path.name)) and not _lives(int(pid[1])):
+            with suppress(FileNotFoundError):  # two may look at once
+                mark_process_dead(int(pid[1]), str(directory))  # type: ignore[no-untyped-call]
+    together = CollectorRegistry()
+    MultiProcessCollector(together, str(directory))  # type: ignore[no-untyped-call]
+    return together

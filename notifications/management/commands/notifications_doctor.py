@@ -1,0 +1,52 @@
+"""``manage.py notifications_doctor``: where the road of a message is broken, and what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from notifications.doctor import ROAD, Finding, Level, broken, examine
+
+
+class Command(BaseCommand):
+    help = (
+        "Follow a message from the publisher to a socket, name the hop that is broken, and say what to do. "
+        "Exits 1 if something is broken, otherwise 0."
+    )
+
+    requires_system_checks: list[str] = []  # noqa: RUF012  they are among what it reports
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="Write the findings as one JSON object.")
+        parser.add_argument("--path", default="/ws/notifications/", help="Where the site has mounted the WebSocket.")
+        parser.add_argument(
+            "--fail-level",
+            choices=["ERROR", "WARNING"],
+            default="ERROR",
+            help="Exit 1 also for warnings, or only for errors (default).",
+        )
+
+    def handle(self, *, path: str, fail_level: str, **options: Any) -> None:
+        found = asyncio.run(examine(path))
+        where = broken(found)
+        if options["json"]:
+            checks = [finding._asdict() for finding in found]
+            self.stdout.write(json.dumps({"healthy": where is None, "broken": where, "checks": checks}, indent=2))
+        else:
+            for finding in found:
+                self._show(finding)
+        if where is not None:
+            raise CommandError(f"broken: {where}" + (f" ({ROAD[where]})" if ROAD[where] else ""))
+        if fail_level == "WARNING" and any(finding.level is Level.WARNING for finding in found):
+            raise CommandError("there are warnings")
+
+    def _show(self, finding: Finding) -> None:
+        style = {Level.OK: self.style.SUCCESS, Level.WARNING: self.style.WARNING, Level.ERROR: self.style.ERROR}
+        level = style.get(finding.level, self.style.NOTICE)(f"{finding.level:8}")
+        self.stdout.write(f"{level} {finding.check:11} {finding.text}")
+        if finding.hint:
+            self.stdout.write(f"{'':20} → {finding.hint}")

@@ -1,0 +1,636 @@
+"""``manage.py notifications_doctor`` on sites that are broken, each in its own way, with real processes."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+import redis
+
+from notifications.doctor import ROAD, Finding, Level, broken
+from notifications.doctor.findings import explain, masked
+from project.local_redis import LocalRedis
+from tests.clients import RawRedis
+from tests.faults import kill_connections, listeners_connections, paused, redis_down
+from tests.processes import LAYERS, ROOT, Site
+from tests.test_metrics import free_port
+from tests.waiting import wait_for
+
+QUIET = {"TOPICS": {"upload": {"AUTHORIZE": "tests.site.permissions.may_watch"}}}
+"""A site of which the system checks say nothing."""
+SECRET = "s3cret-of-nobody"
+
+
+class Report:
+    """What one run of the doctor said."""
+
+    def __init__(self, done: CompletedProcess[str]) -> None:
+        assert "Traceback" not in done.stderr, done.stderr
+        assert SECRET not in done.stdout + done.stderr
+        self.returncode = done.returncode
+        self.stderr = done.stderr
+        said: dict[str, Any] = json.loads(done.stdout)
+        self.broken: str | None = said["broken"]
+        self.findings = [Finding(**finding) for finding in said["checks"]]
+        assert said["healthy"] == (self.broken is None)
+        assert {finding.check for finding in self.findings} >= set(ROAD)
+        for finding in self.findings:
+            assert finding.hint or finding.level in (Level.OK, Level.SKIPPED) or finding.check == "listeners"
+
+    def of(self, check: str, level: str | None = None) -> str:
+        """Return what a check said, with its hints."""
+        return "\n".join(
+            f"{finding.text} → {finding.hint}"
+            for finding in self.findings
+            if finding.check == check and level in (None, finding.level)
+        )
+
+    def levels(self, *levels: str) -> list[str]:
+        return [finding.check for finding in self.findings if finding.level in levels]
+
+
+def ask(site: Site, *arguments: str) -> Report:
+    return Report(site.run("notifications_doctor", "--json", *arguments, seconds=40))
+
+
+@pytest.fixture
+def quiet_site(new_site: Site) -> Site:
+    """A site of which nothing is to be said, without a listener yet."""
+    # The default topics of the test settings have a kind that nobody may read.
+    new_site.settings = {"NOTIFICATIONS": QUIET, "CHANNEL_LAYER_BACKEND": LAYERS["ours"]}
+    return new_site
+
+
+def start_listeners(site: Site, count: int = 2) -> list[Any]:
+    """Start listeners and wait until one of them leads and all have reported."""
+    listeners = [site.start_listener() for _ in range(count)]
+    client = site.client()
+
+    def reported() -> bool:
+        states = client.hvals("notifications:listeners")
+        return len(states) == count and any(b'"holder"' in state for state in states)
+
+    wait_for(reported)
+    return listeners
+
+
+@pytest.fixture(scope="module")
+def lasting_site(
+    redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Site]:
+    """A site with two listeners that all tests of this file share."""
+    settings = {"NOTIFICATIONS": QUIET, "CHANNEL_LAYER_BACKEND": LAYERS["ours"]}
+    with Site(tmp_path_factory.mktemp("doctor"), migrated_database, settings=settings) as site:
+        start_listeners(site)
+        yield site
+
+
+CONFIG = ("maxmemory", "maxmemory-policy", "client-output-buffer-limit")
+
+
+@pytest.fixture
+def good_site(lasting_site: Site) -> Iterator[Site]:
+    """A site of which nothing is to be said; a test may change its settings, its Redis and what it says."""
+    client = lasting_site.client()
+    settings = lasting_site.settings
+    config = {name: client.config_get(name)[name] for name in CONFIG}
+    yield lasting_site
+    lasting_site.settings, lasting_site.redis_url = settings, None
+    for name, value in config.items():
+        client.config_set(name, value)
+    client.acl_deluser("limited")
+
+
+# Well.
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
+def test_a_site_that_is_well_is_said_to_be_well(quiet_site, layer):
+    """On both layers every check is ok, without a database, and nothing of the probe is left in Redis."""
+    quiet_site.settings = {**quiet_site.settings, "CHANNEL_LAYER_BACKEND": layer}
+    start_listeners(quiet_site)
+    quiet_site.database.unlink()
+
+    report = ask(quiet_site, "--fail-level", "WARNING")
+
+    assert report.levels("warning", "error", "skipped") == []
+    assert (report.returncode, report.broken) == (0, None)
+    assert "both messages reached a socket" in report.of("socket")
+    assert layer in report.of("layer")
+    assert not quiet_site.database.exists()
+    left = [key for key in quiet_site.client().keys("*") if b"doctor" in key and b":once:" not in key]
+    assert left == []
+
+
+def test_it_is_read_by_people_line_by_line(quiet_site):
+    """Without --json there is a line for each finding, a hint below it, and the broken hop at the end."""
+    quiet_site.settings = {**quiet_site.settings, "ASGI_APPLICATION": "tests.site.strange_asgi.without_websocket"}
+    start_listeners(quiet_site)
+
+    done = quiet_site.run("notifications_doctor", seconds=40)
+
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("ok       versions    Python 3")
+    at = next(number for number, line in enumerate(lines) if line.startswith("error    socket "))
+    assert "→ Mount notifications.routing.websocket_urlpatterns in asgi.py" in lines[at + 1]
+    assert done.stderr.strip().endswith("CommandError: broken: socket (channel layer → socket)")
+
+
+# Redis.
+
+
+def test_redis_down(quiet_site):
+    """A Redis that is not there is the Redis, with its address and without the password."""
+    quiet_site.redis_url = quiet_site.redis.url.replace("//", f"//:{SECRET}@")
+    with redis_down(quiet_site.redis):
+        report = ask(quiet_site)
+
+    assert (report.returncode, report.broken) == (1, "redis")
+    assert "***@127.0.0.1" in report.of("redis")
+    assert "Is Redis running" in report.of("redis")
+    assert set(report.levels("skipped")) == set(ROAD) - {"settings", "redis"}
+
+
+def test_redis_hangs(quiet_site):
+    """A Redis that accepts and says nothing is told from one that is not there."""
+    with paused(quiet_site.redis.child):
+        report = ask(quiet_site)
+
+    assert report.broken == "redis"
+    assert "does not answer" in report.of("redis")
+
+
+@pytest.mark.parametrize("user", ["", "nobody"])
+def test_wrong_password(quiet_site, user):
+    """A wrong password, or one that is missing, is named as such and not shown."""
+    quiet_site.client().config_set("requirepass", "another")
+    quiet_site.redis_url = quiet_site.redis.url.replace("//", f"//{user}:{SECRET}@")
+    wrong = ask(quiet_site)
+    quiet_site.redis_url = quiet_site.redis.url
+    missing = ask(quiet_site)
+
+    for report in (wrong, missing):
+        assert report.broken == "redis"
+        assert "Look at the user and the password in REDIS_URL" in report.of("redis")
+
+
+@pytest.fixture
+def account(good_site):
+    """Return a function that lets the doctor use an account with all rights but some."""
+
+    def limit(*rules: str) -> None:
+        client = good_site.client()
+        client.execute_command("ACL", "SETUSER", "limited", "reset", "on", f">{SECRET}", "~*", "&*", "+@all", *rules)
+        good_site.redis_url = good_site.redis.url.replace("//", f"//limited:{SECRET}@")
+
+    return limit
+
+
+@pytest.mark.parametrize("command", ["publish", "evalsha", "xadd", "hset", "psubscribe", "subscribe", "info"])
+def test_an_account_that_may_not(good_site, account, command):
+    """A command that the account lacks is named, with what to add."""
+    account(f"-{command}")
+
+    report = ask(good_site)
+
+    assert report.broken == "rights"
+    assert f"+{command}" in report.of("rights")
+    assert "Redis accounts" in report.of("rights")
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ("resetkeys", "~other:*"),
+        ("resetchannels", "&notifications:*", "&user:*", "&asgi*"),
+        ("resetchannels", "&user:*", "&upload:*", "&asgi*"),
+    ],
+    ids=["keys", "a kind", "stamped"],
+)
+def test_an_account_that_may_not_reach(good_site, account, rules):
+    """Rights on keys and channels that are missing are named, too."""
+    account(*rules)
+
+    report = ask(good_site)
+
+    assert report.broken == "rights"
+    assert "Redis accounts" in report.of("rights")
+
+
+def test_redis_evicts(good_site):
+    """A policy that throws histories away is a warning: things work until memory is short."""
+    client = good_site.client()
+    client.config_set("maxmemory", "500mb")
+    client.config_set("maxmemory-policy", "allkeys-lru")
+
+    report = ask(good_site, "--fail-level", "WARNING")
+
+    assert (report.returncode, report.broken) == (1, None)
+    assert report.levels("warning") == ["redis"]
+    assert "maxmemory-policy is allkeys-lru" in report.of("redis", "warning")
+
+
+def test_redis_is_full(good_site):
+    """A Redis that refuses writes for want of memory is named at the publisher."""
+    good_site.client().config_set("maxmemory", 1)
+
+    report = ask(good_site)
+
+    assert report.broken == "publish"
+    assert "Redis is full: raise maxmemory" in report.of("publish")
+
+
+def test_a_cluster(redis_program, migrated_database, tmp_path):
+    """Redis Cluster cannot be used, and is told before anything is tried."""
+    options = ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
+    with Site(tmp_path, migrated_database, redis_options=options) as site:
+        report = ask(site)
+
+    assert report.broken == "redis"
+    assert "Redis Cluster, which cannot be used" in report.of("redis")
+    assert "publish" in report.levels("skipped")
+
+
+def test_a_replica(quiet_site):
+    """A replica takes no writes."""
+    with LocalRedis() as primary:
+        quiet_site.client().replicaof("127.0.0.1", primary.port)
+        report = ask(quiet_site)
+
+    assert report.broken == "redis"
+    assert "replica" in report.of("redis", "error")
+
+
+def test_a_small_buffer_for_subscribers(good_site):
+    """A burst would cut listeners off: a warning."""
+    good_site.client().config_set("client-output-buffer-limit", "pubsub 1mb 1mb 60")
+
+    report = ask(good_site)
+
+    assert (report.returncode, report.broken) == (0, None)
+    assert "cuts a subscriber off at 1048576 bytes" in report.of("redis", "warning")
+
+
+# Listeners.
+
+
+def test_no_listener(quiet_site):
+    """Nobody listens: the published message comes from the history, a raw one nowhere."""
+    report = ask(quiet_site)
+
+    assert report.broken == "listeners"
+    assert "Run manage.py run_listener" in report.of("listeners")
+    assert "from the history" in report.of("socket")
+
+
+def test_one_listener(quiet_site):
+    """One is enough for today: a warning."""
+    start_listeners(quiet_site, 1)
+
+    report = ask(quiet_site)
+
+    assert report.broken is None
+    assert "only one listener" in report.of("listeners", "warning")
+
+
+@pytest.mark.slow
+def test_a_paused_listener(quiet_site):
+    """A listener that hangs is named with its process, whether its last report is fresh or not."""
+    [listener] = start_listeners(quiet_site, 1)
+    with paused(listener):
+        fresh = ask(quiet_site)
+        stale = ask(quiet_site)
+
+    for report in (fresh, stale):
+        assert report.broken in ("listeners", "listener")
+        assert f":{listener.pid} was holder and has said nothing for" in report.of("listeners")
+    assert stale.broken == "listeners"
+
+
+@pytest.mark.slow
+def test_a_paused_holder_beside_another(quiet_site):
+    """The other takes over while the doctor waits: nothing is broken, and who hangs is said sooner or later."""
+    start_listeners(quiet_site)
+    client = quiet_site.client()
+    states = {json.loads(state)["pid"]: json.loads(state)["state"] for state in client.hvals("notifications:listeners")}
+    [holder] = [pid for pid, state in states.items() if state == "holder"]
+
+    class Holder:
+        pid = holder
+
+    with paused(Holder()):
+        ask(quiet_site)
+        report = ask(quiet_site)
+
+    assert report.broken is None
+    assert f":{holder} was holder and has said nothing" in report.of("listeners", "warning")
+
+
+def test_a_deaf_listener(quiet_site):
+    """A listener that runs and may not subscribe is said to be deaf, and why."""
+    [listener] = start_listeners(quiet_site, 1)
+    client = quiet_site.client()
+    client.execute_command("ACL", "SETUSER", "limited", "reset", "on", f">{SECRET}", "~*", "&*", "+@all")
+    quiet_site.redis_url = quiet_site.redis.url.replace("//", f"//limited:{SECRET}@")
+    client.execute_command("ACL", "SETUSER", "default", "-psubscribe")
+    kill_connections(client, listeners_connections(client))
+    wait_for(lambda: b'"deaf' in b"".join(client.hvals("notifications:listeners")))
+
+    report = ask(quiet_site)
+
+    assert report.broken == "listeners"
+    assert f":{listener.pid} is deaf: " in report.of("listeners")
+    assert "psubscribe" in report.of("listeners")
+
+
+def test_listeners_of_another_prefix(quiet_site):
+    """Listeners that run with another PREFIX are not ours; the doctor says that they are there."""
+    quiet_site.settings = {**quiet_site.settings, "NOTIFICATIONS": {**QUIET, "PREFIX": "shop:"}}
+    quiet_site.start_listener()
+    quiet_site.settings = {**quiet_site.settings, "NOTIFICATIONS": QUIET}
+
+    report = ask(quiet_site)
+
+    assert report.broken == "listeners"
+    assert "there is one with PREFIX 'shop:'" in report.of("listeners")
+
+
+# The channel layer.
+
+
+@contextmanager
+def layer(site: Site, **config: Any) -> Iterator[None]:
+    """Give the processes that are started meanwhile another layer than the site's."""
+    before = site.settings
+    layer = {"BACKEND": LAYERS["ours"], "CONFIG": {"hosts": [site.redis.url], **config}}
+    site.settings = {**before, "CHANNEL_LAYERS": {"default": layer}}
+    site.settings.pop("CHANNEL_LAYER_BACKEND", None)
+    try:
+        yield
+    finally:
+        site.settings = before
+
+
+@pytest.mark.parametrize("how", ["another Redis", "another prefix"])
+def test_the_listeners_layer_is_another(quiet_site, how):
+    """Listeners that forward to where no socket looks are found out, and named as that hop."""
+    with ExitStack() as stack:
+        if how == "another Redis":
+            stack.enter_context(layer(quiet_site, hosts=[stack.enter_context(LocalRedis()).url]))
+        else:
+            stack.enter_context(layer(quiet_site, prefix="other"))
+        start_listeners(quiet_site)
+        quiet_site.settings = {"NOTIFICATIONS": QUIET, "CHANNEL_LAYER_BACKEND": LAYERS["ours"]}
+        report = ask(quiet_site)
+
+    assert report.broken == "forward"
+    assert "backend, hosts and prefix" in report.of("forward")
+    assert "a listener gave a raw message its id" in report.of("listener")
+
+
+def test_the_layers_redis_is_down(quiet_site):
+    """A layer on a Redis that is not there is the layer, and the rest of the road is still examined."""
+    with layer(quiet_site, hosts=["redis://127.0.0.1:1/0"]):
+        report = ask(quiet_site)
+
+    assert report.broken == "layer"
+    assert "does not carry a message" in report.of("layer")
+    assert "Redis took the message" in report.of("publish", "ok")
+
+
+def test_the_layer_in_memory(good_site):
+    """A layer that ends at its process carries the doctor's own message, and is an error nevertheless."""
+    good_site.settings = {
+        "NOTIFICATIONS": QUIET,
+        "CHANNEL_LAYERS": {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}},
+    }
+
+    report = ask(good_site)
+
+    assert report.broken == "layer"
+    assert "ends at its process" in report.of("layer")
+
+
+def test_the_core_layer(quiet_site):
+    """The layer that drops silently is a warning."""
+    host = {"address": quiet_site.redis.url, "socket_timeout": 15}
+    core = {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
+    quiet_site.settings = {"NOTIFICATIONS": QUIET, "CHANNEL_LAYERS": {"default": core}}
+    start_listeners(quiet_site)
+
+    report = ask(quiet_site)
+
+    assert report.broken is None
+    assert "drops messages silently above 100" in report.of("layer", "warning")
+
+
+# The application.
+
+
+@pytest.mark.parametrize(
+    ("application", "said"),
+    [
+        ("tests.site.strange_asgi.without_websocket", "No application configured for scope type 'websocket'"),
+        ("tests.site.strange_asgi.elsewhere", "No route found for path"),
+        ("tests.site.asgi.http", "Django can only handle ASGI/HTTP connections"),
+        ("tests.site.strange_asgi.echo", "did not say auth_success"),
+        ("tests.nowhere.application", "ASGI_APPLICATION cannot be imported"),
+    ],
+)
+def test_an_application_without_our_websocket(good_site, application, said):
+    """Whatever answers at our address instead is named as the application's fault."""
+    good_site.settings = {**good_site.settings, "ASGI_APPLICATION": application}
+
+    report = ask(good_site)
+
+    assert report.broken == "socket"
+    assert said in report.of("socket")
+    assert "asgi.py" in report.of("socket")
+    assert report.levels("error") == ["socket"]
+
+
+def test_another_address(good_site):
+    """With --path the doctor asks elsewhere."""
+    report = ask(good_site, "--path", "/live/")
+
+    assert report.broken == "socket"
+    assert "raised at /live/" in report.of("socket")
+
+
+def test_a_site_that_answers_to_no_host(good_site):
+    """ALLOWED_HOSTS that allow nothing refuse every page."""
+    good_site.settings = {**good_site.settings, "ALLOWED_HOSTS": []}
+
+    report = ask(good_site)
+
+    assert report.broken == "socket"
+    assert "See ALLOWED_HOSTS" in report.of("socket")
+
+
+def test_a_site_that_knows_its_users_otherwise(good_site):
+    """What the doctor cannot prove is a warning that says so."""
+    good_site.settings = {**good_site.settings, "ASGI_APPLICATION": "tests.site.strange_asgi.own_users"}
+
+    report = ask(good_site)
+
+    assert report.broken is None
+    assert "not proven" in report.of("socket", "warning")
+
+
+# Settings.
+
+
+def test_an_authorize_that_cannot_be_imported(good_site):
+    """It is named with its kind; the road of other messages is still examined."""
+    topics = {"upload": {"AUTHORIZE": "tests.site.permissions.nothing"}}
+    good_site.settings = {**good_site.settings, "NOTIFICATIONS": {"TOPICS": topics}}
+
+    report = ask(good_site)
+
+    assert report.broken == "settings"
+    assert "TOPICS['upload']['AUTHORIZE'] cannot be imported" in report.of("settings", "error")
+    assert "both messages" in report.of("socket", "ok")
+
+
+@pytest.mark.parametrize("value", [{"REDIS_URL": ""}, {"PREFIX": "x"}, {"AUTH_TIMEOUT": 0}])
+def test_settings_that_cannot_be_read(quiet_site, value):
+    """Nothing else is tried, and it is no traceback."""
+    quiet_site.settings = {"NOTIFICATIONS": {**QUIET, **value}}
+
+    report = ask(quiet_site)
+
+    assert report.broken == "settings"
+    assert set(report.levels("skipped")) == set(ROAD) - {"settings"}
+
+
+def test_a_history_of_nothing(quiet_site):
+    """A site that keeps nothing for users is well: the published message takes the raw road."""
+    topics = {**QUIET["TOPICS"], "user": {"HISTORY_SIZE": 0}}
+    quiet_site.settings = {**quiet_site.settings, "NOTIFICATIONS": {"TOPICS": topics}}
+    start_listeners(quiet_site)
+
+    report = ask(quiet_site)
+
+    assert report.broken is None
+    assert "nothing is kept" in report.of("publish")
+    assert "both messages" in report.of("socket", "ok")
+
+
+@pytest.mark.parametrize(
+    "clean", ["tests.site.strange_permissions.clean_uuid", "tests.site.strange_permissions.clean_int"]
+)
+def test_users_with_other_keys(quiet_site, clean):
+    """The doctor's user has a key of the sort that the site takes."""
+    topics = {**QUIET["TOPICS"], "user": {"CLEAN_ID": clean}}
+    quiet_site.settings = {**quiet_site.settings, "NOTIFICATIONS": {"TOPICS": topics}}
+    start_listeners(quiet_site)
+
+    assert ask(quiet_site).broken is None
+
+
+# Neighbours.
+
+
+@contextmanager
+def publishing(site: Site, channel: str, payload: str) -> Iterator[None]:
+    """Publish all the time."""
+    stop = threading.Event()
+
+    def run() -> None:
+        with RawRedis(site.redis.port) as raw:
+            while not stop.wait(0.02):
+                raw.publish(channel, payload)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_somebody_publishes_something_else_on_our_channels(good_site):
+    """Another program that uses user:* for what is no message of ours is heard; its payloads are not shown."""
+    with publishing(good_site, "user:session", SECRET):
+        report = ask(good_site)
+
+    assert report.broken is None
+    assert "user:session: MessageError" in report.of("neighbours", "warning")
+    assert "PREFIX" in report.of("neighbours", "warning")
+
+
+def test_programs_that_publish_messages_are_what_we_are_for(good_site):
+    """A worker that publishes JSON objects on user:* is no neighbour to warn of."""
+    with publishing(good_site, "user:1", '{"n":1}'):
+        report = ask(good_site)
+
+    assert "nobody else" in report.of("neighbours", "ok")
+
+
+def test_somebody_else_subscribes_to_our_channels(good_site):
+    """A subscription to one user's channel is not how we listen: the service that was replaced may still run."""
+    client = good_site.client()
+    with client.pubsub() as other:
+        other.subscribe("user:7", "user:8")
+        other.get_message(timeout=5)
+        report = ask(good_site)
+
+    assert "somebody else subscribes to 'user:" in report.of("neighbours", "warning")
+    assert "1 more channels" in report.of("neighbours", "warning")
+
+
+# Words.
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        (f"redis://:{SECRET}@h:1/2", "redis://:***@h:1/2"),
+        (f"rediss://site:{SECRET}@h/0?password={SECRET}", "rediss://site:***@h/0"),
+        (f"unix://site:{SECRET}@/run/redis.sock?db=1", "unix://site:***@/run/redis.sock"),
+        (f"redis://site:a@{SECRET}@h", "redis://site:***@h"),
+    ],
+)
+def test_addresses_are_shown_without_secrets(url, shown):
+    assert masked(url) == shown
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (redis.ResponseError("MISCONF Errors writing to the AOF file"), "cannot save"),
+        (redis.exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "full"),
+        (redis.exceptions.ReadOnlyError("You can't write against a read only replica."), "replica"),
+        (redis.ResponseError("LOADING Redis is loading the dataset in memory"), "wait"),
+        (redis.ResponseError("CLUSTERDOWN Hash slot not served"), "Cluster"),
+        (redis.ResponseError("ACL failure in script: User x has no permissions to run the 'xadd' command"), "+xadd"),
+        (TimeoutError(), "hang"),
+        (ConnectionRefusedError(111, "refused"), "running"),
+    ],
+    ids=str,
+)
+def test_every_refusal_has_its_hint(error, hint):
+    """Whatever Redis says, the reader learns what to do."""
+    assert hint in " ".join(explain(error))
+
+
+def test_the_first_broken_hop_of_the_road_is_named():
+    """Of several errors the first on the road is where to begin."""
+    errors = [Finding(check, Level.ERROR, "") for check in ("socket", "listeners", "publish")]
+
+    assert broken(errors) == "publish"
+    assert broken([Finding("publish", Level.WARNING, "")]) is None
+
+
+def test_the_checks_are_documented():
+    """docs/operations.md lists every check, in the order in which they are said."""
+    text = (ROOT / "docs/operations.md").read_text().partition("<!-- table: doctor -->")[2].partition("\n\n")[0]
+
+    assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == ["versions", *ROAD, "neighbours"]
