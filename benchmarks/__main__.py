@@ -10,13 +10,11 @@ Compare, in interleaved rounds: each round runs every contestant once.
 from __future__ import annotations
 
 import argparse
-import time
+from functools import partial
 from pathlib import Path
 
-from benchmarks import contestants, report, scenarios
+from benchmarks import contestants, rounds, scenarios
 from benchmarks.contestants import Contestant
-from benchmarks.machine import describe
-from benchmarks.stage import Stage
 
 QUICK = scenarios.Plan(sockets=1000, seconds=0.8, latency_seconds=2.5)
 FULL = scenarios.Plan(sockets=1000, seconds=4.0, latency_seconds=10)
@@ -27,36 +25,18 @@ def main() -> None:
     plan = FULL if arguments.full else QUICK
     if arguments.sockets:
         plan = plan._replace(sockets=arguments.sockets)
-    rounds_wanted = arguments.rounds or (5 if arguments.full else 3)
-    chosen = _chosen(arguments.only, full=arguments.full)
-    rounds: report.Rounds = {}
-    failures: list[str] = []
-    began = time.monotonic()
-    with Stage(contestants.ALL[-1]) as stage:
-        machine = describe(stage.redis_info(), node=any(each.name == "node" for each in chosen))
-    for number in range(1, rounds_wanted + 1):
-        for contestant in chosen:
-            print(
-                f"[{time.monotonic() - began:4.0f} s] round {number} of {rounds_wanted}: {contestant.title}", flush=True
-            )
-            try:
-                found = scenarios.run(contestant, plan, _roads(contestant, full=arguments.full), arguments.profile)
-            except (RuntimeError, AssertionError, OSError) as error:
-                # The other rounds are still worth their figures; that this one has none is told with them.
-                failures.append(f"round {number}, {contestant.title}: {error}")
-                print(f"         FAILED: {error}", flush=True)
-            else:
-                report.collect(rounds, contestant.name, found)
-    print()
-    for key, value in machine.items():
-        print(f"{key}: {value}")
-    print(f"{plan.sockets} sockets, {rounds_wanted} rounds, {time.monotonic() - began:.0f} s\n")
-    print(report.tables(rounds, chosen))
-    print(f"\n{report.LEGEND}")
-    for failure in failures:
-        print(f"FAILED and left out: {failure}")
-    if not arguments.profile:
-        print(f"\nwritten to {report.save(rounds, machine, plan._asdict(), failures)}")
+    entries = {}
+    for each in _chosen(arguments.only, full=arguments.full):
+        roads = _roads(each, full=arguments.full)
+        entries[each.name] = rounds.Entry(each.title, partial(scenarios.run, each, plan, roads, arguments.profile))
+    rounds.run(
+        "delivery",
+        entries,
+        arguments.rounds or (5 if arguments.full else 3),
+        plan._asdict(),
+        reference=contestants.REFERENCE,
+        saved=not arguments.profile,
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -71,10 +51,7 @@ def _arguments() -> argparse.Namespace:
 
 def _chosen(only: list[str] | None, *, full: bool) -> list[Contestant]:
     chosen = [each for each in contestants.ALL if (each.name in only if only else full or not each.only_full)]
-    if not contestants.node_is_here() and any(each.name == "node" for each in chosen):
-        print("Node, or benchmarks/node/node_modules, is not here: Socket.IO on Node is left out")
-        chosen = [each for each in chosen if each.name != "node"]
-    return chosen
+    return contestants.that_can_run(chosen)
 
 
 def _roads(contestant: Contestant, *, full: bool) -> list[str]:

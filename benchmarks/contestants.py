@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,7 @@ from benchmarks.load import Login
 
 HERE: Final = Path(__file__).resolve().parent
 NODE: Final = HERE / "node"
+NODE_MODULES: Final = NODE / "node_modules"
 UPLOAD: Final = "7f3c0000-0000-4000-8000-000000000001"
 """The upload that every client watches."""
 
@@ -40,9 +42,13 @@ class Contestant:
     listening: str = "listening"
     """What a listener says when it is ready."""
     publisher: tuple[str, ...] | None = None
+    returning: Callable[[str], Login] | None = None
+    """How clients come back that had everything up to a position, and want what they missed."""
     raw: bool = True
     """Whether a plain ``PUBLISH`` on a topic's channel reaches its clients."""
     env: Mapping[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()
+    """Packages beside ours."""
     only_full: bool = False
 
     @property
@@ -51,13 +57,18 @@ class Contestant:
         return ["raw"] * self.raw + ["published"] * (self.publisher is not None)
 
 
-OURS = Login(
-    path="/ws/notifications/?user={user}",
-    says=(
-        (b'"auth_success"', b'{"action":"subscribe_upload","upload_id":"%s"}' % UPLOAD.encode()),
-        (b'"subscribed"', None),
-    ),
-)
+def _ours_login(url: str = "", frame: str = "") -> Login:
+    subscribe = f'{{"action":"subscribe_upload","upload_id":"{UPLOAD}"{frame}}}'
+    return Login(
+        path=f"/ws/notifications/?user={{user}}{url}",
+        says=((b'"auth_success"', subscribe.encode()), (b'"subscribed"', None)),
+    )
+
+
+def _ours_returning(position: str) -> Login:
+    return _ours_login(f"&since={position}", f',"since":"{position}"')
+
+
 PLAIN = Login(path=f"/ws/notifications/?user={{user}}&upload={UPLOAD}", says=((b"joined", None),))
 SOCKET_IO = Login(
     path=f"/socket.io/?EIO=4&transport=websocket&user={{user}}&upload={UPLOAD}",
@@ -70,7 +81,8 @@ def _ours(name: str, title: str, server: tuple[str, ...], layer: str, **options:
         name=name,
         title=title,
         server=_python(*server, "benchmarks.peers.ours:application"),
-        login=OURS,
+        login=_ours_login(),
+        returning=_ours_returning,
         listener=_python("-m", "django", "run_listener"),
         listening="holding the lease",
         publisher=_python("-m", "benchmarks.peers.publisher", "ours"),
@@ -109,6 +121,7 @@ ALL: Final = [
         server=_python(*UVICORN, "benchmarks.peers.socketio_server:application"),
         login=SOCKET_IO,
         publisher=_python("-m", "benchmarks.peers.publisher", "socketio"),
+        needs=("socketio",),
         raw=False,
     ),
     Contestant(
@@ -124,10 +137,26 @@ ALL: Final = [
         title="practical limit: bare picows",
         server=_python("-m", "benchmarks.peers.picows_server"),
         login=PLAIN,
+        needs=("picows", "uvloop"),
     ),
 ]
 
 
-def node_is_here() -> bool:
-    """Whether the Node peer can run."""
-    return shutil.which("node") is not None and (NODE / "node_modules").exists()
+def missing(contestant: Contestant) -> str:
+    """Name what a contestant needs and this machine does not have; empty if it can run."""
+    lacking = [package for package in contestant.needs if importlib.util.find_spec(package) is None]
+    if contestant.server[0] == "node":
+        there = {"node": shutil.which("node"), "node_modules (npm ci)": NODE_MODULES.exists()}
+        lacking += [name for name, found in there.items() if not found]
+    return ", ".join(lacking)
+
+
+def that_can_run(chosen: Iterable[Contestant]) -> list[Contestant]:
+    """Leave out whom this machine cannot run, and say so."""
+    able = []
+    for contestant in chosen:
+        if lacking := missing(contestant):
+            print(f"{contestant.title} is left out: {lacking} is not here")
+        else:
+            able.append(contestant)
+    return able

@@ -11,10 +11,13 @@ from __future__ import annotations
 import select
 import socket
 import time
-from dataclasses import dataclass, field
+import zlib
+from collections import Counter
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from benchmarks import websocket
+from benchmarks.tally import Reader, Tally
 
 IN_FLIGHT: Final = 100
 """Connections that are being made at the same time."""
@@ -28,48 +31,40 @@ class Login(NamedTuple):
     Attributes:
         path: Of the WebSocket; ``{user}`` is replaced.
         says: ``(what the server says, what the client answers)``, in this order; joined after the last.
+        deflate: Whether the client offers compression, as browsers do.
 
     """
 
     path: str
     says: tuple[tuple[bytes, bytes | None], ...]
+    deflate: bool = False
 
 
-class Client:
+class Client(Reader):
     """One browser tab."""
 
-    __slots__ = ("buffer", "last", "missing", "socket", "step", "upgraded")
+    __slots__ = ("buffer", "inflate", "socket", "step", "upgraded")
 
     def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
         self.socket = connection
         self.buffer = b""
         self.upgraded = False
         self.step = 0
-        self.last = 0
-        self.missing: set[int] = set()
-
-
-@dataclass
-class Tally:
-    """What arrived since ``Load.begin``."""
-
-    received: int = 0
-    repeated: int = 0
-    late: int = 0
-    """Arrived after one that was published later on the same topic."""
-    lost: int = 0
-    latencies: list[float] = field(default_factory=list)
-    """Milliseconds."""
+        self.inflate = zlib.decompressobj(-zlib.MAX_WBITS)
 
 
 class Load:
-    """Clients of one server."""
+    """Clients of one site, spread evenly over the ports of its web processes."""
 
-    def __init__(self, port: int, login: Login) -> None:
+    def __init__(self, ports: Sequence[int], login: Login) -> None:
         self.clients: list[Client] = []
         self.tally = Tally()
+        """What arrived since ``begin``."""
         self.closed = 0
-        self._host, self._port, self._login = f"127.0.0.1:{port}", port, login
+        self.close_codes: Counter[int] = Counter()
+        self._ports, self._login = ports, login
+        self._closing = False
         self._poll = select.epoll()
         self._by_fd: dict[int, Client] = {}
         self._joined = 0
@@ -87,10 +82,12 @@ class Load:
         return time.monotonic() - began
 
     def _open(self, user: int) -> None:
-        connection = socket.create_connection(("127.0.0.1", self._port))
+        port = self._ports[user % len(self._ports)]
+        connection = socket.create_connection(("127.0.0.1", port))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setblocking(False)
-        connection.send(websocket.request(self._host, self._login.path.format(user=user)))
+        path = self._login.path.format(user=user)
+        connection.send(websocket.request(f"127.0.0.1:{port}", path, deflate=self._login.deflate))
         client = Client(connection)
         self.clients.append(client)
         self._by_fd[connection.fileno()] = client
@@ -105,13 +102,21 @@ class Load:
         """Begin to count anew: the next message of every topic has the number 1."""
         self.tally, self._timed = Tally(), timed
         for client in self.clients:
-            client.last = 0
-            client.missing.clear()
+            client.begin()
 
     def finish(self, published: int) -> Tally:
         """Count what of ``published`` messages to each client has not come."""
-        self.tally.lost = sum(len(client.missing) + published - client.last for client in self.clients)
+        self.tally.finish(self.clients, published)
         return self.tally
+
+    def wait_until_closed(self, patience: float) -> float:
+        """Wait until the server has closed every socket, and return how many seconds it took."""
+        self._closing, began = True, time.monotonic()
+        while self.closed < len(self.clients):
+            self.turn(0.05)
+            if time.monotonic() - began > patience:
+                raise RuntimeError(f"{self.closed} of {len(self.clients)} sockets were closed in {patience:g} s")
+        return time.monotonic() - began
 
     def receive(self, wanted: int, patience: float) -> bool:
         """Take what arrives until ``wanted`` messages are there, or none has come for ``patience`` seconds."""
@@ -159,6 +164,8 @@ class Load:
     def _take(self, client: Client, data: bytes) -> None:
         if client.buffer:
             data = client.buffer + data
+        if self._login.deflate:
+            data = websocket.inflated(data, client.inflate)
         at, size, tally = 0, len(data), self.tally
         while at < size:
             # The usual frame, of 126 to 65535 bytes, is read here; anything else by ``next_frame``.
@@ -178,35 +185,26 @@ class Load:
                 at = end
                 continue
             seq = int(data[seq_at + 6 : data.index(b",", seq_at)])
-            tally.received += 1
             if seq == client.last + 1:
                 client.last = seq
+                tally.received += 1
             else:
-                self._out_of_line(client, seq)
+                tally.take(client, seq)
             if self._timed:
                 sent = data.index(b'"at":', begin) + 5
                 tally.latencies.append(time.monotonic() * 1e3 - int(data[sent : data.index(b",", sent)]) / 1e6)
             at = end
         client.buffer = data[at:] if at < size else b""
 
-    def _out_of_line(self, client: Client, seq: int) -> None:
-        if seq > client.last:
-            client.missing.update(range(client.last + 1, seq))
-            client.last = seq
-        elif seq in client.missing:
-            client.missing.discard(seq)
-            self.tally.late += 1
-        else:
-            self.tally.repeated += 1
-            self.tally.received -= 1
-
     def _answer(self, client: Client, opcode: int, payload: bytes) -> None:
         if opcode == websocket.PING:
             client.socket.send(websocket.frame(payload, websocket.PONG))
         elif opcode == websocket.CLOSE:
-            raise RuntimeError(
-                f"the server closed a socket with {int.from_bytes(payload[:2])}, {self._joined} had joined"
-            )
+            code = int.from_bytes(payload[:2])
+            if not self._closing:
+                raise RuntimeError(f"the server closed a socket with {code}, {self._joined} had joined")
+            self.close_codes[code] += 1
+            client.socket.send(websocket.frame(payload, websocket.CLOSE))
         elif payload == b"2":  # Engine.IO's ping
             client.socket.send(websocket.frame(b"3"))
         elif payload.startswith(b'{"action":"ping"'):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,8 +25,11 @@ PACKAGES: Final = (
     "msgspec",
     "python-socketio",
     "picows",
+    "granian",
+    "hypercorn",
 )
 
+OTHER_DESCRIPTORS: Final = 200
 
 AVAILABLE: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 """Cores we may use, read before we pin ourselves to one."""
@@ -41,10 +45,34 @@ def pin_load(pid: int) -> None:
     _pin(pid, AVAILABLE[-1])
 
 
-def _pin(pid: int, core: int) -> None:
+def unpin(pid: int) -> None:
+    _pin(pid, *AVAILABLE)
+
+
+def _pin(pid: int, *cores: int) -> None:
     if PINNED:
         for thread in psutil.Process(pid).threads():
-            os.sched_setaffinity(thread.id, {core})
+            os.sched_setaffinity(thread.id, cores)
+
+
+def workers(pid: int) -> list[int]:
+    """Return the processes that serve: those that a server has started for it, or the server itself."""
+    children = psutil.Process(pid).children()
+    started = [child.pid for child in children if not any("resource_tracker" in word for word in child.cmdline())]
+    return started or [pid]
+
+
+def allow_sockets(wanted: int) -> int:
+    """
+    Raise our limit of file descriptors, which the processes we start inherit, as far as it may be raised.
+
+    Returns:
+        How many of the ``wanted`` sockets a process may have; a few descriptors are for other things.
+
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(wanted, hard - OTHER_DESCRIPTORS)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -73,7 +101,7 @@ def memory(pid: int) -> int:
 
 def describe(redis_info: dict[str, Any], *, node: bool) -> dict[str, Any]:
     """Say where and on what the figures were measured."""
-    software = {name: version(name) for name in PACKAGES}
+    software = {name: found for name in PACKAGES if (found := _version(name))}
     server = "valkey" if "valkey_version" in redis_info else "redis"
     software[server] = redis_info[f"{server}_version"]
     software["python"] = platform.python_version()
@@ -87,6 +115,13 @@ def describe(redis_info: dict[str, Any], *, node: bool) -> dict[str, Any]:
         "load average before": [round(each, 2) for each in os.getloadavg()],
         "software": software,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_model() -> str:

@@ -21,7 +21,7 @@ def profiled(stage: Stage, scenario: str, directory: Path | None) -> Iterator[No
         return
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{stage.contestant.name}-{scenario.replace(' ', '-')}"
-    roles = {"server": stage.server, "listener": stage.listener}
+    roles = {"server": stage.servers[0], "listener": stage.listener}
     watchers = []
     for role, process in roles.items():
         if process is not None:

@@ -33,13 +33,18 @@ class Plan(NamedTuple):
     seconds: float
     """That each scenario runs at least; it ends with a whole burst."""
     latency_seconds: float
+    """0 leaves latencies out."""
+    unicast_burst: int = 0
+    """Messages of one burst; at least one to each user. Only for raw ones: workers say nothing of the order of more."""
 
 
 Figures = dict[str, Any]
 """Of one scenario in one round."""
 
 
-def run(contestant: Contestant, plan: Plan, roads: list[str], profile: Path | None = None) -> dict[str, Figures]:
+def run(
+    contestant: Contestant, plan: Plan, roads: list[str], profile: Path | None = None, web_processes: int = 1
+) -> dict[str, Figures]:
     """
     Run a round and return its figures by scenario, such as ``"fan-out raw"``.
 
@@ -48,34 +53,48 @@ def run(contestant: Contestant, plan: Plan, roads: list[str], profile: Path | No
         plan: How much.
         roads: Of its roads those that messages take.
         profile: A directory for what py-spy sees; the figures are then worth little.
+        web_processes: Among which the sockets are divided.
 
     """
     found: dict[str, Figures] = {}
-    with Stage(contestant) as stage:
-        with closing(Load(stage.port, contestant.login)) as warm_up:
-            warm_up.connect(WARM_UP)
-        time.sleep(0.3)
-        before = stage.server_memory()
-        with closing(Load(stage.port, contestant.login)) as load:
-            seconds = load.connect(plan.sockets)
-            stage.settle()
-            found["connect"] = {
-                "connections/s": plan.sockets / seconds,
-                "KiB a connection": (stage.server_memory() - before) / 1024 / plan.sockets,
-            }
+    with Stage(contestant, web_processes) as stage:
+        before = memory_before(stage)
+        with closing(Load(stage.ports, contestant.login)) as load:
+            found["connect"] = connect(stage, load, plan.sockets, before)
             for road in roads:
                 with closing(_publisher(stage, road)) as publisher:
-                    uploads = [f"upload:{UPLOAD}"] * FAN_OUT_BURST
                     users = [f"user:{number}" for number in range(1, plan.sockets + 1)]
                     _warm_up(load, publisher)
-                    for scenario, topics in (("fan-out", uploads), ("unicast", users)):
+                    for scenario, topics, turns in (
+                        ("fan-out", [f"upload:{UPLOAD}"], FAN_OUT_BURST),
+                        ("unicast", users, max(1, plan.unicast_burst // len(users))),
+                    ):
                         name = f"{scenario} {road}"
                         with profiled(stage, name, profile):
-                            found[name] = _bursts(stage, load, publisher, topics, plan)
-                    found[f"latency {road}"] = _latency(load, publisher, users, plan)
+                            found[name] = _bursts(stage, load, publisher, topics, turns, plan.seconds)
+                    if plan.latency_seconds:
+                        found[f"latency {road}"] = _latency(load, publisher, users, plan)
             if load.closed:
                 raise RuntimeError(f"{contestant.name} closed {load.closed} sockets")
     return found
+
+
+def memory_before(stage: Stage) -> int:
+    """Return the memory of the web processes when each has had some sockets, and has none."""
+    with closing(Load(stage.ports, stage.contestant.login)) as warm_up:
+        warm_up.connect(WARM_UP)
+    time.sleep(0.3)
+    return stage.server_memory()
+
+
+def connect(stage: Stage, load: Load, sockets: int, before: int, patience: float = 60) -> Figures:
+    """Open the sockets; ``before`` is what ``memory_before`` returned."""
+    seconds = load.connect(sockets, patience)
+    stage.settle()
+    return {
+        "connections/s": sockets / seconds,
+        "KiB a connection": (stage.server_memory() - before) / 1024 / sockets,
+    }
 
 
 def _publisher(stage: Stage, road: str) -> Raw | Published:
@@ -90,23 +109,18 @@ def _warm_up(load: Load, publisher: Raw | Published) -> None:
     load.receive(len(load.clients) + 1, PATIENCE)
 
 
-def _bursts(stage: Stage, load: Load, publisher: Raw | Published, topics: list[str], plan: Plan) -> Figures:
-    fan_out = len(set(topics)) == 1
+def _bursts(
+    stage: Stage, load: Load, publisher: Raw | Published, topics: list[str], turns: int, seconds: float
+) -> Figures:
+    """Publish ``turns`` messages on each topic, and again when all have arrived; each turn is one for each client."""
     load.begin()
-    rounds = published = wanted = 0
+    published = 0
     with _measured(stage, publisher) as figures:
         began = time.monotonic()
-        while time.monotonic() - began < plan.seconds:
-            if fan_out:
-                publisher.send([(topic, published + at) for at, topic in enumerate(topics, 1)])
-                published += len(topics)
-                wanted += len(topics) * len(load.clients)
-            else:
-                rounds += 1
-                publisher.send([(topic, rounds) for topic in topics])
-                published += 1
-                wanted += len(topics)
-            if not load.receive(wanted, PATIENCE):
+        while time.monotonic() - began < seconds:
+            publisher.send([(topic, published + turn) for turn in range(1, turns + 1) for topic in topics])
+            published += turns
+            if not load.receive(published * len(load.clients), PATIENCE):
                 break
         figures["seconds"] = time.monotonic() - began
     tally = load.finish(published)
@@ -149,12 +163,11 @@ def _latency(load: Load, publisher: Raw | Published, users: list[str], plan: Pla
     busy = time.process_time() - own
     wall = time.monotonic() - began
     load.receive(total, PATIENCE)
-    times = sorted(load.tally.latencies)
-    cuts = quantiles(times, n=100) if len(times) > 1 else [float("nan")] * 99
-    return {
-        "p50 ms": cuts[49],
-        "p99 ms": cuts[98],
-        "max ms": times[-1] if times else float("nan"),
-        "lost": total - len(times),
-        "load busy %": 100 * busy / wall,
-    }
+    times = load.tally.latencies
+    return cuts(times) | {"lost": total - len(times), "load busy %": 100 * busy / wall}
+
+
+def cuts(times: list[float]) -> Figures:
+    """Return median, 99th percentile and maximum of latencies."""
+    hundredths = quantiles(times, n=100) if len(times) > 1 else [float("nan")] * 99
+    return {"p50 ms": hundredths[49], "p99 ms": hundredths[98], "max ms": max(times, default=float("nan"))}
