@@ -99,6 +99,15 @@ COUNTS: Final = {
         "reason",
         ("origin", "token", "unavailable", "error", "authorize"),
     ),
+    "connection_refused": Shown(
+        "connections_refused", "Sockets closed because there were too many.", "whose", ("user", "address")
+    ),
+    "withdrawn": Shown("withdrawn", "Subscriptions that ended because the user may not read the topic any more."),
+    "control": Shown(
+        "control", "Words to all web processes about who loses access.", "do", ("disconnect", "check", "revoke")
+    ),
+    "control_gap": Shown("control_gaps", "Times that a web process could not hear of who loses access."),
+    "access_check_failed": Shown("access_checks_failed", "Times that nobody could say who still has access."),
     "frame_refused": Shown("frames_refused", "Frames of browsers that were answered with an error.", "code"),
 }
 """By the name in ``metrics.counts``."""

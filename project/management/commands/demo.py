@@ -167,9 +167,10 @@ class Command(BaseCommand):
 
 
 def create_user() -> None:
-    user, created = get_user_model().objects.get_or_create(username=USERNAME)
+    model = get_user_model()
+    user = model.objects.filter(username=USERNAME).first() or model(username=USERNAME)
     # Only when it differs: a new password logs out everybody who is still logged in from an earlier run.
-    if created or not user.check_password(PASSWORD):
+    if user.pk is None or not user.check_password(PASSWORD):
         user.set_password(PASSWORD)
         user.save()
 
