@@ -57,10 +57,9 @@ class Closing:
             await self._finish(code, message)
 
     def end_access(self, code: CloseCode, reason: str) -> None:
-        """Deliver nothing more from now on, say why, and close; whatever the socket is busy with."""
+        """Deliver nothing more, say why, and close; whatever the socket is busy with."""
         if not self.begun:
             self.begun = True
-            self._stop()
             self._task = asyncio.create_task(self._finish(code, reason if code is CloseCode.ACCESS_REVOKED else None))
 
     async def _finish(self, code: CloseCode, message: str | None = None) -> None:

@@ -1,6 +1,7 @@
 """The demo page as a person sees it: a Chromium, the page's elements, and a note of every message they were given."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -78,14 +79,8 @@ class Tab:
             expect(self.row(name)).to_contain_text("SHA-256")
 
     def expect_begun(self, name: str) -> None:
-        """Wait until a file is being read, and is not near its end."""
-        self.page.wait_for_function(
-            """(name) => {
-                const { status, percent } = document.querySelector(`upload-progress[label="${name}"]`)?.state ?? {};
-                return status === "analyzing" && percent > 0 && percent < 60;
-            }""",
-            arg=name,
-        )
+        """Wait until a file is being read."""
+        expect(self.bar(name)).to_have_attribute("aria-valuenow", re.compile("[1-9]"))
 
     def toast(self, text: str) -> Locator:
         return self.page.locator("notification-toasts [part~=toast]", has_text=text)

@@ -102,6 +102,10 @@ class Demo:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
+    def child(self, word: str) -> psutil.Process:
+        """Return the process, not its guard, with ``word`` in its command line."""
+        return next(process for process in reversed(self.family()) if word in process.cmdline())
+
     def interrupt(self) -> None:
         """Press Ctrl-C: the terminal sends SIGINT to the whole process group."""
         os.killpg(self.process.pid, signal.SIGINT)

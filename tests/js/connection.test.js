@@ -348,6 +348,30 @@ test("a page that is put away has no socket, and one again when it is taken out"
   assert.equal(notifications.state, "open");
 });
 
+for (const [what, end] of [
+  ["a page is left", (tab) => tab.leave()],
+  ["a connection is closed", (tab, notifications) => notifications.close()],
+]) {
+  test(`when ${what} while it connects, the socket is closed once it is open: browsers complain otherwise`, async (t) => {
+    const tab = new Tab(t);
+    const notifications = (await tab.visit())();
+    await settled();
+    end(tab, notifications);
+    assert.equal(tab.socket.readyState, 0);
+    tab.socket.accept();
+
+    assert.equal(tab.socket.readyState, 3);
+  });
+}
+
+test("a socket that does not open in time is closed, because browsers open the next only after it", async (t) => {
+  const tab = new Tab(t);
+  (await tab.visit())();
+  await tab.pass(20);
+
+  assert.equal(tab.socket.readyState, 3);
+});
+
 test("close() is for good", async (t) => {
   const { tab, notifications, states } = await opened(t);
   notifications.close();

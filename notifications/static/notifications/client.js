@@ -3,9 +3,9 @@
 // Milliseconds
 const FIRST_DELAY = 500; // the longest first wait for a new attempt; doubles with each
 const LONGEST_DELAY = 20_000; // up to this
-const RESTART_DELAY = 5_000; // within this the tabs of a server that restarts come back, not in one moment
+const RESTART_DELAY = 5_000; // for all tabs of a server that restarts, spread over it
 const STABLE = 10_000; // a connection that held this long ends the doubling
-const ATTEMPT = 20_000; // for one attempt, with its token, up to the server's welcome
+const ATTEMPT = 20_000; // for one attempt, its token included
 const SILENCE = 40_000; // without a frame, before we ask; the server pings every 30 s
 const PROBE = 5_000; // for the answer
 
@@ -56,7 +56,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
   let watched = false; // whether anybody wants "frame" events
 
   let socket;
-  let attempt; // another each time: what an earlier one still waits for is ignored
+  let attempt; // what an earlier one still waits for is ignored
   let timer;
   let failures = 0;
   let openedAt;
@@ -91,7 +91,10 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
 
   async function open() {
     const mine = (attempt = {});
-    after(ATTEMPT, () => lost(1006, "no answer"));
+    after(ATTEMPT, () => {
+      socket?.close(); // browsers open one after the other
+      lost(1006, "no answer");
+    });
     enter("connecting");
     try {
       const secret = await token?.();
@@ -105,7 +108,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
       socket.onopen = current(() => token && send({ type: "auth", token: secret, since: own.sent }));
       socket.onmessage = current(({ data }) => receive(data));
       socket.onclose = current((event) => lost(event.code, reason ?? event.reason));
-      socket.onerror = () => {}; // "close" follows; Node's ws throws what nobody listens to
+      socket.onerror = () => {}; // "close" follows; Node's ws would throw
     } catch (error) {
       if (mine === attempt) lost(1006, String(error));
     }
@@ -117,7 +120,9 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     socket = attempt = reason = undefined;
     joined = new Map();
     asked = [];
-    dropped?.close();
+    // To close what is not open yet is a warning in the console.
+    if (dropped?.readyState === 0) dropped.onopen = () => dropped.close();
+    else dropped?.close();
   }
 
   function lost(code, reason) {
@@ -205,7 +210,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     else if (action === "auth_success") welcome(frame);
     else if (action === "auth_error") reason = message;
     else if (action === "subscribed") {
-      // Unasked, because we have it: something is missing.
+      // What we have was not asked for: something is missing.
       settle((frame.recovered === false && joined.get(topic)) || join(asked.shift(), topic), frame);
     } else if (action === "unsubscribed") {
       joined.delete(topic);
@@ -259,7 +264,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     topics.set(name, subscription);
   }
 
-  /** Go on where the server says, and tell the page if something is missing. */
+  /** Go on where the server says; tell the page of a gap. */
   function settle(subscription, { id, recovered }) {
     if (!subscription) return;
     const { topic, since, known, last } = subscription;
@@ -284,7 +289,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
         grant = await grant();
       } catch (error) {
         report(error);
-        grant = undefined; // perhaps the site's AUTHORIZE says yes
+        grant = undefined; // AUTHORIZE may say yes
       }
       if (mine !== attempt || !listeners.size) return;
     }
