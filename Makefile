@@ -60,6 +60,11 @@ bench: $(BENCH_STAMP)
 
 bench-full: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks --full
+	$(BENCH_VENV)/bin/python -m benchmarks.growth
+	$(BENCH_VENV)/bin/python -m benchmarks.idle --only ours textbook node
+	$(BENCH_VENV)/bin/python -m benchmarks.day
+	$(BENCH_VENV)/bin/python -m benchmarks.servers
+	$(BENCH_VENV)/bin/python -m benchmarks.servers --never-reads --rounds 1
 	$(BENCH_VENV)/bin/python -m benchmarks.stamping
 	$(BENCH_VENV)/bin/python -m benchmarks.bridge
 

@@ -1,0 +1,178 @@
+"""
+The benchmarks, kept working: one tiny round of each, and what counts and writes tables.
+
+No figure is compared with a limit: how fast a machine is, is no property of the code.
+"""
+
+import random
+import re
+import zlib
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import contestants, day, idle, report, scenarios, servers, websocket
+from benchmarks.tally import Reader, Tally
+
+pytestmark = pytest.mark.usefixtures("redis_program")
+
+TINY = scenarios.Plan(sockets=6, seconds=0.1, latency_seconds=0.1)
+OURS = contestants.ALL[0]
+
+
+def faults(figures: scenarios.Figures) -> list[int]:
+    return [figures[name] for name in report.FAULTS]
+
+
+# Rounds
+
+
+@pytest.mark.parametrize("name", ["ours", "socketio", "picows"])
+def test_round_delivers_everything(name: str) -> None:
+    """A round has figures for all scenarios and roads, and all messages arrived once and in order."""
+    contestant = next(each for each in contestants.ALL if each.name == name)
+    if lacking := contestants.missing(contestant):
+        pytest.skip(f"{lacking} is not here")
+
+    found = scenarios.run(contestant, TINY, contestant.roads)
+
+    expected = {f"{name} {road}" for name in ("fan-out", "unicast", "latency") for road in contestant.roads}
+    assert set(found) == expected | {"connect"}
+    for name in expected:
+        if name.startswith("latency"):
+            assert found[name]["lost"] == 0
+        else:
+            assert faults(found[name]) == [0, 0, 0]
+            assert found[name]["deliveries"] >= TINY.sockets
+            assert found[name]["server µs"] > 0
+
+
+def test_idle_sockets_are_back_after_a_restart_with_what_they_missed() -> None:
+    """All clients are closed with 1012 when the server stops, come back, and have what was said meanwhile."""
+    found = idle.run(OURS, idle.Plan(sockets=8, seconds=0.5))
+
+    assert found["idle"]["server ms/min"] >= 0
+    assert found["restart"]["close codes"] == {1012: 8}
+    assert (found["restart"]["had it"], found["restart"]["repeated"]) == (8, 0)
+
+
+def test_day_loses_and_repeats_nothing() -> None:
+    """Users who come and go have each message of their uploads once and in order."""
+    plan = day.Plan(
+        users=6, uploads=12, messages=8, seconds=3, upload_seconds=1.5, open_seconds=(0.3, 0.8), away_seconds=(0.1, 0.4)
+    )
+
+    figures = day.run(OURS, plan)["day"]
+
+    assert [figures[name] for name in (*report.FAULTS, "told", "closed")] == [0, 0, 0, 0, 0]
+    assert figures["messages"] == plan.uploads * (plan.messages + 1)
+    assert figures["recovered"] > 0
+
+
+@pytest.mark.parametrize("name", ["uvicorn-deflate", "granian", "hypercorn"])
+def test_servers_and_numbers_of_web_processes_can_be_compared(name: str) -> None:
+    """On another server, on one that compresses, and on two web processes everything arrives once and in order."""
+    contestant = servers.contestant(name, OURS)
+    if lacking := contestants.missing(contestant):
+        pytest.skip(f"{lacking} is not here")
+
+    found = scenarios.run(contestant, TINY._replace(unicast_burst=30, latency_seconds=0), ["raw"], web_processes=2)
+
+    assert faults(found["unicast raw"]) == faults(found["fan-out raw"]) == [0, 0, 0]
+    assert found["unicast raw"]["deliveries"] % 30 == 0
+
+
+def test_contestant_that_cannot_run_is_left_out_and_named(capsys) -> None:
+    """A peer whose package is missing is left out with a line that says which."""
+    able = contestants.that_can_run([OURS, replace(OURS, title="A peer", needs=("no_such_package",))])
+
+    assert able == [OURS]
+    assert "A peer is left out: no_such_package" in capsys.readouterr().out
+
+
+# Counting
+
+
+@pytest.mark.parametrize(
+    ("arrived", "received", "lost", "repeated", "out_of_order"),
+    [
+        ([1, 2, 3, 4], 4, 0, 0, 0),
+        ([], 0, 4, 0, 0),
+        ([1, 2], 2, 2, 0, 0),
+        ([1, 4], 2, 2, 0, 0),
+        ([3, 4], 2, 2, 0, 0),
+        ([1, 2, 2, 3, 4], 4, 0, 1, 0),
+        ([1, 2, 3, 4, 1, 2], 4, 0, 2, 0),
+        ([1, 3, 2, 4], 4, 0, 0, 1),
+        ([4, 3, 2, 1], 4, 0, 0, 3),
+        ([1, 3, 2, 2, 4], 4, 0, 1, 1),
+    ],
+)
+def test_tally_finds_what_is_wrong(
+    arrived: list[int], received: int, lost: int, repeated: int, out_of_order: int
+) -> None:
+    """Of four messages each lost, repeated and late one is counted, whatever came before it."""
+    reader, tally = Reader(), Tally()
+    for seq in arrived:
+        tally.take(reader, seq)
+    tally.finish([reader], 4)
+
+    assert (tally.received, tally.lost, tally.repeated, tally.late) == (received, lost, repeated, out_of_order)
+
+
+def test_tally_adds_up_over_readers() -> None:
+    """Readers are counted each by itself and added up; one that begins again waits for number 1."""
+    readers, tally = [Reader(), Reader()], Tally()
+    tally.take(readers[0], 1)
+    tally.take(readers[1], 2)
+    tally.finish(readers, 2)
+    readers[0].begin()
+    tally.take(readers[0], 1)
+
+    assert (tally.received, tally.lost, tally.repeated) == (3, 2, 0)
+
+
+def test_compressed_frames_are_read_however_they_are_cut() -> None:
+    """Compressed frames, plain ones between them, come out as they went in, wherever the packets end."""
+    texts = [b'{"n":%d,"text":"%s"}' % (n, b"abc" * n * n) for n in range(40)]
+    deflate, stream = zlib.compressobj(wbits=-12), b""
+    for n, text in enumerate(texts):
+        payload = text
+        if n % 3:
+            payload = (deflate.compress(text) + deflate.flush(zlib.Z_SYNC_FLUSH)).removesuffix(websocket.DEFLATE_TAIL)
+        size = len(payload)
+        length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2)
+        stream += bytes([websocket.TEXT | (websocket.COMPRESSED if n % 3 else 0)]) + length + payload
+
+    inflate, rest, found = zlib.decompressobj(-zlib.MAX_WBITS), b"", []
+    while stream:
+        cut = random.randint(1, 700)
+        plain, stream = websocket.inflated(rest + stream[:cut], inflate), stream[cut:]
+        at = 0
+        while (frame := websocket.next_frame(plain, at)) is not None:
+            found.append(plain[slice(*frame)])
+            at = frame[1]
+        rest = plain[at:]
+
+    assert found == texts
+
+
+# Tables
+
+
+def test_table_has_median_range_ratio_and_faults() -> None:
+    """A row shows the median and range of its rounds, its ratio to the reference, and all faults of all rounds."""
+    rounds: report.Rounds = {}
+    for own, peer in ((10.0, 30.0), (20.0, 30.0), (12.0, 60.0)):
+        for name, sum_ in (("ours", own), ("peer", peer)):
+            figures = dict.fromkeys(report.COLUMNS[""], sum_) | dict.fromkeys(report.FAULTS, 1)
+            figures |= {"load busy %": 40.0, "load core busy %": 90.0 if name == "peer" else 50.0}
+            report.collect(rounds, name, {"fan-out raw": figures})
+
+    lines = report.tables(rounds, {"ours": "Ours", "peer": "The peer", "absent": "Absent"}, "ours").splitlines()
+
+    rows = {line.split("  ")[0]: re.split(r" {2,}", line.strip()) for line in lines}
+    assert rows["Ours"][4] == "12 (10–20)"
+    assert rows["Ours"][6:] == ["1.00", "40 % of 50 %", "3/3/3"]
+    assert rows["The peer"][6:] == ["2.50", "40 % of 90 % !", "3/3/3"]
+    assert "Absent" not in rows
