@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.skipif(
 )
 expect.set_options(timeout=MILLISECONDS)
 
-TOASTS = "<notification-toasts></notification-toasts>"
+TOASTS = '<notification-toasts timeout="0" uploads></notification-toasts>'
+"""They stay: on a busy machine ten seconds go by between two steps of a test."""
 HOSTILE = "<img src=x onerror='window.broken=1'><script>window.broken=1</script>"
 
 
@@ -236,7 +238,7 @@ def test_page_opened_after_the_end_shows_it_and_says_nothing(tab: Tab) -> None:
     tab.progress(upload, 90)
     tab.complete(upload)
 
-    page = tab.open(f"{{% upload_progress '{upload}' %}}<notification-toasts uploads></notification-toasts>")
+    page = tab.open(f"{{% upload_progress '{upload}' %}}{TOASTS}")
 
     expect(shown(page, "stage")).to_have_text("Completed")
     expect(shown(page, "message")).to_have_text("A cat on a sofa")
@@ -444,9 +446,15 @@ def test_keyboard_dismisses(tab: Tab) -> None:
     expect(page.get_by_role("button", name="Work")).to_be_focused()
 
 
+def stop_clock(page: Page) -> None:
+    """Let time pass on this page only when the test says so; its clock has been installed."""
+    page.clock.pause_at(datetime.fromtimestamp(page.evaluate("Date.now()") / 1000 + 1, UTC))
+
+
 def test_notice_leaves_by_itself_unless_it_is_an_error(tab: Tab) -> None:
     """After its time a notice is gone; an error stays until somebody takes it away."""
-    page = tab.open(TOASTS, before=lambda page: page.clock.install())
+    page = tab.open("<notification-toasts></notification-toasts>", before=lambda page: page.clock.install())
+    stop_clock(page)
     tab.notice(title="Fine", level="success")
     tab.notice(title="Broken", level="error")
     expect(shown(page, "title")).to_have_text(["Broken", "Fine"])
@@ -465,6 +473,7 @@ def test_time_stands_still_while_somebody_reads(tab: Tab, by: str) -> None:
         '<button>Work</button><notification-toasts timeout="2"></notification-toasts>',
         before=lambda page: page.clock.install(),
     )
+    stop_clock(page)
     work = page.get_by_role("button", name="Work")
     tab.notice(title="One")
     tab.notice(title="Two")
@@ -490,7 +499,7 @@ def test_time_stands_still_while_somebody_reads(tab: Tab, by: str) -> None:
 
 def test_number_of_notices_is_bounded(tab: Tab) -> None:
     """The oldest goes when there are too many; an error goes only when there is nothing else."""
-    page = tab.open('<notification-toasts max="3"></notification-toasts>')
+    page = tab.open('<notification-toasts max="3" timeout="0"></notification-toasts>')
 
     tab.notice(title="Broken", level="error")
     for n in range(9):
@@ -502,9 +511,7 @@ def test_number_of_notices_is_bounded(tab: Tab) -> None:
 def test_end_of_an_upload_is_told_if_wanted(tab: Tab) -> None:
     """With ``uploads`` the upload that ends on this page is a notice, once."""
     upload = tab.user.new_upload()
-    page = tab.open(
-        f"{{% upload_progress '{upload}' label='spring.jpg' %}}<notification-toasts uploads></notification-toasts>"
-    )
+    page = tab.open(f"{{% upload_progress '{upload}' label='spring.jpg' %}}{TOASTS}")
     tab.progress(upload, 99)
     expect(bar(page)).to_have_attribute("aria-valuenow", "99")
 
