@@ -8,8 +8,8 @@ uploads from before they begin; it is open for some seconds, away for some, and 
 half of the times its connection was cut. Half of the users get raw messages, half published ones. Of every topic its
 reader must have had each message once and in order. Clients are those of ``websockets``, on the load's core.
 
-"told": ``recovered:false``; "closed": by the server; "comings": connections; "recovered": messages published while
-their page was away.
+"told": ``recovered:false``; "closed": by the server; "comings": connections; "recovered": messages published before
+their page had joined the topic again, which have no latency.
 """
 
 from __future__ import annotations
@@ -136,23 +136,25 @@ class Day:
             await asyncio.sleep(self._random.uniform(*self._plan.away_seconds))
 
     async def _listen(self, user: User, socket: ClientConnection) -> None:
-        opened = time.monotonic_ns()
+        joined: dict[str, int] = {}
         async for text in socket:
             frame = json.loads(text)
             action = frame["action"]
             if "_meta" in frame:
                 topic = frame["_meta"]["topic"]
-                self._take(user, topic, frame, opened)
+                self._take(user, topic, frame, joined[topic])
                 if topic in user.watching and frame["seq"] == self._plan.messages:
                     del user.watching[topic]
                     await socket.send(json.dumps({"action": "unsubscribe", "topic": topic}))
             elif action == "auth_success":
                 self._note(user, user.own, frame)
+                joined[user.own] = time.monotonic_ns()
                 user.socket = socket
                 for topic in list(user.watching):
                     await self._subscribe(user, socket, topic)
             elif action == "subscribed":
                 self._note(user, frame["topic"], frame)
+                joined[frame["topic"]] = time.monotonic_ns()
                 if frame["topic"] in user.watching:
                     user.watching[frame["topic"]].set()
             elif action == "ping":
@@ -165,10 +167,10 @@ class Day:
         user.positions[topic] = answer["id"]
         self.told += answer["recovered"] is False
 
-    def _take(self, user: User, topic: str, message: dict[str, Any], opened: int) -> None:
+    def _take(self, user: User, topic: str, message: dict[str, Any], joined: int) -> None:
         user.positions[topic] = message["_meta"]["id"]
         self.tally.take(user.readers[topic], message["seq"])
-        if message["at"] < opened:
+        if message["at"] < joined:
             self.recovered += 1
         else:
             self.tally.latencies.append((time.monotonic_ns() - message["at"]) / 1e6)
