@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
@@ -71,7 +72,7 @@ class Access:
     """Knows the sockets of one event loop by user, and ends their access; its tasks run while there are any."""
 
     def __init__(self) -> None:
-        self._sockets: dict[str, dict[Socket, None]] = {}
+        self._sockets: dict[str, list[Socket]] = {}  # most users have one or two; a set takes three times as much
         self._tasks: list[asyncio.Task[None]] = []
         self._log = LogBudget(logger)
         self._wake = asyncio.Event()
@@ -81,10 +82,10 @@ class Access:
 
     def add(self, user: str, socket: Socket) -> bool:
         """Take care of a socket, until ``remove``; says no if the user has too many."""
-        sockets = self._sockets.get(user, {})
+        sockets = self._sockets.get(user, [])
         if settings.MAX_CONNECTIONS_PER_USER and len(sockets) >= settings.MAX_CONNECTIONS_PER_USER:
             return False
-        self._sockets.setdefault(user, sockets)[socket] = None
+        self._sockets.setdefault(user, sockets).append(socket)
         if not self._tasks:
             self._due = asyncio.get_running_loop().time() + _spread()
             self._tasks = [asyncio.create_task(job()) for job in (self._listen, self._check_on, self._ask_on)]
@@ -92,8 +93,9 @@ class Access:
 
     def remove(self, user: str, socket: Socket) -> None:
         """Forget a socket; no error if it was not added."""
-        sockets = self._sockets.get(user, {})
-        sockets.pop(socket, None)
+        sockets = self._sockets.get(user, [])
+        with suppress(ValueError):
+            sockets.remove(socket)
         if not sockets:
             self._sockets.pop(user, None)
         if not self._sockets:

@@ -40,7 +40,7 @@ class Box:
     __slots__ = ("_bytes", "_capacity", "_waiters", "gap", "groups", "items", "on_message", "on_resync", "readers")
 
     def __init__(self, capacity: int) -> None:
-        self.groups: set[bytes] = set()
+        self.groups: list[bytes] = []  # a hundred at most, and mostly two
         self.readers = 0
         self.on_resync: Callable[[], None] | None = None
         self.on_message: Callable[[dict[str, Any]], None] | None = None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 from .frames import AuthError, CloseCode, encode
 from .metrics import count
@@ -19,30 +18,27 @@ LAST_WORDS: Final = 2.0
 """Seconds that a browser has to take the frame that says why it is closed."""
 
 
+class Closable(Protocol):
+    """What is done to a socket at its end."""
+
+    async def close(self, code: int) -> None:
+        """Send the close."""
+
+    async def send(self, text: str) -> None:
+        """Send a text at once, before what may wait to be sent."""
+
+    def stop(self) -> None:
+        """End all that would still send something."""
+
+
 class Closing:
     """Closes a socket once, for whoever wants it first."""
 
-    __slots__ = ("_send", "_send_close", "_stop", "_task", "begun")
+    __slots__ = ("_socket", "_task", "begun")
 
-    def __init__(
-        self,
-        close: Callable[[int], Awaitable[None]],
-        send: Callable[[str], Awaitable[None]],
-        stop: Callable[[], None],
-    ) -> None:
-        """
-        Prepare.
-
-        Args:
-            close: Sends the close, with a code.
-            send: Sends a text at once, before what may wait to be sent.
-            stop: Ends all that would still send something.
-
-        """
+    def __init__(self, socket: Closable) -> None:
         self.begun = False  # from here on nobody else may send: servers take nothing after a close
-        self._send_close = close
-        self._send = send
-        self._stop = stop
+        self._socket = socket
         self._task: asyncio.Task[None] | None = None
 
     async def close(self, code: CloseCode) -> None:
@@ -56,19 +52,19 @@ class Closing:
             self.begun = True
             await self._finish(code, message)
 
-    def end_access(self, code: CloseCode, reason: str) -> None:
-        """Deliver nothing more, say why, and close; whatever the socket is busy with."""
+    def at_once(self, code: CloseCode, message: str | None = None) -> None:
+        """Deliver nothing more, say why, if there is something to say, and close; whatever the socket is busy with."""
         if not self.begun:
             self.begun = True
-            self._task = asyncio.create_task(self._finish(code, reason if code is CloseCode.ACCESS_REVOKED else None))
+            self._task = asyncio.create_task(self._finish(code, message))
 
     async def _finish(self, code: CloseCode, message: str | None = None) -> None:
         count("closed", str(int(code)))
-        self._stop()
+        self._socket.stop()
         with suppress(OSError, TimeoutError):
             if message is not None:
                 async with asyncio.timeout(LAST_WORDS):
-                    await self._send(encode(AuthError(message=message)))
+                    await self._socket.send(encode(AuthError(message=message)))
         with suppress(OSError):
             await self._close(code)
 
@@ -93,9 +89,9 @@ class Closing:
 
     async def _close(self, code: CloseCode) -> None:
         try:
-            await self._send_close(int(code))
+            await self._socket.close(int(code))
         except Exception:
             if code is not CloseCode.SERVICE_RESTART:
                 raise
             # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
-            await self._send_close(int(CloseCode.TRY_AGAIN))
+            await self._socket.close(int(CloseCode.TRY_AGAIN))

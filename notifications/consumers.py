@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -24,7 +24,6 @@ from .access import access
 from .closing import Closing
 from .conf import settings
 from .credentials import Credentials, credentials_of
-from .cursor import Cursor
 from .delivery import Delivery
 from .exceptions import TopicError
 from .frames import CloseCode, FrameError
@@ -46,6 +45,9 @@ from .topics import Topic
 logger = logging.getLogger(__name__)
 
 
+_HANDLERS: Final = {f"websocket.{name}": f"websocket_{name}" for name in ("connect", "receive", "disconnect")}
+
+
 class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels has no types
     """
     Carries published messages to one browser tab.
@@ -64,12 +66,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._invalid = 0
         self._refused = 0
         self._jobs = Jobs(self._failed)
-        self._closing = Closing(self.close, self.send, self._stop)
-        self.end_access = self._closing.end_access
+        self._closing = Closing(self)
         self._auth_timer: asyncio.TimerHandle | None = None
-        self._heartbeat = Heartbeat(
-            self._ping, partial(self._closing.close, CloseCode.TOO_SLOW), lambda: self._delivery.paused
-        )
+        self._heartbeat = Heartbeat(self)
         self._delivery: Delivery
 
     async def __call__(
@@ -81,13 +80,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
         self._delivery = Delivery(self.channel_layer, send, self._delivery_failed)
-        names = ("connect", "receive", "disconnect")
-        handlers = {f"websocket.{name}": getattr(self, f"websocket_{name}") for name in names}
         tally.connections += 1
         try:
             while True:
                 event = await receive()
-                await handlers[event["type"]](event)
+                await getattr(self, _HANDLERS[event["type"]])(event)
         except StopConsumer:
             pass
         except asyncio.CancelledError:
@@ -107,9 +104,10 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._address = None
             await self._too_many("address")
             return
-        self._bound_auth()
-        if (user := auth.session_user(self.scope)) is not None:
-            since, error = self._since_in_url()
+        if (user := auth.session_user(self.scope)) is None:
+            self._bound_auth()
+        else:
+            since, error = frames.since_in_url(self.scope.get("query_string", b""))
             key = getattr(self.scope.get("session"), "session_key", None)
             self._jobs.add(partial(self._authenticated, credentials_of(user, key), since))
             if error is not None:
@@ -181,6 +179,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         loop = asyncio.get_running_loop()
         self._auth_timer = loop.call_later(settings.AUTH_TIMEOUT, self._auth_is_late)
 
+    def _end_auth_timer(self) -> None:
+        if self._auth_timer is not None:
+            self._auth_timer.cancel()
+            self._auth_timer = None
+
     def _auth_is_late(self) -> None:
         if self._nobody_yet():
             message = f"no credentials within {settings.AUTH_TIMEOUT:g} s"
@@ -206,8 +209,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is another user's")
         else:
             self.user, self.credentials = user, credentials_of(user, self.credentials.session_key)
-            own = self._delivery.cursors[str(self._own)]
-            await self._say(frames.AuthSuccess(user_id=str(user.pk), id=_here(own), recovered=None))
+            own = self._delivery.position(str(self._own))
+            await self._say(frames.AuthSuccess(user_id=str(user.pk), id=own, recovered=None))
 
     async def _authenticated(self, credentials: Credentials, since: str | None) -> None:
         self.credentials, user = credentials, credentials.user
@@ -222,24 +225,17 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._no_way_in(error)
             return
         self.user = user
-        if self._auth_timer is not None:
-            self._auth_timer.cancel()
+        self._end_auth_timer()
         self._heartbeat.begin()
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
         self._delivery.release(self._own)
-
-    def _since_in_url(self) -> tuple[str | None, FrameError | None]:
-        try:
-            return frames.since_in_url(self.scope.get("query_string", b"")), None
-        except FrameError as error:
-            return None, error
 
     # Subscriptions.
 
     async def _subscribe(self, topic: Topic, since: str | None, grant: str | None) -> None:
         name = str(topic)
-        if (cursor := self._delivery.cursors.get(name)) is not None:
-            await self._say(frames.Subscribed(topic=name, recovered=None, id=_here(cursor)))
+        if name in self._delivery.cursors:
+            await self._say(frames.Subscribed(topic=name, recovered=None, id=self._delivery.position(name)))
             return
         if len(self._delivery.cursors) > MAX_SUBSCRIPTIONS:  # the user's own is among them
             await self._error("too_many_subscriptions", f"a socket has at most {MAX_SUBSCRIPTIONS}", name)
@@ -268,6 +264,10 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
     # Access that ends.
 
+    def end_access(self, code: CloseCode, reason: str) -> None:
+        """Deliver nothing more, and close; whatever the socket is busy with."""
+        self._closing.at_once(code, reason if code is CloseCode.ACCESS_REVOKED else None)
+
     def withdraw(self, topic: str) -> None:
         """Unsubscribe from a topic, before what the browser said and waits."""
         self._jobs.add_next(partial(self._withdraw, topic))
@@ -288,8 +288,23 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     def _delivery_failed(self) -> None:
         self._jobs.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
 
-    async def _ping(self) -> None:
-        await self._say(frames.ServerPing(n=self._delivery.credit.ping()))
+    # The heartbeat.
+
+    @property
+    def paused(self) -> bool:
+        """Whether the browser has to confirm more before it is sent anything."""
+        return self._delivery.paused
+
+    def ping(self) -> asyncio.Future[None]:
+        """Ask the browser for a sign of life; the future is done when the server has taken the question."""
+        self._delivery.ask()
+        return self._delivery.mark()
+
+    def give_up(self) -> None:
+        """Close a browser that is dead or too slow."""
+        self._closing.at_once(CloseCode.TOO_SLOW)
+
+    # What we say.
 
     async def _say(self, frame: frames.ServerFrame) -> None:
         if self._closing.begun:
@@ -316,21 +331,17 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self._refused >= MAX_REFUSED_FRAMES:
             await self._closing.close(CloseCode.TOO_SLOW)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Send nothing more, and begin nothing."""
         self._jobs.clear()
         self._delivery.stop()
 
     async def _end(self) -> None:
         await self._closing.end()
-        if self._auth_timer is not None:
-            self._auth_timer.cancel()
+        self._end_auth_timer()
         addresses.give_back(self._address)
         if self._own is not None:
             access().remove(self._own.id, self)
-        await self._heartbeat.end()
+        self._heartbeat.end()
         await self._jobs.end()
         await self._delivery.end()
-
-
-def _here(cursor: Cursor) -> str | None:
-    return str(cursor.position) if settings.kinds[cursor.topic.kind].HISTORY_SIZE else None

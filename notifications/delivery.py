@@ -76,8 +76,7 @@ class Delivery:
 
     async def open(self) -> None:
         """Get a channel of our own on the layer; raises whatever the layer raises."""
-        async with asyncio.timeout(LAYER_TIMEOUT):
-            self._channel = await self._layer.new_channel()
+        self._channel = await self._in_time(self._layer.new_channel())
         if self._is_own_layer:
             self._layer.on_resync(self._channel, self._resync)
             self._layer.on_message(self._channel, self._take)
@@ -103,8 +102,7 @@ class Delivery:
         kind = settings.kinds[topic.kind]
         cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
         tally.subscriptions += 1
-        async with asyncio.timeout(LAYER_TIMEOUT):
-            await self._layer.group_add(topic.group, self._channel)
+        await self._in_time(self._layer.group_add(topic.group, self._channel))
         if not kind.HISTORY_SIZE:
             return (None if since is None else False), None
         begin = await self._find_start(cursor, since)
@@ -114,12 +112,24 @@ class Delivery:
         reconciler().add(cursor, self.catch_up, interval)
         return begin.recovered, begin.position
 
+    async def _in_time(self, call: Awaitable[Any]) -> Any:
+        """Bound a call of the layer; our own bounds itself, and timers are not free when thousands come at once."""
+        if self._is_own_layer:
+            return await call
+        async with asyncio.timeout(LAYER_TIMEOUT):
+            return await call
+
     async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
         where = await reconciler().look(cursor.topic)
         now = asyncio.get_running_loop().time()
         begin = start(where, since, cursor.ttl, show_latest=cursor.topic.kind in LATEST_AFTER_GAP)
         cursor.begin(begin.position, where, now)
         return begin
+
+    def position(self, name: str) -> str | None:
+        """Say after which message a joined topic is; None without a history."""
+        cursor = self.cursors[name]
+        return str(cursor.position) if settings.kinds[cursor.topic.kind].HISTORY_SIZE else None
 
     def release(self, topic: Topic) -> None:
         """Let a joined topic's messages follow."""
@@ -137,8 +147,7 @@ class Delivery:
         tally.subscriptions -= 1
         reconciler().remove(cursor)
         try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
-                await self._layer.group_discard(topic.group, self._channel)
+            await self._in_time(self._layer.group_discard(topic.group, self._channel))
         except Exception as error:  # noqa: BLE001  a layer may raise anything; the socket does not depend on it
             logger.debug("could not leave a group: %s", type(error).__name__)
 
@@ -268,12 +277,16 @@ class Delivery:
         self.credit.sent += len(text)
         self._outbox.put(text)
 
+    def mark(self) -> asyncio.Future[None]:
+        """Return what is done when the server has taken all that was sent so far."""
+        return self._outbox.mark()
+
     async def say(self, frame: ServerFrame) -> None:
         """Send one of the server's own frames, and return when the server has taken it."""
         text = encode(frame)
         self.credit.sent += len(text)
         self._outbox.put(text)
-        await self._outbox.flushed()
+        await self._outbox.mark()
 
     # Catching up.
 
@@ -323,7 +336,7 @@ class Delivery:
                 self._put(frame.text)
                 tally.delivered += 1
             count("filled", amount=len(frames))
-            await self._outbox.flushed()
+            await self._outbox.mark()
             if self.cursors.get(name) is not cursor:
                 return
             complete = (page.last is None or cursor.position in (before, page.last)) and not cursor.lacks

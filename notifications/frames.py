@@ -98,17 +98,14 @@ class Since(Struct, kw_only=True):
             raise ValueError(SINCE_IS)
 
 
-def since_in_url(query_string: bytes) -> str | None:
-    """
-    Read ``?since=`` of a session socket's URL.
-
-    Raises:
-        FrameError: If it is malformed.
-
-    """
+def since_in_url(query_string: bytes) -> tuple[str | None, FrameError | None]:
+    """Read ``?since=`` of a session socket's URL: the position, or what is wrong with it."""
     [since] = parse_qs(query_string.decode("latin1")).get("since", [""])[:1]
-    check_since(since or None)
-    return since or None
+    try:
+        check_since(since or None)
+    except FrameError as error:
+        return None, error
+    return since or None, None
 
 
 class Auth(Struct, tag="auth", tag_field="type"):

@@ -1,43 +1,51 @@
-"""Pings one browser from time to time, and says when it is dead or too slow."""
+"""Pings browsers from time to time, and says which are dead or too slow."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
+from weakref import WeakKeyDictionary
 
 from .conf import settings
 
 PATIENCE: Final = 2
 """Beats in a row that a browser may be silent, or owe confirmations."""
+GRAIN: Final = 0.05
+"""Seconds that a beat may come late: sockets that are due within it share a wake-up."""
+
+
+class Patient(Protocol):
+    """What a socket can be asked, and asked to do."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether it is sent nothing until it has confirmed more."""
+
+    def ping(self) -> asyncio.Future[None]:
+        """Send a numbered ping after all that waits; the future is done when the server has taken it."""
+
+    def give_up(self) -> None:
+        """Close it: it is dead or too slow."""
 
 
 class Heartbeat:
     """
-    One timer a socket, no task while it waits.
+    The beats of one socket.
 
     A browser is given up when for two beats it has said nothing at all, or has been paused because it confirms
-    nothing, or when a ping could not even be sent until the next one was due.
+    nothing, or when a ping could not even be handed to the server until the next one was due.
     """
 
-    __slots__ = ("_give_up", "_paused", "_paused_beats", "_ping", "_silent_beats", "_task", "_timer")
+    __slots__ = ("_paused_beats", "_ping", "_silent_beats", "_socket")
 
-    def __init__(
-        self,
-        ping: Callable[[], Awaitable[None]],
-        give_up: Callable[[], Awaitable[None]],
-        paused: Callable[[], bool],
-    ) -> None:
-        self._ping = ping
-        self._give_up = give_up
-        self._paused = paused
-        self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+    def __init__(self, socket: Patient) -> None:
+        self._socket = socket
+        self._ping: asyncio.Future[None] | None = None
         self._silent_beats = 0
         self._paused_beats = 0
 
     def begin(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(settings.HEARTBEAT_INTERVAL, self._beat)
+        _beats().add(self)
 
     def heard(self) -> None:
         """Note that the browser said something."""
@@ -47,25 +55,69 @@ class Heartbeat:
         """Note that the browser confirmed what it was sent."""
         self._paused_beats = 0
 
-    async def end(self) -> None:
-        if self._timer is not None:
+    def end(self) -> None:
+        """Beat no more; no error if it never began."""
+        _beats().remove(self)
+
+    def beat(self) -> bool:
+        """Ping, or give the browser up; says whether to go on."""
+        self._paused_beats = self._paused_beats + 1 if self._socket.paused else 0
+        stuck = self._ping is not None and not self._ping.done()
+        if stuck or max(self._silent_beats, self._paused_beats) >= PATIENCE:
+            self._socket.give_up()
+            return False
+        self._silent_beats += 1
+        self._ping = self._socket.ping()
+        return True
+
+
+class Beats:
+    """
+    The heartbeats of one event loop, on one timer.
+
+    A timer for each socket would take as much memory as the rest of its heartbeat and half as much again.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[Heartbeat, float] = {}
+        """In their order: all have the same interval."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, heartbeat: Heartbeat) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + settings.HEARTBEAT_INTERVAL
+        self._due[heartbeat] = due
+        if self._timer is None:
+            self._timer = loop.call_at(due, self._beat)
+
+    def remove(self, heartbeat: Heartbeat) -> None:
+        self._due.pop(heartbeat, None)
+        if not self._due and self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            self._timer = None
 
     def _beat(self) -> None:
-        self._paused_beats = self._paused_beats + 1 if self._paused() else 0
-        stuck = self._task is not None and not self._task.done()
-        if stuck and self._task is not None:
-            self._task.cancel()
-        if stuck or max(self._silent_beats, self._paused_beats) >= PATIENCE:
-            self._task = asyncio.create_task(_run(self._give_up))
-            return
-        self._silent_beats += 1
-        self._task = asyncio.create_task(_run(self._ping))
-        self.begin()
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time() + GRAIN
+        due = []
+        for heartbeat, at in self._due.items():
+            if at > now:
+                break
+            due.append(heartbeat)
+        for heartbeat in due:
+            if self._due.pop(heartbeat, None) is not None and heartbeat.beat():
+                self.add(heartbeat)
+        if self._due and self._timer is None:
+            self._timer = loop.call_at(next(iter(self._due.values())), self._beat)
 
 
-async def _run(job: Callable[[], Awaitable[None]]) -> None:
-    await job()
+_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Beats] = WeakKeyDictionary()
+
+
+def _beats() -> Beats:
+    loop = asyncio.get_running_loop()
+    found = _per_loop.get(loop)
+    if found is None:
+        found = _per_loop[loop] = Beats()
+    return found

@@ -13,6 +13,7 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -138,6 +139,8 @@ class LoopLayer:
 
         Also when nobody wants it any more: then nobody would end it.
         """
+        if self._confirmations.get(key, key) is None:
+            return
         await self._subscribing.start()
         async with asyncio.timeout(WAIT):
             while key in self._members or key == self._own:
@@ -220,7 +223,7 @@ class LoopLayer:
         if owner is None:
             key = self._key("channel", channel)
             self._members.setdefault(key, {})[channel] = box
-            box.groups.add(key)
+            box.groups.append(key)
         return box
 
     async def new_channel(self, prefix: str) -> str:
@@ -254,7 +257,8 @@ class LoopLayer:
         members = self._members.setdefault(key, {})
         is_new = channel not in members
         members[channel] = box
-        box.groups.add(key)
+        if key not in box.groups:
+            box.groups.append(key)
         try:
             await self._confirmed(key)
         except BaseException:
@@ -265,7 +269,8 @@ class LoopLayer:
     def group_discard(self, group: str, channel: str) -> None:
         key = self._group(group)
         if (box := self._boxes.get(channel)) is not None:
-            box.groups.discard(key)
+            with suppress(ValueError):
+                box.groups.remove(key)
         self._leave(key, channel)
 
     def _leave(self, key: bytes, channel: str) -> None:

@@ -104,19 +104,19 @@ class Outbox:
         """Send a text after all that was put before; returns at once."""
         self._pump.put(self, text)
 
-    async def flushed(self) -> None:
-        """Return when the server has taken all that was put so far, or will be given nothing more."""
+    def mark(self) -> asyncio.Future[None]:
+        """Return what is done when the server has taken all that was put so far, or will be given nothing more."""
+        taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self._open:
-            done = asyncio.get_running_loop().create_future()
-            self._pump.put(self, done)
-            await done
+            self._pump.put(self, taken)
+        else:
+            taken.set_result(None)
+        return taken
 
     def time(self, at: int) -> None:
         """Record what has passed since ``at``, in µs, when the server has taken all that was put so far."""
         if self._open:
-            taken = asyncio.get_running_loop().create_future()
-            taken.add_done_callback(lambda _: metrics.sending.since(at))
-            self._pump.put(self, taken)
+            self.mark().add_done_callback(lambda _: metrics.sending.since(at))
 
     def close(self) -> None:
         """Send nothing more: servers take nothing after a close."""

@@ -40,6 +40,26 @@ MAX_READS: Final = 4
 Behind = Callable[[Cursor], None]
 
 
+class Watched:
+    """
+    A topic that sockets have joined.
+
+    Attributes:
+        cursors: Theirs, and what to call when one is behind.
+        interval: Seconds between two comparisons.
+        joined: When the last one joined.
+        due: When it is compared next.
+
+    """
+
+    __slots__ = ("cursors", "due", "interval", "joined")
+
+    def __init__(self) -> None:
+        self.cursors: dict[Cursor, Behind] = {}
+        self.interval = self.joined = 0.0
+        self.due = inf
+
+
 class Reconciler:
     """
     Knows the cursors of all sockets of one event loop, and tells those that are behind.
@@ -48,11 +68,7 @@ class Reconciler:
     """
 
     def __init__(self) -> None:
-        self._behind: dict[Cursor, Behind] = {}
-        self._by_topic: dict[Topic, dict[Cursor, None]] = {}
-        self._due: dict[Topic, float] = {}
-        self._interval: dict[Topic, float] = {}
-        self._joined: dict[Topic, float] = {}
+        self._topics: dict[Topic, Watched] = {}
         self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
@@ -63,32 +79,31 @@ class Reconciler:
 
     def add(self, cursor: Cursor, behind: Behind, interval: float) -> None:
         """Compare this cursor every ``interval`` seconds, and call ``behind`` when the history has more than it."""
-        topic, now = cursor.topic, asyncio.get_running_loop().time()
-        self._behind[cursor] = behind
-        self._by_topic.setdefault(topic, {})[cursor] = None
+        now = asyncio.get_running_loop().time()
+        if (watched := self._topics.get(cursor.topic)) is None:
+            watched = self._topics[cursor.topic] = Watched()
+        watched.cursors[cursor] = behind
         # Well within the life of a history: nobody would notice what came and went between two comparisons.
-        self._interval[topic] = min(interval, cursor.ttl / COMPARISONS_IN_A_LIFE)
-        self._joined[topic] = now
+        watched.interval = min(interval, cursor.ttl / COMPARISONS_IN_A_LIFE)
+        watched.joined = now
         # Never later than before: others may join all the time.
-        self._due[topic] = min(self._due.get(topic, inf), now + AFTER_JOIN)
+        watched.due = min(watched.due, now + AFTER_JOIN)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
     def remove(self, cursor: Cursor) -> None:
-        self._behind.pop(cursor, None)
-        cursors = self._by_topic.get(cursor.topic, {})
-        cursors.pop(cursor, None)
-        if not cursors:
-            for by_topic in (self._by_topic, self._due, self._interval, self._joined):
-                by_topic.pop(cursor.topic, None)
-        if not self._behind and self._task is not None:
+        if (watched := self._topics.get(cursor.topic)) is not None:
+            watched.cursors.pop(cursor, None)
+            if not watched.cursors:
+                del self._topics[cursor.topic]
+        if not self._topics and self._task is not None:
             self._task.cancel()
             self._task = None
 
     def hurry(self, topic: Topic) -> None:
         """Compare a topic's cursors at the next tick."""
-        if topic in self._due:
-            self._due[topic] = 0.0
+        if (watched := self._topics.get(topic)) is not None:
+            watched.due = 0.0
 
     async def look(self, topic: Topic) -> Where:
         """
@@ -160,7 +175,7 @@ class Reconciler:
         while True:
             await asyncio.sleep(TICK)
             now = loop.time()
-            due = [topic for topic, at in self._due.items() if at <= now]
+            due = [topic for topic, watched in self._topics.items() if watched.due <= now]
             for begin in range(0, len(due), TOPICS_PER_LOOK):
                 try:
                     await self._compare(due[begin : begin + TOPICS_PER_LOOK])
@@ -169,28 +184,27 @@ class Reconciler:
 
     async def _compare(self, topics: list[Topic]) -> None:
         now = asyncio.get_running_loop().time
-        topics = [topic for topic in topics if topic in self._due]
-        for topic in topics:
+        topics = [topic for topic in topics if topic in self._topics]
+        for watched in map(self._topics.__getitem__, topics):
             # Before the question: who wants another comparison meanwhile must get it.
-            joined = self._joined[topic] + AFTER_JOIN
-            again = now() + self._interval[topic]
-            self._due[topic] = min(again, joined) if joined > now() else again
+            joined = watched.joined + AFTER_JOIN
+            again = now() + watched.interval
+            watched.due = min(again, joined) if joined > now() else again
         try:
             found = await history.look(topics)
         except FAILURES as error:
             logger.debug("could not compare positions: %s", error)
             for topic in topics:
-                self._compare_within(topic, AFTER_FAILURE)
+                if topic in self._topics:
+                    self._topics[topic].due = min(self._topics[topic].due, now() + AFTER_FAILURE)
             return
         for topic, where in zip(topics, found, strict=True):
-            for cursor in list(self._by_topic.get(topic, ())):
+            if topic not in self._topics:
+                continue
+            for cursor, behind in list(self._topics[topic].cursors.items()):
                 if cursor.behind(where, now()) and not cursor.busy:
                     count("reconciled")
-                    self._behind[cursor](cursor)
-
-    def _compare_within(self, topic: Topic, seconds: float) -> None:
-        if topic in self._due:
-            self._due[topic] = min(self._due[topic], asyncio.get_running_loop().time() + seconds)
+                    behind(cursor)
 
 
 _per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Reconciler] = WeakKeyDictionary()

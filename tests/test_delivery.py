@@ -392,7 +392,7 @@ async def test_histories_are_compared_well_within_their_life(site, settings, sec
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_TTL": seconds}
     await site.joined()
 
-    assert reconciler.reconciler()._interval[TOPIC] == wanted
+    assert reconciler.reconciler()._topics[TOPIC].interval == wanted
 
 
 async def test_a_thousand_sockets_share_one_read(site, reads):
@@ -657,7 +657,7 @@ async def nothing_left(site, before):
     await await_for(lambda: asyncio.all_tasks() == before, what="the end of all tasks")
     assert site.layer.groups == {}
     assert site.layer.channels == {}
-    assert reconciler.reconciler()._by_topic == {}
+    assert reconciler.reconciler()._topics == {}
 
 
 @pytest.mark.parametrize("state", ["nothing joined", "live", "catching up", "paused", "stuck"])

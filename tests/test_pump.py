@@ -55,7 +55,7 @@ def tasks_of_the_pump():
 async def test_texts_leave_in_order(outbox, server):
     for number in range(3 * SLICE):
         outbox.put(str(number))
-    await outbox.flushed()
+    await outbox.mark()
 
     assert server.taken == [str(number) for number in range(3 * SLICE)]
 
@@ -81,9 +81,9 @@ async def test_a_send_that_waits_goes_on_where_it_was(outbox, server):
     outbox.put("5")
     assert server.taken == []
     server.ready.set()
-    await outbox.flushed()
+    await outbox.mark()
     outbox.put("6")
-    await outbox.flushed()
+    await outbox.mark()
 
     assert server.taken == ["0", "1", "2", "3", "4", "5", "6"]
 
@@ -99,7 +99,7 @@ async def test_a_send_that_waits_again_and_again_loses_nothing(outbox, server):
         if number % 3 == 0:
             await asyncio.sleep(0)
     server.ready.set()
-    await outbox.flushed()
+    await outbox.mark()
 
     assert server.taken == [str(number) for number in range(200)]
 
@@ -110,7 +110,7 @@ async def test_one_browser_that_does_not_read_holds_up_nobody(outbox, server):
     server.ready.clear()
     outbox.put("for the slow one")
     its_outbox.put("for the other")
-    await its_outbox.flushed()
+    await its_outbox.mark()
     its_outbox.close()
 
     assert other.taken == ["for the other"]
@@ -130,7 +130,7 @@ async def test_a_server_may_return_any_awaitable(failures):
     outbox = Outbox(send, lambda: failures.append("failed"))
     for number in range(5):
         outbox.put(str(number))
-    await outbox.flushed()
+    await outbox.mark()
     outbox.close()
 
     assert taken == ["0", "1", "2", "3", "4"]
@@ -153,12 +153,12 @@ async def test_what_wraps_send_sees_the_context_of_its_socket(server):
     ben = Outbox(send, lambda: None)
     for outbox in (ann, ben, ann):
         outbox.put("x")
-        await outbox.flushed()
+        await outbox.mark()
     server.ready.clear()
     ben.put("x")
     await asyncio.sleep(0)
     server.ready.set()
-    await ben.flushed()
+    await ben.mark()
     ann.close()
     ben.close()
 
@@ -174,7 +174,7 @@ async def test_a_time_out_around_a_send_may_be_used(server):
 
     outbox = Outbox(send, lambda: None)
     outbox.put("x")
-    await outbox.flushed()
+    await outbox.mark()
     outbox.close()
 
     assert server.taken == ["x"]
@@ -190,10 +190,10 @@ async def test_a_browser_that_has_gone_is_no_failure(outbox, server, failures, w
     outbox.put("2")
     await asyncio.sleep(0.01)
     server.ready.set()
-    await outbox.flushed()
+    await outbox.mark()
     server.error = None
     outbox.put("3")
-    await outbox.flushed()
+    await outbox.mark()
 
     assert server.taken == []
     assert failures == []
@@ -209,7 +209,7 @@ async def test_a_server_that_breaks_is_told(outbox, server, failures, caplog, wa
     outbox.put("2")
     await asyncio.sleep(0.01)
     server.ready.set()
-    await outbox.flushed()
+    await outbox.mark()
 
     assert failures == ["failed"]
     assert "of the middleware" in caplog.text
@@ -224,13 +224,13 @@ async def test_nothing_is_sent_after_a_close(outbox, server, waits):
         outbox.put(str(number))
     if waits:
         await asyncio.sleep(0.01)
-    waiting = asyncio.create_task(outbox.flushed())
+    waiting = outbox.mark()
     await asyncio.sleep(0)
     outbox.close()
     server.ready.set()
     await waiting
     outbox.put("3")
-    await outbox.flushed()
+    await outbox.mark()
 
     assert server.taken == ([] if waits else ["0", "1", "2"])
 
@@ -239,7 +239,7 @@ async def test_the_pump_ends_with_its_last_outbox_and_begins_again(server):
     for number in range(3):
         outbox = Outbox(server.send, lambda: None)
         outbox.put(str(number))
-        await outbox.flushed()
+        await outbox.mark()
         assert tasks_of_the_pump()
         outbox.close()
         await await_for(lambda: not tasks_of_the_pump(), what="the end of the pump")
@@ -254,7 +254,7 @@ def test_a_loop_that_has_ended_is_not_kept(server):
     async def use():
         outbox = Outbox(server.send, lambda: None)
         outbox.put("x")
-        await outbox.flushed()
+        await outbox.mark()
         outbox.close()
         await await_for(lambda: not tasks_of_the_pump())
 
