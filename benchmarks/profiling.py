@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +18,11 @@ from benchmarks.stage import Stage
 @contextmanager
 def profiled(stage: Stage, scenario: str, directory: Path | None) -> Iterator[None]:
     """Write what the processes do meanwhile to ``directory``, a line a stack and how often it was seen."""
-    if directory is None or (spy := shutil.which("py-spy")) is None:
+    if directory is None:
         yield
         return
+    if (spy := shutil.which("py-spy", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")) is None:
+        raise RuntimeError("--profile needs py-spy: pip install py-spy")
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{stage.contestant.name}-{scenario.replace(' ', '-')}"
     roles = {"server": stage.servers[0], "listener": stage.listener}
