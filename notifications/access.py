@@ -173,11 +173,11 @@ class Access:
                 self._due = min(self._due, loop.time() + AFTER_FAILURE)
 
     async def _check(self, users: Iterable[str]) -> None:
-        checked = [(socket, socket.credentials) for user in users for socket in self._sockets.get(user, ())]
-        if not checked:
+        sockets = [socket for user in users for socket in self._sockets.get(user, ())]
+        if not sockets:
             return
-        verdicts = await judge([credentials for _, credentials in checked])
-        for (socket, credentials), verdict in zip(checked, verdicts, strict=True):
+        shown = [socket.credentials for socket in sockets]
+        for socket, credentials, verdict in zip(sockets, shown, await judge(shown), strict=True):
             if socket.credentials is not credentials:
                 continue  # renewed meanwhile
             if verdict.end is not None:

@@ -80,13 +80,6 @@ def _recover(where: Where, since: Position, ttl: float) -> Position | None:
     return None
 
 
-class Level(NamedTuple):
-    """Proof that a socket has had everything that was published until some moment: one Redis, and its time in ms."""
-
-    run: str
-    at: int
-
-
 class Cursor:
     """
     A socket's position in a topic.
@@ -99,7 +92,7 @@ class Cursor:
 
     """
 
-    __slots__ = ("_known", "_level", "_seen", "busy", "epoch", "heard", "n", "topic", "ttl")
+    __slots__ = ("_known", "_level_at", "_level_run", "_seen", "busy", "epoch", "heard", "n", "topic", "ttl")
 
     def __init__(self, topic: Topic, ttl: float) -> None:
         self.topic = topic
@@ -109,7 +102,10 @@ class Cursor:
         self.busy = True
         self._seen: tuple[int, int] | None = None
         self._known: Position | None = None
-        self._level: Level | None = None
+        # Proof that the socket had everything that was published until some moment: one Redis, and its time in ms.
+        # Not a pair: every comparison sets it, and new objects that stay wake Python's collector.
+        self._level_run = ""
+        self._level_at = 0
 
     @property
     def position(self) -> Position:
@@ -129,7 +125,7 @@ class Cursor:
         """Take the position that ``start`` found."""
         self.move(position, now - (self.ttl - where.ttl) if where.last else now)
         if where.last is None or position == where.last:
-            self._level = Level(where.run, where.now)
+            self._level_run, self._level_at = where.run, where.now
         else:
             self.let_go(*where.last)
 
@@ -145,7 +141,7 @@ class Cursor:
         if (epoch, n) <= (self.epoch, self.n):
             return
         if epoch == self.epoch or (known is not None and known.epoch not in (epoch, self.epoch)):
-            self._level = None
+            self._level_run = ""
         if known is None or (epoch, n) > known:
             self._known = Position(epoch, n)
 
@@ -189,13 +185,13 @@ class Cursor:
         if self.lacks:
             return True
         if found.whole if last is not None else self._may_be_gone(found, now):
-            self._level = Level(found.run, found.now)
+            self._level_run, self._level_at = found.run, found.now
         return False
 
     def _may_be_gone(self, found: Where | Page, now: float) -> bool:
         """Whether a history without an entry proves that nothing was published since we were level."""
         if self.n and now - self.heard < self.ttl - EXPIRY_TOLERANCE:
-            self._level = None  # it did not end by age
+            self._level_run = ""  # it did not end by age
         return self._was_level(found.run, found.now)
 
     def _was_level(self, run: str, at: int) -> bool:
@@ -205,8 +201,7 @@ class Cursor:
         What is published lives for ``ttl`` seconds, if its Redis does. The epoch of a topic that was empty is the time
         of its first message.
         """
-        level = self._level
-        return level is not None and level.run == run and at - level.at < self.ttl * 1000
+        return bool(run) and self._level_run == run and at - self._level_at < self.ttl * 1000
 
     def follow(self, page: Page, now: float) -> tuple[bool, list[Frame]]:
         """
@@ -224,7 +219,7 @@ class Cursor:
         if last.epoch != self.epoch and self._began_anew(page, now):
             clock_was_set_back = self.epoch > last.epoch
             self.epoch, self.n = last.epoch, 0
-            self._level = None
+            self._level_run = ""
             if clock_was_set_back:
                 return False, []  # the page is what follows a later epoch: nothing; it has to be read again
         frames: list[Frame] = []
@@ -238,7 +233,7 @@ class Cursor:
             return False, frames
         following = next((frame.position for frame in page.frames if frame.position.epoch == last.epoch), last)
         self.move(Position(following.epoch, following.n - 1), now)
-        self._level = None
+        self._level_run = ""
         return True, []
 
     def _began_anew(self, page: Page, now: float) -> bool:
@@ -253,5 +248,5 @@ class Cursor:
         if known is None or known <= self.position or (last is not None and known.epoch != last.epoch):
             return False
         self.move(known, now)
-        self._level = None
+        self._level_run = ""
         return True

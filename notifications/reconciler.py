@@ -201,10 +201,11 @@ class Reconciler:
         for topic, where in zip(topics, found, strict=True):
             if topic not in self._topics:
                 continue
-            for cursor, behind in list(self._topics[topic].cursors.items()):
-                if cursor.behind(where, now()) and not cursor.busy:
+            cursors = self._topics[topic].cursors
+            for cursor in list(cursors):  # not of pairs: ten thousand new objects would wake Python's collector
+                if cursor.behind(where, now()) and not cursor.busy and cursor in cursors:
                     count("reconciled")
-                    behind(cursor)
+                    cursors[cursor](cursor)
 
 
 _per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Reconciler] = WeakKeyDictionary()
