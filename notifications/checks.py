@@ -77,7 +77,7 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
         return [
             Error(
                 "CHANNEL_LAYERS has no 'default' layer.",
-                hint="Set it to channels_redis.pubsub.RedisPubSubChannelLayer: sockets join their groups on it.",
+                hint="Set it to notifications.layers.RedisPubSubLayer: sockets join their groups on it.",
                 id="notifications.E012",
             )
         ]
@@ -86,7 +86,7 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
         return [
             checks.Warning(
                 "The in-memory channel layer cannot carry what run_listener forwards: it ends at its process.",
-                hint="Use channels_redis.pubsub.RedisPubSubChannelLayer.",
+                hint="Use notifications.layers.RedisPubSubLayer, or channels_redis.pubsub.RedisPubSubChannelLayer.",
                 id="notifications.W002",
             )
         ]
@@ -95,7 +95,7 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
     found: list[CheckMessage] = [
         checks.Warning(
             "channels_redis.core drops messages silently above its capacity, which all sockets of a process share.",
-            hint="Use channels_redis.pubsub.RedisPubSubChannelLayer.",
+            hint="Use notifications.layers.RedisPubSubLayer, or channels_redis.pubsub.RedisPubSubChannelLayer.",
             id="notifications.W003",
         )
     ]

@@ -807,8 +807,8 @@ def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedi
     limited = dataclasses.replace(site, directory=tmp_path / "project", redis_url=url)
     shutil.copytree(site.directory, limited.directory)
     settings = limited.directory / "mysite/settings.py"
-    assert settings.read_text().count("channels_redis.pubsub.RedisPubSubChannelLayer") == 1
-    settings.write_text(settings.read_text().replace("channels_redis.pubsub.RedisPubSubChannelLayer", layer))
+    assert settings.read_text().count("notifications.layers.RedisPubSubLayer") == 1
+    settings.write_text(settings.read_text().replace("notifications.layers.RedisPubSubLayer", layer))
     publish_twice = (
         'python manage.py shell -v 0 -c "from notifications import publish;'
         " ids = {{publish('{topic}', {{'n': n}}, idempotency_key='k') for n in range(2)}}; assert len(ids) == 1\""
