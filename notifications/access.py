@@ -13,7 +13,6 @@ import random
 from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
 
 import redis.asyncio
 
@@ -23,6 +22,7 @@ from .control import Control, ControlError, fingerprint
 from .credentials import Credentials, judge, sessions_have_lasting_keys
 from .frames import CloseCode
 from .logs import LogBudget
+from .loops import PerLoop
 from .metrics import count
 from .topics import Topic
 from .wire import POOL_OPTIONS, Subscription, backoff, confirmed
@@ -243,13 +243,4 @@ def _spread() -> float:
     return CHECK_INTERVAL * random.uniform(0.8, 1)  # noqa: S311  not a secret
 
 
-_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Access] = WeakKeyDictionary()
-
-
-def access() -> Access:
-    """Return the access of the running event loop."""
-    loop = asyncio.get_running_loop()
-    found = _per_loop.get(loop)
-    if found is None:
-        found = _per_loop[loop] = Access()
-    return found
+access = PerLoop(Access)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final, Protocol
-from weakref import WeakKeyDictionary
 
 from .conf import settings
+from .loops import PerLoop
 
 PATIENCE: Final = 2
 """Beats in a row that a browser may be silent, or owe confirmations."""
@@ -112,12 +112,4 @@ class Beats:
             self._timer = loop.call_at(next(iter(self._due.values())), self._beat)
 
 
-_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Beats] = WeakKeyDictionary()
-
-
-def _beats() -> Beats:
-    loop = asyncio.get_running_loop()
-    found = _per_loop.get(loop)
-    if found is None:
-        found = _per_loop[loop] = Beats()
-    return found
+_beats = PerLoop(Beats)

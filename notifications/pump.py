@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import copy_context
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from . import metrics
 from .eager import begin
+from .loops import PerLoop
 
 logger = logging.getLogger(__name__)
 
@@ -184,12 +184,4 @@ def _set(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Pump] = WeakKeyDictionary()
-
-
-def _pump() -> Pump:
-    loop = asyncio.get_running_loop()
-    found = _per_loop.get(loop)
-    if found is None:
-        found = _per_loop[loop] = Pump()
-    return found
+_pump = PerLoop(Pump)

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Callable
 from math import inf
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from . import history
 from .connections import FAILURES
 from .cursor import Cursor
 from .history import Page, Position, Where
+from .loops import PerLoop
 from .metrics import count
 from .topics import Topic
 
@@ -208,13 +208,4 @@ class Reconciler:
                     cursors[cursor](cursor)
 
 
-_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Reconciler] = WeakKeyDictionary()
-
-
-def reconciler() -> Reconciler:
-    """Return the reconciler of the running event loop."""
-    loop = asyncio.get_running_loop()
-    found = _per_loop.get(loop)
-    if found is None:
-        found = _per_loop[loop] = Reconciler()
-    return found
+reconciler = PerLoop(Reconciler)

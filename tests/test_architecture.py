@@ -15,7 +15,7 @@ ROOT = PACKAGE.parent
 
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"},
-    {"connections"},
+    {"connections", "loops"},
     {"wire", "pipeline", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "carried", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"} | {"control", "credentials", "signals"},

@@ -258,9 +258,9 @@ def test_a_loop_that_has_ended_is_not_kept(server):
         outbox.close()
         await await_for(lambda: not tasks_of_the_pump())
 
-    before = len(pump._per_loop)
+    before = len(pump._pump._made)
     for _ in range(3):
         asyncio.run(use())
     gc.collect()
 
-    assert len(pump._per_loop) <= before
+    assert len(pump._pump._made) <= before
