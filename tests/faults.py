@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -106,9 +107,18 @@ class Proxy:
     Connections that were caught by it stay dead for ever, as behind a router that has forgotten them.
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
+        """
+        Prepare it; ``with`` starts it.
+
+        Args:
+            target: The port that it forwards to.
+            tls: What clients have to speak to it; the target hears them in the clear.
+
+        """
         self.port = 0
         self._target = target
+        self._tls = tls
         self._links: set[_Link] = set()
         self._swallow_new = False
         self._loop = asyncio.new_event_loop()
@@ -126,7 +136,7 @@ class Proxy:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0))
+        self._server = self._call(asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls))
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
