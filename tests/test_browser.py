@@ -332,7 +332,7 @@ def test_raw_publish_makes_a_notice_appear(tab: Tab, context: BrowserContext, de
 
 def test_help_has_the_line_that_works(tab: Tab, demo: Demo):
     """The command on the page names the Redis of this very run."""
-    tab.open("Make a notice appear from a shell")
+    tab.open("Send a notice from a shell")
 
     expect(tab.page.locator("#publish-command")).to_contain_text(f"-u {demo.redis_url} PUBLISH user:1 '{{")
 
@@ -461,5 +461,5 @@ def test_page_looks_right(
     publish(demo, level="error", title="The import failed", body="Line 7 has no date.", url="/")
     expect(tab.toast("The import failed")).to_be_visible()
     tab.open_underneath()
-    tab.open("Make a notice appear from a shell")
+    tab.open("Send a notice from a shell")
     look("open")
