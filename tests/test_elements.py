@@ -8,6 +8,7 @@ nothing; whatever a page complains of fails its test.
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -116,6 +117,24 @@ class Tab:
 
 @pytest.fixture
 def tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
+    with open_tab(browser, pages) as tab:
+        yield tab
+
+
+@pytest.fixture
+def tab_with_cache(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
+    """In a browser that keeps pages for its back button, as those of people do; Playwright turns that off."""
+    with (
+        browser.browser_type.launch(
+            executable_path=CHROMIUM, args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
+        ) as browser,
+        open_tab(browser, pages) as tab,
+    ):
+        yield tab
+
+
+@contextmanager
+def open_tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
     site, server = pages
     user = site.add_user()
     name, _, value = user.cookie.partition("=")
@@ -204,6 +223,27 @@ def test_notice_between_rendering_and_connecting_is_shown(tab: Tab) -> None:
     page = tab.open(TOASTS, before=lambda page: page.route("**/start.*.js", publish_first))
 
     expect(shown(page, "title")).to_have_text("While you were loading")
+
+
+def test_back_button_brings_a_page_back_to_life(tab_with_cache: Tab) -> None:
+    """A page that the browser has kept connects again, and shows what it missed, once; it was not loaded again."""
+    tab = tab_with_cache
+    upload = tab.user.new_upload()
+    page = tab.open(f"{{% upload_progress '{upload}' %}}{TOASTS}")
+    tab.progress(upload, 10)
+    tab.notice(title="Before")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "10")
+    expect(shown(page, "title")).to_have_text(["Before"])
+    page.evaluate("addEventListener('pageshow', ({ persisted }) => (window.kept = persisted))")
+
+    page.goto(f"http://{tab.server.address}/page/?template=elsewhere")
+    tab.notice(title="Meanwhile")
+    tab.progress(upload, 70)
+    page.go_back(wait_until="commit")  # nothing is loaded
+
+    expect(shown(page, "title")).to_have_text(["Before", "Meanwhile"])
+    expect(bar(page)).to_have_attribute("aria-valuenow", "70")
+    assert page.evaluate("window.kept")
 
 
 def test_notices_before_the_rendering_are_not_shown(tab: Tab) -> None:
