@@ -245,18 +245,22 @@ def test_underneath_shows_the_frames(tab: Tab, demo: Demo):
     assert tab.page.evaluate("window.broken") is None
 
 
-def test_logout_ends_the_other_tab(browser: Browser, demo: Demo, server: OwnServer):
-    """A tab whose session has ended elsewhere says so, and does not try for ever."""
+@pytest.mark.parametrize("away", [False, True], ids=["live", "away"])
+def test_logout_ends_the_other_tab(browser: Browser, demo: Demo, server: OwnServer, away: bool):
+    """A tab whose session has ended elsewhere says so at once, or when it comes back, and does not try for ever."""
     with browser.new_context() as context:
         context.set_default_timeout(MILLISECONDS)
         log_in(context, demo)
         tab, other = Tab(context, demo.url), Tab(context, server.url)
+        if away:
+            server.kill()
+            other.expect_state("Offline, trying again …")
 
         tab.page.get_by_role("button", name="Log out").click()
         tab.page.get_by_role("heading", name="Log in").wait_for()
-        server.kill()
-        server.start()
-        other.network_returns()
+        if away:
+            server.start()
+            other.network_returns()
 
         other.expect_state("Logged out: reload")
 
@@ -332,7 +336,7 @@ def test_raw_publish_makes_a_notice_appear(tab: Tab, context: BrowserContext, de
 
 def test_help_has_the_line_that_works(tab: Tab, demo: Demo):
     """The command on the page names the Redis of this very run."""
-    tab.open("Make a notice appear from a shell")
+    tab.open("Send a notice from a shell")
 
     expect(tab.page.locator("#publish-command")).to_contain_text(f"-u {demo.redis_url} PUBLISH user:1 '{{")
 
@@ -461,5 +465,5 @@ def test_page_looks_right(
     publish(demo, level="error", title="The import failed", body="Line 7 has no date.", url="/")
     expect(tab.toast("The import failed")).to_be_visible()
     tab.open_underneath()
-    tab.open("Make a notice appear from a shell")
+    tab.open("Send a notice from a shell")
     look("open")

@@ -8,6 +8,7 @@ nothing; whatever a page complains of fails its test.
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -116,6 +117,24 @@ class Tab:
 
 @pytest.fixture
 def tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
+    with open_tab(browser, pages) as tab:
+        yield tab
+
+
+@pytest.fixture
+def tab_with_cache(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
+    """In a browser that keeps pages for its back button, as those of people do; Playwright turns that off."""
+    with (
+        browser.browser_type.launch(
+            executable_path=CHROMIUM, args=FLAGS, ignore_default_args=["--disable-back-forward-cache"]
+        ) as browser,
+        open_tab(browser, pages) as tab,
+    ):
+        yield tab
+
+
+@contextmanager
+def open_tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
     site, server = pages
     user = site.add_user()
     name, _, value = user.cookie.partition("=")
@@ -204,6 +223,27 @@ def test_notice_between_rendering_and_connecting_is_shown(tab: Tab) -> None:
     page = tab.open(TOASTS, before=lambda page: page.route("**/start.*.js", publish_first))
 
     expect(shown(page, "title")).to_have_text("While you were loading")
+
+
+def test_back_button_brings_a_page_back_to_life(tab_with_cache: Tab) -> None:
+    """A page that the browser has kept connects again, and shows what it missed, once; it was not loaded again."""
+    tab = tab_with_cache
+    upload = tab.user.new_upload()
+    page = tab.open(f"{{% upload_progress '{upload}' %}}{TOASTS}")
+    tab.progress(upload, 10)
+    tab.notice(title="Before")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "10")
+    expect(shown(page, "title")).to_have_text(["Before"])
+    page.evaluate("addEventListener('pageshow', ({ persisted }) => (window.kept = persisted))")
+
+    page.goto(f"http://{tab.server.address}/page/?template=elsewhere")
+    tab.notice(title="Meanwhile")
+    tab.progress(upload, 70)
+    page.go_back(wait_until="commit")  # nothing is loaded
+
+    expect(shown(page, "title")).to_have_text(["Before", "Meanwhile"])
+    expect(bar(page)).to_have_attribute("aria-valuenow", "70")
+    assert page.evaluate("window.kept")
 
 
 def test_notices_before_the_rendering_are_not_shown(tab: Tab) -> None:
@@ -391,7 +431,17 @@ def test_words_and_numbers_of_the_page(tab: Tab) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["javascript:window.broken=1", "data:text/html,x", "  JaVaScRiPt:alert(1)", "http://[", 7]
+    "url",
+    [
+        "javascript:window.broken=1",
+        "data:text/html,x",
+        "  JaVaScRiPt:alert(1)",
+        "\tjava\nscript:window.broken=1",
+        "blob:https://example.com/7f3c",
+        "mailto:ada@example.com",
+        "http://[",
+        7,
+    ],
 )
 def test_hostile_notice_is_only_text(tab: Tab, url: object) -> None:
     """Markup in a notice is shown as it is written, and an address that is no web page is no link."""
@@ -405,7 +455,15 @@ def test_hostile_notice_is_only_text(tab: Tab, url: object) -> None:
     assert page.evaluate("window.broken") is None
 
 
-@pytest.mark.parametrize(("url", "href"), [("/a?b", "http://{}/a?b"), ("https://example.com/", "https://example.com/")])
+@pytest.mark.parametrize(
+    ("url", "href"),
+    [
+        ("/a?b", "http://{}/a?b"),
+        ("https://example.com/", "https://example.com/"),
+        ("//example.com/a", "http://example.com/a"),
+        ('https://example.com/"><script>', "https://example.com/%22%3E%3Cscript%3E"),
+    ],
+)
 def test_address_becomes_a_link(tab: Tab, url: str, href: str) -> None:
     """A path of the site and a web page can be clicked."""
     page = tab.open(TOASTS)
@@ -495,6 +553,68 @@ def test_time_stands_still_while_somebody_reads(tab: Tab, by: str) -> None:
     page.clock.run_for(1_000)
 
     expect(shown(page, "toast")).to_have_count(0)
+
+
+def test_closing_one_by_mouse_lets_the_others_go(tab: Tab) -> None:
+    """Neither the pointer, which is now over nothing, nor the focus, which is where it was, holds the other notices."""
+    page = tab.open(
+        '<button>Work</button><notification-toasts timeout="2"></notification-toasts>',
+        before=lambda page: page.clock.install(),
+    )
+    stop_clock(page)
+    work = page.get_by_role("button", name="Work")
+    work.focus()
+    for title in ("One", "Two", "Three"):
+        tab.notice(title=title)
+    expect(shown(page, "toast")).to_have_count(3)
+
+    shown(page, "close").first.click()
+
+    expect(shown(page, "title")).to_have_text(["Two", "Three"])
+    expect(work).to_be_focused()
+    page.clock.run_for(5_000)
+    expect(shown(page, "toast")).to_have_count(0)
+
+
+def test_notices_that_are_moved_still_leave(tab: Tab) -> None:
+    """A page may put the element elsewhere while it shows something."""
+    page = tab.open(
+        '<notification-toasts timeout="2"></notification-toasts><footer></footer>',
+        before=lambda page: page.clock.install(),
+    )
+    stop_clock(page)
+    tab.notice(title="One")
+    expect(shown(page, "toast")).to_have_count(1)
+
+    page.evaluate("document.querySelector('footer').append(document.querySelector('notification-toasts'))")
+
+    expect(shown(page, "toast")).to_have_count(1)
+    page.clock.run_for(3_000)
+    expect(shown(page, "toast")).to_have_count(0)
+
+
+@pytest.mark.parametrize("level", ["info", "error"])
+@pytest.mark.parametrize("width", [390, 1100])
+def test_newest_notice_is_seen_and_the_page_too(tab: Tab, width: int, level: str) -> None:
+    """Long notices leave a third of the window free; the newest is in sight, and one can scroll to the others."""
+    page = tab.open(TOASTS)
+    page.set_viewport_size({"width": width, "height": 700})
+    for other in ("info", "error", "info", "error"):
+        tab.notice(level=other, title="word " * 99, body="word " * 99)
+    expect(shown(page, "toast")).to_have_count(4)
+
+    tab.notice(level=level, title="The newest", body="word " * 99)
+
+    newest = shown(page, "toast").filter(has_text="The newest")
+    expect(newest).to_be_in_viewport(ratio=1)
+    toasts = page.locator("notification-toasts")
+    assert toasts.bounding_box()["y"] > 700 / 3
+    oldest = shown(page, "toast").first
+    expect(oldest).not_to_be_in_viewport(ratio=0.5)
+    newest.hover()
+    page.mouse.wheel(0, -9_000)
+    expect(oldest).to_be_in_viewport(ratio=1)
+    assert page.evaluate("scrollX + scrollY") == 0
 
 
 def test_number_of_notices_is_bounded(tab: Tab) -> None:

@@ -33,7 +33,7 @@ class Upload(models.Model):
 
         QUEUED = "queued", "Waiting for a worker"
         EXTRACTING_FRAMES = "extracting_frames", "Reading"
-        VISION_ANALYSIS = "vision_analysis", "Drawing the thumbnail"
+        VISION_ANALYSIS = "vision_analysis", "Looking for a picture"
         DESCRIPTION_AUDIT = "description_audit", "Comparing name and content"
         COMPLETED = "completed", "Done"
         FAILED = "failed", "Failed"

@@ -1,7 +1,7 @@
 // When the client connects, when it comes back, and when it does not.
 
 import assert from "node:assert/strict";
-import { test } from "node:test";
+import { mock, test } from "node:test";
 
 import { CLIENT, Tab, opened, settled } from "./browser.js";
 
@@ -308,6 +308,18 @@ test("after a laptop's sleep, a connection is asked at once and replaced within 
   tab.socket.welcome();
 
   assert.equal(notifications.state, "open");
+});
+
+test("a clock that is set back does not hide that a connection is dead", async (t) => {
+  const { tab, notifications } = await opened(t);
+  await tab.pass(20);
+  tab.socket.say({ action: "ping", n: 1 });
+  mock.method(Date, "now", () => 1_600_000_000_000); // the wrong time was set right
+  await tab.pass(40);
+  assert.deepEqual(last(tab.socket.heard()), { action: "ping" });
+  await tab.pass(5);
+
+  assert.equal(notifications.state, "waiting");
 });
 
 test("when the network goes, a connection is asked, and a wait goes on", async (t) => {

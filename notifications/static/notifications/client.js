@@ -157,9 +157,10 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     enter("waiting");
   }
 
-  /** Wait for silence, by the clock: timers stand still while a laptop sleeps. */
+  /** Wait for silence, by the clock: timers stand still while a laptop sleeps. It may be set back, too. */
   function watch() {
-    after(heardAt + SILENCE - Date.now(), () => (Date.now() - heardAt < SILENCE ? watch() : probe()));
+    const silent = () => Math.abs(Date.now() - heardAt);
+    after(SILENCE - silent(), () => (silent() < SILENCE ? watch() : probe()));
   }
 
   function probe() {

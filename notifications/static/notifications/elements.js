@@ -272,6 +272,7 @@ export class NotificationToasts extends HTMLElement {
     const change = ({ detail }) => this.hasAttribute("uploads") && this.#uploadEnded(detail);
     document.addEventListener("visibilitychange", visible);
     document.addEventListener("upload-change", change);
+    this.#release(); // the element may have been moved, notices and all
     this.#stop = () => {
       off();
       document.removeEventListener("visibilitychange", visible);
@@ -298,10 +299,12 @@ export class NotificationToasts extends HTMLElement {
     close.ariaLabel = labels.close;
     const toast = make("div", `toast ${level}`, icon, make("div", "text", word, heading), close);
     if (textOf(body)) toast.children[1].append(written("p", "body", textOf(body)));
-    close.addEventListener("click", () => this.#dismiss(toast));
+    close.addEventListener("click", ({ detail }) => this.#dismiss(toast, detail > 0));
     (level === "error" ? this.#errors : this.#others).append(toast);
     this.#timers.set(toast, undefined);
     this.#makeRoom();
+    // Where there are more than there is room for, the newest is seen; but nothing moves under somebody's pointer.
+    if (!this.#used()) toast.scrollIntoView({ block: "nearest" });
     if (!this.#held()) this.#release();
   }
 
@@ -321,8 +324,12 @@ export class NotificationToasts extends HTMLElement {
     }
   }
 
+  #used() {
+    return this.shadowRoot.querySelector("[part=list]").matches(":hover, :focus-within");
+  }
+
   #held() {
-    return document.hidden || this.shadowRoot.querySelector("[part=list]").matches(":hover, :focus-within");
+    return document.hidden || this.#used();
   }
 
   #hold() {
@@ -332,11 +339,12 @@ export class NotificationToasts extends HTMLElement {
   #release() {
     const seconds = Number.parseFloat(this.getAttribute("timeout") ?? "10");
     this.#hold();
-    if (!(seconds > 0) || this.#held()) return;
+    if (!(seconds > 0)) return;
     for (const toast of this.#timers.keys()) {
-      if (!toast.matches("[part~=error]")) {
-        this.#timers.set(toast, setTimeout(() => this.#remove(toast), seconds * 1000));
-      }
+      if (toast.matches("[part~=error]")) continue;
+      // Asked when the time is over, not now: that a finger, or a pointer over what was taken away, has left is seldom told.
+      const over = () => (this.#held() ? this.#release() : this.#remove(toast));
+      this.#timers.set(toast, setTimeout(over, seconds * 1000));
     }
   }
 
@@ -346,13 +354,16 @@ export class NotificationToasts extends HTMLElement {
     toast.remove();
   }
 
-  /** Take a notice away because somebody wants it, and leave the focus where he goes on. */
-  #dismiss(toast) {
+  /**
+   * Take a notice away because somebody wants it, and leave the focus where he goes on: on the next notice with the
+   * keyboard, where it was before with a pointer, or the others would be held by a focus that nobody sees.
+   */
+  #dismiss(toast, byPointer = false) {
     const all = [...this.shadowRoot.querySelectorAll("[part~=toast]")];
-    const next = all[all.indexOf(toast) + 1] ?? all[all.indexOf(toast) - 1];
+    const next = byPointer ? undefined : (all[all.indexOf(toast) + 1] ?? all[all.indexOf(toast) - 1]);
     const focused = toast.matches(":focus-within");
     this.#remove(toast);
-    if (focused) (next?.querySelector("[part=close]") ?? this.#before)?.focus();
+    if (focused) (next?.querySelector("[part=close]") ?? this.#before)?.focus({ preventScroll: byPointer });
     this.#release();
   }
 }
@@ -414,8 +425,8 @@ const TOASTS_CSS = `
   z-index: var(--notifications-z-index, 1000);
   inset-block-end: 0;
   inset-inline-end: 0;
-  inline-size: min(24rem, 100vw);
-  max-block-size: 100vh;
+  inline-size: min(24rem, 100%);
+  max-block-size: max(60vh, min(20rem, 100vh)); /* the page's own controls are mostly at its top */
   overflow: auto;
   pointer-events: none;
   color: CanvasText;
@@ -428,6 +439,7 @@ const TOASTS_CSS = `
   gap: 0 0.75rem;
   align-items: start;
   margin-block-start: 0.5rem;
+  scroll-margin-block: 0.5rem 1rem;
   padding: 0.75rem;
   border: 1px solid var(--line);
   border-inline-start: 0.3rem solid var(--color);
@@ -443,8 +455,12 @@ const TOASTS_CSS = `
 [part~="error"] { --color: var(--error); }
 [part="icon"] { color: var(--color); font-weight: 700; inline-size: 1em; text-align: center; }
 [part="text"] { position: relative; }
+[part="title"], [part="body"] {
+  display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
+  text-align: -webkit-match-parent; text-align: match-parent;
+}
 a[part="title"] { color: inherit; font-weight: 600; }
-[part="body"] { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 6; margin: 0.25rem 0 0; overflow: hidden; font-size: 0.9em; text-align: -webkit-match-parent; text-align: match-parent; }
+[part="body"] { -webkit-line-clamp: 6; margin: 0.25rem 0 0; font-size: 0.9em; }
 [part="close"] {
   inline-size: 1.75rem; block-size: 1.75rem; margin-block: -0.2rem; padding: 0; border: 0; border-radius: var(--radius);
   background: none; color: inherit; font: inherit; cursor: pointer;

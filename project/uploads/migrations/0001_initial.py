@@ -27,7 +27,7 @@ class Migration(migrations.Migration):
                 ('size', models.PositiveBigIntegerField()),
                 ('created_at', models.DateTimeField(default=django.utils.timezone.now)),
                 ('status', models.CharField(choices=[('pending', 'Pending'), ('analyzing', 'Analyzing'), ('completed', 'Completed'), ('failed', 'Failed')], default='pending', max_length=10)),
-                ('stage', models.CharField(choices=[('queued', 'Waiting for a worker'), ('extracting_frames', 'Reading'), ('vision_analysis', 'Drawing the thumbnail'), ('description_audit', 'Comparing name and content'), ('completed', 'Done'), ('failed', 'Failed')], default='queued', max_length=20)),
+                ('stage', models.CharField(choices=[('queued', 'Waiting for a worker'), ('extracting_frames', 'Reading'), ('vision_analysis', 'Looking for a picture'), ('description_audit', 'Comparing name and content'), ('completed', 'Done'), ('failed', 'Failed')], default='queued', max_length=20)),
                 ('progress_percent', models.PositiveSmallIntegerField(default=0)),
                 ('message', models.CharField(blank=True, max_length=255)),
                 ('error_message', models.CharField(blank=True, max_length=255)),
