@@ -5,6 +5,7 @@ Left out are the slow tests, those of the browser and of the faults, which ``mak
 and those of the demo. An environment whose Python is not on this machine is skipped; docs/versions.md says what ran.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def server(session: nox.Session, server: str) -> None:
     for name, program in programs.items():
         (chosen / name).unlink(missing_ok=True)
         (chosen / name).symlink_to(program)
-    session.env["PATH"] = f"{chosen}:{session.env['PATH']}"
+    session.env["PATH"] = f"{chosen}:{os.environ['PATH']}"  # nox puts the environment's programs before it
     session.run("redis-server", "--version", external=True)
     session.run("python", "-m", "pytest", *TESTS, *session.posargs)
 
