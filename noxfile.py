@@ -73,7 +73,9 @@ def server(session: nox.Session, server: str) -> None:
         programs = {f"redis-{name}": find_program(name) for name in ("server", "cli")}
         if None in programs.values():
             session.skip("there is no redis-server or valkey-server on PATH")
-    chosen = Path(session.create_tmp()).resolve()
+    # Not session.create_tmp(): that is where the tests would then make their files, and a Unix socket's path is short.
+    chosen = Path(session.virtualenv.location).resolve() / "server"
+    chosen.mkdir(exist_ok=True)
     for name, program in programs.items():
         (chosen / name).unlink(missing_ok=True)
         (chosen / name).symlink_to(program)
