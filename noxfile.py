@@ -5,6 +5,7 @@ Left out are the slow tests, those of the browser and of the faults, which ``mak
 and those of the demo. An environment whose Python is not on this machine is skipped; docs/versions.md says what ran.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -72,11 +73,13 @@ def server(session: nox.Session, server: str) -> None:
         programs = {f"redis-{name}": find_program(name) for name in ("server", "cli")}
         if None in programs.values():
             session.skip("there is no redis-server or valkey-server on PATH")
-    chosen = Path(session.create_tmp()).resolve()
+    # Not session.create_tmp(): that is where the tests would then make their files, and a Unix socket's path is short.
+    chosen = Path(session.virtualenv.location).resolve() / "server"
+    chosen.mkdir(exist_ok=True)
     for name, program in programs.items():
         (chosen / name).unlink(missing_ok=True)
         (chosen / name).symlink_to(program)
-    session.env["PATH"] = f"{chosen}:{session.env['PATH']}"
+    session.env["PATH"] = f"{chosen}:{os.environ['PATH']}"  # nox puts the environment's programs before it
     session.run("redis-server", "--version", external=True)
     session.run("python", "-m", "pytest", *TESTS, *session.posargs)
 

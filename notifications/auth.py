@@ -115,7 +115,7 @@ async def token_user(token: str) -> Any:
     """
     try:
         async with asyncio.timeout(settings.AUTH_TIMEOUT):
-            user = await _call(settings.authenticate_token, token)
+            user = await call(settings.authenticate_token, token)
     except (DatabaseError, OSError, TimeoutError) as error:
         count("auth_failed", "unavailable")
         logger.exception("AUTHENTICATE_TOKEN could not answer")
@@ -147,7 +147,7 @@ async def authorized(user: Any, topic: Topic) -> bool | None:
         if (authorize := settings.kinds[topic.kind].authorize) is None:
             return False
         async with asyncio.timeout(AUTHORIZE_TIMEOUT):
-            return bool(await _call(authorize, user, topic.id))
+            return bool(await call(authorize, user, topic.id))
     except (ValueError, ValidationError, ObjectDoesNotExist):
         return False  # what Django says of an id that is none, or that is not there: a browser may send anything
     except Exception as error:
@@ -159,7 +159,8 @@ async def authorized(user: Any, topic: Topic) -> bool | None:
         return False
 
 
-async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+async def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the site, sync or async; a sync one in a thread."""
     if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
         return await function(*arguments)
     result = await in_thread(function)(*arguments)

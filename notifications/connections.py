@@ -129,7 +129,7 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
             connection.send_command(*script.command(keys, arguments, whole=True))
             return connection.read_response()
     except redis.ResponseError as error:
-        if isinstance(error, ReadOnlyError):
+        if from_replica(error):
             connection.disconnect()  # it was the primary; a new connection finds the one that is now
         raise
     except BaseException:
@@ -137,6 +137,11 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         raise
     finally:
         pool.release(connection)
+
+
+def from_replica(error: redis.ResponseError) -> bool:
+    """Say whether a server refused because it is not the primary any more; of a script Redis 6.2 says so within."""
+    return isinstance(error, ReadOnlyError) or "READONLY " in str(error)
 
 
 _servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()

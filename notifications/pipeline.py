@@ -24,7 +24,6 @@ from .connections import SOCKET_TIMEOUT, Script
 from .wire import POOL_OPTIONS, Wire, answers_ping
 
 NO_SCRIPT: Final = "NOSCRIPT"
-READ_ONLY: Final = "READONLY"
 
 
 async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], within: float = SOCKET_TIMEOUT) -> Any:
@@ -61,7 +60,7 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], wi
             caller.suspect(SOCKET_TIMEOUT)
         raise
     except redis.ResponseError as error:
-        if caller is not None and str(error).startswith(READ_ONLY):
+        if caller is not None and connections.from_replica(error):
             caller.close("not the primary any more")  # a new connection finds the one that is now
         raise
 

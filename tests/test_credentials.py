@@ -4,6 +4,7 @@ import asyncio
 from types import SimpleNamespace
 
 import pytest
+from asgiref.sync import sync_to_async as in_orm  # in one thread: others would leave connections open when they end
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
@@ -48,7 +49,7 @@ async def end_of(each):
 
 async def test_a_good_session_stays(user, backend):
     """Whatever keeps the sessions, one that is there is good, and asking changes nothing in it."""
-    session = await asyncio.to_thread(log_in, user)
+    session = await in_orm(log_in)(user)
     mine = credentials_of(user, session.session_key)
 
     assert [await end_of(mine) for _ in range(2)] == [None, None]
@@ -56,9 +57,9 @@ async def test_a_good_session_stays(user, backend):
 
 async def test_a_session_that_was_logged_out_ends(user, backend):
     """A session that was flushed is not there any more; one that is kept in a cookie nobody can take back."""
-    session = await asyncio.to_thread(log_in, user)
+    session = await in_orm(log_in)(user)
     mine = credentials_of(user, session.session_key)
-    await asyncio.to_thread(session.flush)
+    await in_orm(session.flush)()
 
     assert await end_of(mine) == (CloseCode.TRY_AGAIN if backend in SERVER_SIDE else None)
 
@@ -66,7 +67,7 @@ async def test_a_session_that_was_logged_out_ends(user, backend):
 async def test_a_session_that_has_expired_ends(user, backend, settings, tmp_path):
     """An expired session ends, whether the backend still knows it or not, and leaves nothing new behind."""
     settings.SESSION_COOKIE_AGE = 1
-    session = await asyncio.to_thread(log_in, user)
+    session = await in_orm(log_in)(user)
     mine = credentials_of(user, session.session_key)
     await asyncio.sleep(1.1)
 
@@ -76,7 +77,7 @@ async def test_a_session_that_has_expired_ends(user, backend, settings, tmp_path
 
 async def test_a_changed_password_ends_sessions(user, backend):
     """With the password the session's hash changes; where the own session cannot be told, all may come back."""
-    session = await asyncio.to_thread(log_in, user)
+    session = await in_orm(log_in)(user)
     mine = credentials_of(user, session.session_key)
     user.set_password("new")
     await user.asave()
@@ -88,11 +89,11 @@ async def test_a_changed_password_ends_sessions(user, backend):
 async def test_the_own_session_of_a_password_change_may_come_back(user, settings):
     """``update_session_auth_hash`` gives the own session another key: its sockets are not refused for good."""
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
-    session = await asyncio.to_thread(log_in, user)
+    session = await in_orm(log_in)(user)
     mine, token = credentials_of(user, session.session_key), credentials_of(user)
     user.set_password("new")
     await user.asave()
-    await asyncio.to_thread(session.cycle_key)
+    await in_orm(session.cycle_key)()
 
     assert await end_of(mine) == CloseCode.TRY_AGAIN
     assert await end_of(token) == CloseCode.ACCESS_REVOKED

@@ -302,7 +302,7 @@ tamper = {
     "delete": lambda client, last: client.delete(TOPIC.history_key),
     "empty": lambda client, last: client.xtrim(TOPIC.history_key, maxlen=0),
     "xdel": lambda client, last: client.xdel(TOPIC.history_key, str(last)),
-    "restart": lambda client, last: client.xadd(TOPIC.history_key, {RUN: "{}"}, id=f"{last.epoch}-*"),
+    "restart": lambda client, last: client.xadd(TOPIC.history_key, {RUN: "{}"}, id=f"{last.epoch}-{last.n + 1}"),
     "type": lambda client, last: (client.delete(TOPIC.history_key), client.set(TOPIC.history_key, "x")),
 }
 

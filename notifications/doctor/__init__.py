@@ -10,11 +10,11 @@ proven: their environment, the server, proxies, session cookies and the database
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from django.core.exceptions import ImproperlyConfigured
 
+from ..exceptions import TopicError
 from .findings import ROAD, Finding, Level, broken
+from .permissions import examine_permissions
 from .redis_server import examine_redis
 from .road import Road
 from .surroundings import examine_settings, examine_versions
@@ -34,8 +34,15 @@ async def examine(path: str) -> list[Finding]:
 
     """
     found = [*examine_versions(), *examine_settings()]
-    with suppress(ImproperlyConfigured):  # the settings cannot even be read; the findings say so
+    try:
         road = Road(path)
+    except ImproperlyConfigured:
+        pass  # the settings cannot even be read; the findings say so
+    except TopicError as error:
+        found.append(Finding("settings", Level.ERROR, str(error), "Let it take text, a UUID or a number."))
+    else:
+        if broken(found) is None:
+            found += await examine_permissions()
         found += await examine_redis()
         if broken(found) in (None, "settings"):
             found += await road.examine()

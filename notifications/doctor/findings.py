@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import redis
 
 from ..connections import SOCKET_TIMEOUT
+from ..topics import internal_name
 
 ROAD: Final = {
     "settings": "",
@@ -67,19 +69,35 @@ def masked(url: str) -> str:
 
 ACCOUNT: Final = 'docs/operations.md, "Redis accounts", has the line for the site\'s account'
 _NO_CLUSTER: Final = "Redis Cluster cannot be used: the scripts need keys of several slots. Take a server without it."
-_PRIMARY: Final = "This is a replica: give the address of the primary, or of the Sentinels."
+PRIMARY: Final = "Give the address of the primary, or one that follows it; Sentinels cannot be REDIS_URL."
 _FULL: Final = "Redis is full: raise maxmemory, or make room; maxmemory-policy stays noeviction."
 _REFUSALS: Final = {
     "OOM": _FULL,
     "used memory >": _FULL,  # redis-py cuts the first word off
     "MISCONF": "Redis cannot save and refuses writes: look at its log, its disk and rdb_last_bgsave_status.",
-    "READONLY": _PRIMARY,
-    "read only replica": _PRIMARY,
+    "READONLY": PRIMARY,
+    "read only replica": PRIMARY,
     "LOADING": "Redis is loading its data; wait, and ask again.",
     "CLUSTERDOWN": _NO_CLUSTER,
     "CROSSSLOT": _NO_CLUSTER,
     "MOVED": _NO_CLUSTER,
 }
+
+
+def missing_right(refusal: str, channels: Iterable[str]) -> str:
+    """
+    Say what an account lacks, as ``ACL SETUSER`` takes it.
+
+    Args:
+        refusal: What Redis says.
+        channels: Those that were asked for: Redis names commands only.
+
+    """
+    if command := re.search(r"run the '([^' ]+)'", refusal):
+        return f"+{command[1]}"
+    if "channel" in refusal:
+        return " ".join(f"&{channel}" for channel in channels)
+    return f"~{internal_name('*')}"
 
 
 def explain(error: Exception | str) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from ..conf import settings
 from ..connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from ..history import STAMPED
 from ..topics import internal_name
-from .findings import ACCOUNT, Finding, Level, explain, masked
+from .findings import ACCOUNT, PRIMARY, Finding, Level, explain, masked, missing_right
 
 FIRST_VERSION: Final = (6, 2)
 """The first that reads a stream from behind an id."""
@@ -51,7 +51,7 @@ def _kind(info: dict[str, Any]) -> Finding | None:
         "redis",
         Level.ERROR,
         "this is a Redis Cluster, which cannot be used: the scripts need keys of several slots",
-        "Take a server with cluster-enabled no; Sentinel works.",
+        "Take one server, with cluster-enabled no.",
     )
 
 
@@ -65,9 +65,7 @@ def _version(info: dict[str, Any]) -> Finding | None:
 def _role(info: dict[str, Any]) -> Finding | None:
     if info.get("role", "master") == "master":
         return None
-    return Finding(
-        "redis", Level.ERROR, "this Redis is a replica and takes no writes", "Give the address of the primary."
-    )
+    return Finding("redis", Level.ERROR, "this Redis is a replica and takes no writes", PRIMARY)
 
 
 def _memory(info: dict[str, Any]) -> list[Finding]:
@@ -162,15 +160,13 @@ async def _rights(client: Any) -> list[Finding]:
             async with asyncio.timeout(SOCKET_TIMEOUT):
                 await client.execute_command(*command)
         except redis.exceptions.NoPermissionError as error:
-            refused.append((str(command[0]).lower(), str(error)))
+            refused.append((str(command[0]).lower(), missing_right(str(error), [internal_name("*")])))
         except redis.ResponseError:
             continue  # such as a script that is not there: it may be asked for
         except FAILURES as error:
             return [Finding("redis", Level.ERROR, *explain(error))]
     if not refused:
         return [Finding("rights", Level.OK, f"the account may run all {len(commands)} commands that were tried")]
-    names = " ".join(f"+{name}" for name, _ in refused)
-    about = {message for _, message in refused}
-    detail = f" ({about.pop()})" if len(about) == 1 else ""
-    text = f"the account may not run {', '.join(name for name, _ in refused)}{detail}"
-    return [Finding("rights", Level.ERROR, text, f"ACL SETUSER … {names}, if the commands are missing; {ACCOUNT}.")]
+    rights = " ".join(dict.fromkeys(right for _, right in refused))
+    text = f"the account may not run {', '.join(name for name, _ in refused)} on {internal_name('*')}"
+    return [Finding("rights", Level.ERROR, text, f"ACL SETUSER … {rights}; {ACCOUNT}.")]

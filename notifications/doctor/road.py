@@ -11,7 +11,7 @@ import redis.asyncio
 from channels.layers import get_channel_layer
 from channels.routing import get_default_application
 
-from .. import health, messages
+from .. import control, health, messages
 from ..conf import settings
 from ..connections import FAILURES, SOCKET_TIMEOUT, async_client
 from ..exceptions import MessageError, PublishError, TopicError
@@ -19,7 +19,7 @@ from ..history import STAMPED
 from ..publisher import apublish
 from ..topics import Topic, internal_name, patterns
 from ..wire import POOL_OPTIONS, Subscription, confirmed
-from .findings import Finding, Level, explain
+from .findings import ACCOUNT, Finding, Level, explain, missing_right
 from .listeners import examine_listeners
 from .socket import ProbeSocket, ProbeUser
 from .surroundings import describe_layer, name_of
@@ -51,11 +51,14 @@ class Road:
         self._path = path
         self._tag = self.topic.id
         self._stamped_channel = internal_name(STAMPED).encode()
+        self._own_channels = [self._stamped_channel, control.channel().encode()]
         self._stamped: set[str] = set()
         self._layered: set[str] = set()
-        self._foreign: dict[str, int] = {}
+        self._foreign: list[str] = []
+        self._heard = 0
         self._news = asyncio.Event()
         self._socket: ProbeSocket | None = None
+        self._welcome = False
         self._found: list[Finding] = []
 
     def _say(self, check: str, level: Level, text: str, hint: str = "") -> None:
@@ -91,17 +94,20 @@ class Road:
     # Before the message.
 
     async def _subscribe(self, subscription: Subscription) -> bool:
-        """Listen as a listener does."""
-        try:
-            await subscription.connect(redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS))
-            await confirmed(
-                subscription.subscribe(self._stamped_channel)
-                + subscription.subscribe(*patterns(), command="PSUBSCRIBE")
-            )
-        except FAILURES as error:
-            text, hint = explain(error)
-            self._say("rights", Level.ERROR, f"listeners cannot subscribe to {' '.join(patterns())}: {text}", hint)
-            return False
+        """Listen as listeners do, and as web processes do to hear whose access ends."""
+        pool = redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS)
+        own = [name.decode() for name in self._own_channels]
+        for command, names in (("SUBSCRIBE", own), ("PSUBSCRIBE", patterns())):
+            try:
+                if command == "SUBSCRIBE":
+                    await subscription.connect(pool)
+                await confirmed(subscription.subscribe(*names, command=command))
+            except FAILURES as error:
+                text, hint = explain(error)
+                if "NOPERM" in text:
+                    hint = f"ACL SETUSER … {missing_right(text, names)}; {ACCOUNT}."
+                self._say("rights", Level.ERROR, f"the account may not subscribe to {' '.join(names)}: {text}", hint)
+                return False
         return True
 
     def _received(self, channel: bytes, data: bytes) -> None:
@@ -109,13 +115,14 @@ class Road:
             if channel == self._stamped_channel:
                 self._stamped |= {sort for sort in (PUBLISHED, RAW) if f'"{sort}"'.encode() in data}
                 self._news.set()
-        elif channel != self._stamped_channel and not data.startswith(b'{"_meta":'):
+        elif channel not in self._own_channels and not data.startswith(b'{"_meta":'):
+            self._heard += 1
             try:
                 Topic.from_channel(channel)
                 messages.check_raw(data, settings.MAX_MESSAGE_SIZE)
             except (TopicError, MessageError) as error:
                 name = channel.decode(errors="replace")[:60]
-                self._foreign[f"{name}: {type(error).__name__}"] = 1
+                self._foreign.append(f"{name}: {type(error).__name__}")
 
     async def _join_layer(self) -> asyncio.Task[None] | None:
         """Send something to ourselves through the layer, and wait for what listeners forward."""
@@ -180,6 +187,14 @@ class Road:
             return
         first = socket.frames[0] if socket.frames else {}
         if first.get("action") == "auth_success":
+            self._welcome = True
+            if not self.user.asked_for:
+                self._say(
+                    "socket",
+                    Level.WARNING,
+                    "nothing before the WebSocket asks who is logged in: pages with a session are asked for a token",
+                    "Wrap the routes in channels.auth.AuthMiddlewareStack in asgi.py, unless all sockets bring tokens.",
+                )
             return
         if first.get("action") == "auth_error":
             self._say(
@@ -251,7 +266,7 @@ class Road:
         return wanted <= delivered and wanted <= layered and RAW in self._stamped
 
     def _expects_delivery(self) -> bool:
-        return self._socket is not None and not any(finding.check == "socket" for finding in self._found)
+        return self._welcome
 
     def _delivered(self) -> set[str]:
         frames = self._socket.frames if self._socket is not None else []
@@ -290,7 +305,7 @@ class Road:
         await asyncio.sleep(max(0.0, began + EAVESDROP - asyncio.get_running_loop().time()))
         hint = "Set NOTIFICATIONS['PREFIX'] (and publish with it), or give the other program another Redis."
         if self._foreign:
-            text = f"somebody publishes what is no message of ours, such as on {next(iter(self._foreign))}"
+            text = f"somebody publishes what is no message of ours, such as on {self._foreign[0]}"
             self._say("neighbours", Level.WARNING, text, hint)
         subscribed: list[bytes] = []
         with suppress(*FAILURES):  # narrow accounts may not ask
@@ -302,7 +317,9 @@ class Road:
             more = f" and {len(subscribed) - 1} more channels" if len(subscribed) > 1 else ""
             self._say("neighbours", Level.WARNING, f"{text}{more}: another program uses these names", hint)
         if not self._foreign and not subscribed:
-            self._say("neighbours", Level.OK, f"nobody else was seen on {' '.join(patterns())}")
+            where = " ".join(patterns())
+            text = f"other programs publish messages on {where}, {self._heard} meanwhile, all of them well-formed"
+            self._say("neighbours", Level.OK, text if self._heard else f"nobody else was seen on {where}")
 
     async def _wait(self, condition: Any, seconds: float) -> bool:
         with suppress(TimeoutError):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-import uuid
 from contextlib import suppress
 from typing import Any, Final, Self
 
@@ -12,7 +10,7 @@ import msgspec
 from django.conf import settings as django_settings
 
 from ..exceptions import TopicError
-from ..topics import Topic
+from .permissions import unknown_ids
 
 PATIENCE: Final = 5.0
 """Seconds that the application may take to accept, to answer and to end."""
@@ -26,6 +24,13 @@ class ProbeUser:
 
     def __init__(self, pk: str) -> None:
         self.pk = self.id = pk
+        self.asked_for = False
+
+    def _set_wrapped(self, user: Any) -> None:
+        # AuthMiddleware puts here whom the session names, and leaves a user that is there already as it is.
+        self.asked_for = True
+
+    _wrapped = property(None, _set_wrapped)
 
     @classmethod
     def new(cls) -> Self:
@@ -36,14 +41,10 @@ class ProbeUser:
             TopicError: There is none.
 
         """
-        tag = secrets.token_hex(8)
-        keys = [f"notifications-doctor-{tag}", str(uuid.uuid4()), str(10**18 + secrets.randbelow(10**18))]
-        for key in keys[:-1]:
-            with suppress(TopicError):
-                Topic("user", key)
-                return cls(key)
-        Topic("user", keys[-1])
-        return cls(keys[-1])
+        keys = unknown_ids("user")
+        if not keys:
+            raise TopicError("CLEAN_ID of kind 'user' refuses every key that the doctor can make up")
+        return cls(keys[0])
 
 
 class ProbeSocket:

@@ -30,7 +30,10 @@ class MessageMeta(Struct):
 CLIENT_FRAMES: Final[tuple[type[Struct], ...]] = (frames.Auth, *get_args(frames.Action))
 SERVER_FRAMES: Final[tuple[type[Struct], ...]] = get_args(frames.ServerFrame)
 TYPED_MESSAGES: Final[tuple[type[Struct], ...]] = tuple(
-    each for each in get_args(messages.Message) if issubclass(each, messages.Checked)
+    each
+    for each in get_args(messages.Message)
+    # ``Mapping[str, Any]`` is among them, which is no class: from Python 3.13 on issubclass raises for it.
+    if isinstance(each, type) and issubclass(each, messages.Checked)
 )
 MESSAGE: Final = "Message"
 """Name of the schema of whatever is published: any object, of which only ``_meta`` is ours."""

@@ -7,6 +7,7 @@ from django.contrib.auth.models import AnonymousUser
 from tests.site.asgi import http, websocket_urlpatterns
 
 without_websocket = ProtocolTypeRouter({"http": http})
+without_sessions = ProtocolTypeRouter({"websocket": URLRouter(websocket_urlpatterns)})
 elsewhere = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(URLRouter([]))})
 
 

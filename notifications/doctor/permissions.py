@@ -1,0 +1,84 @@
+"""What the site's ``AUTHORIZE`` functions do with an id that any browser may send."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import traceback
+import uuid
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.db import Error as DatabaseError
+
+from .. import auth
+from ..conf import settings
+from ..exceptions import TopicError
+from ..topics import Topic
+from .findings import Finding, Level
+
+
+def unknown_ids(kind: str) -> list[str]:
+    """Make ids that nothing has, of each sort that the kind's ``CLEAN_ID`` accepts: text, UUID, number."""
+    ids = [f"notifications-doctor-{secrets.token_hex(8)}", str(uuid.uuid4()), str(10**18 + secrets.randbelow(10**18))]
+    accepted = []
+    for each in ids:
+        with suppress(TopicError):
+            Topic(kind, each)
+            accepted.append(each)
+    return accepted
+
+
+async def examine_permissions() -> list[Finding]:
+    """
+    Ask each ``AUTHORIZE`` for a user and for ids that nobody has; whether it says yes or no does not matter.
+
+    It is a warning when one raises: the real ones may be all right, and only what a browser makes up is not.
+    """
+    user = _nobody()
+    found = []
+    for name, kind in settings.kinds.items():
+        if kind.authorize is not None:
+            problems = [await _ask(kind.authorize, user, Topic(name, each)) for each in unknown_ids(name)]
+            found += [Finding("settings", Level.WARNING, *each) for each in problems if each is not None][:1]
+    return found
+
+
+def _nobody() -> Any:
+    """Make a user that is in no database, of the class that ``AUTHORIZE`` is used to."""
+    model = get_user_model()
+    user = model()
+    for pk in (-1, uuid.uuid4()):
+        with suppress(Exception):  # a key of another sort; without one it is still a user
+            user.pk = model._meta.pk.to_python(pk)
+            return user
+    return user
+
+
+async def _ask(authorize: Any, user: Any, topic: Topic) -> tuple[str, str] | None:
+    which = f"AUTHORIZE of kind {topic.kind!r}"
+    try:
+        async with asyncio.timeout(auth.AUTHORIZE_TIMEOUT):
+            await auth.call(authorize, user, topic.id)
+    except (ValueError, ValidationError, ObjectDoesNotExist):
+        return None  # a no, as in auth.authorized
+    except Exception as error:  # noqa: BLE001  it is the site's function
+        # Its words may hold anything, a secret too: only where it was raised is shown.
+        what = f"{type(error).__name__} in {_place(authorize, error)}"
+        if isinstance(error, DatabaseError | OSError | TimeoutError) and not isinstance(error, PermissionError):
+            text = f"{which} could not answer, so nobody may subscribe: {what}"
+            return text, "Does the database, or what else it asks, answer from here? python manage.py dbshell."
+        text = f"{which} raised for an id that nothing has, as any browser may send, which is a no: {what}"
+        return text, "Let it return False; when a browser asks, the log has the stack trace."
+    return None
+
+
+def _place(authorize: Any, error: Exception) -> str:
+    """Name the last line of the function's own file that was run; of a library below it nobody has much."""
+    lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    file = getattr(getattr(authorize, "__code__", None), "co_filename", None)
+    name, line = next((each for each in reversed(lines) if each[0] == file), lines[-1])
+    return f"{Path(name).name}, line {line}"
