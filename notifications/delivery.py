@@ -18,6 +18,7 @@ from .connections import FAILURES
 from .credit import Credit
 from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
+from .held import Held
 from .history import Position
 from .metrics import count, tally
 from .pump import Outbox
@@ -69,6 +70,7 @@ class Delivery:
         self._receive_task: asyncio.Task[None] | None = None
         self._stopped = self._forgotten = False
         self._behind: list[Cursor] = []
+        self._held = Held()
         self._catch_up_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None
 
@@ -208,7 +210,8 @@ class Delivery:
             return
         if epoch is None:
             if cursor.busy:
-                return  # the browser does not know yet that it is subscribed
+                self._held.keep(cursor, event["text"])
+                return
         else:
             verdict = cursor.offer(epoch, event["n"], event.get("run", ""), self._now())
             if verdict is not Verdict.SEND:
@@ -219,6 +222,10 @@ class Delivery:
         tally.delivered += 1
         if "at" in event:
             self._outbox.time(event["at"])
+
+    def _deliver(self, text: str) -> None:
+        self._put(text)
+        tally.delivered += 1
 
     def _put(self, text: str) -> None:
         credit = self.credit
@@ -282,6 +289,7 @@ class Delivery:
         if self._stopped or self.cursors.get(str(cursor.topic)) is not cursor:
             return
         cursor.busy = True
+        self._held.begin(cursor)
         self._behind.append(cursor)
         if self._catch_up_task is None:
             self._catch_up_task = asyncio.create_task(self._catch_up_all())
@@ -298,13 +306,17 @@ class Delivery:
                     reconciler().hurry(cursor.topic)
                 finally:
                     cursor.busy = False
+                    gone = self._stopped or self.cursors.get(str(cursor.topic)) is not cursor
+                    for text in self._held.end(cursor):
+                        if not gone:  # also if it could not be read: what was held is nowhere else
+                            self._deliver(text)
         finally:
             self._catch_up_task = None
 
     async def _catch_up(self, cursor: Cursor) -> None:
         loop, name = asyncio.get_running_loop(), str(cursor.topic)
         complete = False
-        while not complete or cursor.missed:
+        while not complete or cursor.missed or (self.paused and cursor.held):
             while self.paused:
                 self._resumed = loop.create_future()
                 await self._resumed
@@ -319,9 +331,10 @@ class Delivery:
                 count("recovered", "false")
                 self._put(encode(Subscribed(topic=name, recovered=False, id=str(cursor.position))))
             for frame in frames:
+                for text in self._held.take(cursor, frame.position):
+                    self._deliver(text)
                 cursor.move(frame.position, heard)
-                self._put(frame.text)
-                tally.delivered += 1
+                self._deliver(frame.text)
             count("filled", amount=len(frames))
             await self._outbox.flushed()
             if self.cursors.get(name) is not cursor:
