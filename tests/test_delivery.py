@@ -647,6 +647,27 @@ async def test_messages_without_an_id_before_the_answer_are_let_go(site):
     await socket.has(1)
 
 
+async def test_what_is_under_way_is_not_overtaken_by_a_comparison(site, reads):
+    """A comparison that finds a socket behind waits a moment: what comes late and has no id keeps its place."""
+    socket = await site.joined()
+    await site.say(1)
+    await socket.has(1)
+    position = await site.lose(2)
+
+    await reconciler.reconciler()._compare([TOPIC])
+    await site.forward(100, None)
+    await site.forward(2, position)
+    await socket.has(1, 100, 2)
+    await site.lose(3)
+    await reconciler.reconciler()._compare([TOPIC])
+    await socket.has(1, 100, 2)
+    assert reads == []
+
+    await reconciler.reconciler()._compare([TOPIC])
+
+    await socket.has(1, 100, 2, 3)
+
+
 async def test_nothing_of_a_topic_arrives_after_it_was_left(site):
     """What was already on its way is dropped too."""
     socket = await site.joined()
