@@ -7,6 +7,7 @@ is then read from the history, in which everything stands in order, and what can
 
 from __future__ import annotations
 
+from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -89,10 +90,12 @@ class Cursor:
         heard: Time of the event loop at which that was published, at the latest.
         busy: It is being brought up to date from the history: what arrives live is let go, because the
             history has it as well.
+        held: Messages without an id that arrived meanwhile, each behind the ``latest`` of that time: no history has
+            them. None if nobody is to wait for such: while it is not busy, and before the browser knows of it.
 
     """
 
-    __slots__ = ("_known", "_level_at", "_level_run", "_seen", "busy", "epoch", "heard", "n", "topic", "ttl")
+    __slots__ = ("_known", "_level_at", "_level_run", "_seen", "busy", "epoch", "heard", "held", "n", "topic", "ttl")
 
     def __init__(self, topic: Topic, ttl: float) -> None:
         self.topic = topic
@@ -100,6 +103,7 @@ class Cursor:
         self.epoch = self.n = 0
         self.heard = 0.0
         self.busy = True
+        self.held: deque[tuple[Position, str]] | None = None
         self._seen: tuple[int, int] | None = None
         self._known: Position | None = None
         # Proof that the socket had everything that was published until some moment: one Redis, and its time in ms.
@@ -110,6 +114,12 @@ class Cursor:
     @property
     def position(self) -> Position:
         return Position(self.epoch, self.n)
+
+    @property
+    def latest(self) -> Position:
+        """The last message that is known to have been published."""
+        known = self._known
+        return self.position if known is None or known < self.position else known
 
     @property
     def missed(self) -> bool:

@@ -18,6 +18,7 @@ from .connections import FAILURES
 from .credit import Credit
 from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
+from .held import Held
 from .history import Position
 from .metrics import count, tally
 from .pump import Outbox
@@ -69,6 +70,7 @@ class Delivery:
         self._receive_task: asyncio.Task[None] | None = None
         self._stopped = self._forgotten = False
         self._behind: list[Cursor] = []
+        self._held = Held()
         self._catch_up_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None
 
@@ -141,8 +143,7 @@ class Delivery:
 
     async def leave(self, topic: Topic) -> None:
         """Leave a topic; nothing of it is sent from now on."""
-        cursor = self.cursors.pop(str(topic), None)
-        if cursor is None:
+        if (cursor := self.cursors.pop(str(topic), None)) is None:
             return
         tally.subscriptions -= 1
         reconciler().remove(cursor)
@@ -217,17 +218,21 @@ class Delivery:
             return
         if epoch is None:
             if cursor.busy:
-                return  # the browser does not know yet that it is subscribed
+                self._held.keep(cursor, event["text"])
+                return
         else:
             verdict = cursor.offer(epoch, event["n"], event.get("run", ""), self._now())
             if verdict is not Verdict.SEND:
                 if verdict is Verdict.BEHIND:
                     self.catch_up(cursor)
                 return
-        self._put(event["text"])
-        tally.delivered += 1
+        self._deliver(event["text"])
         if "at" in event:
             self._outbox.time(event["at"])
+
+    def _deliver(self, text: str) -> None:
+        self._put(text)
+        tally.delivered += 1
 
     def _put(self, text: str) -> None:
         credit = self.credit
@@ -243,9 +248,7 @@ class Delivery:
 
     def pong(self, number: int | None) -> bool:
         """Take the browser's answer to a ping; says whether there was one to answer."""
-        was_paused = self.paused
-        answered = self.credit.pong(number, asyncio.get_running_loop().time())
-        if was_paused and not self.paused:
+        if answered := self.credit.pong(number, self._now()):
             self._resume()
         return answered
 
@@ -256,9 +259,7 @@ class Delivery:
 
     def asked(self) -> bool:
         """Take a ping of the browser's own; says whether that confirmed anything."""
-        was_paused = self.paused
-        confirmed = self.credit.asked(asyncio.get_running_loop().time())
-        if was_paused and not self.paused:
+        if confirmed := self.credit.asked(self._now()):
             self._resume()
         return confirmed
 
@@ -295,6 +296,7 @@ class Delivery:
         if self._stopped or self.cursors.get(str(cursor.topic)) is not cursor:
             return
         cursor.busy = True
+        self._held.begin(cursor)
         self._behind.append(cursor)
         if self._catch_up_task is None:
             self._catch_up_task = asyncio.create_task(self._catch_up_all())
@@ -311,13 +313,17 @@ class Delivery:
                     reconciler().hurry(cursor.topic)
                 finally:
                     cursor.busy = False
+                    gone = self._stopped or self.cursors.get(str(cursor.topic)) is not cursor
+                    for text in self._held.end(cursor):
+                        if not gone:  # also if it could not be read: what was held is nowhere else
+                            self._deliver(text)
         finally:
             self._catch_up_task = None
 
     async def _catch_up(self, cursor: Cursor) -> None:
         loop, name = asyncio.get_running_loop(), str(cursor.topic)
         complete = False
-        while not complete or cursor.missed:
+        while not complete or cursor.missed or (self.paused and cursor.held):
             while self.paused:
                 self._resumed = loop.create_future()
                 await self._resumed
@@ -332,9 +338,10 @@ class Delivery:
                 count("recovered", "false")
                 self._put(encode(Subscribed(topic=name, recovered=False, id=str(cursor.position))))
             for frame in frames:
+                for text in self._held.take(cursor, frame.position):
+                    self._deliver(text)
                 cursor.move(frame.position, heard)
-                self._put(frame.text)
-                tally.delivered += 1
+                self._deliver(frame.text)
             count("filled", amount=len(frames))
             await self._outbox.mark()
             if self.cursors.get(name) is not cursor:

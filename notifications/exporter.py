@@ -71,6 +71,7 @@ COUNTS: Final = {
         (
             "channel full",
             "slow browser, no history",
+            "catching up, no history",
             "the backlog is full",
             "nobody stamped it in time",
             "the channel layer is too slow",

@@ -69,6 +69,7 @@ class Reconciler:
 
     def __init__(self) -> None:
         self._topics: dict[Topic, Watched] = {}
+        self._stood: dict[Cursor, Position] = {}
         self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
@@ -78,7 +79,11 @@ class Reconciler:
         self._waiting = 0
 
     def add(self, cursor: Cursor, behind: Behind, interval: float) -> None:
-        """Compare this cursor every ``interval`` seconds, and call ``behind`` when the history has more than it."""
+        """
+        Compare this cursor, and call ``behind`` when the history has more than it: within ``interval`` seconds.
+
+        It is called when two comparisons, a tick apart, find the cursor behind and where it was.
+        """
         now = asyncio.get_running_loop().time()
         if (watched := self._topics.get(cursor.topic)) is None:
             watched = self._topics[cursor.topic] = Watched()
@@ -92,6 +97,7 @@ class Reconciler:
             self._task = asyncio.create_task(self._run())
 
     def remove(self, cursor: Cursor) -> None:
+        self._stood.pop(cursor, None)
         if (watched := self._topics.get(cursor.topic)) is not None:
             watched.cursors.pop(cursor, None)
             if not watched.cursors:
@@ -101,7 +107,7 @@ class Reconciler:
             self._task = None
 
     def hurry(self, topic: Topic) -> None:
-        """Compare a topic's cursors at the next tick."""
+        """Compare a topic's cursors at the next tick, and believe at once that what they have not is lost."""
         if (watched := self._topics.get(topic)) is not None:
             watched.due = 0.0
 
@@ -185,10 +191,11 @@ class Reconciler:
     async def _compare(self, topics: list[Topic]) -> None:
         now = asyncio.get_running_loop().time
         topics = [topic for topic in topics if topic in self._topics]
+        hurried = {topic for topic in topics if not self._topics[topic].due}
         for watched in map(self._topics.__getitem__, topics):
             # Before the question: who wants another comparison meanwhile must get it.
             joined = watched.joined + AFTER_JOIN
-            again = now() + watched.interval
+            again = now() + watched.interval - 2 * TICK  # for one tick we are late, in another it is confirmed
             watched.due = min(again, joined) if joined > now() else again
         try:
             found = await history.look(topics)
@@ -201,11 +208,19 @@ class Reconciler:
         for topic, where in zip(topics, found, strict=True):
             if topic not in self._topics:
                 continue
-            cursors = self._topics[topic].cursors
-            for cursor in list(cursors):  # not of pairs: ten thousand new objects would wake Python's collector
-                if cursor.behind(where, now()) and not cursor.busy and cursor in cursors:
+            watched = self._topics[topic]
+            for cursor in list(watched.cursors):  # not of pairs: ten thousand new objects would wake Python's collector
+                if not cursor.behind(where, now()) or cursor.busy or cursor not in watched.cursors:
+                    self._stood.pop(cursor, None)
+                elif topic in hurried or self._stood.get(cursor) == cursor.position:
+                    self._stood.pop(cursor, None)
                     count("reconciled")
-                    cursors[cursor](cursor)
+                    watched.cursors[cursor](cursor)
+                else:
+                    # On a busy host it may be under way still. To read it now would overtake what is between it and
+                    # the last, and has no id: that came late and out of order (seen). So it has a tick to arrive.
+                    self._stood[cursor] = cursor.position
+                    watched.due = min(watched.due, now())
 
 
 reconciler = PerLoop(Reconciler)

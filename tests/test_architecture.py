@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"},
     {"connections", "loops"},
-    {"wire", "pipeline", "history", "cursor", "reconciler", "backlog", "recent", "lease", "health"}
+    {"wire", "pipeline", "history", "cursor", "held", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "carried", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"} | {"control", "credentials", "signals"},
     {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},

@@ -12,10 +12,11 @@ import pytest
 import redis
 from channels.layers import InMemoryChannelLayer
 
-from notifications import Topic, apublish, credit, delivery, history, reconciler
+from notifications import Topic, apublish, credit, delivery, held, history, reconciler
 from notifications.delivery import Delivery
 from notifications.frames import Subscribed
 from notifications.history import Position
+from notifications.metrics import counts
 from tests.waiting import await_for, scaled
 
 TOPIC = Topic("closed", "7")
@@ -523,6 +524,148 @@ async def test_messages_without_an_id_are_sent_as_they_come(site):
 
     await socket.has(1, 100, 2)
     assert socket.told == []
+
+
+@pytest.fixture
+def held_up(monkeypatch):
+    """Let reads of the history wait until this is set; what they bring was read when they began."""
+    go_on, read = asyncio.Event(), history.read
+    go_on.began = asyncio.Event()
+
+    async def waiting(topic, after):
+        page = await read(topic, after)
+        go_on.began.set()
+        await go_on.wait()
+        return page
+
+    monkeypatch.setattr(history, "read", waiting)
+    return go_on
+
+
+async def test_messages_without_an_id_wait_for_a_hole_to_be_filled(site, held_up):
+    """No history has them: they come after what came before them, and before what came after."""
+    socket = await site.joined()
+    await site.lose(1)
+    await site.say(2)
+    await held_up.began.wait()
+    await site.forward(100, None)
+    await site.forward(101, None)
+    await site.say(3)
+    await site.forward(102, None)
+    await await_for(lambda: not site.waiting(socket))
+    held_up.set()
+    await socket.has(1, 2, 100, 101, 3, 102)
+
+    await site.forward(103, None)
+    await site.say(4)
+
+    await socket.has(1, 2, 100, 101, 3, 102, 103, 4)
+    assert socket.delivery._held.size == 0
+
+
+async def test_messages_without_an_id_that_wait_are_bounded(site, held_up, monkeypatch):
+    """What has no room is dropped and counted; there is room again when the hole is filled."""
+    monkeypatch.setattr(held, "MAX_HELD", 5 * (500 + held.HELD_ENTRY))
+    dropped = counts["dropped", "catching up, no history"]
+    socket = await site.joined()
+    await site.lose(1)
+    await site.say(2)
+    await held_up.began.wait()
+    for number in range(100, 110):
+        await site.forward(number, None, size=500)
+    await await_for(lambda: not site.waiting(socket))
+    held_up.set()
+
+    await socket.has(1, 2, *range(100, 105))
+    assert counts["dropped", "catching up, no history"] == dropped + 5
+    assert socket.delivery._held.size == 0
+
+
+async def test_messages_without_an_id_that_wait_are_not_lost_with_the_read(site, monkeypatch):
+    """A history that cannot be read takes nothing along that it never had."""
+    began, fail = asyncio.Event(), asyncio.Event()
+
+    async def failing(topic, after):
+        began.set()
+        await fail.wait()
+        raise redis.TimeoutError
+
+    monkeypatch.setattr(history, "read", failing)
+    socket = await site.joined()
+    await site.lose(1)
+    await site.say(2)
+    await began.wait()
+    await site.forward(100, None)
+    await await_for(lambda: not site.waiting(socket))
+    fail.set()
+
+    await socket.has(100)
+
+
+async def test_messages_without_an_id_that_wait_go_with_their_topic(site, held_up):
+    """Who has left gets none of them, and they take no room from others."""
+    socket = await site.joined()
+    await site.lose(1)
+    await site.say(2)
+    await held_up.began.wait()
+    await site.forward(100, None)
+    await await_for(lambda: not site.waiting(socket))
+    await socket.delivery.leave(TOPIC)
+    held_up.set()
+
+    await await_for(lambda: not socket.delivery._held.size)
+    assert socket.numbers == []
+
+
+async def test_messages_without_an_id_are_not_sent_more_than_the_browser_confirms(site, held_up, small_bound):
+    """A browser that has to catch up with what it was sent gets what was held when it has."""
+    socket = await site.joined()
+    await site.lose(1, size=20_000)
+    await site.say(2)
+    await held_up.began.wait()
+    await site.forward(100, None)
+    await await_for(lambda: not site.waiting(socket))
+    held_up.set()
+    await await_for(lambda: socket.delivery.paused)
+    await await_for(lambda: socket.pings)
+    await socket.has(1, 2)
+
+    assert socket.delivery.pong(socket.pings[-1])
+
+    await socket.has(1, 2, 100)
+
+
+async def test_messages_without_an_id_before_the_answer_are_let_go(site):
+    """The browser does not know yet that it is subscribed."""
+    socket = await site.open()
+    await socket.delivery.join(TOPIC, None)
+    await site.forward(100, None)
+    await await_for(lambda: not site.waiting(socket))
+    socket.delivery.release(TOPIC)
+    await site.say(1)
+
+    await socket.has(1)
+
+
+async def test_what_is_under_way_is_not_overtaken_by_a_comparison(site, reads):
+    """A comparison that finds a socket behind waits a moment: what comes late and has no id keeps its place."""
+    socket = await site.joined()
+    await site.say(1)
+    await socket.has(1)
+    position = await site.lose(2)
+
+    await reconciler.reconciler()._compare([TOPIC])
+    await site.forward(100, None)
+    await site.forward(2, position)
+    await socket.has(1, 100, 2)
+    await site.lose(3)
+    await reconciler.reconciler()._compare([TOPIC])
+    await socket.has(1, 100, 2)
+    assert reads == []
+
+    await reconciler.reconciler()._compare([TOPIC])
+
+    await socket.has(1, 100, 2, 3)
 
 
 async def test_nothing_of_a_topic_arrives_after_it_was_left(site):

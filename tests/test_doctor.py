@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import redis
 
+from notifications.connections import async_client
 from notifications.doctor import ROAD, Finding, Level, broken
 from notifications.doctor.findings import explain, masked
+from notifications.doctor.listeners import examine_listeners
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis
 from tests.faults import kill_connections, listeners_connections, paused, redis_down
@@ -337,7 +339,7 @@ def test_a_paused_listener(quiet_site):
 
 @pytest.mark.slow
 def test_a_paused_holder_beside_another(quiet_site):
-    """The other takes over while the doctor waits: nothing is broken, and who hangs is said sooner or later."""
+    """The other takes over while the doctor waits: nothing is broken, and the next time it is said who hangs."""
     start_listeners(quiet_site)
     client = quiet_site.client()
     states = {json.loads(state)["pid"]: json.loads(state)["state"] for state in client.hvals("notifications:listeners")}
@@ -351,6 +353,31 @@ def test_a_paused_holder_beside_another(quiet_site):
 
     assert [report.broken for report in reports] == [None] * 3
     assert f":{holder} was holder and has said nothing" in reports[-1].of("listeners", "warning")
+
+
+@pytest.mark.parametrize(
+    ("states", "hang"),
+    [
+        ({1: ("holder", 3.0), 2: ("holder", 0.1)}, [1]),
+        ({1: ("holder", 1.0), 2: ("holder", 0.1)}, []),  # it gives the lease back, and is about to say so
+        ({1: ("holder", 3.0), 2: ("stand-by", 0.1)}, []),
+        ({1: ("stand-by", 3.0), 2: ("holder", 0.1)}, []),
+        ({1: ("stand-by", 6.0), 2: ("holder", 0.1)}, [1]),
+        ({1: ("holder", 9.0), 2: ("holder", 6.0)}, [1, 2]),
+    ],
+)
+async def test_who_hangs_is_told_by_age_and_by_a_successor(live_redis, states, hang):
+    """There is one holder: of two the one that has been silent for longer has lost the lease without knowing it."""
+    seconds, microseconds = live_redis.time()
+    for pid, (state, age) in states.items():
+        report = {"host": "h", "pid": pid, "state": state, "forwarded": 0, "at": seconds + microseconds / 1e6 - age}
+        live_redis.hset("notifications:listeners", f"h:{pid}", json.dumps(report))
+
+    found = await examine_listeners(await async_client())
+
+    silent = [finding.text for finding in found if "has said nothing for" in finding.text]
+    assert [text.partition(" was ")[0] for text in silent] == [f"h:{pid}" for pid in hang]
+    assert not any(f"h:{pid} " in finding.text for finding in found if finding.level == Level.OK for pid in hang)
 
 
 def test_a_deaf_listener(quiet_site):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from .. import health
 from ..connections import FAILURES, SOCKET_TIMEOUT
 from ..history import STAMPED
 from ..topics import internal_name
 from .findings import Finding, Level, explain
+
+SUCCEEDED_AFTER: Final = 2 * health.REPORT_INTERVAL
+"""Seconds of silence after which a holder that has a successor hangs; it loses the lease after two at least."""
 
 
 async def examine_listeners(client: Any) -> list[Finding]:
@@ -19,14 +22,14 @@ async def examine_listeners(client: Any) -> list[Finding]:
             reports = await health.reports(client)
     except FAILURES as error:
         return [Finding("listeners", Level.ERROR, *explain(error))]
+    hanging = [(report, age) for report, age in reports if _hangs(report, age, reports)]
     silent = [
         f"{report.field} was {report.state} and has said nothing for {age:.0f} s: it hangs, or was killed"
-        for report, age in reports
-        if age > health.MAX_AGE
+        for report, age in hanging
     ]
     restart = "Look at its process and its log; a supervisor should restart it."
     found = [Finding("listeners", Level.WARNING, text, restart) for text in silent]
-    living = [report for report, age in reports if age <= health.MAX_AGE]
+    living = [report for report, age in reports if (report, age) not in hanging]
     found += [
         Finding("listeners", Level.WARNING, f"{report.field} is {report.state}", "It tries again by itself.")
         for report in living
@@ -47,6 +50,19 @@ async def examine_listeners(client: Any) -> list[Finding]:
     else:
         found.append(Finding("listeners", Level.OK, names))
     return found
+
+
+def _hangs(report: health.Report, age: float, reports: list[tuple[health.Report, float]]) -> bool:
+    """
+    Whether a listener should have said something since.
+
+    One that was the holder and has a successor lost the lease because it did not renew it: that is known before its
+    report is old. A holder that gives the lease back says so, perhaps a moment after its successor.
+    """
+    if age > health.MAX_AGE:
+        return True
+    succeeded = report.state == "holder" and any(other.state == "holder" and at < age for other, at in reports)
+    return succeeded and age > SUCCEEDED_AFTER
 
 
 async def _others(client: Any) -> str:
