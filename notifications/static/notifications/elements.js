@@ -342,7 +342,7 @@ export class NotificationToasts extends HTMLElement {
     if (!(seconds > 0)) return;
     for (const toast of this.#timers.keys()) {
       if (toast.matches("[part~=error]")) continue;
-      // Asked when the time is over, not now: that a finger, or a pointer over what was taken away, has left is seldom told.
+      // Asked when the time is over, not now: nobody may say that a finger, or a pointer over what was removed, has left.
       const over = () => (this.#held() ? this.#release() : this.#remove(toast));
       this.#timers.set(toast, setTimeout(over, seconds * 1000));
     }
