@@ -12,6 +12,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import hiredis
@@ -71,6 +72,10 @@ class Wire(asyncio.Protocol):
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 await connection.connect()
+                # Before 7.2 Redis lets redis-py connect without the password that it wants, and refuses what follows.
+                await connection.send_command("PING")
+                with suppress(redis.ResponseError):  # it cannot save, or the account may not ask; it lets us in
+                    await connection.read_response()
             if connection._writer.transport.is_closing():
                 raise ConnectionError("closed by Redis")  # its end was told to the protocol we replace
         except BaseException:

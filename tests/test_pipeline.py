@@ -116,6 +116,21 @@ async def test_who_waits_hears_of_the_end_of_the_connection_at_once(server):
             await waiting
 
 
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (redis.ResponseError("READONLY You can't write against a read only replica."), True),
+        (redis.exceptions.ReadOnlyError("You can't write against a read only replica."), True),
+        (redis.ResponseError("ERR Error running script (call to f_1): @user_script:1: -READONLY You can't"), True),
+        (redis.ResponseError("OOM command not allowed when used memory > 'maxmemory'."), False),
+    ],
+    ids=["Redis 7", "redis-py", "a script on Redis 6.2", "another refusal"],
+)
+def test_a_replica_is_known_by_what_it_says(error, left):
+    """However a server says that it is no primary, its connection is left; for no other refusal."""
+    assert connections.from_replica(error) is left
+
+
 async def test_a_replica_is_left_for_the_primary(server):
     """After a failover the connection is to a server that refuses to write; the next call looks for the new one."""
     await arun(SET, ["key"], ["a"])

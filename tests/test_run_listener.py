@@ -126,6 +126,7 @@ def test_it_survives_client_kill(new_site):
         assert kill_connections(client, listeners_connections(client)) == 1
         listener.wait_for_line("listening on", after=said)
         expect_forwarding(new_site)
+    wait_for(lambda: len(client.client_list(_type="pubsub")) == 1)  # those of expect_forwarding are gone
     said = listener.mark()
     assert kill_type(client, "pubsub") == 1
     kill_type(client, "normal")
