@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from typing import Final
 
 import redis
@@ -37,6 +38,7 @@ class Lease:
         self._until = 0.0
         self._me = secrets.token_hex(8)
         self._fresh = True
+        self._since = time.monotonic()
         self._asking = asyncio.Lock()
 
     @property
@@ -51,6 +53,7 @@ class Lease:
     def subscribed(self) -> None:
         """Note that we listen from now on: a free lease goes to who has listened longest."""
         self._fresh = True
+        self._since = time.monotonic()
 
     async def take(self) -> bool:
         """
@@ -91,7 +94,9 @@ class Lease:
     async def _ask(self, ttl_ms: int) -> int:
         keys = [self.key, internal_name("candidates")]
         fresh, self._fresh = self._fresh, False
-        arguments = [self.token, ttl_ms, self._me, int(fresh), int(CANDIDATE_TTL * 1000)]
+        # Redis forgets a candidate that gets the lease; one that had it, and has heard everything, is no newcomer.
+        listened = int((time.monotonic() - self._since) * 1e6)
+        arguments = [self.token, ttl_ms, self._me, int(fresh), int(CANDIDATE_TTL * 1000), listened]
         try:
             return int(await pipeline.arun(_LEASE, keys, arguments))
         except BaseException:

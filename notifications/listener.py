@@ -158,6 +158,9 @@ class Listener:
         A holder first finishes what it has read, which nobody else has stamped. Others have read what it missed.
         """
         count("listener_gap")
+        if self._marker is not None and not self._marker[1].done():
+            # Our word will not come back to us: who waits for it would keep the lease from who hears.
+            self._marker[1].set_exception(ConnectionError("cut off while taking over"))
         if self._leading:
             with suppress(TimeoutError):
                 async with asyncio.timeout(connections.SOCKET_TIMEOUT):

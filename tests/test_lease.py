@@ -46,6 +46,23 @@ async def test_a_holder_with_a_gap_leaves_the_lease_to_a_stand_by(live_redis):
     assert await stand_by.take()
 
 
+async def test_who_had_the_lease_and_heard_everything_since_is_no_newcomer(live_redis):
+    """Of those who wait it has listened longest, so what it alone has heard is not lost."""
+    first, second = listening(), listening()
+    await first.take()
+    await second.take()
+    await first.release()
+    assert await second.take()
+    newcomer = listening()
+    await newcomer.take()
+    await first.take()
+
+    await second.release()
+
+    assert not await newcomer.take()
+    assert await first.take()
+
+
 async def test_a_listener_that_starts_after_the_holder_died_leaves_the_lease_to_a_stand_by(live_redis, lease_key):
     """Whoever was restarted in place of a dead holder knows nothing of what it left, so the stand-by goes first."""
     holder, stand_by = listening(), listening()
