@@ -35,7 +35,7 @@ from .limits import (
     MAX_REFUSED_FRAMES,
     MAX_SUBSCRIPTIONS,
     MAX_WAITING_FRAMES,
-    TokenBucket,
+    Pace,
     address_of,
     addresses,
 )
@@ -62,9 +62,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self.authorized: dict[str, float] = {}
         self._own: Topic | None = None
         self._address: str | None = None
-        self._bucket = TokenBucket()
+        self._pace = Pace()
         self._invalid = 0
-        self._refused = 0
         self._jobs = Jobs(self._failed)
         self._closing = Closing(self)
         self._auth_timer: asyncio.TimerHandle | None = None
@@ -126,13 +125,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._closing.refuse(CloseCode.AUTH_REQUIRED, 'the first frame is {"type":"auth","token":…}')
         elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
             self._heartbeat.confirmed()
-        elif not self._bucket.take():
+        elif not self._pace.take(self._own.id if self._own is not None else None, self._address):
             await self._hasty_frame()
         elif len(self._jobs) >= MAX_WAITING_FRAMES:
             await self._closing.close(CloseCode.TOO_SLOW)
         else:
-            if self._bucket.rested:
-                self._refused = 0
             self._jobs.add(partial(self._handle, frame))
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
@@ -325,10 +322,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._closing.close(CloseCode.INVALID_MESSAGES)
 
     async def _hasty_frame(self) -> None:
-        self._refused += 1
-        if self._refused == 1:  # once: answering each would double the haste
+        if self._pace.refused == 1:  # once: answering each would double the haste
             await self._error("rate_limited", "too many frames; slow down")
-        if self._refused >= MAX_REFUSED_FRAMES:
+        if self._pace.refused >= MAX_REFUSED_FRAMES:
             await self._closing.close(CloseCode.TOO_SLOW)
 
     def stop(self) -> None:

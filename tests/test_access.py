@@ -10,9 +10,11 @@ from contextlib import AsyncExitStack, closing
 from urllib.parse import urlencode
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 import notifications
 from notifications.control import channel
+from notifications.limits import BURST
 from tests.clients import RawRedis, open_tab
 from tests.conftest import SERVERS, point_to
 from tests.faults import never_reading, redis_down
@@ -495,3 +497,37 @@ async def test_connections_are_limited_for_each_user_and_address(new_site, serve
         deadline = time.monotonic() + scaled()
         while not await let_in():
             assert time.monotonic() < deadline
+
+
+async def test_frames_are_limited_for_a_user_over_all_his_sockets(new_site, server_kind):
+    """Who closes his socket and opens another has not more to say than who keeps it; others are not held up."""
+    new_site.settings = site_settings(SELDOM, MAX_CONNECTIONS_PER_USER=1)
+    server = await asyncio.to_thread(new_site.start_server, server_kind)
+    alice, bob = new_site.add_user(), new_site.add_user()
+
+    async def ping_often(tab):
+        """Send almost what one socket may at once, and return the answers up to a refusal."""
+        for _ in range(BURST - 5):
+            await tab.send({"action": "ping"})
+        answers = []
+        while len(answers) < BURST - 5 and "error" not in answers:
+            answers.append(json.loads(await tab.next_text())["action"])
+        return answers
+
+    async def come_back():
+        async with open_tab(server) as tab:
+            await tab.send({"type": "auth", "token": alice.token})
+            try:
+                await tab.expect("auth_success")
+            except ConnectionClosed:  # the server has not yet heard that the other one went
+                return None
+            return await ping_often(tab)
+
+    async with open_tab(server, alice) as tab:
+        assert set(await ping_often(tab)) == {"pong"}
+    while (answers := await come_back()) is None:
+        pass
+
+    assert answers[-1] == "error"
+    async with open_tab(server, bob) as tab:
+        assert set(await ping_often(tab)) == {"pong"}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from notifications.limits import Addresses, address_of
+from notifications import limits
+from notifications.limits import BURST, Addresses, Senders, address_of
 
 
 @pytest.mark.parametrize(
@@ -55,3 +56,33 @@ def test_no_limit_and_no_address_are_always_let_in():
     assert all(addresses.take("a", 0) for _ in range(1000))
     assert all(addresses.take(None, 1) for _ in range(3))
     addresses.give_back(None)
+
+
+def test_a_user_who_comes_back_does_not_begin_anew():
+    """What a user has sent over one socket counts for the next, and nobody else's frames are fewer for it."""
+    senders = Senders()
+
+    assert [senders.take("a", 2) for _ in range(2 * BURST + 1)] == [True] * 2 * BURST + [False]
+    assert not senders.take("a", 2)
+    assert senders.take("b", 2)
+
+
+def test_without_a_limit_or_a_name_frames_are_not_counted():
+    """0 sockets are any number; before it has authenticated a socket has no user."""
+    senders = Senders()
+
+    assert all(senders.take("a", 0) and senders.take(None, 1) for _ in range(10 * BURST))
+    assert senders._buckets == {}
+
+
+def test_of_very_many_senders_the_quietest_are_forgotten(monkeypatch):
+    """Memory is bounded, and who sends goes on being counted."""
+    monkeypatch.setattr(limits, "MAX_SENDERS", 3)
+    senders = Senders()
+    for _ in range(BURST):
+        senders.take("hasty", 1)
+    for n in range(10):
+        senders.take(f"quiet {n}", 1)
+        assert not senders.take("hasty", 1)
+
+    assert len(senders._buckets) == 3
