@@ -21,7 +21,7 @@ from ..topics import Topic, internal_name, patterns
 from ..wire import POOL_OPTIONS, Subscription, confirmed
 from .findings import ACCOUNT, Finding, Level, explain, missing_right
 from .listeners import examine_listeners
-from .socket import ProbeSocket, ProbeUser
+from .socket import ProbeSocket, ProbeUser, end
 from .surroundings import describe_layer, name_of
 
 ARRIVAL: Final = 6.0
@@ -81,8 +81,7 @@ class Road:
                 await self._follow(began)
         finally:
             if reader is not None:
-                reader.cancel()
-                await asyncio.wait([reader])
+                await end(reader)
             if self._socket is not None:
                 await self._socket.close()
             subscription.close()

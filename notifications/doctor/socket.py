@@ -15,6 +15,9 @@ from .permissions import unknown_ids
 PATIENCE: Final = 5.0
 """Seconds that the application may take to accept, to answer and to end."""
 
+CANCEL_INTERVAL: Final = 0.2
+"""Seconds between two attempts to end a task."""
+
 
 class ProbeUser:
     """Somebody whom no database knows: what AuthMiddleware would find in a session."""
@@ -108,8 +111,7 @@ class ProbeSocket:
             return
         self._in.put_nowait({"type": "websocket.disconnect", "code": 1000})
         await asyncio.wait([self._task], timeout=PATIENCE)
-        self._task.cancel()
-        await asyncio.wait([self._task])
+        await end(self._task)
         if not self._task.cancelled():
             self._task.exception()  # it has been told, or came after all was seen
 
@@ -149,3 +151,10 @@ def _scope(path: str, user: ProbeUser) -> dict[str, Any]:
         "server": (host, 80),
         "user": user,
     }
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it ends: on Python 3.11 a ``wait_for`` under redis-py can swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_INTERVAL)
