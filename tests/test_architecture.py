@@ -32,7 +32,6 @@ RIM = {"__init__", "apps", "checks", "testing", "management", "templatetags", "p
 """May import anything, and is imported by nothing below."""
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-MAX_LINES = 350
 LEAF_IO = {"redis", "channels", "channels_redis", "hiredis", "asyncio", "socket", "django.db"}
 """What a module without I/O has no use for."""
 
@@ -127,12 +126,6 @@ def test_leaves_do_no_input_or_output(path):
     used = {name for name in imports_of(path) for io in LEAF_IO if name == io or name.startswith(f"{io}.")}
 
     assert used == set()
-
-
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_module_is_too_long_to_read(path):
-    """A module has at most 350 lines; 250 is what we aim for."""
-    assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
 @pytest.mark.parametrize(
