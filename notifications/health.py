@@ -138,10 +138,11 @@ async def _now(client: Any) -> float:
 
 
 async def _read(client: Any) -> list[Report]:
+    """Read all reports, in an order that people can rely on: a hash of Redis has none."""
     reports = []
     for value in (await client.hgetall(internal_name(_KEY))).values():
         try:
             reports.append(msgspec.json.decode(value, type=Report))
         except msgspec.DecodeError:  # written by another version
             continue
-    return reports
+    return sorted(reports, key=lambda report: (report.host, report.pid))

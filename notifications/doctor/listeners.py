@@ -73,5 +73,5 @@ async def _others(client: Any) -> str:
             others = [
                 name.decode(errors="replace") for name in await client.pubsub_channels(f"*notifications:{STAMPED}")
             ]
-    prefixes = [name.removesuffix(f"notifications:{STAMPED}") for name in others if name != ours]
+    prefixes = [name.removesuffix(f"notifications:{STAMPED}") for name in sorted(others) if name != ours]
     return f"; there is one with PREFIX {prefixes[0]!r}" if prefixes else ""

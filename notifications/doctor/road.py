@@ -312,7 +312,7 @@ class Road:
                 for pattern in patterns():
                     subscribed += await client.pubsub_channels(pattern)
         if subscribed:
-            text = f"somebody else subscribes to {subscribed[0].decode(errors='replace')!r}"
+            text = f"somebody else subscribes to {min(subscribed).decode(errors='replace')!r}"
             more = f" and {len(subscribed) - 1} more channels" if len(subscribed) > 1 else ""
             self._say("neighbours", Level.WARNING, f"{text}{more}: another program uses these names", hint)
         if not self._foreign and not subscribed:
