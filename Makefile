@@ -11,6 +11,7 @@ demo: $(STAMP)
 
 test: $(STAMP) lint docs
 	@tests/install_chromium
+	@tests/install_nginx
 	@tests/js/run
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

@@ -321,20 +321,21 @@ class Site:
             listener.wait_for_line(ready, START_SECONDS)
         return listener
 
-    def start_server(self, kind: str, port: int = 0) -> WebServer:
+    def start_server(self, kind: str, port: int = 0, *, options: Sequence[str] = ()) -> WebServer:
         """
         Start a web server, and wait until it serves.
 
         Args:
             kind: ``"daphne"``, ``"uvicorn"`` (on uvloop where that is installed) or ``"uvicorn on asyncio"``.
             port: 0 for a free one.
+            options: More options of its command.
 
         """
-        server = self._launch_server(kind, port)
+        server = self._launch_server(kind, port, options)
         server.wait_until_serving()
         return server
 
-    def _launch_server(self, kind: str, port: int) -> WebServer:
+    def _launch_server(self, kind: str, port: int, more: Sequence[str] = ()) -> WebServer:
         options = {
             "daphne": ["daphne", "-v", "1", "-b", "127.0.0.1", "-p", str(port)],
             "uvicorn": ["uvicorn", "--no-access-log", "--port", str(port), "--lifespan", "off"],
@@ -349,7 +350,9 @@ class Site:
                 "asyncio",
             ],
         }[kind]
-        server = self.start(sys.executable, "-m", *options, "tests.site.asgi:application", name=kind, process=WebServer)
+        server = self.start(
+            sys.executable, "-m", *options, *more, "tests.site.asgi:application", name=kind, process=WebServer
+        )
         server.kind = kind
         return server
 

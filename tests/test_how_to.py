@@ -2,15 +2,13 @@
 The guides of docs/how-to, followed.
 
 Each block behind ``<!-- file: name -->`` is written to that file of a small site, and run as the guide says, where what
-it needs is installed: ``nox -s how_to`` installs the task queues; nginx, systemd and Docker are the machine's.
+it needs is installed: ``nox -s how_to`` installs the task queues; systemd and Docker are the machine's.
+The proxies are in ``test_proxies.py``.
 """
 
-import asyncio
 import json
 import os
-import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,15 +19,13 @@ from pathlib import Path
 import pytest
 import redis
 from django.contrib.auth.models import User
-from websockets.asyncio.client import connect
 
 from notifications import auth
 from project.local_redis import LocalRedis
+from tests.guides import ROOT, files_of, write
 from tests.processes import Process
 from tests.waiting import scaled
 
-ROOT = Path(__file__).resolve().parent.parent
-GUIDES = ROOT / "docs/how-to"
 PROGRESS = [{"action": "upload_progress", "percent": percent} for percent in range(0, 100, 10)]
 DONE = {"action": "notice", "title": "Your upload is analyzed"}
 SETTINGS = """
@@ -43,21 +39,6 @@ REDIS_URL = CELERY_BROKER_URL = os.environ["REDIS_URL"]
 CELERY_IMPORTS = ["uploads.tasks"]
 NOTIFICATIONS = {"REDIS_URL": REDIS_URL}
 """
-
-
-def files_of(guide: str) -> dict[str, str]:
-    text = (GUIDES / f"{guide}.md").read_text()
-    found = re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert found, f"{guide}.md has no files"
-    return dict(found)
-
-
-def write(guide: str, directory: Path) -> Path:
-    for name, text in files_of(guide).items():
-        file = directory / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    return directory
 
 
 class Queue:
@@ -186,36 +167,6 @@ async def test_jwt_opens_a_socket(settings, tmp_path: Path, monkeypatch: pytest.
     assert await auth.token_user(str(AccessToken.for_user(ada))) == ada
     for bad in (AccessToken.for_user(bob), RefreshToken.for_user(ada), old, "nonsense", ""):
         assert await auth.token_user(str(bad)) is None
-
-
-async def test_nginx_carries_sockets(site, server, tmp_path: Path) -> None:
-    """A page of nginx's address opens a socket through it; another page is refused."""
-    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
-    if nginx is None:
-        pytest.skip("nginx is not installed")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    text = files_of("nginx")["nginx.conf"].replace("listen 80;", f"listen 127.0.0.1:{port};")
-    folders = "".join(
-        f"{name}_temp_path {tmp_path};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; pid {tmp_path}/pid; error_log stderr notice;\nevents {{}}\n"
-        f"http {{ access_log off;\n{folders}{text.replace('127.0.0.1:8000', server.address)} }}\n"
-    )
-    process = Process([nginx, "-e", "stderr", "-c", tmp_path / "nginx.conf", "-p", tmp_path], env=os.environ)
-    try:
-        process.wait_for_line("start worker process ")
-        user = site.add_user()
-        url, cookies = f"ws://127.0.0.1:{port}/ws/notifications/", {"Cookie": user.cookie}
-        async with asyncio.timeout(scaled()):
-            async with connect(url, origin=f"http://127.0.0.1:{port}", additional_headers=cookies, proxy=None) as tab:
-                assert json.loads(await tab.recv())["user_id"] == str(user.pk)
-            with pytest.raises(Exception, match="403"):
-                await connect(url, origin="http://127.0.0.1", additional_headers=cookies, proxy=None)
-    finally:
-        process.terminate()
 
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
