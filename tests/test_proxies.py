@@ -8,7 +8,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -154,3 +154,43 @@ async def test_all_come_back_when_the_web_servers_behind_nginx_are_restarted_one
                     what=f"all are in again, {proxy.output}",
                 )
         assert "no live upstreams" not in proxy.output
+
+
+PROXY_HEADERS = {
+    "daphne": ["--proxy-headers"],
+    "uvicorn": ["--proxy-headers", "--forwarded-allow-ips", "127.0.0.1"],
+}
+
+
+async def test_a_client_behind_nginx_cannot_choose_its_address(
+    new_site: Site, server_kind: str, tmp_path: Path
+) -> None:
+    """Whatever ``X-Forwarded-For`` a client sends, its address is its own: the limit holds, and others come in."""
+    find_program("nginx")
+    new_site.settings = {"NOTIFICATIONS": {"MAX_CONNECTIONS_PER_ADDRESS": 3}}
+    server = new_site.start_server(server_kind, options=PROXY_HEADERS[server_kind])
+    user = new_site.add_user()
+
+    async def visit(proxy: Nginx, host: str, forged: str | None) -> str | int:
+        """Open a socket and leave it open; return the action of its first frame, or its close code."""
+        headers = {} if forged is None else {"X-Forwarded-For": forged}
+        tab = await sockets.enter_async_context(
+            connect(proxy.url, additional_headers=headers, local_addr=(host, 0), open_timeout=scaled(), proxy=None)
+        )
+        try:
+            await tab.send(json.dumps({"type": "auth", "token": user.token}))
+            async with asyncio.timeout(scaled()):
+                return str(json.loads(await tab.recv())["action"])
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else "cut off"
+
+    forgeries = [None, "10.9.8.7", "x", "10.9.8.7, 10.9.8.8", ""]
+    with nginx(tmp_path, server.address) as proxy:
+        async with AsyncExitStack() as sockets:
+            first = [await visit(proxy, "127.0.0.2", f"10.9.8.{number}") for number in range(3)]
+            more = [await visit(proxy, "127.0.0.2", forged) for forged in forgeries]
+            other = await visit(proxy, "127.0.0.3", "127.0.0.2")
+
+    assert first == ["auth_success"] * 3
+    assert more == [4102] * len(forgeries)
+    assert other == "auth_success"
