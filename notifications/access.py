@@ -18,7 +18,7 @@ import redis.asyncio
 
 from . import auth, control
 from .conf import settings
-from .control import Control, ControlError, fingerprint
+from .control import Control, ControlError
 from .credentials import Credentials, judge, sessions_have_lasting_keys
 from .frames import CloseCode
 from .logs import LogBudget
@@ -139,7 +139,7 @@ class Access:
         for socket in list(self._sockets.get(told.user, ())):
             if told.do == "revoke":
                 socket.withdraw(told.what)
-            elif not told.what or told.what == fingerprint(socket.credentials.session_key or ""):
+            elif not told.what or told.what == socket.credentials.fingerprint:
                 socket.end_access(CloseCode.ACCESS_REVOKED, "logged out" if told.what else "access was revoked")
             elif socket.credentials.session_key is not None and not sessions_have_lasting_keys():
                 socket.end_access(CloseCode.TRY_AGAIN, "a session of this user ended")  # perhaps this one: let it show

@@ -22,6 +22,7 @@ from django.utils.http import is_same_domain
 
 from .conf import settings
 from .exceptions import NotificationsError
+from .logs import LogBudget
 from .metrics import count
 from .tokens import check_grant
 from .topics import Topic
@@ -33,6 +34,10 @@ AUTHORIZE_TIMEOUT: Final = 5.0
 MAX_THREADS: Final = 8
 """Synchronous checks of the site that run at once. They have threads of their own: in Django's one thread for
 synchronous code a single slow check would hold up every socket of the process."""
+
+_HTTP: Final = {"ws": "http", "wss": "https"}
+"""The schemes of a WebSocket, and those of the requests that are as safe."""
+_refusals: Final = LogBudget(logger)
 
 in_thread: Callable[..., Any] = partial(
     DatabaseSyncToAsync,
@@ -58,8 +63,9 @@ def origin_allowed(scope: dict[str, Any]) -> bool:
     if origin is None:
         return True
     # The handshake is an ordinary GET; only its scheme has another name.
-    scheme = {"ws": "http", "wss": "https"}.get(scope.get("scheme", "ws"), "http")
+    scheme = _HTTP.get(scope.get("scheme", "ws"), "http")
     request = ASGIRequest({**scope, "type": "http", "method": "GET", "scheme": scheme}, body_file=BytesIO())
+    told = _told_scheme(request)
     try:
         own = f"{'https' if request.is_secure() else 'http'}://{request.get_host()}"
     except DisallowedHost as error:
@@ -67,13 +73,32 @@ def origin_allowed(scope: dict[str, Any]) -> bool:
     if origin == own or any(_matches(origin, trusted) for trusted in django_settings.CSRF_TRUSTED_ORIGINS):
         return True
     count("auth_failed", "origin")
-    logger.warning(
-        "refused a socket from origin %.200r: this host is %.200s. Behind a proxy set SECURE_PROXY_SSL_HEADER; "
+    _refusals.warning(
+        "refused a socket from origin %.200r: this host is %.200s, %.300s; "
         "for pages of another host add their origin to CSRF_TRUSTED_ORIGINS.",
         origin,
         own,
+        told,
     )
     return False
+
+
+def _told_scheme(request: ASGIRequest) -> str:
+    """
+    Let a proxy name the scheme of a WebSocket as it likes; says what it named.
+
+    Some, as Traefik does, send ``X-Forwarded-Proto: wss`` with the handshake, where Django only knows ``https``.
+    """
+    if not django_settings.SECURE_PROXY_SSL_HEADER:
+        return "by the connection itself: behind a proxy that ends TLS set SECURE_PROXY_SSL_HEADER"
+    header, secure = django_settings.SECURE_PROXY_SSL_HEADER
+    if (value := request.META.get(header)) is None:
+        return f"by the connection itself: {header} of SECURE_PROXY_SSL_HEADER was not sent; let the proxy set it"
+    first, *rest = value.split(",")
+    name = first.strip()
+    if name != secure and secure in _HTTP.values():
+        request.META[header] = ",".join([_HTTP.get(name.lower(), first), *rest])
+    return f"as SECURE_PROXY_SSL_HEADER says: the proxy sent {value!r} in {header}"
 
 
 def has_origin(scope: dict[str, Any]) -> bool:

@@ -28,6 +28,9 @@ MAX_AGE: Final = 300
 """Seconds that a signed control message is good: who records one cannot use it later. Hosts' clocks may differ by as
 much."""
 
+ALL: Final = "all sessions"
+"""In place of a session's key, which has no spaces. None would not do: that is the key of an unsaved session."""
+
 Do = Literal["disconnect", "check", "revoke"]
 
 
@@ -86,7 +89,7 @@ def fingerprint(session_key: str) -> str:
 def disconnect_user(
     user: Any,
     *,
-    session_key: str | None = None,
+    session_key: str | None = ALL,
     on_commit: bool = False,
     using: str | None = None,
     fail_silently: bool = False,
@@ -99,13 +102,14 @@ def disconnect_user(
 
     Args:
         user: A ``User`` instance or a primary key. An anonymous or unsaved user is a ``TopicError``.
-        session_key: Close the sockets of this session only.
+        session_key: Close the sockets of this session only. Without it all: by session and by token.
         on_commit: Do it when the transaction commits, and not at all if it is rolled back.
         using: With ``on_commit``: the alias of the database. The default one if None.
         fail_silently: Log and count a ``PublishError`` instead of raising it.
 
     Raises:
         TopicError: The user is anonymous or unsaved.
+        ValueError: ``session_key`` is None or empty, as that of a session that was never saved: it has no sockets.
         PublishError: Redis did not confirm; the sockets may or may not be closed.
 
     """
@@ -115,7 +119,7 @@ def disconnect_user(
 async def adisconnect_user(
     user: Any,
     *,
-    session_key: str | None = None,
+    session_key: str | None = ALL,
     on_commit: bool = False,
     using: str | None = None,
     fail_silently: bool = False,
@@ -171,7 +175,10 @@ def check_user(user: Any, *, using: str | None = None) -> None:
 
 
 def _disconnect(user: Any, session_key: str | None) -> Control:
-    return Control("disconnect", Topic.for_user(user).id, "" if session_key is None else fingerprint(session_key))
+    if not session_key:
+        raise ValueError("session_key names no session: an unsaved one has no sockets; leave it out to close all")
+    what = "" if session_key == ALL else fingerprint(session_key)
+    return Control("disconnect", Topic.for_user(user).id, what)
 
 
 def _revoke(topic: Topic | str, user: Any) -> Control:

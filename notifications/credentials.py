@@ -19,6 +19,7 @@ from django.contrib.sessions.backends import cache, signed_cookies
 from django.core.cache import caches
 from django.utils import timezone
 
+from .control import fingerprint
 from .frames import CloseCode
 
 TIMEOUT: Final = 20.0
@@ -44,6 +45,11 @@ class Credentials(NamedTuple):
     user: Any
     session_key: str | None
     auth_hash: str | None
+
+    @property
+    def fingerprint(self) -> str | None:
+        """How the session is named to others; None if there is none."""
+        return None if self.session_key is None else fingerprint(self.session_key)
 
     @property
     def is_account(self) -> bool:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_out
-from django.db.models.signals import post_delete, post_save
+from django.db.models.signals import class_prepared, post_delete, post_save
 from django.dispatch import receiver
 
 from .control import check_user, disconnect_user
@@ -35,6 +36,21 @@ def _saved(*, instance: Any, created: bool, using: str, **_: Any) -> None:
         check_user(instance, using=using)
 
 
-@receiver(post_delete, sender=django_settings.AUTH_USER_MODEL, dispatch_uid="notifications")
 def _deleted(*, instance: Any, using: str, **_: Any) -> None:
     check_user(instance, using=using)
+
+
+@receiver(class_prepared, dispatch_uid="notifications")
+def _watch_deletions(*, sender: Any, **_: Any) -> None:
+    """
+    Hear of deleted users, also of those that are deleted through a proxy of their model.
+
+    Each model has a receiver of its own: with one for all senders Django could delete no model of the site by a single
+    statement, because it would have to read each row for us.
+    """
+    if sender._meta.concrete_model._meta.label_lower == django_settings.AUTH_USER_MODEL.lower():
+        post_delete.connect(_deleted, sender=sender, dispatch_uid="notifications")
+
+
+for _model in apps.get_models():
+    _watch_deletions(sender=_model)

@@ -21,6 +21,7 @@ from notifications.auth import (
     session_user,
     token_user,
 )
+from notifications.logs import LINES, LogBudget
 from notifications.metrics import counts
 from notifications.tokens import make_grant, make_token
 from tests.waiting import await_for, scaled
@@ -29,6 +30,12 @@ ANN = User(pk=1, username="ann")
 ORDER = "order:ann-7"
 pytestmark = pytest.mark.django_db(transaction=True)
 """Synchronous functions of the site run in threads, which look after their database connections."""
+
+
+@pytest.fixture(autouse=True)
+def new_log_budget(monkeypatch):
+    """Give each test all the lines there are."""
+    monkeypatch.setattr(auth, "_refusals", LogBudget(auth.logger))
 
 
 def configure(settings, **values):
@@ -450,10 +457,17 @@ def test_trusted_origins_are_allowed(settings, origin, allowed):
         ("https", "https://testserver", True),
         ("https", "http://testserver", False),
         ("http", "https://testserver", False),
+        ("wss", "https://testserver", True),
+        ("WSS, http", "https://testserver", True),
+        ("wss", "http://testserver", False),
+        ("ws", "https://testserver", False),
+        ("ws", "http://testserver", True),
+        ("http, wss", "https://testserver", False),
+        ("wsss", "https://testserver", False),
     ],
 )
 def test_a_proxy_that_ends_tls_is_believed_where_django_believes_it(settings, told, origin, allowed):
-    """With SECURE_PROXY_SSL_HEADER the scheme is the one that the proxy names."""
+    """With SECURE_PROXY_SSL_HEADER the scheme is the one that the proxy names, be it that of the WebSocket."""
     settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
     scope = handshake(origin=origin, headers=[(b"x-forwarded-proto", told.encode())])
 
@@ -488,11 +502,45 @@ def test_a_refusal_says_what_to_set(caplog):
     assert counts["auth_failed", "origin"] == before + 1
 
 
+@pytest.mark.parametrize(
+    ("headers", "said"),
+    [
+        ([], "HTTP_X_FORWARDED_PROTO of SECURE_PROXY_SSL_HEADER was not sent"),
+        ([(b"x-forwarded-proto", b"http")], "'http'"),
+    ],
+    ids=["missing", "http"],
+)
+def test_a_refusal_does_not_advise_what_is_set(settings, caplog, headers, said):
+    """Where SECURE_PROXY_SSL_HEADER is set the log says what the proxy sent in that header."""
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+
+    assert not origin_allowed(handshake(origin="https://testserver", headers=headers))
+
+    assert said in caplog.text
+    assert "set SECURE_PROXY_SSL_HEADER" not in caplog.text
+
+
+def test_a_header_of_another_sort_is_left_alone(settings):
+    """A proxy may say "on" where Django waits for it; the names of schemes mean nothing there."""
+    settings.SECURE_PROXY_SSL_HEADER = ("HTTP_X_SSL", "on")
+
+    assert origin_allowed(handshake(origin="https://testserver", headers=[(b"x-ssl", b"on")]))
+    assert not origin_allowed(handshake(origin="https://testserver", headers=[(b"x-ssl", b"wss")]))
+
+
+def test_many_refusals_cannot_fill_the_log(caplog):
+    """Pages of a foreign origin that try again and again leave so many lines in some seconds, and a count."""
+    for _ in range(2 * LINES):
+        origin_allowed(handshake(origin="https://shop.example"))
+
+    assert len(caplog.records) <= LINES + 1
+
+
 def test_an_origin_cannot_fill_the_log(caplog):
     """A huge or multi-line Origin leaves one short line."""
     origin_allowed(handshake(origin="http://a\nERROR forged\n" + "x" * 10000))
 
-    assert len(caplog.records[0].getMessage()) < 600
+    assert len(caplog.records[0].getMessage()) < 700
     assert "\n" not in caplog.records[0].getMessage()
 
 

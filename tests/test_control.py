@@ -6,8 +6,11 @@ import time
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import AnonymousUser, Group, User
+from django.contrib.sessions.models import Session
 from django.core import signing
-from django.db import transaction
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 import notifications
 from notifications import PublishError, TopicError, control
@@ -135,6 +138,17 @@ def test_nonsense_is_an_error(call):
         call()
 
 
+@pytest.mark.parametrize("key", [None, ""])
+async def test_the_key_of_an_unsaved_session_closes_nothing(told, key):
+    """None and "" are what an unsaved session has for a key: an error, and not "all" nor "those by token"."""
+    with pytest.raises(ValueError, match="leave it out to close all"):
+        notifications.disconnect_user(42, session_key=key)
+    with pytest.raises(ValueError, match="leave it out to close all"):
+        await notifications.adisconnect_user(42, session_key=key)
+
+    assert told() == []
+
+
 @pytest.fixture
 def no_redis(settings):
     point_to(settings, "redis://127.0.0.1:1/0")
@@ -198,6 +212,33 @@ def test_proxies_of_the_user_model_are_users(told, user):
     proxy.save()
 
     assert told() == [Control("check", str(user.pk))]
+
+
+def test_a_user_deleted_through_a_proxy_is_told(told, user):
+    """Nor need the site delete them as what they are, also where the proxy is made after the app is ready."""
+
+    class Employee(User):
+        class Meta:
+            proxy = True
+            app_label = "site"
+
+    other = get_user_model().objects.create_user("ben")
+    pks = user.pk, other.pk
+    Employee.objects.get(pk=user.pk).delete()
+    Employee.objects.filter(pk=other.pk).delete()
+
+    assert told() == [Control("check", str(pk)) for pk in pks]
+
+
+def test_other_models_are_deleted_as_fast_as_without_us(told, transactional_db):
+    """A receiver for all models would have Django read each row of any table before it deletes it."""
+    Session.objects.create(session_key="a", expire_date=timezone.now())
+
+    with CaptureQueriesContext(connection) as asked:
+        Session.objects.all().delete()
+
+    assert [query["sql"] for query in asked if "SELECT" in query["sql"]] == []
+    assert told() == []
 
 
 def test_a_deleted_user_is_told(told, user):
