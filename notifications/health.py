@@ -1,7 +1,7 @@
 """
 How the listeners are: each writes its state to Redis every second, health checks read them.
 
-One hash, ``<PREFIX>notifications:listeners``, a field a process. The time is that of Redis, so hosts need
+One hash, ``<PREFIX>notifications:listeners``, a field for each listener. The time is that of Redis, so hosts need
 not agree on theirs.
 """
 
@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -41,7 +44,9 @@ class Report(msgspec.Struct, kw_only=True):
     What one listener says of itself.
 
     Attributes:
-        host, pid: The process.
+        host, pid: The process, for people. Containers may share both: each may be called "web" and be process 1.
+        place: Where it runs, see ``this_place``.
+        id: Random; the field of the hash.
         state: ``"holder"`` (stamps and forwards), ``"stand-by"`` (would take over), or why it hears nothing.
         forwarded: Messages handed to the channel layer since it started.
         at: Redis time of the report, in seconds.
@@ -53,9 +58,11 @@ class Report(msgspec.Struct, kw_only=True):
     state: str
     forwarded: int
     at: float = 0.0
+    place: str = ""
+    id: str = msgspec.field(default_factory=partial(secrets.token_hex, 8))
 
     @property
-    def field(self) -> str:
+    def name(self) -> str:
         return f"{self.host}:{self.pid}"
 
     @property
@@ -63,8 +70,24 @@ class Report(msgspec.Struct, kw_only=True):
         return self.state in CONNECTED
 
 
-def this_process() -> tuple[str, int]:
-    return socket.gethostname(), os.getpid()
+def new_report(state: str) -> Report:
+    """Begin the reports of a listener in this process."""
+    return Report(host=socket.gethostname(), pid=os.getpid(), place=this_place(), state=state, forwarded=0)
+
+
+def this_place() -> str:
+    """Name the kernel and the PID namespace, which no two containers share; empty where Linux does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return ""
+
+
+def nearby(reports: list[Report]) -> list[Report]:
+    """Choose the listeners that run where we do: in this container, or else on what calls itself as this host does."""
+    host, place = socket.gethostname(), this_place()
+    here = [report for report in reports if report.host == host]
+    return [report for report in here if place and report.place == place] or here
 
 
 class Status:
@@ -85,8 +108,7 @@ class Status:
 
     async def keep_reported(self) -> None:
         """Report every second and at every change, until cancelled; then sign off."""
-        host, pid = this_process()
-        report = Report(host=host, pid=pid, state=self.state, forwarded=0)
+        report = new_report(self.state)
         client = await async_client()
         try:
             while True:
@@ -110,15 +132,15 @@ async def write(client: Any, report: Report) -> None:
     """Write a report, and forget those of listeners long dead."""
     key = internal_name(_KEY)
     report.at = await _now(client)
-    await client.hset(key, report.field, msgspec.json.encode(report))
+    await client.hset(key, report.id, msgspec.json.encode(report))
     await client.expire(key, int(FORGET_AFTER))
-    for other in await _read(client):
+    for field, other in await _read(client):
         if report.at - other.at > FORGET_AFTER:
-            await client.hdel(key, other.field)
+            await client.hdel(key, field)
 
 
 async def remove(client: Any, report: Report) -> None:
-    await client.hdel(internal_name(_KEY), report.field)
+    await client.hdel(internal_name(_KEY), report.id)
 
 
 async def living(client: Any) -> list[Report]:
@@ -129,7 +151,7 @@ async def living(client: Any) -> list[Report]:
 async def reports(client: Any) -> list[tuple[Report, float]]:
     """List the last report of each listener and how many seconds old it is, also of those that have died since."""
     now = await _now(client)
-    return [(report, now - report.at) for report in await _read(client)]
+    return [(report, now - report.at) for _, report in await _read(client)]
 
 
 async def _now(client: Any) -> float:
@@ -137,12 +159,12 @@ async def _now(client: Any) -> float:
     return float(seconds + microseconds / 1e6)
 
 
-async def _read(client: Any) -> list[Report]:
-    """Read all reports, in an order that people can rely on: a hash of Redis has none."""
+async def _read(client: Any) -> list[tuple[bytes, Report]]:
+    """Read all fields and reports, in an order that people can rely on: a hash of Redis has none."""
     reports = []
-    for value in (await client.hgetall(internal_name(_KEY))).values():
+    for field, value in (await client.hgetall(internal_name(_KEY))).items():
         try:
-            reports.append(msgspec.json.decode(value, type=Report))
+            reports.append((field, msgspec.json.decode(value, type=Report)))
         except msgspec.DecodeError:  # written by another version
             continue
-    return sorted(reports, key=lambda report: (report.host, report.pid))
+    return sorted(reports, key=lambda each: (each[1].host, each[1].pid, each[0]))

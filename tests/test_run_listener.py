@@ -1,8 +1,10 @@
 """``manage.py run_listener`` as a process: how it starts, what it survives, how it ends, what it logs."""
 
+import json
 import os
 import re
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from itertools import count
@@ -22,7 +24,7 @@ from tests.faults import (
     redis_down,
     restart_redis,
 )
-from tests.processes import Process, Site
+from tests.processes import START_SECONDS, Process, Site
 from tests.waiting import scaled, wait_for
 
 
@@ -360,6 +362,73 @@ def test_check_says_1_while_the_listener_is_deaf(new_site):
     client.acl_setuser("default", commands=["+psubscribe"], enabled=True, nopass=True)
     listener.wait_for_line("listening on", 20, after=said)
     assert new_site.run("run_listener", "--check").returncode == 0
+
+
+@pytest.fixture
+def namesakes(new_site, tmp_path):
+    """Return a function that starts listeners which all take themselves for process 1 of the host "web"."""
+    module = tmp_path / "namesake_settings.py"
+    module.write_text(
+        "import os, socket\n"
+        "from tests.settings import *\n"
+        "os.getpid = lambda: 1\n"
+        "socket.gethostname = lambda: 'web'\n"
+        "if place := os.environ.get('PLACE'):\n"
+        "    from notifications import health\n"
+        "    health.this_place = lambda: place\n"
+    )
+
+    def environment(place: str) -> dict[str, str]:
+        return new_site.environment | {
+            "DJANGO_SETTINGS_MODULE": "namesake_settings",
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+            "PLACE": place,
+        }
+
+    return environment
+
+
+def test_listeners_of_one_name_are_told_apart(new_site, namesakes):
+    """Two containers may share a host name, and each be process 1: both are seen, and signing off is one's own."""
+    holder = new_site.start_listener(env=namesakes("one"))
+    holder.wait_for_line("holding the lease")
+    stand_by = new_site.start_listener(env=namesakes("two"))
+    client = new_site.client()
+
+    def states() -> list[str]:
+        return sorted(json.loads(report)["state"] for report in client.hvals("notifications:listeners"))
+
+    def times() -> list[float]:
+        return sorted(json.loads(report)["at"] for report in client.hvals("notifications:listeners"))
+
+    wait_for(lambda: states() == ["holder", "stand-by"])
+    for _ in range(3):  # each writes once a second
+        before = times()
+        wait_for(lambda before=before: min(times()) > max(before))
+        assert states() == ["holder", "stand-by"]
+
+    assert stand_by.terminate() == 0
+    assert states() == ["holder"]
+
+
+def test_check_asks_the_listener_of_its_own_container(new_site, namesakes):
+    """Of listeners that share their name, the one that runs where --check does is judged; else those of that name."""
+    new_site.start_listener(env=namesakes("one")).wait_for_line("holding the lease")
+    deaf = new_site.start_listener(env=namesakes("two") | {"REDIS_URL": deaf_url(new_site)}, ready="not connected")
+
+    def check(place: str) -> int:
+        command = [sys.executable, "-m", "django", "run_listener", "--check"]
+        return new_site.start(*command, env=namesakes(place)).wait(START_SECONDS)
+
+    wait_for(lambda: len(new_site.client().hvals("notifications:listeners")) == 2)
+    assert (check("one"), check("two"), check("three")) == (0, 1, 0)
+    deaf.terminate()
+
+
+def deaf_url(site: Site) -> str:
+    """Return the URL of an account that may do everything but listen."""
+    site.client().execute_command("ACL", "SETUSER", "deaf", "reset", "on", ">x", "~*", "&*", "+@all", "-psubscribe")
+    return site.redis.url.replace("//", "//deaf:x@")
 
 
 # Forwarding and logging.

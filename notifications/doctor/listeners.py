@@ -24,14 +24,14 @@ async def examine_listeners(client: Any) -> list[Finding]:
         return [Finding("listeners", Level.ERROR, *explain(error))]
     hanging = [(report, age) for report, age in reports if _hangs(report, age, reports)]
     silent = [
-        f"{report.field} was {report.state} and has said nothing for {age:.0f} s: it hangs, or was killed"
+        f"{report.name} was {report.state} and has said nothing for {age:.0f} s: it hangs, or was killed"
         for report, age in hanging
     ]
     restart = "Look at its process and its log; a supervisor should restart it."
     found = [Finding("listeners", Level.WARNING, text, restart) for text in silent]
     living = [report for report, age in reports if (report, age) not in hanging]
     found += [
-        Finding("listeners", Level.WARNING, f"{report.field} is {report.state}", "It tries again by itself.")
+        Finding("listeners", Level.WARNING, f"{report.name} is {report.state}", "It tries again by itself.")
         for report in living
         if not report.healthy
     ]
@@ -40,7 +40,7 @@ async def examine_listeners(client: Any) -> list[Finding]:
         text = "no listener is alive and connected" + await _others(client)
         hint = restart if silent else "" if living else "Run manage.py run_listener."
         return [Finding("listeners", Level.ERROR, text, hint), *found]
-    names = ", ".join(f"{report.field} {report.state}" for report in healthy)
+    names = ", ".join(f"{report.name} {report.state}" for report in healthy)
     if len(healthy) == 1:
         hint = "Run two: while none runs, what other programs publish is lost."
         found.append(Finding("listeners", Level.WARNING, f"only one listener: {names}", hint))

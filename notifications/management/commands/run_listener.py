@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Coroutine
@@ -62,7 +63,6 @@ class Command(BaseCommand):
             listen()
 
     async def _check(self) -> None:
-        host, _ = health.this_process()
         try:
             async with asyncio.timeout(connections.SOCKET_TIMEOUT):
                 reports = await health.living(await connections.async_client())
@@ -70,8 +70,8 @@ class Command(BaseCommand):
             raise CommandError(f"cannot ask Redis: {str(error) or type(error).__name__}") from error
         for report in reports:
             self.stdout.write(f"{report.host} pid {report.pid}: {report.state}, {report.forwarded} forwarded")
-        if not any(report.healthy for report in reports if report.host == host):
-            raise CommandError(f"no listener on {host} is alive and connected")
+        if not any(report.healthy for report in health.nearby(reports)):
+            raise CommandError(f"no listener on {socket.gethostname()} is alive and connected")
 
 
 def _serve_metrics(address: str, port: int) -> None:
