@@ -124,7 +124,7 @@ class BatchProgressPayload(Checked):
     """What ``batch_progress`` says."""
 
     batch_id: str
-    status: Status
+    status: Annotated[str, Meta(description="Any word; the replaced service said those of the documentation.")]
     total: Count
     processed: Count
     successful: Count

@@ -393,7 +393,7 @@ OLD_SCHEMAS: dict[str, Any] = {
     "batch_progress": {
         "payload": {
             "batch_id": _uuid,
-            "status": _STATUS,
+            "status": _text,
             "total": _count,
             "processed": _count,
             "successful": _count,

@@ -97,7 +97,7 @@ def report_batch(owner_id: int, batch_id: UUID) -> None:
         failed=Count("pk", filter=Q(status=Upload.Status.FAILED)),
     )
     total, processed, failed = counts["total"], counts["processed"], counts["failed"]
-    status = "analyzing" if processed < total else "failed" if failed == total else "completed"
+    status = "processing" if processed < total else "failed" if failed == total else "completed"
     payload = BatchProgressPayload(
         batch_id=str(batch_id),
         status=status,

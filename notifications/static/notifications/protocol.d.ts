@@ -40,7 +40,8 @@ export interface BatchProgress {
 /** What `batch_progress` says. */
 export interface BatchProgressPayload {
   readonly batch_id: string;
-  readonly status: "analyzing" | "completed" | "embedding" | "failed" | "pending";
+  /** Any word; the replaced service said those of the documentation. */
+  readonly status: string;
   readonly total: number;
   readonly processed: number;
   readonly successful: number;
