@@ -7,9 +7,12 @@ their values when they are made, so that a mistake shows where it was made and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
 from functools import cache
+from numbers import Integral, Real
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -18,6 +21,7 @@ from django.utils.functional import Promise
 from msgspec import Meta, Struct
 
 from .exceptions import MessageError
+from .surrogates import mend_json, mend_values
 
 META: Final = "_meta"
 """The name that frames keep for topic and id. No message may use it: a forged id would mute a user."""
@@ -69,6 +73,7 @@ def _fields(struct: type[Checked]) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any, annotation: Any) -> Any:
+    value = _plain(value)
     if isinstance(value, Promise) or (
         name.endswith("_id") and isinstance(value, UUID | int) and not isinstance(value, bool)
     ):
@@ -174,11 +179,49 @@ Message = UploadProgress | UploadCompleted | UploadFailed | BatchProgress | File
 def _encode_other(value: Any) -> Any:
     if isinstance(value, Promise):
         return str(value)
-    if isinstance(value, str):  # SafeString: msgspec takes no subclasses
-        return str.__str__(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+    plain = _plain(value)
+    if plain is value:
+        raise TypeError(f"a {_name(type(value))} cannot be written as JSON")
+    return plain
+
+
+def _name(type_: type) -> str:
+    return type_.__qualname__ if type_.__module__ == "builtins" else f"{type_.__module__}.{type_.__qualname__}"
+
+
+# Of the real classes, bound now: freezegun puts its own in place of ``datetime`` and ``date`` in every module.
+_combine, _from_ordinal = datetime.combine, date.fromordinal
+
+_PLAIN: Final[Sequence[tuple[type[Any], Callable[[Any], Any]]]] = (
+    (str, str.__str__),
+    (Integral, int),
+    (Real, float),
+    (Decimal, Decimal.__str__),
+    (bytes, bytes),
+    (bytearray, bytes),
+    (datetime, lambda value: _combine(value, datetime.timetz(value))),
+    (date, lambda value: _from_ordinal(date.toordinal(value))),
+    (time, lambda value: time.fromisoformat(time.isoformat(value))),
+    (timedelta, timedelta.__pos__),
+)
+"""What JSON is written from, and how an object of a subclass becomes one of the class itself; Decimals are text."""
+_PLAIN_TYPES: Final = frozenset({str, bool, int, float, Decimal, bytes, bytearray, datetime, date, time, timedelta})
+
+
+def _plain(value: Any) -> Any:
+    """
+    Turn an object of a subclass of what JSON holds into one of the class itself; msgspec reads and writes no others.
+
+    Such are Django's ``SafeString``, the times of pendulum, pandas and freezegun, and the numbers of numpy.
+    """
+    if type(value) in _PLAIN_TYPES or isinstance(value, Enum):
+        return value
+    for base, plain in _PLAIN:
+        if isinstance(value, base):
+            return plain(value) if value == value else None  # pandas' "not a time" is null, as not-a-number is
+    return value
 
 
 _encode = msgspec.json.Encoder(enc_hook=_encode_other).encode
@@ -189,7 +232,8 @@ def encode(message: Message, max_size: int) -> bytes:
     """
     Write a message as one JSON object, with Django's types: lazy strings, ``datetime``, ``Decimal``, ``UUID``.
 
-    Not-a-number and the infinities become ``null``, as in JavaScript's ``JSON.stringify``.
+    Not-a-number and the infinities become ``null``, as in JavaScript's ``JSON.stringify``, and half a character, a
+    lone surrogate, becomes U+FFFD.
 
     Args:
         message: A typed message or a mapping.
@@ -204,11 +248,12 @@ def encode(message: Message, max_size: int) -> bytes:
     elif not isinstance(message, Checked) or message.__struct_config__.tag is None:  # a payload alone has no action
         raise MessageError(f"a message is a mapping or one of notifications.messages, not a {type(message).__name__}")
     try:
-        data = _encode(message)
+        try:
+            data = _encode(message)
+        except UnicodeEncodeError:  # a lone surrogate
+            data = _encode(mend_values(msgspec.to_builtins(message, str_keys=True, enc_hook=_encode_other)))
         # Looked for in what was written: a key may be a lazy text or an Enum. Our encoder escapes no such letters.
         reserved = b'"_meta":' in data and META in _decode(data)
-    except UnicodeEncodeError as error:  # its text would quote the character
-        raise MessageError("the message cannot be written as JSON: a lone surrogate is no text") from error
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MessageError(f"the message cannot be written as JSON: {error}") from error
     if reserved:
@@ -223,7 +268,7 @@ def check_raw(data: bytes, max_size: int) -> str:
     Check what some program published: a JSON object in UTF-8 within ``max_size`` bytes.
 
     Returns:
-        It as text, without the white space around it.
+        It as text, without the white space around it, and with U+FFFD for each half of a character.
 
     Raises:
         MessageError: Otherwise, or if the object uses ``_meta``.
@@ -234,12 +279,24 @@ def check_raw(data: bytes, max_size: int) -> str:
     try:
         value = _decode(data)
         text = data.decode()
-    except UnicodeDecodeError as error:
-        raise MessageError("not UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise MessageError("not JSON") from error
+    except (ValueError, RecursionError):
+        text, value = _read_mended(data)
     if type(value) is not dict:
         raise MessageError("not a JSON object")
     if META in value:
         raise MessageError(f"{META!r} is reserved")
     return text.strip(" \t\r\n")
+
+
+def _read_mended(data: bytes) -> tuple[str, Any]:
+    """Read what was not JSON once more, with its lone surrogates replaced."""
+    try:
+        text = data.decode(errors="surrogatepass")
+        mended = mend_json(text)
+        if mended == text:
+            raise MessageError("not JSON")
+        return mended, _decode(mended)
+    except UnicodeDecodeError as error:
+        raise MessageError("not UTF-8") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MessageError("not JSON") from error

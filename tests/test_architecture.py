@@ -14,7 +14,8 @@ PACKAGE = Path(notifications.__file__).parent
 ROOT = PACKAGE.parent
 
 STOREYS = [
-    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"},
+    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"}
+    | {"surrogates"},
     {"connections", "loops"},
     {"wire", "pipeline", "history", "cursor", "held", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "carried", "keeper", "loop_layer", "layers"},
