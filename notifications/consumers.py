@@ -122,7 +122,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except FrameError as error:
             frame = error
         if self._nobody_yet() and not isinstance(frame, frames.Auth):
-            await self._closing.refuse(CloseCode.AUTH_REQUIRED, 'the first frame is {"type":"auth","token":…}')
+            no_json = isinstance(frame, frames.NotJSONError)
+            code = CloseCode.INVALID_MESSAGES if no_json else CloseCode.AUTH_REQUIRED
+            await self._closing.refuse(code, 'the first frame is {"type":"auth","token":…}')
         elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
             self._heartbeat.confirmed()
         elif not self._pace.take(self._own.id if self._own is not None else None, self._address):

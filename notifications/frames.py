@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .exceptions import NotificationsError
+from .surrogates import mend_json
 
 MAX_FRAME_SIZE: Final = 4096
 MAX_AUTH_FRAME_SIZE: Final = 16384
@@ -38,9 +39,9 @@ class CloseCode(IntEnum):
         return self
 
     AUTH_TIMEOUT = 4001, "no auth frame in time"
-    AUTH_REQUIRED = 4002, "the first frame was no auth frame"
+    AUTH_REQUIRED = 4002, "the first frame was JSON, but no auth frame"
     AUTH_FAILED = 4003, "the token is not valid, has expired, or is that of an inactive or another user"
-    INVALID_MESSAGES = 4004, "too many frames in a row that could not be read"
+    INVALID_MESSAGES = 4004, "the first frame was no JSON, or too many in a row could not be read"
     ACCESS_REVOKED = 4005, "access has ended: logged out, password changed, account not active, session expired"
     TOO_SLOW = 4100, "the client said or confirmed nothing for too long, or sent far too many frames"
     TRY_AGAIN = 4101, "something the server needs did not answer, the session has another key, or the server restarts"
@@ -68,6 +69,10 @@ class FrameError(NotificationsError):
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class NotJSONError(FrameError):
+    """A browser's frame is binary, or no JSON at all."""
 
 
 SINCE_IS: Final = '\'since\' is "last" or the id of a message, such as "1795452276480-3"'
@@ -199,7 +204,7 @@ def decode(text: str | None) -> Auth | Action:
 
     """
     if text is None:
-        raise FrameError("invalid_message", "frames are JSON text, not binary")
+        raise NotJSONError("invalid_message", "frames are JSON text, not binary")
     size = len(text.encode(errors="surrogatepass"))
     _check_size(size, MAX_AUTH_FRAME_SIZE)
     try:
@@ -213,7 +218,23 @@ def decode(text: str | None) -> Auth | Action:
             raise FrameError("unknown_action", f"the actions are {', '.join(sorted(_ACTIONS))}")
         return _action.decode(text)
     except (ValueError, RecursionError) as error:
-        raise FrameError("invalid_message", f"{error}") from error
+        if (mended := mend_json(text)) != text:  # it has half a character, which is JSON to every browser
+            return _without_topic(decode(mended))
+        raise (FrameError if _is_json(text) else NotJSONError)("invalid_message", f"{error}") from error
+
+
+def _without_topic(frame: Auth | Action) -> Auth | Action:
+    if isinstance(frame, Auth | Ping | Pong):
+        return frame
+    raise FrameError("invalid_message", "the frame has half a character, a lone surrogate, and no topic has")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _check_size(size: int, limit: int) -> None:

@@ -185,6 +185,42 @@ def test_the_error_of_a_wrong_frame_tells_what_is_wrong(text, code, says):
 
 
 @pytest.mark.parametrize(
+    ("text", "decoded"),
+    [
+        (r'{"action":"ping","title":"\ud83d"}', frames.Ping()),
+        (r'{"type":"auth","token":"t\\","\ude00":1}', frames.Auth(token="t\\")),
+    ],
+)
+def test_half_a_character_does_not_cost_a_frame(text, decoded):
+    """``JSON.stringify`` writes what is left of an emoji that was cut; the frame is read as if it were U+FFFD."""
+    assert decode(text) == decoded
+
+
+@pytest.mark.parametrize("action", ["subscribe", "unsubscribe"])
+@pytest.mark.parametrize("half", ["\ud83d", r"\ud83d"], ids=ascii)
+def test_half_a_character_is_no_part_of_a_topic(action, half):
+    """No topic has one, so the frame is refused, and nobody is subscribed to a topic that he did not name."""
+    error = refusal(f'{{"action":"{action}","topic":"file:{half}.png"}}')
+
+    assert error.code == "invalid_message"
+    assert "half a character" in str(error)
+
+
+@pytest.mark.parametrize("text", [None, "", "hello", "[1", '{"action":"ping"', r'{"action":"\ud83d', '{"a":NaN}'])
+def test_what_is_no_json_is_told_from_a_wrong_frame(text):
+    """A first frame is answered with another code when it is no JSON at all."""
+    assert type(refusal(text)) is frames.NotJSONError
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "7", "{}", '{"type":"auth"}', '{"action":"shout"}', r'{"type":"auth","a":"\ud83d"}']
+)
+def test_a_wrong_frame_is_told_from_what_is_no_json(text):
+    """What a JSON parser reads is a wrong frame."""
+    assert type(refusal(text)) is FrameError
+
+
+@pytest.mark.parametrize(
     "since",
     [
         "",

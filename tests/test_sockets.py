@@ -55,15 +55,28 @@ async def test_no_credentials_in_time_is_4001(server):
 
 
 @pytest.mark.parametrize(
-    "frame",
-    ['{"action":"ping"}', '{"action":"subscribe_upload","upload_id":"x"}', "nonsense", b"\x00", '{"type":"auth"}'],
-    ids=["ping", "subscribe", "nonsense", "binary", "no token"],
+    ("frame", "code"),
+    [
+        ('{"action":"ping"}', 4002),
+        ('{"action":"subscribe_upload","upload_id":"x"}', 4002),
+        ('{"type":"auth"}', 4002),
+        ('{"type":"auth","token":7}', 4002),
+        ("[1]", 4002),
+        ('"auth"', 4002),
+        ('{"action":"ping","title":"\\ud83d"}', 4002),
+        ("nonsense", 4004),
+        ("", 4004),
+        ("[1", 4004),
+        ('{"type":"auth","token":"x"', 4004),
+        (b"\x00", 4004),
+    ],
+    ids=repr,
 )
-async def test_a_first_frame_that_is_no_auth_frame_is_4002(server, frame):
-    """Whatever it is, it is answered with ``auth_error`` and the end."""
+async def test_a_first_frame_that_is_no_auth_frame_is_4002_and_no_json_4004(server, frame, code):
+    """Whatever it is, it is answered with ``auth_error`` and the end; the codes are those of the replaced service."""
     async with open_tab(server) as tab:
         await tab.send(frame)
-        (answer,) = await tab.expect_closed(4002)
+        (answer,) = await tab.expect_closed(code)
 
         assert answer["action"] == "auth_error"
 
