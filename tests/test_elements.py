@@ -524,34 +524,113 @@ def test_notice_leaves_by_itself_unless_it_is_an_error(tab: Tab) -> None:
     expect(shown(page, "title")).to_have_text(["Broken"])
 
 
-@pytest.mark.parametrize("by", ["pointer", "focus"])
-def test_time_stands_still_while_somebody_reads(tab: Tab, by: str) -> None:
-    """No notice leaves while one of them has the pointer or the focus; afterwards it has its time again."""
+def test_each_notice_has_its_own_time(tab: Tab) -> None:
+    """However many come after it, a notice leaves when its own time is over."""
     page = tab.open(
-        '<button>Work</button><notification-toasts timeout="2"></notification-toasts>',
+        '<notification-toasts timeout="10"></notification-toasts>', before=lambda page: page.clock.install()
+    )
+    stop_clock(page)
+    for title in ("One", "Two", "Three"):
+        tab.notice(title=title)
+        expect(shown(page, "title").last).to_have_text(title)
+        page.clock.run_for(4_000)
+
+    expect(shown(page, "title")).to_have_text(["Two", "Three"])
+    page.clock.run_for(4_000)
+    expect(shown(page, "title")).to_have_text(["Three"])
+
+
+def hide(page: Page, hidden: bool) -> None:
+    """Have the page think that its tab is in the background, or in front: without windows all tabs are in front."""
+    page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+@pytest.mark.parametrize("by", ["pointer", "focus", "finger", "hidden tab"])
+def test_time_stands_still_while_somebody_reads(tab: Tab, by: str) -> None:
+    """
+    No notice leaves while one of them has the pointer, a finger or the focus, or while nobody sees the tab.
+
+    Afterwards each has what was left of its time, and those who read one have a moment for the others.
+    """
+    page = tab.open(
+        '<button>Work</button><notification-toasts timeout="10"></notification-toasts>',
         before=lambda page: page.clock.install(),
     )
     stop_clock(page)
     work = page.get_by_role("button", name="Work")
+    fingers = tab.context.new_cdp_session(page)
+
+    def begin(toast: Locator) -> None:
+        if by == "pointer":
+            toast.hover()
+        elif by == "focus":
+            toast.locator("[part=close]").focus()
+        elif by == "hidden tab":
+            hide(page, True)
+        else:
+            at = box(toast)
+            point = {"x": at["x"] + 60, "y": at["y"] + 20}
+            fingers.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+
+    def end() -> None:
+        if by == "pointer":
+            work.hover()
+        elif by == "focus":
+            work.focus()
+        elif by == "hidden tab":
+            hide(page, False)
+        else:
+            fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
     tab.notice(title="One")
+    expect(shown(page, "title")).to_have_text(["One"])
+    page.clock.run_for(3_000)
     tab.notice(title="Two")
-    expect(shown(page, "toast")).to_have_count(2)
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    page.clock.run_for(3_000)  # 4 and 7 seconds are left
 
-    page.clock.run_for(1_500)
-    if by == "pointer":
-        shown(page, "toast").first.hover()
-    else:
-        shown(page, "close").last.focus()
-    page.clock.run_for(20_000)
-    expect(shown(page, "toast")).to_have_count(2)
-    if by == "pointer":
-        work.hover()
-    else:
-        work.focus()
-    page.clock.run_for(1_500)
-    expect(shown(page, "toast")).to_have_count(2)
+    begin(shown(page, "toast").first)
+    page.clock.run_for(10_000)
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    end()
+    page.clock.run_for(3_500)
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
     page.clock.run_for(1_000)
+    expect(shown(page, "title")).to_have_text(["Two"])
 
+    page.clock.run_for(2_000)  # half a second is left
+    begin(shown(page, "toast").first)
+    page.clock.run_for(10_000)
+    end()
+    page.clock.run_for(1_500)
+    expect(shown(page, "title")).to_have_text(["Two"])
+    page.clock.run_for(1_000)
+    expect(shown(page, "toast")).to_have_count(0)
+
+
+def test_finger_that_has_tapped_holds_nothing(tab: Tab) -> None:
+    """A tap leaves a hover behind, which ends only with the next tap: notices leave all the same."""
+    page = tab.open('<notification-toasts timeout="5"></notification-toasts>', before=lambda page: page.clock.install())
+    stop_clock(page)
+    tab.notice(title="One", body="More about it")
+    expect(shown(page, "toast")).to_have_count(1)
+    fingers = tab.context.new_cdp_session(page)
+    at = box(shown(page, "body"))
+    point = {"x": at["x"] + 10, "y": at["y"] + 5}
+
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    page.wait_for_function(
+        "document.querySelector('notification-toasts').shadowRoot.querySelector('[part=list]').matches(':hover')"
+    )
+    page.clock.run_for(6_000)
     expect(shown(page, "toast")).to_have_count(0)
 
 
@@ -591,6 +670,153 @@ def test_notices_that_are_moved_still_leave(tab: Tab) -> None:
     expect(shown(page, "toast")).to_have_count(1)
     page.clock.run_for(3_000)
     expect(shown(page, "toast")).to_have_count(0)
+
+
+# Dialogs
+
+DIALOG = """<dialog id="dialog">
+    <button id="ok">OK</button><dialog id="inner"><button>Inner</button></dialog>
+</dialog>"""
+OPEN = """id => {
+    const dialog = document.getElementById(id);
+    Object.assign(dialog.style, { width: "80vw", height: "80vh" });
+    dialog.showModal();
+}"""
+SHADOW = """() => {
+    const holder = document.getElementById("holder");
+    holder.attachShadow({ mode: "open" });
+    const dialog = document.createElement("dialog");
+    dialog.append(document.createElement("button"), document.createElement("slot"));
+    holder.shadowRoot.append(dialog);
+    dialog.showModal();
+}"""
+
+
+def expect_usable(page: Page) -> None:
+    """See that nothing lies over the notices or makes them inert: their button takes the focus and the pointer."""
+    close = shown(page, "close").last
+    close.focus()
+    assert close.evaluate("(close) => close.getRootNode().activeElement === close")
+    count = shown(page, "toast").count()
+    close.click()  # fails where something else would get the click
+    expect(shown(page, "toast")).to_have_count(count - 1)
+
+
+@pytest.mark.parametrize("popover", [True, False], ids=["popover", "no popover"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("dialogs", [["dialog"], ["dialog", "inner"]], ids=["one", "nested"])
+def test_notice_can_be_used_while_a_modal_dialog_is_open(
+    tab: Tab, dialogs: list[str], when: str, popover: bool
+) -> None:
+    """A modal dialog that was opened before or after the notice lies behind it, and does not keep it from anybody."""
+    page = tab.open(DIALOG + TOASTS)
+    if not popover:
+        page.evaluate("delete HTMLElement.prototype.showPopover")
+    else:  # such a dialog is the containing block of what is fixed in it, but not of what is in the top layer
+        page.evaluate("document.getElementById('dialog').style.transform = 'scale(0.99)'")
+    expect(page.locator("[popover]")).to_have_count(0)
+
+    if when == "after":
+        tab.notice(title="Before")
+        expect(shown(page, "toast")).to_have_count(1)
+    for dialog in dialogs:
+        page.evaluate(OPEN, dialog)
+    if when == "before":
+        tab.notice(title="Meanwhile")
+
+    expect(shown(page, "title")).to_have_text(["Before" if when == "after" else "Meanwhile"])
+    at, size = box(shown(page, "toast")), page.viewport_size
+    assert size
+    assert at["x"] + at["width"] > size["width"] - 40  # the window's corner, not the dialog's
+    assert at["y"] + at["height"] > size["height"] - 40
+    expect_usable(page)
+    assert page.evaluate("document.querySelector('notification-toasts').parentElement.localName") == "main"
+    assert page.evaluate("document.getElementById('dialog').open")
+
+
+def test_escape_takes_the_notice_and_not_the_dialog(tab: Tab) -> None:
+    """Whoever has the focus in a notice over a dialog dismisses one after the other."""
+    page = tab.open(DIALOG + TOASTS)
+    page.evaluate(OPEN, "dialog")
+    tab.notice(title="Meanwhile")
+    shown(page, "close").focus()
+
+    page.keyboard.press("Escape")
+
+    expect(shown(page, "toast")).to_have_count(0)
+    assert page.evaluate("document.getElementById('dialog').open")
+    page.keyboard.press("Escape")
+    assert not page.evaluate("document.getElementById('dialog').open")
+
+
+@pytest.mark.parametrize("end", ["dialog.close()", "dialog.remove()", "dialog.replaceChildren()"])
+def test_notice_outlives_its_dialog(tab: Tab, end: str) -> None:
+    """When the dialog closes, or is thrown away with all that is in it, notices are where they were before it."""
+    page = tab.open(f"<section>{TOASTS}</section>{DIALOG}")
+    page.evaluate(OPEN, "dialog")
+    tab.notice(title="One")
+    expect(shown(page, "toast")).to_have_count(1)
+    assert page.evaluate("document.querySelector('notification-toasts').parentElement.id") == "dialog"
+
+    page.evaluate(f"const dialog = document.getElementById('dialog'); {end}; dialog.remove()")
+
+    expect(page.locator("section > notification-toasts")).to_have_count(1)
+    tab.notice(title="Two")
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    assert page.evaluate("document.querySelector('section').childNodes.length") == 1
+    expect_usable(page)
+
+
+def test_dialog_in_a_shadow(tab: Tab) -> None:
+    """The dialogs of web components are in their shadows; what is put into the component is slotted into the dialog."""
+    page = tab.open(f'<div id="holder"></div>{TOASTS}')
+    page.evaluate(SHADOW)
+
+    tab.notice(title="Meanwhile")
+
+    expect(shown(page, "toast")).to_have_count(1)
+    expect_usable(page)
+    assert page.evaluate("document.querySelector('notification-toasts').parentElement.localName") == "main"
+
+
+def test_dialog_that_traps_the_focus(tab: Tab) -> None:
+    """A dialog whose script brings the focus back when it leaves takes that of a notice for its own."""
+    page = tab.open(DIALOG + TOASTS)
+    page.evaluate(
+        """() => document.addEventListener("focusin", ({ target }) => {
+            if (!document.getElementById("dialog").contains(target)) document.getElementById("ok").focus();
+        })"""
+    )
+    page.evaluate(OPEN, "dialog")
+    tab.notice(title="One")
+    tab.notice(title="Two")
+    expect(shown(page, "toast")).to_have_count(2)
+
+    page.get_by_role("button", name="OK").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+
+    expect(shown(page, "title")).to_have_text(["Two"])
+    expect_usable(page)
+
+
+@pytest.mark.parametrize("shown_full_screen", ["section", "video"])
+def test_notice_while_something_is_full_screen(tab: Tab, shown_full_screen: str) -> None:
+    """A part of the page that fills the screen does not hide notices; after a film, which holds nothing, they are there."""
+    page = tab.open(f'<section id="film"><h2>Film</h2></section><video id="video"></video>{TOASTS}')
+    tab.notice(title="Before")
+    tab.notice(title="One more")
+    expect(shown(page, "toast")).to_have_count(2)
+    page.evaluate("name => document.querySelector(name).requestFullscreen()", shown_full_screen)
+    page.wait_for_function("document.fullscreenElement !== null")
+
+    if shown_full_screen == "section":
+        expect_usable(page)
+    page.evaluate("document.exitFullscreen()")
+    page.wait_for_function("document.fullscreenElement === null")
+
+    expect(page.locator("main > notification-toasts")).to_have_count(1)
+    expect_usable(page)
 
 
 @pytest.mark.parametrize("level", ["info", "error"])

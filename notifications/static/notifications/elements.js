@@ -23,7 +23,9 @@ const labels = {
   warning: "Warning",
   error: "Error",
 };
-const LEVELS = { info: "i", success: "✓", warning: "!", error: "!!" };
+const LEVELS = ["info", "success", "warning", "error"];
+const MOMENT = 2000; // milliseconds that a notice has at least, when time goes on that stood still
+const CHECK = 1000;
 const FINISHED = ["completed", "failed"];
 const TEXTS = ["status", "stage", "message"];
 
@@ -57,6 +59,20 @@ function webAddress(url) {
   } catch {
     return null;
   }
+}
+
+/** A node and all that is around it on the screen: slots and shadows too. */
+function around(node) {
+  const nodes = [];
+  for (; node; node = node.assignedSlot ?? node.parentNode ?? node.host) nodes.push(node);
+  return nodes;
+}
+
+/** The element that has the focus, in whatever shadow. */
+function focusedElement() {
+  let element = document.activeElement;
+  while (element?.shadowRoot?.activeElement) element = element.shadowRoot.activeElement;
+  return element;
 }
 
 function make(name, part, ...children) {
@@ -235,77 +251,119 @@ export class UploadProgress extends HTMLElement {
 /**
  * The user's notices, and with the attribute `uploads` the ends of the uploads on this page.
  *
- * Attributes: `timeout`, seconds that a notice stays (10; 0 for ever; errors always stay); `max`, how many are shown
- * (5). No notice leaves while one of them has the pointer or the focus, or while the tab is hidden.
+ * Attributes: `timeout`, seconds that a notice stays (10; 0 for ever; errors always stay); `max`, how many are kept
+ * (5). No time goes by while a notice has the pointer or the focus, a finger on it, or while the tab is hidden. While a
+ * modal dialog is open the element is in that dialog: whatever is outside of it can neither be clicked nor read out.
  */
 export class NotificationToasts extends HTMLElement {
-  #timers = new Map();
+  #toasts = []; // { element, left, since, timer }: milliseconds, and when they began to run; the oldest first
   #stop;
   #before = null;
+  #check; // of time that stands still: whether it still has to
+  #pointer = ""; // its type
+  #finger = false; // whether one is on a notice
+  #home; // what keeps our place on the page while we are in a dialog
+  #moving = false;
+  #open = []; // modal dialogs and what is full-screen, in the order in which they were opened
+  #closed = new WeakSet(); // those in which nothing can be put
   #errors = make("div", "errors");
   #others = make("div", "others");
+  #list = make("div", "list", this.#errors, this.#others);
 
   constructor() {
     super();
     this.#errors.ariaLive = "assertive";
     this.#others.ariaLive = "polite";
-    const list = make("div", "list", this.#errors, this.#others);
-    list.role = "region";
-    list.ariaLabel = labels.notices;
-    shadowOf(this, TOASTS_CSS, list);
-    list.addEventListener("keydown", (event) => {
-      const toast = event.target.closest("[part~=toast]");
+    this.#list.role = "region";
+    this.#list.ariaLabel = labels.notices;
+    shadowOf(this, TOASTS_CSS, this.#list);
+    const listen = (types, act) => types.forEach((type) => this.#list.addEventListener(type, act));
+    listen(["keydown"], (event) => {
+      const toast = this.#toasts.find(({ element }) => element.contains(event.target));
       if (event.key !== "Escape" || !toast) return;
-      event.stopPropagation(); // a dialog behind it stays
+      event.stopPropagation();
+      event.preventDefault(); // a dialog behind it stays
       this.#dismiss(toast);
     });
-    list.addEventListener("focusin", ({ relatedTarget }) => {
+    listen(["focusin"], ({ relatedTarget }) => {
       if (relatedTarget && relatedTarget !== this) this.#before = relatedTarget;
     });
-    for (const type of ["pointerenter", "focusin"]) list.addEventListener(type, () => this.#hold());
-    for (const type of ["pointerleave", "focusout"]) list.addEventListener(type, () => this.#release());
+    listen(["pointerenter", "pointerdown"], ({ type, pointerType }) => {
+      this.#pointer = pointerType;
+      this.#finger ||= type === "pointerdown" && pointerType !== "mouse";
+    });
+    listen(["pointerenter", "pointerdown", "focusin"], () => this.#pause());
+    listen(["pointerleave", "focusout"], () => this.#resume());
+    this.addEventListener("scroll", () => this.#pause());
   }
 
   connectedCallback() {
+    if (this.#moving) return;
+    const page = new AbortController();
+    const listen = (where, type, act, capture) => where.addEventListener(type, act, { signal: page.signal, capture });
     const off = connection.onUser((message) => message.action === "notice" && this.show(message));
-    const visible = () => (document.hidden ? this.#hold() : this.#release());
-    const change = ({ detail }) => this.hasAttribute("uploads") && this.#uploadEnded(detail);
-    document.addEventListener("visibilitychange", visible);
-    document.addEventListener("upload-change", change);
-    this.#release(); // the element may have been moved, notices and all
+    const lifted = () => {
+      if (!this.#finger) return;
+      this.#finger = false;
+      this.#resume();
+    };
+    listen(document, "visibilitychange", () => (document.hidden ? this.#pause() : this.#resume()));
+    listen(document, "upload-change", ({ detail }) => this.hasAttribute("uploads") && this.#uploadEnded(detail));
+    // Told to the page: what was under the finger may be gone.
+    for (const type of ["pointerup", "pointercancel"]) listen(window, type, lifted, true);
+    // The focus tells of dialogs in shadows, which nobody else tells of.
+    for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
+    const dialogs = new MutationObserver(() => this.#place());
+    dialogs.observe(document, { subtree: true, attributeFilter: ["open"] });
     this.#stop = () => {
       off();
-      document.removeEventListener("visibilitychange", visible);
-      document.removeEventListener("upload-change", change);
+      page.abort();
+      dialogs.disconnect();
     };
+    this.#place();
+    this.#resume(); // the element may have been moved, notices and all
   }
 
   disconnectedCallback() {
+    if (this.#moving) return;
     this.#stop?.();
-    this.#hold();
+    this.#pause();
+    clearTimeout(this.#check);
+    // Taken off the page with the dialog, and not by the page: back to where it was.
+    if (this.#home) queueMicrotask(() => this.isConnected || this.#goHome());
   }
 
   /** Show a notice: `title`, and perhaps `level`, `body` and `url`. */
   show({ level, title, body, url }) {
-    level = Object.keys(LEVELS).includes(level) ? level : "info";
+    level = LEVELS.includes(level) ? level : "info";
     const href = webAddress(url);
     const heading = written(href ? "a" : "strong", "title", textOf(title));
     if (href) Object.assign(heading, { href, rel: "noopener noreferrer" });
-    const icon = make("span", "icon", LEVELS[level]);
+    const icon = make("span", "icon");
     icon.ariaHidden = "true";
     const word = make("span", "level", `${wordFor(level)}: `);
     const close = make("button", "close", "×");
     close.type = "button";
     close.ariaLabel = labels.close;
-    const toast = make("div", `toast ${level}`, icon, make("div", "text", word, heading), close);
-    if (textOf(body)) toast.children[1].append(written("p", "body", textOf(body)));
+    const element = make("div", `toast ${level}`, icon, make("div", "text", word, heading), close);
+    if (textOf(body)) element.children[1].append(written("p", "body", textOf(body)));
+    const toast = { element, error: level === "error", left: level === "error" ? Infinity : this.#lifetime };
     close.addEventListener("click", ({ detail }) => this.#dismiss(toast, detail > 0));
-    (level === "error" ? this.#errors : this.#others).append(toast);
-    this.#timers.set(toast, undefined);
+    this.#toasts.push(toast);
     this.#makeRoom();
-    // Where there are more than there is room for, the newest is seen; but nothing moves under somebody's pointer.
-    if (!this.#used()) toast.scrollIntoView({ block: "nearest" });
-    if (!this.#held()) this.#release();
+    const put = () => {
+      if (!this.#toasts.includes(toast)) return;
+      const later = this.#toasts.slice(this.#toasts.indexOf(toast) + 1).filter(({ error }) => error === toast.error);
+      const next = later.find((each) => each.element.parentNode);
+      if (next) next.element.before(element);
+      else (toast.error ? this.#errors : this.#others).append(element);
+      // Where there are more than there is room for, the newest is seen; but nothing moves under somebody's pointer.
+      if (!this.#used()) element.scrollIntoView({ block: "nearest" });
+    };
+    // Screen readers read out what comes into a place that they know; this one has only just come into the dialog.
+    if (this.#place()) setTimeout(put, 100);
+    else put();
+    this.#resume(0);
   }
 
   #uploadEnded({ status, before, label, message }) {
@@ -317,54 +375,138 @@ export class NotificationToasts extends HTMLElement {
 
   #makeRoom() {
     const max = Math.max(1, Number.parseInt(this.getAttribute("max") ?? "5", 10) || 5);
-    while (this.#timers.size > max) {
-      const [newest] = [...this.#timers.keys()].slice(-1);
-      const oldest = [...this.#timers.keys()].find((toast) => toast !== newest && !toast.matches("[part~=error]"));
-      this.#remove(oldest ?? this.#timers.keys().next().value);
+    while (this.#toasts.length > max) {
+      this.#remove(this.#toasts.slice(0, -1).find(({ error }) => !error) ?? this.#toasts[0]);
     }
   }
 
+  // Time
+
+  /** Milliseconds that a notice stays which is no error. */
+  get #lifetime() {
+    const seconds = Number.parseFloat(this.getAttribute("timeout") ?? "10");
+    return seconds > 0 ? seconds * 1000 : Infinity;
+  }
+
+  /** Whether somebody is at it. A finger that has tapped leaves a `:hover` behind, which says nothing. */
   #used() {
-    return this.shadowRoot.querySelector("[part=list]").matches(":hover, :focus-within");
+    const by = this.#pointer === "touch" ? ":focus-within" : ":hover, :focus-within";
+    return this.#finger || this.#list.matches(by);
   }
 
   #held() {
     return document.hidden || this.#used();
   }
 
-  #hold() {
-    for (const timer of this.#timers.values()) clearTimeout(timer);
+  /** Let time stand still, for as long as it has to. */
+  #pause() {
+    for (const toast of this.#toasts) {
+      if (toast.since === undefined) continue;
+      clearTimeout(toast.timer);
+      toast.left -= performance.now() - toast.since;
+      toast.since = undefined;
+    }
+    // Asked now and then: nobody may say that a pointer has left which was over something that has gone.
+    clearTimeout(this.#check);
+    if (this.#toasts.some(({ left }) => left !== Infinity)) this.#check = setTimeout(() => this.#resume(), CHECK);
   }
 
-  #release() {
-    const seconds = Number.parseFloat(this.getAttribute("timeout") ?? "10");
-    this.#hold();
-    if (!(seconds > 0)) return;
-    for (const toast of this.#timers.keys()) {
-      if (toast.matches("[part~=error]")) continue;
-      // Asked when the time is over, not now: nobody may say that a finger, or a pointer over what was removed, has left.
-      const over = () => (this.#held() ? this.#release() : this.#remove(toast));
-      this.#timers.set(toast, setTimeout(over, seconds * 1000));
+  /** Let time go on, unless it has to stand still. Who has just read one of the notices has a moment for the others. */
+  #resume(moment = MOMENT) {
+    if (this.#held()) return this.#pause();
+    clearTimeout(this.#check);
+    for (const toast of this.#toasts) {
+      if (toast.since !== undefined || toast.left === Infinity) continue;
+      toast.left = Math.max(toast.left, Math.min(moment, this.#lifetime));
+      toast.since = performance.now();
+      // Asked once more when the time is over: see above.
+      toast.timer = setTimeout(() => (this.#held() ? this.#pause() : this.#remove(toast)), toast.left);
     }
   }
 
   #remove(toast) {
-    clearTimeout(this.#timers.get(toast));
-    this.#timers.delete(toast);
-    toast.remove();
+    clearTimeout(toast.timer);
+    this.#toasts = this.#toasts.filter((each) => each !== toast);
+    toast.element.remove();
+    this.#place();
   }
 
   /**
-   * Take a notice away because somebody wants it, and leave the focus where he goes on: on the next notice with the
+   * Take a notice away because somebody wants it, and leave the focus where they go on: on the next notice with the
    * keyboard, where it was before with a pointer, or the others would be held by a focus that nobody sees.
    */
   #dismiss(toast, byPointer = false) {
     const all = [...this.shadowRoot.querySelectorAll("[part~=toast]")];
-    const next = byPointer ? undefined : (all[all.indexOf(toast) + 1] ?? all[all.indexOf(toast) - 1]);
-    const focused = toast.matches(":focus-within");
+    const at = all.indexOf(toast.element);
+    const next = byPointer ? undefined : (all[at + 1] ?? all[at - 1]);
+    const focused = toast.element.matches(":focus-within");
     this.#remove(toast);
     if (focused) (next?.querySelector("[part=close]") ?? this.#before)?.focus({ preventScroll: byPointer });
-    this.#release();
+    this.#resume();
+  }
+
+  // Place
+
+  /**
+   * Be where notices can be seen and used: in the modal dialog on top, or in what is shown full-screen, because these
+   * make everything outside of them inert; without notices, or without these, where the page has put us.
+   *
+   * Returns: whether we have just come into one.
+   */
+  #place() {
+    if (!this.isConnected || this.#moving) return false;
+    const top = this.#toasts.length ? this.#topmost() : undefined;
+    // One in a shadow is the page's by the element that has the shadow: what is put into that, may be slotted into it.
+    const spot = !this.#closed.has(top) && around(top).find((node) => node.getRootNode() === document);
+    const comes = spot && !around(this.#home ?? this).includes(top) && this.parentNode !== spot;
+    if (comes) {
+      this.#move(() => {
+        if (!this.#home) this.replaceWith((this.#home = document.createComment("notification-toasts")));
+        spot.append(this);
+      });
+    } else if (this.#home && this.parentNode !== spot) this.#goHome();
+    this.#raise(Boolean(this.#home));
+    if (!comes || this.getClientRects().length) return Boolean(comes);
+    this.#closed.add(top); // a film, or a component without a slot
+    this.#goHome();
+    this.#raise(false);
+    return false;
+  }
+
+  /** Say what alone can be used. Nobody else knows in which order dialogs were opened. */
+  #topmost() {
+    const open = [...document.querySelectorAll("dialog:modal, :fullscreen")];
+    const known = this.#open.filter((each) => each.matches("dialog:modal, :fullscreen"));
+    const focused = around(focusedElement()).find((node) => node.matches?.("dialog:modal"));
+    const news = open.filter((each) => !known.includes(each) && each !== focused);
+    if (focused && !known.includes(focused)) news.push(focused);
+    this.#open = [...known, ...news];
+    return this.#open.at(-1);
+  }
+
+  #goHome() {
+    const home = this.#home;
+    this.#home = undefined;
+    const wasThere = this.isConnected;
+    if (wasThere && home.isConnected) this.#move(() => home.replaceWith(this));
+    else if (home.isConnected) home.replaceWith(this);
+    else this.remove(); // as the page has done with its place
+  }
+
+  /** To be moved by ourselves is not to leave the page. */
+  #move(act) {
+    this.#moving = true;
+    act();
+    this.#moving = false;
+  }
+
+  /** Lie in the top layer, before everything in it, or where the page's z-index says. */
+  #raise(high) {
+    if (!this.showPopover) return; // an old browser: in a dialog we are seen all the same
+    if (high) {
+      this.popover = "manual";
+      if (!this.matches(":popover-open")) this.showPopover();
+    } else if (this.popover) this.popover = null;
   }
 }
 
@@ -423,9 +565,15 @@ const TOASTS_CSS = `
 :host {
   position: fixed;
   z-index: var(--notifications-z-index, 1000);
-  inset-block-end: 0;
-  inset-inline-end: 0;
+  inset-block: auto 0;
+  inset-inline: auto 0;
   inline-size: min(24rem, 100%);
+  block-size: auto; /* from here on what browsers have of their own for what is in the top layer */
+  margin: 0;
+  border: 0;
+  padding: 0;
+  background: none;
+  text-align: start;
   max-block-size: max(60vh, min(20rem, 100vh)); /* the page's own controls are mostly at its top */
   overflow: auto;
   pointer-events: none;
