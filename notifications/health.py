@@ -135,7 +135,8 @@ async def write(client: Any, report: Report) -> None:
     await client.hset(key, report.id, msgspec.json.encode(report))
     await client.expire(key, int(FORGET_AFTER))
     for field, other in await _read(client):
-        if report.at - other.at > FORGET_AFTER:
+        # A report of a later time was written before Redis's clock was set back; another may have come this moment.
+        if not -MAX_AGE <= report.at - other.at <= FORGET_AFTER:
             await client.hdel(key, field)
 
 
@@ -145,13 +146,19 @@ async def remove(client: Any, report: Report) -> None:
 
 async def living(client: Any) -> list[Report]:
     """List the listeners that have reported in the last ``MAX_AGE`` seconds."""
-    return [report for report, age in await reports(client) if age <= MAX_AGE]
+    return [report for report, age in await reports(client) if is_fresh(age)]
+
+
+def is_fresh(age: float) -> bool:
+    """Whether a listener that has reported so many seconds ago is alive; below zero, the clock was set back since."""
+    return 0 <= age <= MAX_AGE
 
 
 async def reports(client: Any) -> list[tuple[Report, float]]:
     """List the last report of each listener and how many seconds old it is, also of those that have died since."""
-    now = await _now(client)
-    return [(report, now - report.at) for _, report in await _read(client)]
+    found = await _read(client)
+    now = await _now(client)  # afterwards, or one that was written in between would be of a later time
+    return [(report, now - report.at) for _, report in found]
 
 
 async def _now(client: Any) -> float:

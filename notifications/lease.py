@@ -51,7 +51,7 @@ class Lease:
         return asyncio.get_running_loop().time() < self._until
 
     def subscribed(self) -> None:
-        """Note that we listen from now on: a free lease goes to who has listened longest."""
+        """Note that we listen from now on: a free lease goes to the stand-by subscribed longest."""
         self._fresh = True
         self._since = time.monotonic()
 
@@ -94,7 +94,8 @@ class Lease:
     async def _ask(self, ttl_ms: int) -> int:
         keys = [self.key, internal_name("candidates")]
         fresh, self._fresh = self._fresh, False
-        # Redis forgets a candidate that gets the lease; one that had it, and has heard everything, is no newcomer.
+        # By our own clock, which nobody sets. Redis forgets a candidate that gets the lease; one that had it, and has
+        # heard everything, is no newcomer.
         listened = int((time.monotonic() - self._since) * 1e6)
         arguments = [self.token, ttl_ms, self._me, int(fresh), int(CANDIDATE_TTL * 1000), listened]
         try:

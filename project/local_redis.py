@@ -1,10 +1,12 @@
 """A Redis server of our own for the demo and the tests: on 127.0.0.1, in memory, gone with its parent."""
 
 import importlib.util
+import os
 import shutil
 import socket
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 from urllib.parse import quote
@@ -53,7 +55,14 @@ class LocalRedis:
             client = redis.Redis.from_url(server.url)
     """
 
-    def __init__(self, *options: str, port: int = 0, password: str = "", data_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        *options: str,
+        port: int = 0,
+        password: str = "",
+        data_dir: Path | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         """
         Prepare a server; ``start()`` or ``with`` starts it.
 
@@ -62,12 +71,14 @@ class LocalRedis:
             port: Where to listen; 0 takes a free port at the first start and keeps it.
             password: What clients must give; none by default.
             data_dir: Where snapshots live, kept across restarts. By default a temporary directory a start.
+            env: What its environment has beside this process's.
 
         """
         self.port = port
         self._options = options
         self._password = password
         self._data_dir = data_dir
+        self._env = env or {}
         self._child: Child | None = None
 
     @property
@@ -133,6 +144,7 @@ class LocalRedis:
         with tempfile.TemporaryFile() as output:
             self._child = Child(
                 [server, *arguments, *self._options],
+                env=os.environ | self._env,
                 output=output,
                 remove=None if self._data_dir else directory,
             )

@@ -244,6 +244,7 @@ class Site:
         *,
         settings: Mapping[str, Any] | None = None,
         redis_options: Sequence[str] = (),
+        redis_env: Mapping[str, str] | None = None,
     ) -> None:
         """
         Prepare a site; ``with`` starts its Redis.
@@ -253,13 +254,13 @@ class Site:
             database: A migrated database file to copy.
             settings: Settings that replace those of ``tests/settings.py``; ``NOTIFICATIONS`` is merged.
                 Given to every process started from now on, so a test may change ``site.settings`` between two.
-            redis_options: As for ``LocalRedis``.
+            redis_options, redis_env: As for ``LocalRedis``.
 
         """
         self.settings: dict[str, Any] = dict(settings or {})
         self.database = directory / "site.sqlite3"
         shutil.copyfile(database, self.database)
-        self.redis = LocalRedis(*redis_options, data_dir=directory)
+        self.redis = LocalRedis(*redis_options, data_dir=directory, env=redis_env)
         self.redis_url: str | None = None
         """Where the processes look for Redis; None for where it is. Set it to a proxy's address."""
         self._stack = ExitStack()

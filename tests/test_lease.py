@@ -132,6 +132,79 @@ async def test_a_lease_that_is_not_renewed_ends(live_redis, monkeypatch):
     assert not await holder.take()
 
 
+async def test_a_lease_that_outlives_a_lease_ends_when_its_holder_is_dead(live_redis, lease_key, monkeypatch):
+    """Redis's clock was set back by an hour, so the key would live for an hour longer: a stand-by sees to that."""
+    monkeypatch.setattr("notifications.lease.TTL", 0.2)
+    dead, stand_by = listening(), listening()
+    await dead.take()
+    live_redis.pexpire(lease_key, 3_600_200)
+
+    async with asyncio.timeout(scaled()):
+        while not await stand_by.take():  # noqa: ASYNC110  as a stand-by does: Redis does not call
+            await asyncio.sleep(0.02)
+
+
+async def test_a_lease_without_an_end_gets_one(live_redis, lease_key, monkeypatch):
+    """Whoever made it immortal: nobody would ever take over."""
+    monkeypatch.setattr("notifications.lease.TTL", 0.2)
+    dead, stand_by = listening(), listening()
+    await dead.take()
+    live_redis.persist(lease_key)
+
+    async with asyncio.timeout(scaled()):
+        while not await stand_by.take():  # noqa: ASYNC110  as a stand-by does: Redis does not call
+            await asyncio.sleep(0.02)
+
+
+async def test_a_clock_that_is_set_back_takes_the_lease_from_no_living_holder(live_redis, lease_key):
+    """It has three seconds, as always, and renews it in the first."""
+    holder, stand_by = listening(), listening()
+    await holder.take()
+    live_redis.pexpire(lease_key, 3_603_000)
+
+    assert not await stand_by.take()
+    assert 2000 < live_redis.pttl(lease_key) <= 3000
+    assert await holder.take()
+    assert not await stand_by.take()
+
+
+def set_back(live_redis, seconds):
+    """Leave the candidates as they look when Redis's clock has been set back by so many seconds."""
+    for name, row in live_redis.hgetall("notifications:candidates").items():
+        later = [int(time) + int(seconds * 1e6) for time in row.split()]
+        live_redis.hset("notifications:candidates", name, "{} {}".format(*later))
+
+
+async def test_seniority_does_not_hang_on_the_clock_of_redis(live_redis, lease_key):
+    """Who listened before the clock was set back has listened longer than who began after it."""
+    holder, stand_by = listening(), listening()
+    await holder.take()
+    await stand_by.take()
+    set_back(live_redis, 3600)
+    newcomer = listening()
+
+    live_redis.delete(lease_key)
+
+    assert not await newcomer.take()
+    assert await stand_by.take()
+
+
+async def test_a_dead_stand_by_of_a_later_time_keeps_nobody_from_the_lease(live_redis, lease_key, monkeypatch):
+    """The clock was set back after it had asked for the last time: it counts for a moment, not for an hour."""
+    monkeypatch.setattr("notifications.lease.CANDIDATE_TTL", 0.2)
+    holder, dead = listening(), listening()
+    await holder.take()
+    await dead.take()
+    living = listening()
+    set_back(live_redis, 3600)
+    live_redis.delete(lease_key)
+
+    assert not await living.take()
+    async with asyncio.timeout(scaled()):
+        while not await living.take():  # noqa: ASYNC110  as a stand-by does: Redis does not call
+            await asyncio.sleep(0.02)
+
+
 async def test_a_renewed_lease_goes_on(live_redis, lease_key, monkeypatch):
     """Each renewal gives the holder the whole time again."""
     holder = listening()

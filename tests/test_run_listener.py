@@ -1,5 +1,6 @@
 """``manage.py run_listener`` as a process: how it starts, what it survives, how it ends, what it logs."""
 
+import asyncio
 import json
 import os
 import re
@@ -12,9 +13,13 @@ from itertools import count
 import msgpack
 import pytest
 import redis
+from django.test import RequestFactory
 
+from notifications import monitoring
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis, message_of
+from tests.clock import Clock
+from tests.conftest import point_to
 from tests.faults import (
     Proxy,
     kill_connections,
@@ -179,6 +184,46 @@ def test_it_survives_a_reset_of_its_connections(new_site):
 
         expect_forwarding(new_site)
         listener.kill()
+
+
+@pytest.fixture
+def clock(tmp_path):
+    return Clock(tmp_path)
+
+
+@pytest.fixture
+def set_site(redis_program, migrated_database, tmp_path, clock):
+    """Return a site whose Redis has a clock that can be set."""
+    with Site(tmp_path, migrated_database, redis_env=clock.env) as site:
+        yield site
+
+
+@pytest.mark.slow
+def test_a_stand_by_takes_over_though_the_clock_of_redis_was_set_back(set_site, clock, settings):
+    """An hour earlier, while the holder dies: the lease ends all the same, and nothing that was published is lost."""
+    point_to(settings, set_site.redis.url)
+    holder = set_site.start_listener(ready="holding the lease")
+    stand_by = set_site.start_listener()
+    client = set_site.client()
+    wait_for(lambda: len(client.hvals("notifications:listeners")) == 2)
+    before = client.time()[0]
+    with Group(set_site.redis.url, "user.1") as group, raw_redis(set_site) as raw:
+        holder.kill()
+        clock.set_back(3600)
+        assert client.time()[0] < before - 3000
+        assert not is_ready()  # though the dead one has said so, in a time to come
+        for n in range(50):
+            assert raw.publish("user:1", f'{{"n":{n}}}') == 1
+        stand_by.wait_for_line("holding the lease", 8)
+        assert [group.next() for _ in range(50)] == [f'{{"n":{n}}}' for n in range(50)]
+
+    wait_for(is_ready)
+    assert len(client.hvals("notifications:listeners")) == 1  # nothing is left of the dead one
+
+
+def is_ready() -> bool:
+    """Whether a web process says that a listener holds the lease."""
+    return asyncio.run(monitoring.ready(RequestFactory().get("/"))).status_code == 200
 
 
 # Ending.

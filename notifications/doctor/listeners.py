@@ -24,7 +24,7 @@ async def examine_listeners(client: Any) -> list[Finding]:
         return [Finding("listeners", Level.ERROR, *explain(error))]
     hanging = [(report, age) for report, age in reports if _hangs(report, age, reports)]
     silent = [
-        f"{report.name} was {report.state} and has said nothing for {age:.0f} s: it hangs, or was killed"
+        f"{report.name} was {report.state} and has said nothing {_since(age)}: it hangs, or was killed"
         for report, age in hanging
     ]
     restart = "Look at its process and its log; a supervisor should restart it."
@@ -59,10 +59,14 @@ def _hangs(report: health.Report, age: float, reports: list[tuple[health.Report,
     One that was the holder and has a successor lost the lease because it did not renew it: that is known before its
     report is old. A holder that gives the lease back says so, perhaps a moment after its successor.
     """
-    if age > health.MAX_AGE:
+    if not health.is_fresh(age):
         return True
     succeeded = report.state == "holder" and any(other.state == "holder" and at < age for other, at in reports)
     return succeeded and age > SUCCEEDED_AFTER
+
+
+def _since(age: float) -> str:
+    return f"for {age:.0f} s" if age >= 0 else "since Redis's clock was set back"
 
 
 async def _others(client: Any) -> str:

@@ -6,7 +6,11 @@
 --       5 how long a candidate that does not ask any more counts (ms)   6 how long the caller has listened (µs)
 -- Returns 1 if the lease is now the caller's, otherwise 0.
 --
--- A free lease goes to who has listened longest: who began when the holder had gone does not know what it left.
+-- A free lease goes to the stand-by subscribed longest: a newcomer has not seen what the dead holder left unstamped.
+--
+-- Redis ends keys by its wall clock. When that is set back, a lease would last for as much longer, and a stand-by that
+-- has died would keep others from it for as long. So nothing may have more time left than it can have been given: who
+-- is alive renews it, and who is not has a life-time left, from when the next one asks.
 
 local holder = redis.call('HGET', KEYS[1], 'token')
 if ARGV[2] == '0' then
@@ -18,19 +22,32 @@ end
 if holder ~= ARGV[1] then
   local time = redis.call('TIME')
   local now = time[1] * 1000000 + time[2]
-  local mine = redis.call('HGET', KEYS[2], ARGV[3])
-  local since = ARGV[4] ~= '1' and mine and tonumber(string.match(mine, '^%d+')) or now - ARGV[6]
+  local since = now - ARGV[6]
+  local mine = ARGV[4] ~= '1' and redis.call('HGET', KEYS[2], ARGV[3])
+  if mine then
+    -- A question that was late makes nobody younger.
+    since = math.min(since, tonumber(string.match(mine, '^%d+')))
+  end
   -- In a pcall: a full Redis refuses it, and does without candidates.
   redis.pcall('HSET', KEYS[2], ARGV[3], string.format('%d %d', since, now))
   if holder then
+    local left = redis.call('PTTL', KEYS[1])
+    if left < 0 or left > tonumber(ARGV[2]) then
+      redis.call('PEXPIRE', KEYS[1], ARGV[2])
+    end
     return 0
   end
   local candidates = redis.call('HGETALL', KEYS[2])
   for i = 1, #candidates, 2 do
     local others, last = string.match(candidates[i + 1], '^(%d+) (%d+)$')
-    if math.abs(now - last) > ARGV[5] * 1000 then
+    others, last = tonumber(others), tonumber(last)
+    if last > now then
+      others, last = others - (last - now), now
+      redis.pcall('HSET', KEYS[2], candidates[i], string.format('%d %d', others, last))
+    end
+    if now - last > ARGV[5] * 1000 then
       redis.call('HDEL', KEYS[2], candidates[i])
-    elseif tonumber(others) < since then
+    elseif others < since then
       return 0
     end
   end
