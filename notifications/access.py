@@ -14,18 +14,16 @@ from collections.abc import Awaitable, Iterable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
-import redis.asyncio
-
 from . import auth, control
 from .conf import settings
 from .control import Control, ControlError
 from .credentials import Credentials, judge, sessions_have_lasting_keys
 from .frames import CloseCode
-from .logs import LogBudget
+from .logs import LogBudget, describe
 from .loops import PerLoop
 from .metrics import count
 from .topics import Topic
-from .wire import POOL_OPTIONS, Subscription, backoff, confirmed
+from .wire import Subscription, backoff, confirmed, site_pool
 
 logger = logging.getLogger(__name__)
 
@@ -110,20 +108,20 @@ class Access:
         while True:
             subscription = Subscription(self._heard)
             try:
-                await subscription.connect(redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS))
+                await subscription.connect(site_pool())
                 await confirmed(subscription.subscribe(control.channel()))
                 delays = backoff()
                 self._look_at_everybody()  # whoever came before we heard anything
                 self._ask_everything = had_gap
                 reason = await subscription.wait_closed()
             except Exception as error:  # noqa: BLE001  whatever it is, the next attempt may do better
-                reason = str(error) or type(error).__name__
+                reason = describe(error)
             finally:
                 subscription.close()
             had_gap = True
             count("control_gap")
             delay = next(delays)
-            logger.warning("not told of access that ends (%s); trying again in %.1f s", reason, delay)
+            logger.warning("not told of access that ends (%s); trying again in %.1f s", describe(reason), delay)
             await asyncio.sleep(delay)
 
     def _heard(self, channel: bytes, data: bytes) -> None:

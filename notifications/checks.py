@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import metadata
 from typing import Any, Final
 
@@ -12,9 +13,13 @@ from django.core import checks
 from django.core.checks import CheckMessage, Error, Tags, register
 from django.utils.module_loading import import_string
 
+from . import address
 from .conf import find_problems, load
+from .logs import describe
 
+OWN_LAYER: Final = "notifications.layers.RedisPubSubLayer"
 CORE_LAYER: Final = "channels_redis.core.RedisChannelLayer"
+REDIS_LAYERS: Final = {OWN_LAYER, CORE_LAYER, "channels_redis.pubsub.RedisPubSubChannelLayer"}
 MEMORY_LAYER: Final = "channels.layers.InMemoryChannelLayer"
 FIRST_SAFE_DAPHNE: Final = (4, 2, 3)
 FIRST_REDIS_WITH_READ_TIMEOUT: Final = 8
@@ -51,7 +56,7 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
         except ImportError as error:
             found.append(
                 Error(
-                    f"NOTIFICATIONS: {key} cannot be imported: {error}",
+                    f"NOTIFICATIONS: {key} cannot be imported: {describe(error)}",
                     hint="It is the dotted path of a function.",
                     id="notifications.E010",
                 )
@@ -67,6 +72,53 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
                 )
             )
     return found
+
+
+@register("notifications")
+def check_redis_urls(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    raw = getattr(django_settings, "NOTIFICATIONS", {})
+    urls = {"NOTIFICATIONS['REDIS_URL']": raw.get("REDIS_URL")} if isinstance(raw, Mapping) else {}
+    default = getattr(django_settings, "CHANNEL_LAYERS", {}).get("default") or {}
+    where, backend = "CHANNEL_LAYERS['default']['CONFIG']['hosts']", default.get("BACKEND")
+    hosts = (default.get("CONFIG") or {}).get("hosts") or []
+    problems = _problems_of_hosts(hosts, backend == OWN_LAYER) if backend in REDIS_LAYERS else []
+    if backend == OWN_LAYER and not problems and hosts:
+        urls[where] = _url_of(hosts[0])
+    found: list[CheckMessage] = [
+        Error(f"{where} {problem}.", hint=f"Write [REDIS_URL]. {address.QUOTE}", id="notifications.E015")
+        for problem in problems
+    ]
+    for where, url in urls.items():
+        with suppress(address.AddressError):
+            if unused := address.read(url).unused:
+                found.append(
+                    checks.Warning(
+                        f"{where} has options that are not used: {', '.join(sorted(set(unused)))}.",
+                        hint="Leave them out of this URL: time-outs, retries and the protocol are the app's own; "
+                        "options that begin with ssl_ need rediss://.",
+                        id="notifications.W007",
+                    )
+                )
+    return found
+
+
+def _problems_of_hosts(hosts: Any, only_one: bool) -> list[str]:
+    if isinstance(hosts, str | bytes) or not isinstance(hosts, Sequence):
+        return ["is not a list"]
+    problems = ["has several hosts, and this layer takes one"] if only_one and len(hosts) > 1 else []
+    for url in filter(None, map(_url_of, hosts)):
+        try:
+            address.read(url)
+        except address.AddressError as error:
+            problems.append(f"has what is not the URL of a Redis server: {error}")
+    return problems
+
+
+def _url_of(host: Any) -> Any:
+    """Return the URL of an entry in ``hosts``; None of a pair or a dict that has none."""
+    if isinstance(host, Mapping):
+        return host.get("address")
+    return None if isinstance(host, tuple | list) else host
 
 
 @register("notifications")

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from typing import Any, Final, NamedTuple, cast
-from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
+from . import address
+
 KIND_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,14}")
 PREFIX_PATTERN: Final = re.compile(r"([a-z][a-z0-9_]{0,14}:)?")
-REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 MAY_BE_NONE: Final = frozenset(
     {"HISTORY_SIZE", "REAUTHORIZE_INTERVAL", "MAX_CONNECTIONS_PER_USER", "MAX_CONNECTIONS_PER_ADDRESS"}
 )
@@ -157,12 +157,12 @@ def find_problems(raw: Any) -> list[Problem]:
                 'Add "REDIS_URL": "redis://127.0.0.1:6379/0", or the address of your Redis server.',
             )
         )
-    elif not _is_redis_url(raw["REDIS_URL"]):
+    elif problem := _problem_of_url(raw["REDIS_URL"]):
         problems.append(
             Problem(
                 "E004",
-                "NOTIFICATIONS['REDIS_URL'] is not the URL of a Redis server.",
-                "It begins with redis://, rediss:// or unix://; a port is a number.",
+                f"NOTIFICATIONS['REDIS_URL'] is not the URL of a Redis server: {problem}.",
+                address.QUOTE,
             )
         )
     if not isinstance(prefix := raw.get("PREFIX", ""), str) or not PREFIX_PATTERN.fullmatch(prefix):
@@ -200,12 +200,12 @@ def _problems_of_numbers(where: str, values: Mapping[Any, Any], of: type[Kind | 
     return problems
 
 
-def _is_redis_url(url: Any) -> bool:
+def _problem_of_url(url: Any) -> str:
     try:
-        parts = urlsplit(url) if isinstance(url, str) else None
-        return parts is not None and parts.scheme in REDIS_SCHEMES and (parts.port is None or parts.port > 0)
-    except ValueError:  # half a bracket, or a port that is no number
-        return False
+        address.read(url)
+    except address.AddressError as error:
+        return str(error)
+    return ""
 
 
 def _problems_of_topics(topics: Any) -> list[Problem]:

@@ -27,6 +27,7 @@ from django.core.signals import setting_changed
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError
 
+from . import address
 from .conf import settings
 
 CONNECT_TIMEOUT: Final = 0.5
@@ -50,6 +51,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "timeout": SOCKET_TIMEOUT,
     "protocol": 2,
 }
+_CLASSES: Final = {"redis": redis.Connection, "rediss": redis.SSLConnection, "unix": redis.UnixDomainSocketConnection}
 
 
 _ASYNC_OPTIONS: Final[dict[str, Any]] = {
@@ -58,6 +60,11 @@ _ASYNC_OPTIONS: Final[dict[str, Any]] = {
     # Callers bring their own time-out. redis-py's is a wait_for, which on Python 3.11 swallows a cancellation
     # that comes at the wrong moment: seen as a listener that did not end.
     "socket_timeout": None,
+}
+_ASYNC_CLASSES: Final = {
+    "redis": redis.asyncio.Connection,
+    "rediss": redis.asyncio.SSLConnection,
+    "unix": redis.asyncio.UnixDomainSocketConnection,
 }
 
 
@@ -191,12 +198,15 @@ def _server(info: bytes) -> Server:
 
 @cache
 def _pool() -> redis.BlockingConnectionPool:
-    return redis.BlockingConnectionPool.from_url(
-        settings.REDIS_URL,
-        retry=redis.retry.Retry(NoBackoff(), 0),
-        redis_connect_func=_connected,
+    where = address.read(settings.REDIS_URL)
+    options = {
         **_OPTIONS,
-    )
+        **where.options,
+        "retry": redis.retry.Retry(NoBackoff(), 0),
+        "redis_connect_func": _connected,
+    }
+    pool: Any = redis.BlockingConnectionPool
+    return pool(connection_class=_CLASSES[where.scheme], **options)  # type: ignore[no-any-return]  # it has no types
 
 
 def client() -> redis.Redis:
@@ -204,13 +214,21 @@ def client() -> redis.Redis:
     return redis.Redis(connection_pool=_pool())
 
 
+def async_options(url: str) -> dict[str, Any]:
+    """
+    Write what a pool of redis-py's asyncio connections needs to connect to a URL.
+
+    Raises:
+        AddressError: It is no URL of a Redis.
+
+    """
+    where = address.read(url)
+    return {"connection_class": _ASYNC_CLASSES[where.scheme], **where.options}
+
+
 async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        settings.REDIS_URL,
-        retry=redis.asyncio.retry.Retry(NoBackoff(), 0),
-        redis_connect_func=aconnected,
-        **_ASYNC_OPTIONS,
-    )
+    options = {**_ASYNC_OPTIONS, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0), "redis_connect_func": aconnected}
+    pool = redis.asyncio.BlockingConnectionPool(**{**options, **async_options(settings.REDIS_URL)})
     async with redis.asyncio.Redis(connection_pool=pool) as opened:
         try:
             yield opened

@@ -20,6 +20,7 @@ from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .held import Held
 from .history import Position
+from .logs import describe
 from .metrics import count, tally
 from .pump import Outbox
 from .reconciler import reconciler
@@ -309,7 +310,7 @@ class Delivery:
                     await self._catch_up(cursor)
                 except FAILURES as error:
                     # Nothing may follow that shows the hole again, and the next comparison may be far.
-                    logger.debug("could not read the history of %s: %s", cursor.topic, error)
+                    logger.debug("could not read the history of %s: %s", cursor.topic, describe(error))
                     reconciler().hurry(cursor.topic)
                 finally:
                     cursor.busy = False

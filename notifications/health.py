@@ -22,6 +22,7 @@ import msgspec
 
 from . import metrics
 from .connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
+from .logs import describe
 from .topics import internal_name
 
 logger = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Status:
                     async with asyncio.timeout(SOCKET_TIMEOUT):
                         await write(client, report)
                 except FAILURES as error:
-                    logger.debug("could not report: %s", error)
+                    logger.debug("could not report: %s", describe(error))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(REPORT_INTERVAL):
                         await self._changed.wait()

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Final
 
 from .connections import FAILURES
+from .logs import describe
 from .metrics import count
 from .wire import backoff
 
@@ -63,7 +64,7 @@ class Keeper:
             try:
                 reason = await self._connect_once()
             except FAILURES as error:
-                reason = str(error) or type(error).__name__
+                reason = describe(error)
             except Exception as error:  # such as an option that redis-py does not know; nobody else would say so
                 logger.exception("the channel layer cannot connect")
                 reason = type(error).__name__
@@ -71,5 +72,5 @@ class Keeper:
                 delays = backoff()
             delay = next(delays)
             count("layer_gap")
-            logger.warning("the channel layer is not connected (%s); trying again in %.1f s", reason, delay)
+            logger.warning("the channel layer is not connected (%s); trying again in %.1f s", describe(reason), delay)
             await asyncio.sleep(delay)

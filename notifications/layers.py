@@ -24,11 +24,22 @@ from channels.layers import BaseChannelLayer
 from channels_redis.utils import create_pool, decode_hosts
 from django.core.exceptions import ImproperlyConfigured
 
+from .address import AddressError
+from .connections import async_options
 from .loop_layer import LoopLayer
 from .wire import POOL_OPTIONS
 
 CAPACITY: Final = 1000
 """Messages that may wait for one consumer: what one read from the socket brings of small messages."""
+
+
+def _connecting(host: dict[str, Any]) -> dict[str, Any]:
+    """Read the URL of a host, if it has one: what redis-py says of one that it cannot read may show its password."""
+    rest = {name: value for name, value in host.items() if name != "address"}
+    try:
+        return {**rest, **async_options(host["address"])} if "address" in host else rest
+    except AddressError as error:
+        raise ImproperlyConfigured(f"the host in CHANNEL_LAYERS is not the URL of a Redis server: {error}") from None
 
 
 class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has no types
@@ -68,7 +79,8 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
             expiry: Taken for compatibility; pub/sub keeps nothing that could expire.
 
         Raises:
-            ImproperlyConfigured: For several hosts: one Redis server carries more than a listener can bring.
+            ImproperlyConfigured: For several hosts, as one Redis server carries more than a listener can bring, and for
+                a URL that cannot be read.
 
         """
         super().__init__(expiry=expiry, capacity=capacity)
@@ -77,7 +89,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         decoded = decode_hosts(hosts)
         if len(decoded) != 1:
             raise ImproperlyConfigured("notifications.layers takes one host in CHANNEL_LAYERS, not several")
-        self._host = {**POOL_OPTIONS, **decoded[0]}
+        self._host = {**POOL_OPTIONS, **_connecting(decoded[0])}
         self._loops: dict[asyncio.AbstractEventLoop, LoopLayer] = {}
         self._lock = threading.Lock()
 

@@ -17,7 +17,6 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
-import redis.asyncio
 from msgspec.structs import replace
 
 from . import connections, health, history
@@ -28,12 +27,12 @@ from .exceptions import MessageError, TopicError
 from .forwarder import Forwarder
 from .history import STAMPED, Stamped
 from .lease import POLL_INTERVAL, RENEW_INTERVAL, Lease
-from .logs import LogBudget
+from .logs import LogBudget, describe
 from .messages import check_raw
 from .metrics import Sampler, count, listening, microseconds
 from .recent import Recent
 from .topics import Topic, internal_name, patterns
-from .wire import POOL_OPTIONS, Subscription, backoff, confirmed
+from .wire import Subscription, backoff, confirmed, site_pool
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +113,7 @@ class Listener:
                     await self._give_lease_back()
                 await self._while(lambda: bool(self._forwarder))
         except FAILURES as error:
-            logger.warning("not everything was finished: %s", str(error) or type(error).__name__)
+            logger.warning("not everything was finished: %s", describe(error))
         if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else 0):
             self._log.lost("not forwarded in time before the end", unfinished)
         if self._leading:
@@ -127,7 +126,7 @@ class Listener:
         while True:
             subscription = Subscription(self._received)
             try:
-                await subscription.connect(redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS))
+                await subscription.connect(site_pool())
                 try:
                     await confirmed(
                         subscription.subscribe(self._stamped_channel)
@@ -144,11 +143,11 @@ class Listener:
                     subscription.close()
                     self._subscription = None
             except FAILURES as error:
-                reason = str(error) or type(error).__name__
+                reason = describe(error)
             self.status.now(f"deaf: {reason}")
             await self._gap()
             delay = next(delays)
-            logger.warning("not connected to Redis (%s); trying again in %.1f s", reason, delay)
+            logger.warning("not connected to Redis (%s); trying again in %.1f s", describe(reason), delay)
             await asyncio.sleep(delay)
 
     async def _gap(self) -> None:
@@ -225,7 +224,7 @@ class Listener:
                 try:
                     mine = await self._lease.take()
                 except FAILURES as error:
-                    logger.debug("could not ask for the lease: %s", error)
+                    logger.debug("could not ask for the lease: %s", describe(error))
                     mine = self._lease.held
                 if mine and not self._leading:
                     if self.status.connected and not self._stopping.is_set():
@@ -254,7 +253,7 @@ class Listener:
                 await client.publish(self._stamped_channel, marker)
                 await self._marker[1]
         except FAILURES as error:
-            logger.warning("could not take over: %s", str(error) or type(error).__name__)
+            logger.warning("could not take over: %s", describe(error))
             await self._give_lease_back()
             return
         finally:
@@ -291,7 +290,7 @@ class Listener:
                             for position, text in page.frames:
                                 self._forwarder.add(Stamped("p", str(topic), position, text.encode()))
             except FAILURES as error:
-                logger.warning("could not look for what was missed: %s", error)  # sockets find it later
+                logger.warning("could not look for what was missed: %s", describe(error))  # sockets find it later
 
     def _known(self, names: Iterable[str]) -> list[Topic]:
         """Leave out what only processes with other settings know."""
@@ -313,7 +312,7 @@ class Listener:
         try:
             await self._lease.release()
         except FAILURES as error:
-            logger.debug("could not give the lease back: %s", error)  # it ends by itself
+            logger.debug("could not give the lease back: %s", describe(error))  # it ends by itself
 
     async def _stamp(self) -> None:
         while True:
@@ -335,9 +334,9 @@ class Listener:
             except FAILURES as error:
                 # Whether it was done is not known: the number tells Redis that it is the same batch.
                 if not self._lease.held:
-                    self._step_down(f"Redis does not answer: {str(error) or type(error).__name__}")
+                    self._step_down(f"Redis does not answer: {describe(error)}")
                     return
-                self._log.warning("stamping failed (%s); trying again", str(error) or type(error).__name__)
+                self._log.warning("stamping failed (%s); trying again", describe(error))
                 await asyncio.sleep(next(delays))
                 continue
             if stamped == history.NOT_HOLDER:

@@ -1,16 +1,60 @@
-"""Logging that one bad program cannot use to fill the disk."""
+"""
+What is said of errors, and logging that one bad program cannot use to fill the disk.
+
+Every text of an error that goes into a log, an exception of ours or a finding of the doctor is written by
+``describe``: one line, bounded, and without the credentials of the site's URLs.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
+from django.conf import settings as django_settings
+
+from . import address
 from .metrics import count
 
 LINES: Final = 100
 PERIOD: Final = 10.0
 """Lines in so many seconds, of one sort."""
+
+
+LONGEST: Final = 300
+"""Characters of an error's text: a server or a library may say anything."""
+_MEANINGS: Final = {
+    "max number of clients reached": "Redis takes no more connections (maxclients)",
+}
+"""What some words of a server or a library mean, where they do not say it."""
+
+
+def describe(error: BaseException | str) -> str:
+    """Write an error for people: one line of at most ``LONGEST`` characters, without credentials."""
+    text = str(error) or (error if isinstance(error, str) else type(error).__name__)
+    text = next((meaning for words, meaning in _MEANINGS.items() if words in text), text)
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _secrets() -> set[str]:
+    """Collect what may be part of credentials in the URLs of the settings, however they parse."""
+    own = getattr(django_settings, "NOTIFICATIONS", None)
+    urls: list[Any] = [own.get("REDIS_URL")] if isinstance(own, Mapping) else []
+    words = set()
+    for layer in getattr(django_settings, "CHANNEL_LAYERS", {}).values():
+        hosts = (layer.get("CONFIG") or {}).get("hosts") or []
+        for host in [hosts] if isinstance(hosts, str | Mapping) else hosts:
+            if isinstance(host, Mapping):
+                urls.append(host.get("address"))
+                for options in (host, host.get("sentinel_kwargs") or {}):
+                    words |= {str(options[name]) for name in ("username", "password") if options.get(name)}
+            else:
+                urls.append(host)
+    return {word for word in words if len(word) >= address.SHORTEST_SECRET}.union(*map(address.secrets, urls))
 
 
 class LogBudget:

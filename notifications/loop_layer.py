@@ -20,7 +20,7 @@ from typing import Any, Final
 from .box import Box, Item
 from .carried import decode, encode, encode_for, own, shareable
 from .keeper import Keeper
-from .logs import LogBudget
+from .logs import LogBudget, describe
 from .metrics import count
 from .wire import Publisher, Subscription, confirmed
 
@@ -117,7 +117,7 @@ class LoopLayer:
             subscription.close()
 
     async def _publish_once(self) -> str:
-        publisher = Publisher(lambda error: self._log.lost(f"Redis refused to publish: {error}"))
+        publisher = Publisher(lambda error: self._log.lost(f"Redis refused to publish: {describe(error)}"))
         try:
             await publisher.connect(self._pool())
             self._publisher = publisher

@@ -19,9 +19,8 @@ import redis.asyncio
 from django.core.signals import setting_changed
 
 from . import connections
-from .conf import settings
 from .connections import SOCKET_TIMEOUT, Script
-from .wire import POOL_OPTIONS, Wire, answers_ping
+from .wire import Wire, answers_ping, site_pool
 
 NO_SCRIPT: Final = "NOSCRIPT"
 
@@ -132,9 +131,7 @@ class Line:
     """An event loop's connection for calls, made when it is needed."""
 
     def __init__(self) -> None:
-        self._pool = redis.asyncio.ConnectionPool.from_url(
-            settings.REDIS_URL, redis_connect_func=connections.aconnected, **POOL_OPTIONS
-        )
+        self._pool = site_pool(redis_connect_func=connections.aconnected)
         self._caller: Caller | None = None
         self._connecting: asyncio.Task[None] | None = None
 

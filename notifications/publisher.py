@@ -18,6 +18,7 @@ from . import connections, history, messages, pipeline
 from .conf import settings
 from .connections import Script
 from .exceptions import MessageError, PublishError
+from .logs import describe
 from .messages import Message
 from .metrics import Sampler, count, microseconds
 from .topics import Topic, TopicId
@@ -179,7 +180,7 @@ def _published(id_: bytes) -> str | None:
 def failed(where: str, error: Exception, fail_silently: bool) -> None:
     """Count a publish that failed; raise or log ``PublishError``."""
     count("publish_failed", type(error).__name__)
-    failure = PublishError(where, str(error) or type(error).__name__)
+    failure = PublishError(where, describe(error))
     if not fail_silently:
         raise failure from error
     logger.warning("%s", failure)

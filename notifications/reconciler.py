@@ -17,6 +17,7 @@ from . import history
 from .connections import FAILURES
 from .cursor import Cursor
 from .history import Page, Position, Where
+from .logs import describe
 from .loops import PerLoop
 from .metrics import count
 from .topics import Topic
@@ -200,7 +201,7 @@ class Reconciler:
         try:
             found = await history.look(topics)
         except FAILURES as error:
-            logger.debug("could not compare positions: %s", error)
+            logger.debug("could not compare positions: %s", describe(error))
             for topic in topics:
                 if topic in self._topics:
                     self._topics[topic].due = min(self._topics[topic].due, now() + AFTER_FAILURE)

@@ -19,7 +19,8 @@ import hiredis
 import redis.asyncio
 from redis.backoff import NoBackoff
 
-from .connections import CONNECT_TIMEOUT
+from .conf import settings
+from .connections import CONNECT_TIMEOUT, async_options
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings of ours."""
@@ -36,6 +37,11 @@ POOL_OPTIONS: Final[dict[str, Any]] = {
     "socket_connect_timeout": CONNECT_TIMEOUT,
     "socket_timeout": HANDSHAKE_TIMEOUT,
 }
+
+
+def site_pool(**options: Any) -> redis.asyncio.ConnectionPool:
+    """Make a pool for its way to connect to the site's Redis."""
+    return redis.asyncio.ConnectionPool(**{**POOL_OPTIONS, **options, **async_options(settings.REDIS_URL)})
 
 
 class Wire(asyncio.Protocol):

@@ -87,6 +87,7 @@ NOTIFICATIONS = [
     ("E014", {**GOOD, "METRICS_TOKEN": None}),
     ("W001", {**GOOD, "TOPICS": {"closed": {}}}),
     ("W001", {"REDIS_URL": HOST}),
+    ("W007", {**GOOD, "REDIS_URL": f"{HOST}?decode_responses=True"}),
 ]
 
 
@@ -122,6 +123,8 @@ LAYERS = [
     ("E012", {}),
     ("E012", {"other": {"BACKEND": PUBSUB}}),
     ("W002", {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}),
+    ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": HOST}}}),
+    ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": ["redis://:pass/word@h"]}}}),
     ("W003", {"default": {"BACKEND": CORE, "CONFIG": {"hosts": [{"address": HOST, "socket_timeout": 15}]}}}),
 ]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from django.core.exceptions import ImproperlyConfigured
 
 from ..exceptions import TopicError
+from ..logs import describe
 from .findings import ROAD, Finding, Level, broken
 from .permissions import examine_permissions
 from .redis_server import examine_redis
@@ -39,7 +40,7 @@ async def examine(path: str) -> list[Finding]:
     except ImproperlyConfigured:
         pass  # the settings cannot even be read; the findings say so
     except TopicError as error:
-        found.append(Finding("settings", Level.ERROR, str(error), "Let it take text, a UUID or a number."))
+        found.append(Finding("settings", Level.ERROR, describe(error), "Let it take text, a UUID or a number."))
     else:
         if broken(found) is None:
             found += await examine_permissions()

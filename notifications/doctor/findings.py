@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 import redis
 
 from ..connections import SOCKET_TIMEOUT
+from ..logs import describe
 from ..topics import internal_name
 
 ROAD: Final = {
@@ -59,14 +59,6 @@ def broken(found: list[Finding]) -> str | None:
     return next((check for check in ROAD if check in errors), None)
 
 
-def masked(url: str) -> str:
-    """Write the address of a Redis without its password: options behind ``?`` may hold one, too."""
-    parts = urlsplit(url)
-    user = f"{parts.username or ''}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{user}{host}{parts.path}"
-
-
 ACCOUNT: Final = 'docs/operations.md, "Redis accounts", has the line for the site\'s account'
 _NO_CLUSTER: Final = "Redis Cluster cannot be used: the scripts need keys of several slots. Take a server without it."
 PRIMARY: Final = "Give the address of the primary, or one that follows it; Sentinels cannot be REDIS_URL."
@@ -77,6 +69,7 @@ _REFUSALS: Final = {
     "MISCONF": "Redis cannot save and refuses writes: look at its log, its disk and rdb_last_bgsave_status.",
     "READONLY": PRIMARY,
     "read only replica": PRIMARY,
+    "maxclients)": "Raise maxclients, or look at who holds connections: CLIENT LIST.",
     "LOADING": "Redis is loading its data; wait, and ask again.",
     "CLUSTERDOWN": _NO_CLUSTER,
     "CROSSSLOT": _NO_CLUSTER,
@@ -102,7 +95,7 @@ def missing_right(refusal: str, channels: Iterable[str]) -> str:
 
 def explain(error: Exception | str) -> tuple[str, str]:
     """Say what an error of Redis means, and what to do."""
-    text = str(error) or type(error).__name__
+    text = describe(error)
     if isinstance(error, redis.AuthenticationError):
         return f"Redis refuses the account: {text}", "Look at the user and the password in REDIS_URL."
     if "NOPERM" in text or "no permissions" in text.lower():

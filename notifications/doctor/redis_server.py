@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import redis
 
+from ..address import shown
 from ..conf import settings
 from ..connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from ..history import STAMPED
 from ..topics import internal_name
-from .findings import ACCOUNT, PRIMARY, Finding, Level, explain, masked, missing_right
+from .findings import ACCOUNT, PRIMARY, Finding, Level, explain, missing_right
 
 FIRST_VERSION: Final = (6, 2)
 """The first that reads a stream from behind an id."""
@@ -25,7 +26,7 @@ PUBSUB_HARD: Final = 32 * 1024 * 1024
 
 async def examine_redis() -> list[Finding]:
     """Connect and look; an error means that nothing further makes sense."""
-    address = masked(settings.REDIS_URL)
+    address = shown(settings.REDIS_URL)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
             client = await async_client()

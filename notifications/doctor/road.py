@@ -7,7 +7,6 @@ from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
-import redis.asyncio
 from channels.layers import get_channel_layer
 from channels.routing import get_default_application
 
@@ -16,9 +15,10 @@ from ..conf import settings
 from ..connections import FAILURES, SOCKET_TIMEOUT, async_client
 from ..exceptions import MessageError, PublishError, TopicError
 from ..history import STAMPED
+from ..logs import describe
 from ..publisher import apublish
 from ..topics import Topic, internal_name, patterns
-from ..wire import POOL_OPTIONS, Subscription, confirmed
+from ..wire import Subscription, confirmed, site_pool
 from .findings import ACCOUNT, Finding, Level, explain, missing_right
 from .listeners import examine_listeners
 from .socket import ProbeSocket, ProbeUser, end
@@ -94,12 +94,11 @@ class Road:
 
     async def _subscribe(self, subscription: Subscription) -> bool:
         """Listen as listeners do, and as web processes do to hear whose access ends."""
-        pool = redis.asyncio.ConnectionPool.from_url(settings.REDIS_URL, **POOL_OPTIONS)
         own = [name.decode() for name in self._own_channels]
         for command, names in (("SUBSCRIBE", own), ("PSUBSCRIBE", patterns())):
             try:
                 if command == "SUBSCRIBE":
-                    await subscription.connect(pool)
+                    await subscription.connect(site_pool())
                 await confirmed(subscription.subscribe(*names, command=command))
             except FAILURES as error:
                 text, hint = explain(error)
@@ -128,9 +127,8 @@ class Road:
         try:
             layer = get_channel_layer()
         except Exception as error:  # noqa: BLE001  a layer may raise anything while it is made
-            self._say(
-                "layer", Level.ERROR, f"it cannot be made: {type(error).__name__}: {error}", "See CHANNEL_LAYERS."
-            )
+            text = f"it cannot be made: {type(error).__name__}: {describe(error)}"
+            self._say("layer", Level.ERROR, text, "See CHANNEL_LAYERS.")
             return None
         if layer is None:
             self._say("layer", Level.ERROR, "CHANNEL_LAYERS has no 'default' layer", "Set one.")
@@ -145,7 +143,7 @@ class Road:
                 while (await layer.receive(channel)).get("type") != ACTION:
                     pass
         except Exception as error:  # noqa: BLE001  a layer may raise anything
-            text = str(error) or type(error).__name__
+            text = describe(error)
             self._say(
                 "layer",
                 Level.ERROR,
@@ -171,7 +169,7 @@ class Road:
         try:
             application = get_default_application()
         except Exception as error:  # noqa: BLE001  it is the site's module
-            text = f"ASGI_APPLICATION cannot be imported: {type(error).__name__}: {error}"
+            text = f"ASGI_APPLICATION cannot be imported: {type(error).__name__}: {describe(error)}"
             self._say("socket", Level.ERROR, text, "It is the dotted path of the application in asgi.py.")
             return
         socket = self._socket = ProbeSocket(application, self._path, self.user)
@@ -181,7 +179,7 @@ class Road:
                 socket.say({"action": "ping"})  # before it has authenticated, our consumer takes offence
                 await socket.wait(lambda: bool(socket.frames))
         except Exception as error:  # noqa: BLE001  the site's application may raise anything
-            text = f"the application raised at {self._path}: {type(error).__name__}: {error}"
+            text = f"the application raised at {self._path}: {type(error).__name__}: {describe(error)}"
             self._say("socket", Level.ERROR, text, mount)
             return
         first = socket.frames[0] if socket.frames else {}

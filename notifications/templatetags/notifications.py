@@ -21,7 +21,7 @@ from django.utils.safestring import SafeString
 from notifications import history
 from notifications.conf import settings
 from notifications.connections import FAILURES
-from notifications.logs import LogBudget
+from notifications.logs import LogBudget, describe
 from notifications.metrics import count
 from notifications.tokens import make_grant
 from notifications.topics import Topic, TopicId
@@ -135,5 +135,5 @@ def _position(topic: Topic) -> str | None:
         return str(history.position(topic))
     except FAILURES as error:
         count("position_failed", type(error).__name__)
-        _log.warning("a page was rendered without its user's position: %s", error)
+        _log.warning("a page was rendered without its user's position: %s", describe(error))
         return None

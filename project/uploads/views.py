@@ -12,10 +12,11 @@ from django.template.defaultfilters import filesizeformat
 from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
+from notifications.address import shown
 from project.killswitch import press
 from project.uploads.models import Upload
 from project.uploads.reports import report_cleared, report_created, report_killed
-from project.uploads.shell import mask_password, publish_command
+from project.uploads.shell import publish_command
 
 LIST_LENGTH = 60
 """Uploads on the page: the newest. A socket may watch 100."""
@@ -36,7 +37,7 @@ def upload_list(request: HttpRequest) -> HttpResponse:
         "max_size": settings.UPLOAD_MAX_SIZE,
         "publish_command": publish_command(request.user),
         "kill_switch": settings.KILL_SWITCH,
-        "password_masked": mask_password(settings.REDIS_URL) != settings.REDIS_URL,
+        "password_masked": "***" in shown(settings.REDIS_URL),
     }
     response = render(request, "uploads/upload_list.html", context)
     response.headers["Cache-Control"] = "no-store"  # "back" must not show bars of an hour ago

@@ -22,6 +22,7 @@ from django.utils.autoreload import run_with_reloader
 from notifications import connections, health
 from notifications.connections import FAILURES
 from notifications.listener import Listener
+from notifications.logs import describe
 
 
 class Command(BaseCommand):
@@ -67,7 +68,7 @@ class Command(BaseCommand):
             async with asyncio.timeout(connections.SOCKET_TIMEOUT):
                 reports = await health.living(await connections.async_client())
         except FAILURES as error:
-            raise CommandError(f"cannot ask Redis: {str(error) or type(error).__name__}") from error
+            raise CommandError(f"cannot ask Redis: {describe(error)}") from error
         for report in reports:
             self.stdout.write(f"{report.host} pid {report.pid}: {report.state}, {report.forwarded} forwarded")
         if not any(report.healthy for report in health.nearby(reports)):
@@ -87,7 +88,7 @@ def _serve_metrics(address: str, port: int) -> None:
     try:
         start_http_server(port, address)
     except OSError as error:
-        raise CommandError(f"cannot serve metrics on {address}:{port}: {error}") from error
+        raise CommandError(f"cannot serve metrics on {address}:{port}: {describe(error)}") from error
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:

@@ -22,10 +22,10 @@ from django.core.management.base import BaseCommand
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from notifications import address
 from project.children import Child
 from project.killswitch import KillSwitch
 from project.local_redis import LocalRedis, RedisStartError
-from project.uploads.shell import mask_password
 
 HOST = "127.0.0.1"
 USERNAME = "demo"
@@ -82,9 +82,9 @@ class Command(BaseCommand):
         if url:
             reason = unreachable(url)
             if reason is None:
-                self._say(f"using the Redis of REDIS_URL, {mask_password(url)}")
+                self._say(f"using the Redis of REDIS_URL, {address.shown(url)}")
                 return url
-            self._say(f"no Redis at REDIS_URL, {mask_password(url)} ({reason}): starting one of our own")
+            self._say(f"no Redis at REDIS_URL, {address.shown(url)} ({reason}): starting one of our own")
         try:
             server = stack.enter_context(LocalRedis())
         except RedisStartError as error:
@@ -178,6 +178,7 @@ def create_user() -> None:
 def unreachable(url: str) -> str | None:
     """Say why no Redis answers at ``url``, or ``None`` if one does."""
     try:
+        address.read(url)
         client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         with client:
             client.ping()
