@@ -56,6 +56,12 @@ COUNTS: Final = {
         "reason",
         ("ConnectionError", "TimeoutError", "OutOfMemoryError"),
     ),
+    "position_failed": Shown(
+        "position_failures",
+        "Pages that were rendered without their user's position, because Redis did not say it.",
+        "reason",
+        ("ConnectionError", "TimeoutError"),
+    ),
     "recovered": Shown(
         "recovered",
         "Browsers that asked for what they missed or lost something: whether they got all of it.",

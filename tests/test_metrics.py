@@ -333,7 +333,7 @@ def test_a_sample_is_taken_from_time_to_time():
     assert sum(sampler.due() for _ in range(1000)) <= 1
 
 
-SOURCES = "".join(path.read_text() for path in (ROOT / "notifications").glob("*.py"))
+SOURCES = "".join(path.read_text() for path in (ROOT / "notifications").rglob("*.py"))
 
 
 def test_everything_that_is_counted_is_shown():
