@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable
 from functools import lru_cache
 from typing import Any, Final
 
+from .conf import settings
 from .connections import FAILURES
 from .eager import begin
-from .history import Stamped
+from .exceptions import TopicError
+from .history import STAMPED, Stamped
 from .logs import LogBudget
-from .metrics import bridging, tally
-from .topics import Topic
+from .metrics import bridging, count, tally
+from .topics import Topic, internal_name
 from .wire import backoff
+
+logger = logging.getLogger(__name__)
 
 LAYER_MESSAGE: Final = "notifications.message"
 """The ``type`` of what we send to groups. Channels makes a method name of it, so it is never the payload's."""
@@ -42,7 +47,8 @@ class Forwarder:
         self._queue: deque[Stamped] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
-        self._group = lru_cache(maxsize=10_000)(lambda topic: Topic.parse(topic).group)
+        self._group = lru_cache(maxsize=10_000)(self._find_group)
+        self._unknown = LogBudget(logger, lines=1, period=60.0)
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -67,7 +73,20 @@ class Forwarder:
                 await self._forward(queue[0])
                 self._bytes -= len(queue.popleft().frame) + ENTRY_BYTES
 
+    def _find_group(self, name: str) -> str:
+        topic = Topic.checked_elsewhere(name)
+        if topic.kind not in settings.kinds:
+            # Web processes were deployed first. They know the kind, and a group is all that is needed here.
+            self._unknown.warning("kind %r is not in this listener's TOPICS; restart it with the site's", topic.kind)
+        return topic.group
+
     async def _forward(self, stamped: Stamped) -> None:
+        try:
+            group = self._group(stamped.topic)
+        except TopicError as error:
+            count("refused", type(error).__name__)
+            self._log.warning("refused a message on channel %r: %s", internal_name(STAMPED), error)
+            return
         message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
         if stamped.position is not None:
             message["epoch"], message["n"] = stamped.position
@@ -75,7 +94,6 @@ class Forwarder:
         if stamped.at:
             message["at"] = stamped.at
         try:
-            group = self._group(stamped.topic)
             try:
                 sending = begin(self._layer.group_send(group, message))
             except FAILURES:

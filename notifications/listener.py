@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
@@ -280,7 +280,10 @@ class Listener:
             await self._missed_wake.wait()
             self._missed_wake.clear()
             seen = self._recent.before_gap(asyncio.get_running_loop().time())
-            topics = self._known(seen)
+            topics = []
+            for name in seen:
+                with suppress(TopicError):
+                    topics.append(Topic.checked_elsewhere(name))
             try:
                 for begin in range(0, len(topics), BATCH_MESSAGES):
                     part = topics[begin : begin + BATCH_MESSAGES]
@@ -291,14 +294,6 @@ class Listener:
                                 self._forwarder.add(Stamped("p", str(topic), position, text.encode()))
             except FAILURES as error:
                 logger.warning("could not look for what was missed: %s", describe(error))  # sockets find it later
-
-    def _known(self, names: Iterable[str]) -> list[Topic]:
-        """Leave out what only processes with other settings know."""
-        topics = []
-        for name in names:
-            with suppress(TopicError):
-                topics.append(Topic.parse(name))
-        return topics
 
     def _step_down(self, reason: str) -> None:
         self._lease.lost()

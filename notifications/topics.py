@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import UUID
 
-from .conf import settings
+from .conf import KIND_PATTERN, settings
 from .exceptions import TopicError
 
 MAX_ID_LENGTH: Final = 200
@@ -95,6 +95,24 @@ class Topic:
         if not name.startswith(settings.PREFIX):
             raise TopicError("the channel name has another prefix")
         return cls.parse(name.removeprefix(settings.PREFIX))
+
+    @classmethod
+    def checked_elsewhere(cls, text: str) -> Self:
+        """
+        Read what another process of the site has published on; the kind need not be configured in this one.
+
+        Raises:
+            TopicError: It can be the name of no topic.
+
+        """
+        kind, _, id_ = text.partition(":")
+        if not KIND_PATTERN.fullmatch(kind):
+            raise TopicError("it is not the name of a topic")
+        _check(kind, id_)
+        topic = object.__new__(cls)
+        object.__setattr__(topic, "kind", kind)
+        object.__setattr__(topic, "id", id_)
+        return topic
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.id}"

@@ -15,7 +15,7 @@ import pytest
 import redis
 from django.test import RequestFactory
 
-from notifications import monitoring
+from notifications import monitoring, publish
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis, message_of
 from tests.clock import Clock
@@ -535,6 +535,45 @@ def test_a_flood_of_refused_messages_does_not_fill_the_log(new_site):
     listener.terminate()
     assert 50 <= sum("refused" in line for line in listener.lines) <= 200
     assert listener.returncode == 0
+
+
+def test_a_kind_that_only_web_processes_know_yet_is_forwarded(new_site, settings):
+    """Web processes were deployed first: what they publish on a new kind arrives, and it is said whom to restart."""
+    listener = new_site.start_listener(ready="holding the lease")
+    point_to(settings, new_site.redis.url)
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"late": {}}}
+    with Group(new_site.redis.url, "late.7") as group:
+        for n in range(20):
+            publish("late:7", {"n": n})
+        assert [group.next() for _ in range(20)] == [f'{{"n":{n}}}' for n in range(20)]
+
+        listener.wait_for_line("kind 'late' is not in this listener's TOPICS; restart it")
+        assert not listener.find_line("lost|failed")
+
+        said = listener.mark()
+        client = new_site.client()
+        kill_connections(client, listeners_connections(client))  # and after a gap it looks for what it missed
+        publish("late:7", {"n": 20})
+        listener.wait_for_line("holding the lease", after=said)
+        assert group.next() == '{"n":20}'
+    assert listener.terminate() == 0
+    assert sum("kind 'late'" in line for line in listener.lines) == 1
+
+
+def test_what_is_no_topic_among_stamped_messages_is_refused(new_site):
+    """Some program publishes on our internal channel: it is said, and neither ends the listener nor its work."""
+    listener = new_site.start_listener(ready="holding the lease")
+    client = new_site.client()
+    for name in (b"Late:7", b"late:", b"x" * 300, b"late:" + b"x" * 300):
+        said = listener.mark()
+        client.publish("notifications:stamped", b"p%d 1-1 - %s{}" % (len(name), name))
+        listener.wait_for_line("refused a message on channel 'notifications:stamped'", after=said)
+    said = listener.mark()
+    kill_connections(client, listeners_connections(client))
+    listener.wait_for_line("holding the lease", after=said)
+
+    expect_forwarding(new_site)
+    assert not listener.find_line("lost|failed")
 
 
 # Development.
