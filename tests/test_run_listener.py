@@ -249,6 +249,36 @@ def test_it_ends_in_good_order(new_site, number):
 
 
 @pytest.fixture
+def like_windows(new_site, tmp_path):
+    """Return an environment whose event loops know no signals, as those of Windows; there is no uvloop there either."""
+    module = tmp_path / "windows_settings.py"
+    module.write_text(
+        "import asyncio, sys\n"
+        "from tests.settings import *\n"
+        "sys.modules['uvloop'] = None\n"
+        "asyncio.SelectorEventLoop.add_signal_handler = asyncio.AbstractEventLoop.add_signal_handler\n"
+        "asyncio.SelectorEventLoop.remove_signal_handler = asyncio.AbstractEventLoop.remove_signal_handler\n"
+    )
+    return new_site.environment | {
+        "DJANGO_SETTINGS_MODULE": "windows_settings",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_in_good_order_where_event_loops_know_no_signals(new_site, like_windows, number):
+    """On Windows, Ctrl-C ends it as it does elsewhere: what has been read is forwarded, and its report signed off."""
+    listener = new_site.start_listener(env=like_windows)
+    expect_forwarding(new_site)
+
+    listener.send_signal(number)
+
+    assert listener.wait() == 0
+    assert "forwarded 1 messages" in listener.lines[-1]
+    assert new_site.client().hvals("notifications:listeners") == []
+
+
+@pytest.fixture
 def hung_layer(new_site):
     """A listener whose channel layer stands on a second Redis, which hangs: it reads and cannot forward."""
     with LocalRedis() as layers_redis:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Final
 
 from channels.layers import get_channel_layer
 from django.core.management.base import BaseCommand, CommandError
@@ -23,6 +23,8 @@ from notifications import connections, health
 from notifications.connections import FAILURES
 from notifications.listener import Listener
 from notifications.logs import describe
+
+STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Command(BaseCommand):
@@ -117,14 +119,22 @@ async def _listen() -> None:
         raise CommandError("CHANNEL_LAYERS has no 'default' layer to forward to")
     listener = Listener(layer)
     if threading.current_thread() is threading.main_thread():  # the autoreloader keeps the signals for itself
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _stop, loop, listener)
+        _stop_at_the_first_signal(asyncio.get_running_loop(), listener)
     await listener.run()
 
 
-def _stop(loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_DFL)
-    listener.stop()
+def _stop_at_the_first_signal(loop: asyncio.AbstractEventLoop, listener: Listener) -> None:
+    """Stop in good order at SIGTERM or SIGINT; whatever comes then ends the process as if nobody had cared."""
+
+    def stop() -> None:
+        for number in STOPPING:
+            with suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+        listener.stop()
+
+    for number in STOPPING:
+        try:
+            loop.add_signal_handler(number, stop)
+        except NotImplementedError:  # Windows: its event loops leave signals to Python, which wakes them
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
