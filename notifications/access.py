@@ -22,6 +22,7 @@ from .frames import CloseCode
 from .logs import LogBudget, describe
 from .loops import PerLoop
 from .metrics import count
+from .tasks import Supervised
 from .topics import Topic
 from .wire import Subscription, backoff, confirmed, site_pool
 
@@ -71,7 +72,11 @@ class Access:
 
     def __init__(self) -> None:
         self._sockets: dict[str, list[Socket]] = {}  # most users have one or two; a set takes three times as much
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = (
+            Supervised("control channel", self._listen),
+            Supervised("access checks", self._check_on),
+            Supervised("permission checks", self._ask_on),
+        )
         self._log = LogBudget(logger)
         self._wake = asyncio.Event()
         self._doubted: set[str] = set()
@@ -83,10 +88,11 @@ class Access:
         sockets = self._sockets.get(user, [])
         if settings.MAX_CONNECTIONS_PER_USER and len(sockets) >= settings.MAX_CONNECTIONS_PER_USER:
             return False
-        self._sockets.setdefault(user, sockets).append(socket)
-        if not self._tasks:
+        if not self._sockets:
             self._due = asyncio.get_running_loop().time() + _spread()
-            self._tasks = [asyncio.create_task(job()) for job in (self._listen, self._check_on, self._ask_on)]
+            for task in self._tasks:
+                task.start()
+        self._sockets.setdefault(user, sockets).append(socket)
         return True
 
     def remove(self, user: str, socket: Socket) -> None:
@@ -98,8 +104,7 @@ class Access:
             self._sockets.pop(user, None)
         if not self._sockets:
             for task in self._tasks:
-                task.cancel()
-            self._tasks = []
+                task.stop()
 
     # What we are told.
 

@@ -294,7 +294,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         """Whether the browser has to confirm more before it is sent anything."""
         return self._delivery.paused
 
-    def ping(self) -> asyncio.Future[None]:
+    def ping(self) -> asyncio.Future[bool]:
         """Ask the browser for a sign of life; the future is done when the server has taken the question."""
         self._delivery.ask()
         return self._delivery.mark()

@@ -279,8 +279,8 @@ class Delivery:
         self.credit.sent += len(text)
         self._outbox.put(text)
 
-    def mark(self) -> asyncio.Future[None]:
-        """Return what is done when the server has taken all that was sent so far."""
+    def mark(self) -> asyncio.Future[bool]:
+        """Return what is done when the server has taken all that was sent so far, or (False) takes no more."""
         return self._outbox.mark()
 
     async def say(self, frame: ServerFrame) -> None:

@@ -109,6 +109,18 @@ COUNTS: Final = {
     "connection_refused": Shown(
         "connections_refused", "Sockets closed because there were too many.", "whose", ("user", "address")
     ),
+    "send_failed": Shown(
+        "send_failures",
+        "Sockets told to come back because the server's send, or that of a middleware, failed or was cancelled.",
+        "reason",
+        ("TimeoutError", "CutShortError"),
+    ),
+    "task_restarted": Shown(
+        "task_restarts",
+        "Times that a task went on which all sockets of a process depend on, after it had failed or was cancelled.",
+        "task",
+        ("pump", "heartbeat", "reconciler", "control channel", "access checks", "permission checks"),
+    ),
     "withdrawn": Shown("withdrawn", "Subscriptions that ended because the user may not read the topic any more."),
     "control": Shown(
         "control", "Words to all web processes about who loses access.", "do", ("disconnect", "check", "revoke")

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .conf import settings
 from .connections import FAILURES
-from .eager import begin
+from .eager import Runner, coroutine_function
 from .exceptions import TopicError
 from .history import STAMPED, Stamped
 from .logs import LogBudget
@@ -35,6 +35,8 @@ class Forwarder:
     """
     A bounded queue and the task that empties it in order.
 
+    The layer's own code runs in another task (``eager.py``): whatever it cancels there, this one goes on.
+
     Attributes:
         forwarded: Messages that the layer has taken.
 
@@ -42,7 +44,8 @@ class Forwarder:
 
     def __init__(self, layer: Any, log: LogBudget) -> None:
         self.forwarded = 0
-        self._layer = layer
+        self._group_send = coroutine_function(layer.group_send)
+        self._runner = Runner()
         self._log = log
         self._queue: deque[Stamped] = deque()
         self._bytes = 0
@@ -66,12 +69,15 @@ class Forwarder:
     async def run(self) -> None:
         """Forward until cancelled."""
         queue = self._queue
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while queue:
-                await self._forward(queue[0])
-                self._bytes -= len(queue.popleft().frame) + ENTRY_BYTES
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while queue:
+                    await self._forward(queue[0])
+                    self._bytes -= len(queue.popleft().frame) + ENTRY_BYTES
+        finally:
+            self._runner.end()
 
     def _find_group(self, name: str) -> str:
         topic = Topic.checked_elsewhere(name)
@@ -95,14 +101,13 @@ class Forwarder:
             message["at"] = stamped.at
         try:
             try:
-                sending = begin(self._layer.group_send(group, message))
+                sending: Awaitable[None] | None = self._runner.begin(self._group_send(group, message))
             except FAILURES:
                 if stamped.position is None:
                     raise
-                sending = self._layer.group_send(group, message)
+                sending = self._send_once(group, message)
             if sending is not None:
-                async with asyncio.timeout(GROUP_SEND_TIMEOUT):
-                    await self._send(sending, group, message, again=stamped.position is not None)
+                await self._send(sending, group, message, again=stamped.position is not None)
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
             self._log.lost(f"the channel layer failed: {type(error).__name__}")
         else:
@@ -111,14 +116,23 @@ class Forwarder:
             if stamped.at and stamped.road != "p":
                 bridging.since(stamped.at)
 
-    async def _send(self, sending: Awaitable[Any], group: str, message: dict[str, Any], *, again: bool) -> None:
+    async def _send(self, sending: Awaitable[None], group: str, message: dict[str, Any], *, again: bool) -> None:
         """Send; a stamped message ``again`` after a failure, because sockets drop what they have had."""
-        for delay in backoff():
-            try:
-                await sending
-                return
-            except FAILURES:
-                if not again:
-                    raise
-            await asyncio.sleep(delay)
-            sending = self._layer.group_send(group, message)
+        try:
+            async with asyncio.timeout(GROUP_SEND_TIMEOUT):
+                for delay in backoff():
+                    try:
+                        await sending
+                        return
+                    except FAILURES:
+                        if not again:
+                            raise
+                    await asyncio.sleep(delay)
+                    sending = self._send_once(group, message)
+        except TimeoutError:
+            await self._runner.wait_ended()  # nothing of it may come after what follows
+            raise
+
+    async def _send_once(self, group: str, message: dict[str, Any]) -> None:
+        if (rest := self._runner.begin(self._group_send(group, message))) is not None:
+            await rest

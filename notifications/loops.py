@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Generic, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Final, Generic, TypeVar, cast
 
 T = TypeVar("T")
+
+_MADE: Final = "_notifications"
 
 
 class PerLoop(Generic[T]):
     """
-    Called, it returns the running event loop's, made when it is first asked for, and forgotten with its loop.
+    Return the running event loop's instance, creating it on first use.
 
-    What it makes must not hold its loop when it is idle: neither would ever go.
+    The loop itself keeps it, and both go together. A dictionary with weak keys would keep both for good as soon as the
+    instance knows its loop, as every lock and event does that somebody has waited for.
     """
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._made: WeakKeyDictionary[asyncio.AbstractEventLoop, T] = WeakKeyDictionary()
 
     def __call__(self) -> T:
-        loop = asyncio.get_running_loop()
-        found = self._made.get(loop)
-        if found is None:
-            found = self._made[loop] = self._make()
-        return found
+        made: dict[PerLoop[Any], Any] = vars(asyncio.get_running_loop()).setdefault(_MADE, {})
+        if self not in made:
+            made[self] = self._make()
+        return cast("T", made[self])

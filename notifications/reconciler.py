@@ -20,6 +20,7 @@ from .history import Page, Position, Where
 from .logs import describe
 from .loops import PerLoop
 from .metrics import count
+from .tasks import Supervised
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Reconciler:
         self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
-        self._task: asyncio.Task[None] | None = None
+        self._comparing = Supervised("reconciler", self._run)
         self._questions: list[tuple[Topic, asyncio.Future[Where]]] = []
         self._answering: asyncio.Task[None] | None = None
         self._waiting = 0
@@ -94,8 +95,7 @@ class Reconciler:
         watched.joined = now
         # Never later than before: others may join all the time.
         watched.due = min(watched.due, now + AFTER_JOIN)
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        self._comparing.start()
 
     def remove(self, cursor: Cursor) -> None:
         self._stood.pop(cursor, None)
@@ -103,9 +103,8 @@ class Reconciler:
             watched.cursors.pop(cursor, None)
             if not watched.cursors:
                 del self._topics[cursor.topic]
-        if not self._topics and self._task is not None:
-            self._task.cancel()
-            self._task = None
+        if not self._topics:
+            self._comparing.stop()
 
     def hurry(self, topic: Topic) -> None:
         """Compare a topic's cursors at the next tick, and believe at once that what they have not is lost."""

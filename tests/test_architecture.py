@@ -14,9 +14,9 @@ PACKAGE = Path(notifications.__file__).parent
 ROOT = PACKAGE.parent
 
 STOREYS = [
-    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit", "eager"}
+    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
     | {"surrogates", "address"},
-    {"connections", "loops"},
+    {"connections", "loops", "tasks", "eager"},
     {"wire", "pipeline", "history", "cursor", "held", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "carried", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth"} | {"control", "credentials", "signals"},

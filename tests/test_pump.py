@@ -1,14 +1,16 @@
 """The last step: texts leave in order whatever a server's ``send`` does, and nothing is left behind."""
 
 import asyncio
+import contextlib
 import gc
+import weakref
 from contextvars import ContextVar
 
 import pytest
 
-from notifications import pump
+from notifications import eager, metrics, pump
 from notifications.pump import SLICE, Outbox
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 WHO = ContextVar("WHO", default="nobody")
 
@@ -49,7 +51,7 @@ async def outbox(server, failures):
 
 
 def tasks_of_the_pump():
-    return [task for task in asyncio.all_tasks() if pump.__file__ in repr(task)]
+    return [task for task in asyncio.all_tasks() if eager.__file__ in repr(task)]
 
 
 async def test_texts_leave_in_order(outbox, server):
@@ -180,6 +182,131 @@ async def test_a_time_out_around_a_send_may_be_used(server):
     assert server.taken == ["x"]
 
 
+async def time_out(send, event):
+    async with asyncio.timeout(0.01):
+        await send(event)
+
+
+async def cancel_oneself(send, event):
+    asyncio.current_task().cancel()
+    await send(event)
+
+
+async def cancel_oneself_later(send, event):
+    asyncio.get_running_loop().call_later(0.01, asyncio.current_task().cancel)
+    await send(event)
+
+
+async def cancel_oneself_and_raise(send, event):
+    asyncio.current_task().cancel()
+    raise ValueError
+
+
+async def fail_in_a_group(send, event):
+    async def fail():
+        raise ValueError
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fail())
+        await send(event)
+
+
+async def be_told_that_something_else_was_cancelled(send, event):
+    other = asyncio.get_running_loop().create_future()
+    other.cancel()
+    await other
+
+
+@pytest.mark.parametrize(
+    "middleware",
+    [
+        time_out,
+        cancel_oneself,
+        cancel_oneself_later,
+        cancel_oneself_and_raise,
+        fail_in_a_group,
+        be_told_that_something_else_was_cancelled,
+    ],
+)
+async def test_what_a_middleware_does_to_its_task_ends_its_own_socket_only(middleware, server, failures):
+    """A time-out or a cancel scope around ``send`` reaches no other socket, and its own is told to come back."""
+    server.ready.clear()
+    others = [Server() for _ in range(3)]
+    theirs = [Outbox(other.send, lambda: failures.append("another")) for other in others]
+    outbox = Outbox(lambda event: middleware(server.send, event), lambda: failures.append("its own"))
+
+    for number in range(5):
+        outbox.put(str(number))
+        for each in theirs:
+            each.put(str(number))
+    await await_for(lambda: failures, what="the end of the socket")
+    for each in theirs:
+        each.put("5")
+        await each.mark()
+        each.close()
+    await outbox.mark()
+    await outbox.wait_closed()
+
+    assert failures == ["its own"]
+    assert [other.taken for other in others] == [["0", "1", "2", "3", "4", "5"]] * 3
+    await await_for(lambda: not tasks_of_the_pump(), what="the end of all tasks")
+
+
+async def test_a_timer_that_a_middleware_forgot_ends_nothing(outbox, server):
+    """It cancels a task that nobody needs any more; what is sent later gets another."""
+    wrapped = Outbox(lambda event: cancel_oneself_later(server.send, event), lambda: None)
+    for number in range(5):
+        wrapped.put(str(number))
+        await wrapped.mark()
+        await asyncio.sleep(0.02)
+    outbox.put("5")
+    await outbox.mark()
+    wrapped.close()
+    await wrapped.wait_closed()
+
+    assert server.taken == ["0", "1", "2", "3", "4", "5"]
+
+
+async def test_a_middleware_that_swallows_its_time_out_goes_on(outbox, server, failures):
+    """Then it is its own decision what becomes of the text; what follows is sent in order."""
+
+    async def send(event):
+        with contextlib.suppress(TimeoutError):
+            await time_out(server.send, event)
+
+    patient = Outbox(send, lambda: failures.append("failed"))
+    server.ready.clear()
+    patient.put("lost")
+    patient.put("lost as well")
+    await patient.mark()
+    server.ready.set()
+    patient.put("sent")
+    await patient.mark()
+    patient.close()
+    await patient.wait_closed()
+
+    assert server.taken == ["sent"]
+    assert failures == []
+
+
+async def test_a_socket_closed_from_within_its_send_leaves_no_task(server):
+    """A middleware may find out there that the browser is to go."""
+    closes = asyncio.Event()
+
+    async def send(event):
+        outbox.close()
+        closes.set()
+
+    outbox = Outbox(send, lambda: None)
+    outbox.put("x")
+    outbox.put("y")
+    await asyncio.wait_for(closes.wait(), scaled())
+    await outbox.wait_closed()
+
+    assert await outbox.mark() is False
+    assert not tasks_of_the_pump()
+
+
 @pytest.mark.parametrize("waits", [False, True])
 async def test_a_browser_that_has_gone_is_no_failure(outbox, server, failures, waits):
     """Nothing more is sent; the server says ``websocket.disconnect`` in its own time."""
@@ -235,32 +362,62 @@ async def test_nothing_is_sent_after_a_close(outbox, server, waits):
     assert server.taken == ([] if waits else ["0", "1", "2"])
 
 
-async def test_the_pump_ends_with_its_last_outbox_and_begins_again(server):
+async def test_what_was_never_sent_is_not_timed(server, monkeypatch):
+    """A text that waits when its socket is closed took no time to arrive: it did not."""
+    times = []
+    monkeypatch.setattr(metrics.sending, "record", times.append)
+    outbox = Outbox(server.send, lambda: None)
+    outbox.put("x")
+    outbox.time(metrics.microseconds())
+    await outbox.mark()
+    server.ready.clear()
+    for text in "yz":
+        outbox.put(text)
+        outbox.time(metrics.microseconds())
+    await asyncio.sleep(0)
+    closed = outbox.mark()
+    outbox.close()
+    await outbox.wait_closed()
+
+    assert await closed is False
+    assert server.taken == ["x"]
+    assert len(times) == 1
+
+
+async def test_a_bug_costs_one_text_and_not_all_that_waits_behind_it(server, caplog):
+    """It is logged and counted, and the queue goes on."""
+
+    class Broken:
+        def hand_over(self, what):
+            raise ZeroDivisionError
+
+    before = metrics.counts["task_restarted", "pump"]
+    outbox = Outbox(server.send, lambda: None)
     for number in range(3):
-        outbox = Outbox(server.send, lambda: None)
         outbox.put(str(number))
-        await outbox.mark()
-        assert tasks_of_the_pump()
-        outbox.close()
-        await await_for(lambda: not tasks_of_the_pump(), what="the end of the pump")
+        pump._pump().put(Broken(), "x")
+    await outbox.mark()
+    outbox.close()
 
     assert server.taken == ["0", "1", "2"]
-    assert pump._pump()._outboxes == 0
+    assert metrics.counts["task_restarted", "pump"] == before + 3
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_loop_that_has_ended_is_not_kept(server):
     """Nor is what hangs on it: ``async_to_sync`` makes a loop for each call."""
+    ended = []
 
     async def use():
+        ended.append(weakref.ref(asyncio.get_running_loop()))
         outbox = Outbox(server.send, lambda: None)
         outbox.put("x")
         await outbox.mark()
         outbox.close()
-        await await_for(lambda: not tasks_of_the_pump())
+        await outbox.wait_closed()
 
-    before = len(pump._pump._made)
     for _ in range(3):
         asyncio.run(use())
     gc.collect()
 
-    assert len(pump._pump._made) <= before
+    assert [each() for each in ended] == [None] * 3

@@ -1,0 +1,93 @@
+"""How our tasks end, and how those that all sockets depend on do not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, Final
+
+from .metrics import count
+
+logger = logging.getLogger(__name__)
+
+RESTART_DELAY: Final = 1.0
+"""Seconds after which a supervised task that has ended is started again."""
+CANCEL_INTERVAL: Final = 0.2
+"""Seconds between two attempts to end a task."""
+CANCEL_ATTEMPTS: Final = 25
+"""Attempts to end a task; one that swallows as many is left alone."""
+
+
+class Supervised:
+    """
+    A task that all sockets of an event loop depend on: whatever ends it, it is started again, counted and logged.
+
+    It runs in an empty context: what a middleware has noted in that of the socket that came first, such as its language
+    or its tenant, is nothing to the others.
+    """
+
+    def __init__(self, name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """
+        Prepare; ``start`` begins.
+
+        Args:
+            name: For the log and the metrics.
+            job: Runs until it is cancelled, or has nothing to do any more.
+
+        """
+        self._name = name
+        self._job = job
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin, if it does not run."""
+        if self._task is None and self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._job(), name=f"notifications: {self._name}", context=Context())
+            self._task.add_done_callback(self._ended)
+
+    def stop(self) -> None:
+        """End it; no error if it does not run."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if task is not self._task:
+            return  # we were told to stop
+        self._task = None
+        if error is None and not task.cancelled():
+            return  # it has nothing to do any more
+        # Later: an event loop that ends cancels everything, and is gone by then.
+        self._timer = task.get_loop().call_later(RESTART_DELAY, self._restart, error)
+
+    def _restart(self, error: BaseException | None) -> None:
+        self._timer = None
+        count("task_restarted", self._name)
+        logger.error("a task ended that all sockets depend on (%s); started again", self._name, exc_info=error)
+        self.start()
+
+
+async def ended(task: asyncio.Task[Any]) -> None:
+    """
+    Cancel a task until it has ended, and take note of what it raised.
+
+    More than once: on Python 3.11 a ``wait_for`` under redis-py can swallow a cancellation, and a site's code may
+    swallow any.
+    """
+    for _ in range(CANCEL_ATTEMPTS):
+        if task.done():
+            break
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_INTERVAL)
+    if not task.done():
+        logger.error("a task does not end: %s", task.get_name())
+    elif not task.cancelled():
+        task.exception()  # whoever wanted it has had it; otherwise asyncio would say that nobody did

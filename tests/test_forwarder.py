@@ -1,0 +1,72 @@
+"""The bridge goes on, whatever a channel layer does to the task that it finds itself in."""
+
+import asyncio
+import logging
+
+import pytest
+
+from notifications import forwarder
+from notifications.forwarder import Forwarder
+from notifications.history import Position, Stamped
+from notifications.logs import LogBudget
+from tests.waiting import await_for
+
+
+class Layer:
+    """A layer that a site has wrapped: ``wrap`` is called around each message that is not the first or the last."""
+
+    def __init__(self, wrap):
+        self.taken = []
+        self._wrap = wrap
+
+    async def group_send(self, group, message):
+        if message["text"] == "wrapped":
+            await self._wrap()
+        self.taken.append(message["text"])
+
+
+async def cancel_itself():
+    asyncio.current_task().cancel()
+    await asyncio.sleep(1)
+
+
+async def cancel_itself_later():
+    asyncio.get_running_loop().call_later(0.01, asyncio.current_task().cancel)
+
+
+async def cancel_itself_while_it_waits():
+    await cancel_itself_later()
+    await asyncio.Event().wait()
+
+
+async def await_what_was_cancelled():
+    other = asyncio.get_running_loop().create_future()
+    other.cancel()
+    await other
+
+
+async def never_answer():
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [cancel_itself, cancel_itself_later, cancel_itself_while_it_waits, await_what_was_cancelled, never_answer],
+)
+async def test_a_layer_that_cancels_its_task_costs_one_message(wrap, monkeypatch, caplog):
+    """All sockets of all processes depend on the task that forwards; the layer's code does not run in it."""
+    monkeypatch.setattr(forwarder, "GROUP_SEND_TIMEOUT", 0.1)
+    layer = Layer(wrap)
+    forwards = Forwarder(layer, LogBudget(logging.getLogger("notifications")))
+    task = asyncio.create_task(forwards.run())
+    for number, text in enumerate([b"first", b"wrapped", b"last"]):
+        forwards.add(Stamped("p", "user:1", Position(1, number), text))
+        await await_for(lambda: not len(forwards), what="the end of the queue")
+        await asyncio.sleep(0.05)
+
+    assert [text for text in layer.taken if text != "wrapped"] == ["first", "last"]
+    assert not task.done()
+    assert ("lost 1 message(s): the channel layer failed" in caplog.text) == ("wrapped" not in layer.taken)
+    task.cancel()
+    await asyncio.wait([task])
+    await await_for(lambda: len(asyncio.all_tasks()) == 1, what="the end of all tasks")
