@@ -66,11 +66,10 @@ class Jobs:
     async def _work(self) -> None:
         try:
             while self._waiting:
-                await self._waiting.pop(0)()
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001  whatever it is, the owner says so
-            self.clear()
-            await self._failed(error)
+                try:
+                    await self._waiting.pop(0)()
+                except Exception as error:  # noqa: BLE001  whatever it is, the owner says so
+                    self.clear()
+                    await self._failed(error)  # what is added meanwhile has its turn behind
         finally:
             self._task = None

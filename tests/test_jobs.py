@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from notifications.jobs import Jobs
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 
 @pytest.fixture
@@ -61,6 +61,32 @@ async def test_a_job_that_raises_is_told_and_the_rest_forgotten(jobs, failures):
 
     assert failures == ["'broken'"]
     assert done == ["later"]
+
+
+async def test_what_is_added_while_a_failure_is_told_is_done(failures):
+    """Telling may take a while, and a browser goes on talking meanwhile."""
+    done, told, gate = [], asyncio.Event(), asyncio.Event()
+
+    async def failed(error):
+        failures.append(str(error))
+        told.set()
+        await gate.wait()
+
+    async def fail():
+        raise KeyError("broken")
+
+    jobs = Jobs(failed)
+    jobs.add(fail)
+    await asyncio.wait_for(told.wait(), scaled())
+    jobs.add(job(done, "meanwhile"))
+    jobs.add(fail)
+    jobs.add(job(done, "behind the second failure"))
+    gate.set()
+    await await_for(lambda: not jobs.busy)
+
+    assert done == ["meanwhile"]
+    assert failures == ["'broken'"] * 2
+    assert len(jobs) == 0
 
 
 async def test_the_end_cancels_and_nothing_begins_after_it(jobs, failures):
