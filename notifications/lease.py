@@ -50,6 +50,16 @@ class Lease:
         """Whether, for all we know, the lease is ours."""
         return asyncio.get_running_loop().time() < self._until
 
+    def announcement(self) -> tuple[str, ...]:
+        """
+        Return the command that makes us a candidate, to be sent on a connection before it subscribes.
+
+        Whoever subscribes to the same server later then finds us there, although we have not asked yet, and leaves us
+        the moment that it takes: what we have heard and they have not would be lost.
+        """
+        command = _LEASE.command(*self._question("", -1, 1), whole=True)
+        return tuple(map(str, command))
+
     def subscribed(self) -> None:
         """Note that we listen from now on: a free lease goes to the stand-by subscribed longest."""
         self._fresh = True
@@ -92,14 +102,17 @@ class Lease:
             await self._ask(0)
 
     async def _ask(self, ttl_ms: int) -> int:
-        keys = [self.key, internal_name("candidates")]
         fresh, self._fresh = self._fresh, False
-        # By our own clock, which nobody sets. Redis forgets a candidate that gets the lease; one that had it, and has
-        # heard everything, is no newcomer.
-        listened = int((time.monotonic() - self._since) * 1e6)
-        arguments = [self.token, ttl_ms, self._me, int(fresh), int(CANDIDATE_TTL * 1000), listened]
         try:
-            return int(await pipeline.arun(_LEASE, keys, arguments))
+            return int(await pipeline.arun(_LEASE, *self._question(self.token, ttl_ms, int(fresh))))
         except BaseException:
             self._fresh = self._fresh or fresh
             raise
+
+    def _question(self, token: str, ttl_ms: int, fresh: int) -> tuple[list[str], list[str | int]]:
+        """Write the script's keys and arguments."""
+        # By our own clock, which nobody sets. Redis forgets a candidate that gets the lease; one that had it, and has
+        # heard everything, is no newcomer.
+        listened = int((time.monotonic() - self._since) * 1e6) if ttl_ms >= 0 else 0
+        keys = [self.key, internal_name("candidates")]
+        return keys, [token, ttl_ms, self._me, fresh, int(CANDIDATE_TTL * 1000), listened]

@@ -128,6 +128,7 @@ class Listener:
             try:
                 await subscription.connect(site_pool())
                 try:
+                    subscription.command(*self._lease.announcement())
                     await confirmed(
                         subscription.subscribe(self._stamped_channel)
                         + subscription.subscribe(*patterns(), command="PSUBSCRIBE")

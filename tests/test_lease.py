@@ -77,6 +77,42 @@ async def test_a_listener_that_starts_after_the_holder_died_leaves_the_lease_to_
     assert await stand_by.take()
 
 
+async def test_who_subscribed_first_gets_the_lease_though_another_asks_first(live_redis):
+    """After a failover the new primary knows no candidate; each has announced itself there before it subscribed."""
+    first = Lease()
+    live_redis.execute_command(*first.announcement())
+    first.subscribed()
+    newcomer = listening()
+
+    assert not await newcomer.take()
+    assert await first.take()
+
+
+async def test_who_was_announced_and_never_came_is_not_waited_for_long(live_redis, monkeypatch):
+    """Its connection may have ended before it could subscribe."""
+    monkeypatch.setattr("notifications.lease.CANDIDATE_TTL", 0.2)
+    live_redis.execute_command(*Lease().announcement())
+    other = listening()
+
+    assert not await other.take()
+    async with asyncio.timeout(scaled()):
+        while not await other.take():  # noqa: ASYNC110  as a stand-by does: Redis does not call
+            await asyncio.sleep(0.02)
+
+
+async def test_an_announcement_takes_no_lease(live_redis, lease_key):
+    """Who does not listen yet must not lead, and a full Redis must not keep it from listening."""
+    coming = Lease()
+    assert live_redis.execute_command(*coming.announcement()) == 0
+    live_redis.config_set("maxmemory", 1)
+    try:
+        assert live_redis.execute_command(*coming.announcement()) == 0
+    finally:
+        live_redis.config_set("maxmemory", 0)
+
+    assert not live_redis.exists(lease_key)
+
+
 async def test_a_stand_by_that_died_keeps_nobody_from_the_lease_for_long(live_redis, lease_key, monkeypatch):
     """A stand-by counts only as long as it asks."""
     monkeypatch.setattr("notifications.lease.CANDIDATE_TTL", -0.001)

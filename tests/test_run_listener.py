@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import time
+from collections import defaultdict
 from contextlib import contextmanager
 from itertools import count
 
@@ -83,6 +84,20 @@ def test_it_says_what_it_listens_on(new_site):
     assert re.search(r"listening on (\S+ )*user:\*", line)
     for pattern in ("user:*", "upload:*", "order:*", "closed:*"):
         assert pattern in line.split()
+
+
+def test_it_is_a_candidate_for_the_lease_before_it_listens(new_site):
+    """On the connection that subscribes: no other can take the lease and not know who has heard more."""
+    with new_site.client().monitor() as monitor:
+        new_site.start_listener()
+        said: dict[str, list[str]] = defaultdict(list)
+        while not any(words.startswith("PSUBSCRIBE") for words in sum(said.values(), [])):
+            command = monitor.next_command()
+            said[command["client_port"]].append(command["command"])
+
+    [before] = [words for words in said.values() if words[-1].startswith("PSUBSCRIBE")]
+    assert [words.split()[0] for words in before if words.startswith(("EVAL", "SUBSCRIBE"))] == ["EVAL", "SUBSCRIBE"]
+    assert "notifications:candidates" in next(words for words in before if words.startswith("EVAL"))
 
 
 def test_it_waits_for_a_redis_that_is_not_there_yet(new_site):

@@ -1,12 +1,13 @@
--- Take, renew or give back the lease of the listeners.
+-- Take, renew or give back the lease of the listeners, or announce a candidate for it.
 --
 -- KEYS  1 lease, a hash: token, batch (the number of the last batch it stamped)
 --       2 candidates, a hash: stand-by -> "<listening since> <last asked>" (µs)
--- ARGV  1 token   2 time to live (ms); 0 gives it back   3 the caller   4 1 if it has just begun to listen
+-- ARGV  1 token   2 time to live (ms); 0 gives it back, -1 only announces the caller   3 the caller   4 1 if it has just begun to listen
 --       5 how long a candidate that does not ask any more counts (ms)   6 how long the caller has listened (µs)
 -- Returns 1 if the lease is now the caller's, otherwise 0.
 --
 -- A free lease goes to the stand-by subscribed longest: a newcomer has not seen what the dead holder left unstamped.
+-- After a failover the new primary may know none of them; so each is announced before it subscribes there.
 --
 -- Redis ends keys by its wall clock. When that is set back, a lease would last for as much longer, and a stand-by that
 -- has died would keep others from it for as long. So nothing may have more time left than it can have been given: who
@@ -30,6 +31,9 @@ if holder ~= ARGV[1] then
   end
   -- In a pcall: a full Redis refuses it, and does without candidates.
   redis.pcall('HSET', KEYS[2], ARGV[3], string.format('%d %d', since, now))
+  if ARGV[2] == '-1' then
+    return 0
+  end
   if holder then
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 or left > tonumber(ARGV[2]) then
