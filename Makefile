@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint schema docs matrix bench bench-full clean
+.PHONY: demo test test-faults lint schema docs guides matrix bench bench-full clean
 
 demo: $(STAMP)
 	@$(BIN)/python manage.py demo
@@ -13,7 +13,8 @@ test: $(STAMP) lint docs
 	@tests/install_chromium
 	@tests/install_nginx
 	@tests/js/run
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(MAKE) --no-print-directory guides
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/test_how_to.py
 
 # Fifteen minutes: every fault on both web servers. FAULT_TABLE=path writes the table to a file, too.
 test-faults: $(STAMP)
@@ -42,6 +43,19 @@ docs: $(DOCS_STAMP)
 $(DOCS_STAMP): requirements.txt docs/requirements.txt
 	$(PYTHON) -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	@touch $@
+
+# The guides of docs/how-to, with the packages that they are about, in an environment of their own: no site needs them all.
+GUIDES_VENV := .venv-guides
+GUIDES_STAMP := $(GUIDES_VENV)/.installed
+
+guides: $(GUIDES_STAMP)
+	$(GUIDES_VENV)/bin/python -m pytest -n 2 tests/test_how_to.py
+
+$(GUIDES_STAMP): requirements.txt docs/how-to/requirements.txt
+	$(PYTHON) -m venv $(GUIDES_VENV)
+	$(GUIDES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(GUIDES_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r docs/how-to/requirements.txt
 	@touch $@
 
 # The supported versions, as far as their Pythons are here: docs/versions.md.
@@ -83,5 +97,5 @@ $(STAMP): requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(DOCS_VENV) $(NOX_VENV) .nox benchmarks/node/node_modules tests/js/node_modules var build dist *.egg-info \
+	rm -rf $(VENV) $(BENCH_VENV) $(DOCS_VENV) $(GUIDES_VENV) $(NOX_VENV) .nox benchmarks/node/node_modules tests/js/node_modules var build dist *.egg-info \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis

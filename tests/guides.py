@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def find_program(name: str) -> str:
             pytest.fail(message)
         pytest.skip(message)
     return found
+
+
+def free_port() -> int:
+    """Return a port of this host that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def table(document: Path, mark: str) -> dict[str, list[str]]:
+    """Return the rows of the table behind ``<!-- table: mark -->`` by their first cell, without code marks."""
+    text = document.read_text().partition(f"<!-- table: {mark} -->\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()[2:]]
+    assert rows, f"{document.name} has no table {mark!r}"
+    return {cells[0]: cells[1:] for cells in rows}

@@ -2,28 +2,36 @@
 The guides of docs/how-to, followed.
 
 Each block behind ``<!-- file: name -->`` is written to that file of a small site, and run as the guide says, where what
-it needs is installed: ``nox -s how_to`` installs the task queues; systemd and Docker are the machine's.
+it needs is installed: ``make guides`` installs the packages; systemd and Docker are the machine's.
 The proxies are in ``test_proxies.py``.
 """
 
 import json
 import os
+import re
 import shutil
+import socket
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import redis
 from django.contrib.auth.models import User
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from notifications import auth
+from notifications.frames import MAX_AUTH_FRAME_SIZE
 from project.local_redis import LocalRedis
-from tests.guides import ROOT, files_of, write
-from tests.processes import Process
+from tests.guides import GUIDES, ROOT, files_of, free_port, write
+from tests.processes import Process, Site, WebServer
 from tests.waiting import scaled
 
 PROGRESS = [{"action": "upload_progress", "percent": percent} for percent in range(0, 100, 10)]
@@ -211,3 +219,110 @@ def test_manifests_are_yaml(guide: str, file: str) -> None:
 
     assert all(isinstance(document, dict) for document in documents)
     assert "run_listener" in json.dumps(documents)
+
+
+# How a web server is started.
+
+
+def commands_of_uvicorn() -> list[tuple[str, str]]:
+    """Return each line of the documents and units in which uvicorn is started, with its file."""
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "deploy").rglob("*.service"))]
+    lines = [(str(file.relative_to(ROOT)), line) for file in files for line in file.read_text().splitlines()]
+    started = re.compile(r"uvicorn\W+\w+\.asgi:application")
+    return [(name, line) for name, line in lines if started.search(line)]
+
+
+def test_every_command_of_uvicorn_bounds_frames() -> None:
+    """Whoever copies a command from a document gets a server that inflates at most what a frame here may have."""
+    found = commands_of_uvicorn()
+
+    assert {"README.md", "docs/operations.md", "deploy/systemd/notifications-web.service"} <= {
+        name for name, _ in found
+    }
+    assert {"docs/how-to/compose.md", "docs/how-to/kubernetes.md"} <= {name for name, _ in found}
+    limit = re.compile(rf"--ws-max-size\W+{MAX_AUTH_FRAME_SIZE}\b")
+    assert [name for name, line in found if not limit.search(line)] == []
+
+
+def test_web_processes_have_a_limit_of_memory() -> None:
+    """Whatever fills a web process costs that one process, under each supervisor that has a guide."""
+    yaml = pytest.importorskip("yaml")
+    compose = yaml.safe_load(files_of("compose")["compose.yaml"])["services"]["web"]
+    documents = yaml.safe_load_all(files_of("kubernetes")["notifications.yaml"])
+    [web] = [document["spec"] for document in documents if document["metadata"]["name"] == "mysite-web"]
+    unit = (ROOT / "deploy/systemd/notifications-web.service").read_text()
+
+    assert compose["mem_limit"]
+    assert all(container["resources"]["limits"]["memory"] for container in web["template"]["spec"]["containers"])
+    assert re.search(r"^MemoryMax=\d+[MG]$", unit, re.MULTILINE)
+
+
+def bomb() -> bytes:
+    """Return a frame of 16 KiB that inflates to 16 MiB."""
+    deflate = zlib.compressobj(9, zlib.DEFLATED, -12)
+    payload = (deflate.compress(bytes(16 * 1024 * 1024 - 16)) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    return b"\xc1\xfe" + struct.pack("!H", len(payload)) + bytes(4) + payload  # one compressed text, masked with zeros
+
+
+def throw_bombs(server: WebServer) -> None:
+    """Open a socket that compresses, send fifteen bombs, and wait until the server has closed it."""
+    with socket.create_connection((server.address.split(":")[0], server.port), timeout=scaled(30)) as raw:
+        raw.sendall(
+            f"GET /ws/notifications/ HTTP/1.1\r\nHost: {server.address}\r\nUpgrade: websocket\r\n"
+            "Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+            "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n".encode()
+        )
+        assert raw.recv(4096).startswith(b"HTTP/1.1 101")
+        with suppress(ConnectionError):  # it may close before it has read all
+            raw.sendall(15 * bomb())
+            while raw.recv(65536):
+                pass
+
+
+def peak(process: Process) -> int:
+    """Return how many MiB of memory a process has had at most."""
+    [size] = re.findall(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+    return int(size) // 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc to read memory from")
+@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
+def test_bombs_of_nobody_cost_a_server_little(new_site: Site, kind: str) -> None:
+    """Twenty sockets without a user that send compressed bombs do not fill the memory of a server as we start it."""
+    options = {"uvicorn": ["--ws-max-size", str(MAX_AUTH_FRAME_SIZE)], "daphne": []}[kind]
+    server = new_site.start_server(kind, options=options)
+    before = peak(server)
+
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(throw_bombs, [server] * 20))
+
+    assert peak(server) < before + 60
+
+
+def test_gunicorn_runs_the_site(new_site: Site, tmp_path: Path) -> None:
+    """The guide's worker opens sockets, refuses a frame that is too large, and tells sockets to come back."""
+    pytest.importorskip("gunicorn")
+    pytest.importorskip("uvicorn_worker")
+    write("gunicorn", tmp_path)
+    (tmp_path / "mysite/__init__.py").touch()
+    text = (GUIDES / "gunicorn.md").read_text().partition("<!-- run -->\n```sh\n")[2].partition("\n")[0]
+    port = free_port()
+    _, *words = text.replace("mysite.asgi", "tests.site.asgi").replace(":8000", f":{port}").split()
+    environment = new_site.environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    server = new_site.start(sys.executable, *words, name="gunicorn", env=environment)
+    for _ in range(2):
+        server.wait_for_line("Application startup complete|ASGI 'lifespan' protocol appears unsupported", 30)
+    user = new_site.add_user()
+
+    def open_tab() -> ClientConnection:
+        return connect(f"ws://127.0.0.1:{port}/ws/notifications/", proxy=None, open_timeout=scaled())
+
+    with open_tab() as tab, open_tab() as large:
+        tab.send(json.dumps({"type": "auth", "token": user.token}))
+        assert json.loads(tab.recv(scaled()))["action"] == "auth_success"
+        large.send("x" * (MAX_AUTH_FRAME_SIZE + 1))
+        with pytest.raises(ConnectionClosed, match="1009"):
+            large.recv(scaled())
+        assert server.terminate(30) == 0
+        with pytest.raises(ConnectionClosed, match="1012"):
+            tab.recv(scaled())
