@@ -1,7 +1,6 @@
 """Where the WebSocket is: mount ``websocket_urlpatterns`` in the site's ``asgi.py``."""
 
-from django.urls import path
-
 from .consumers import NotificationConsumer
+from .mount import patterns
 
-websocket_urlpatterns = [path("ws/notifications/", NotificationConsumer.as_asgi())]
+websocket_urlpatterns = patterns(NotificationConsumer.as_asgi())

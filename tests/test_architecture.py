@@ -15,7 +15,7 @@ ROOT = PACKAGE.parent
 
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
-    | {"surrogates", "address"},
+    | {"surrogates", "address", "mount"},
     {"connections", "loops", "tasks", "eager"},
     {"wire", "pipeline", "history", "cursor", "held", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "carried", "keeper", "loop_layer", "layers"},

@@ -2,6 +2,7 @@
 
 import json
 import re
+import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -115,9 +116,10 @@ def test_a_site_that_is_well_is_said_to_be_well(quiet_site, layer):
     """On both layers every check is ok, without a database, and nothing of the probe is left in Redis."""
     quiet_site.settings = {**quiet_site.settings, "CHANNEL_LAYER_BACKEND": layer}
     start_listeners(quiet_site)
+    server = quiet_site.start_server("uvicorn", options=["--ws-max-size", "16384"])
     quiet_site.database.unlink()
 
-    report = ask(quiet_site, "--fail-level", "WARNING")
+    report = ask(quiet_site, "--fail-level", "WARNING", "--site", f"http://{server.address}/")
 
     assert report.levels("warning", "error", "skipped") == []
     assert (report.returncode, report.broken) == (0, None)
@@ -530,6 +532,36 @@ def test_another_address(good_site):
     assert "raised at /live/" in report.of("socket")
 
 
+def test_a_site_below_a_path(good_site):
+    """The doctor asks the address that the tag prints, and both roads of a proxy lead to a socket."""
+    good_site.settings = {**good_site.settings, "FORCE_SCRIPT_NAME": "/app"}
+
+    report = ask(good_site)
+    stripped = ask(good_site, "--path", "/ws/notifications/")
+
+    for each in (report, stripped):
+        assert each.levels("warning", "error") == []
+        assert "both messages" in each.of("socket", "ok")
+
+
+@pytest.mark.parametrize(
+    ("application", "level", "said"),
+    [
+        ("below_no_path", "warning", "at /app/ws/notifications/: ValueError: No route found"),
+        ("elsewhere", "error", "raised at /app/ws/notifications/"),
+    ],
+)
+def test_a_site_below_a_path_of_which_its_routes_do_not_know(good_site, application, level, said):
+    """A route that only a stripping proxy reaches is a warning, as it may be one; none at all is an error."""
+    application = f"tests.site.strange_asgi.{application}"
+    good_site.settings = {**good_site.settings, "FORCE_SCRIPT_NAME": "/app", "ASGI_APPLICATION": application}
+
+    report = ask(good_site)
+
+    assert said in report.of("socket", level)
+    assert ("both messages" in report.of("socket")) == (level == "warning")
+
+
 def test_a_site_that_answers_to_no_host(good_site):
     """ALLOWED_HOSTS that allow nothing refuse every page."""
     good_site.settings = {**good_site.settings, "ALLOWED_HOSTS": []}
@@ -559,6 +591,112 @@ def test_an_application_that_asks_no_session(good_site):
     assert report.broken is None
     assert "AuthMiddlewareStack" in report.of("socket", "warning")
     assert "both messages" in report.of("socket", "ok")
+
+
+# The running site.
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "level", "said"),
+    [
+        ("uvicorn", [], "warning", "takes a frame of 16385 bytes and inflates what is compressed"),
+        ("uvicorn", ["--ws-max-size", "16384"], "ok", "the server refuses a frame of 16385 bytes"),
+        ("daphne", [], "ok", "takes a frame of 16385 bytes, but inflates nothing"),
+    ],
+)
+def test_how_large_a_frame_the_running_site_takes(good_site, kind, options, level, said):
+    """One frame that is a little too large says whether anybody may fill the server's memory; the site bears it."""
+    server = good_site.start_server(kind, options=options)
+    try:
+        report = ask(good_site, "--site", f"http://{server.address}")
+    finally:
+        server.terminate(20)
+
+    assert report.broken is None
+    assert f"http://{server.address}/ws/notifications/ opens a WebSocket" in report.of("server", level)
+    assert said in report.of("server", level)
+    assert ("--ws-max-size 16384" in report.of("server")) == (level == "warning")
+    assert "Traceback" not in server.output
+
+
+def test_without_an_address_the_running_site_is_not_asked(good_site):
+    """Nobody guesses where the site runs; the doctor says that it has not asked."""
+    report = ask(good_site)
+
+    assert report.levels("skipped") == ["server"]
+    assert "no address was given → Give one: --site" in report.of("server", "skipped")
+
+
+def test_a_running_site_that_has_its_sockets_elsewhere(good_site):
+    """What pages are told and what the running site has are compared: a status that opens nothing is the site's."""
+    good_site.settings = {**good_site.settings, "FORCE_SCRIPT_NAME": "/app"}
+    server = good_site.start_server("daphne")
+    url = f"http://{server.address}"
+    try:
+        told, stripped, wrong = ask(good_site, "--site", url), ask(good_site, "--site", f"{url}/app/"), "/elsewhere"
+        mistaken = ask(good_site, "--site", f"{url}{wrong}/")
+        explicit = ask(good_site, "--site", f"{url}{wrong}/", "--path", "/ws/notifications/")
+    finally:
+        server.terminate(20)
+
+    for report in (told, stripped):
+        assert f"{url}/app/ws/notifications/ opens" in report.of("server", "ok")
+    assert mistaken.broken == "server"
+    assert f"{url}{wrong}/ws/notifications/ does not open a WebSocket: 500" in mistaken.of("server", "error")
+    assert f"{url}/ws/notifications/ opens" in explicit.of("server", "ok")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "does not open a WebSocket: 502 → The proxy does not reach"),
+        (b"HTTP/1.1 301 Moved\r\nLocation: /\r\n\r\n", "does not open a WebSocket: 301 → It redirects"),
+        (b"220 mail ready\r\n\r\n", "does not answer: what answers there is no web server"),
+        (b"nonsense\r\n\r\n", "does not answer"),
+        (b"x" * 100_000, "does not answer"),
+        (b"", "does not answer"),
+    ],
+    ids=["502", "301", "mail", "nonsense", "endless", "nothing"],
+)
+def test_what_answers_instead_of_the_site(good_site, answer, said):
+    """Whatever answers at the address, it is named as the running site's fault, without a stack trace."""
+    with socketserver.TCPServer(("127.0.0.1", 0), answering(answer)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            report = ask(good_site, "--site", f"http://127.0.0.1:{server.server_address[1]}")
+        finally:
+            server.shutdown()
+            thread.join()
+
+    assert report.broken == "server"
+    assert said in report.of("server", "error")
+
+
+def answering(answer: bytes) -> type[socketserver.BaseRequestHandler]:
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(4096)
+            self.request.sendall(answer)
+
+    return Handler
+
+
+@pytest.mark.parametrize("address", ["example.com", "ftp://example.com", "http://", "http://[", f"http://h:{SECRET}"])
+def test_an_address_that_is_none(good_site, address):
+    """--site takes the address of a page; anything else is said to be none."""
+    report = ask(good_site, "--site", address)
+
+    assert report.broken == "server"
+    assert "--site is no address of a site" in report.of("server", "error")
+
+
+def test_a_running_site_that_is_not_there(good_site):
+    """A site that does not run is named, with its address."""
+    report = ask(good_site, "--site", f"http://127.0.0.1:{free_port()}")
+
+    assert report.broken == "server"
+    assert "does not answer" in report.of("server", "error")
 
 
 # Settings.

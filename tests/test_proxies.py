@@ -5,25 +5,20 @@ import json
 import os
 import random
 import re
-import socket
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.guides import files_of, find_program
+from tests.guides import GUIDES, files_of, find_program, free_port, table
 from tests.processes import Process, Site, User
 from tests.waiting import await_for, scaled
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Nginx(Process):
@@ -41,11 +36,23 @@ class Nginx(Process):
 
 
 @contextmanager
-def nginx(directory: Path, *backends: str) -> Iterator[Nginx]:
-    """Run nginx as its guide says, in front of web servers at these addresses."""
+def nginx(directory: Path, *backends: str, location: str = "", before: str = "") -> Iterator[Nginx]:
+    """
+    Run nginx as its guide says.
+
+    Args:
+        directory: For its files.
+        backends: The addresses of the web servers, one or two.
+        location: What is written instead of the first lines of the ``location``.
+        before: What stands before all of it.
+
+    """
     program = find_program("nginx")
     port = free_port()
     text = files_of("nginx")["nginx.conf"]
+    if location:
+        text, found = re.subn(r"( +location / \{\n +proxy_pass http://mysite;\n)", location, text)
+        assert found == 1
     if len(backends) == 1:
         text = re.sub(r"\n *server 127\.0\.0\.1:8001[^\n]*", "", text)  # as the guide says
     for written, backend in zip(("127.0.0.1:8000", "127.0.0.1:8001"), backends, strict=False):
@@ -57,7 +64,7 @@ def nginx(directory: Path, *backends: str) -> Iterator[Nginx]:
     )
     (directory / "nginx.conf").write_text(
         f"daemon off; pid {directory}/pid; error_log stderr notice;\nevents {{}}\n"
-        f"http {{ access_log off;\n{folders}{text.replace('listen 80;', f'listen 127.0.0.1:{port};')} }}\n"
+        f"http {{ access_log off;\n{folders}{before}\n{text.replace('listen 80;', f'listen 127.0.0.1:{port};')} }}\n"
     )
     process = Nginx([program, "-e", "stderr", "-c", directory / "nginx.conf", "-p", directory], env=os.environ)
     process.port = port
@@ -194,3 +201,58 @@ async def test_a_client_behind_nginx_cannot_choose_its_address(
     assert first == ["auth_success"] * 3
     assert more == [4102] * len(forgeries)
     assert other == "auth_success"
+
+
+async def test_nginx_bounds_the_sockets_of_an_address(site, server, tmp_path: Path) -> None:
+    """With the two lines of the guide one socket more than an address may have is answered 503, and others come in."""
+    text = (GUIDES / "nginx.md").read_text()
+    zone, limit = re.findall(r"`(limit_conn[^`]+;)`", text)
+    location = f"    location / {{\n        {limit.replace('200', '3')}\n        proxy_pass http://mysite;\n"
+    with nginx(tmp_path, server.address, location=location, before=zone) as proxy:
+        async with AsyncExitStack() as sockets:
+
+            async def visit(host: str) -> None:
+                options = {"local_addr": (host, 0), "open_timeout": scaled(), "proxy": None}
+                await sockets.enter_async_context(connect(proxy.url, **options))
+
+            for _ in range(3):
+                await visit("127.0.0.2")
+            with pytest.raises(InvalidStatus, match="503"):
+                await visit("127.0.0.2")
+            await visit("127.0.0.3")
+
+
+def paths() -> list[tuple[str, str, bool]]:
+    """Return the fields of the table in docs/how-to/path.md: what is set, what the proxy does, whether it works."""
+    rows = table(GUIDES / "path.md", "paths")
+    return [
+        (given, proxy, said == "works")
+        for given, row in rows.items()
+        for proxy, said in zip(("keeps", "strips"), row, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(("given", "proxy", "works"), paths())
+async def test_a_site_below_a_path(new_site: Site, tmp_path: Path, given: str, proxy: str, works: bool) -> None:
+    """Where the guide says so a page below the path opens the socket that its tag names, and elsewhere it does not."""
+    find_program("nginx")
+    kind = "uvicorn" if "uvicorn" in given else "daphne"
+    options = re.findall(r"--root-path /app", given)
+    if not options:
+        namespace: dict[str, str] = {}
+        exec(files_of("path")["settings.py"], namespace)
+        new_site.settings = {"FORCE_SCRIPT_NAME": namespace["FORCE_SCRIPT_NAME"]}
+    server = new_site.start_server(kind, options=[word for option in options for word in option.split()])
+    cookie = {"Cookie": new_site.add_user().cookie}
+    with nginx(tmp_path, server.address, location=files_of("path")[proxy]) as front:
+        own = f"http://{front.address}"
+        page = Request(f"{own}/app/page/?template=%7B%25+notifications+%25%7D", headers=cookie)
+        works_as_said = False
+        with suppress(HTTPError, InvalidStatus):
+            html = (await asyncio.to_thread(urlopen, page, timeout=scaled())).read().decode()
+            path = json.loads(html.partition('application/json">')[2].partition("</script>")[0])["url"]
+            assert path == "/app/ws/notifications/"
+            async with connect(f"ws://{front.address}{path}", origin=own, additional_headers=cookie, proxy=None) as tab:
+                works_as_said = json.loads(await tab.recv())["action"] == "auth_success"
+
+    assert works_as_said == works

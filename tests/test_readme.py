@@ -66,6 +66,7 @@ from notifications import (
 )
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
+from tests.guides import table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -83,14 +84,6 @@ def marked(mark: str, document: Path = ROOT / "README.md") -> str:
     found = re.findall(rf"<!-- {re.escape(mark)} -->\n```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(found) == 1, f"{document.name} has {len(found)} blocks marked {mark!r}"
     return str(found[0])
-
-
-def table(document: Path, mark: str) -> dict[str, list[str]]:
-    """Return the rows of the table behind ``<!-- table: mark -->`` by their first cell, without code marks."""
-    text = document.read_text().partition(f"<!-- table: {mark} -->\n")[2].partition("\n\n")[0]
-    rows = [[cell.strip().strip("`") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in text.splitlines()[2:]]
-    assert rows, f"{document.name} has no table {mark!r}"
-    return {cells[0]: cells[1:] for cells in rows}
 
 
 # Installing it

@@ -5,7 +5,8 @@ Follows one message from ``publish_*`` to a socket and says where the road is br
                                                              layer ───────┘
 
 The socket is opened on the site's own ASGI application, in this process. What only the real web processes have is not
-proven: their environment, the server, proxies, session cookies and the database.
+proven: their environment, session cookies and the database. Whoever gives the address of the running site also learns
+whether the server and the proxies before it open a socket, and how large a frame they take.
 """
 
 from __future__ import annotations
@@ -18,23 +19,25 @@ from .findings import ROAD, Finding, Level, broken
 from .permissions import examine_permissions
 from .redis_server import examine_redis
 from .road import Road
+from .server import examine_server
 from .surroundings import examine_settings, examine_versions
 
 __all__ = ["ROAD", "Finding", "Level", "broken", "examine"]
 
 
-async def examine(path: str) -> list[Finding]:
+async def examine(path: str | None = None, site: str | None = None) -> list[Finding]:
     """
     Examine everything, in about a second; a broken road takes up to ten.
 
     Args:
-        path: Where the site has mounted the WebSocket.
+        path: Where the site has mounted the WebSocket; without it where its pages connect.
+        site: The address of the running site, to ask that, too.
 
     Returns:
         What was found, one finding or more for each check, in the order of the road.
 
     """
-    found = [*examine_versions(), *examine_settings()]
+    found = [*examine_versions(), *examine_settings(), *await examine_server(site, path)]
     try:
         road = Road(path)
     except ImproperlyConfigured:

@@ -16,6 +16,7 @@ from ..connections import FAILURES, SOCKET_TIMEOUT, async_client
 from ..exceptions import MessageError, PublishError, TopicError
 from ..history import STAMPED
 from ..logs import describe
+from ..mount import PATH, socket_path
 from ..publisher import apublish
 from ..topics import Topic, internal_name, patterns
 from ..wire import Subscription, confirmed, site_pool
@@ -40,15 +41,18 @@ class Road:
     """
     The road of two messages, and where they were seen.
 
+    Args:
+        path: Where the site has mounted the WebSocket; None for where its pages connect.
+
     Raises:
         ImproperlyConfigured: The settings cannot be read.
 
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | None) -> None:
         self.user = ProbeUser.new()
         self.topic = Topic.for_user(self.user)
-        self._path = path
+        self._path = path or socket_path()
         self._tag = self.topic.id
         self._stamped_channel = internal_name(STAMPED).encode()
         self._own_channels = [self._stamped_channel, control.channel().encode()]
@@ -172,16 +176,17 @@ class Road:
             text = f"ASGI_APPLICATION cannot be imported: {type(error).__name__}: {describe(error)}"
             self._say("socket", Level.ERROR, text, "It is the dotted path of the application in asgi.py.")
             return
-        socket = self._socket = ProbeSocket(application, self._path, self.user)
         try:
-            await socket.open()
-            if socket.accepted and not socket.frames and socket.close_code is None:
-                socket.say({"action": "ping"})  # before it has authenticated, our consumer takes offence
-                await socket.wait(lambda: bool(socket.frames))
+            socket = await self._knock(application, self._path)
         except Exception as error:  # noqa: BLE001  the site's application may raise anything
             text = f"the application raised at {self._path}: {type(error).__name__}: {describe(error)}"
-            self._say("socket", Level.ERROR, text, mount)
-            return
+            socket_below = await self._knock_where_a_stripping_proxy_does(application)
+            if socket_below is None:
+                self._say("socket", Level.ERROR, text, mount)
+                return
+            socket = socket_below
+            hint = "Mount websocket_urlpatterns, which has both, or let the proxy strip the prefix."
+            self._say("socket", Level.WARNING, f"{text}; it answers at /{PATH} only", hint)
         first = socket.frames[0] if socket.frames else {}
         if first.get("action") == "auth_success":
             self._welcome = True
@@ -208,6 +213,26 @@ class Road:
             end = f" and closed with {socket.close_code}" if socket.close_code is not None else ""
             text = f"what answers at {self._path} did not say auth_success{end}"
             self._say("socket", Level.ERROR, text, mount if not end else "The log says why.")
+
+    async def _knock(self, application: Any, path: str) -> ProbeSocket:
+        """Open a socket and wait for what it says first; raises whatever the application raises."""
+        socket = self._socket = ProbeSocket(application, path, self.user)
+        await socket.open()
+        if socket.accepted and not socket.frames and socket.close_code is None:
+            socket.say({"action": "ping"})  # before it has authenticated, our consumer takes offence
+            await socket.wait(lambda: bool(socket.frames))
+        return socket
+
+    async def _knock_where_a_stripping_proxy_does(self, application: Any) -> ProbeSocket | None:
+        """Try without the script prefix, if pages have one; None if there is nothing either."""
+        if self._path != socket_path() or self._path == f"/{PATH}":
+            return None
+        if self._socket is not None:
+            await self._socket.close()
+        try:
+            return await self._knock(application, f"/{PATH}")
+        except Exception:  # noqa: BLE001  the site's application may raise anything; the first is told
+            return None
 
     # The message.
 

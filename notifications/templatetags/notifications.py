@@ -14,7 +14,6 @@ from typing import Any
 from django import template
 from django.template.context import Context
 from django.templatetags.static import static
-from django.urls import get_script_prefix
 from django.utils.html import escape, format_html, format_html_join, json_script
 from django.utils.safestring import SafeString
 
@@ -23,6 +22,7 @@ from notifications.conf import settings
 from notifications.connections import FAILURES
 from notifications.logs import LogBudget, describe
 from notifications.metrics import count
+from notifications.mount import socket_path
 from notifications.tokens import make_grant
 from notifications.topics import Topic, TopicId
 
@@ -60,7 +60,7 @@ def notifications(
     config = {
         "client": static("notifications/client.js"),
         "elements": static("notifications/elements.js"),
-        "url": url or f"{get_script_prefix()}ws/notifications/",
+        "url": url or socket_path(),
         "token_url": token_url,
         "user_topic": str(topic),
         "since": _position(topic),

@@ -8,6 +8,7 @@ from tests.site.asgi import http, websocket_urlpatterns
 
 without_websocket = ProtocolTypeRouter({"http": http})
 without_sessions = ProtocolTypeRouter({"websocket": URLRouter(websocket_urlpatterns)})
+below_no_path = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(URLRouter(websocket_urlpatterns[:1]))})
 elsewhere = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(URLRouter([]))})
 
 

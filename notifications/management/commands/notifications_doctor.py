@@ -22,7 +22,13 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="Write the findings as one JSON object.")
-        parser.add_argument("--path", default="/ws/notifications/", help="Where the site has mounted the WebSocket.")
+        parser.add_argument(
+            "--path", help="Where the site has mounted the WebSocket, if not where {%% notifications %%} says."
+        )
+        parser.add_argument(
+            "--site",
+            help="Address of the running site, such as https://example.com/: ask that, too, through its proxy.",
+        )
         parser.add_argument(
             "--fail-level",
             choices=["ERROR", "WARNING"],
@@ -30,8 +36,8 @@ class Command(BaseCommand):
             help="Exit 1 also for warnings, or only for errors (default).",
         )
 
-    def handle(self, *, path: str, fail_level: str, **options: Any) -> None:
-        found = asyncio.run(examine(path))
+    def handle(self, *, path: str | None, site: str | None, fail_level: str, **options: Any) -> None:
+        found = asyncio.run(examine(path, site))
         where = broken(found)
         if options["json"]:
             checks = [finding._asdict() for finding in found]
