@@ -13,3 +13,16 @@ class UuidUser(AbstractBaseUser):
 
     USERNAME_FIELD = "name"
     objects = BaseUserManager()
+
+
+class CompositeUser(AbstractBaseUser):
+    """A user model whose key has two parts; tests switch to it with ``AUTH_USER_MODEL``."""
+
+    pk = models.CompositePrimaryKey("firm", "number")
+    firm = models.UUIDField(default=uuid.uuid4)
+    number = models.IntegerField()
+    name = models.CharField(max_length=50, unique=True)
+    is_active = models.BooleanField(default=True)
+
+    USERNAME_FIELD = "name"
+    objects = BaseUserManager()

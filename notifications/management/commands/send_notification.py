@@ -6,6 +6,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from notifications import NotificationsError, publish_to_user
@@ -42,5 +43,5 @@ def _find_user(name: str) -> Any:
         pass
     try:
         return users.get(pk=name)
-    except (get_user_model().DoesNotExist, ValueError, TypeError) as error:
+    except (get_user_model().DoesNotExist, ValidationError, ValueError, TypeError) as error:
         raise CommandError(f"there is no user {name!r}") from error
