@@ -29,7 +29,8 @@ def make_token(user: Any) -> str:
 
     A change of password ends it earlier, as it ends sessions.
     """
-    return signing.dumps({"user": str(user.pk), "auth": _fingerprint(user.get_session_auth_hash())}, salt=TOKEN_SALT)
+    pk = [str(part) for part in user.pk] if isinstance(user.pk, tuple) else str(user.pk)
+    return signing.dumps({"user": pk, "auth": _fingerprint(user.get_session_auth_hash())}, salt=TOKEN_SALT)
 
 
 def check_token(token: str) -> Any:

@@ -59,11 +59,12 @@ class Topic:
             TopicError: For an anonymous or unsaved user.
 
         """
-        if not hasattr(user, "pk"):
-            return cls("user", user)
-        if user.pk is None:
+        pk = user.pk if hasattr(user, "pk") else user
+        if pk is None or (isinstance(pk, tuple) and None in pk):
             raise TopicError("an anonymous or unsaved user has no topic")
-        return cls("user", str(user.pk))  # a model may have any sort of primary key
+        if pk is not user or isinstance(pk, tuple):  # a model may have any sort of primary key, a composite one too
+            pk = str(pk)
+        return cls("user", pk)
 
     @classmethod
     def parse(cls, text: str) -> Self:

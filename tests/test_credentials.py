@@ -129,6 +129,17 @@ async def test_users_of_another_model_are_looked_up(settings, django_db_blocker)
     assert await end_of(credentials_of(user)) == CloseCode.ACCESS_REVOKED
 
 
+async def test_users_with_a_composite_key_are_looked_up(settings):
+    """Of two accounts whose keys share a field each is judged for itself."""
+    settings.AUTH_USER_MODEL = "site.CompositeUser"
+    first = await get_user_model().objects.acreate(number=1, name="ann", password="x")
+    second = await get_user_model().objects.acreate(firm=first.firm, number=2, name="ben", password="x")
+
+    assert [await end_of(credentials_of(each)) for each in (first, second)] == [None, None]
+    await get_user_model().objects.filter(name="ann").aupdate(is_active=False)
+    assert [await end_of(credentials_of(each)) for each in (first, second)] == [CloseCode.ACCESS_REVOKED, None]
+
+
 async def test_the_verdict_has_the_account_as_it_is_now(user):
     """Django's users remember their permissions: a verdict brings one who does not."""
     mine = credentials_of(user)

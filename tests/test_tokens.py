@@ -1,6 +1,7 @@
 """Tokens and grants: who a socket is, and what a page let it read."""
 
 import time
+import uuid
 from types import SimpleNamespace
 
 import pytest
@@ -60,6 +61,20 @@ def test_a_token_of_a_user_with_a_uuid_works(db, settings):
 
     assert check_token(make_token(eve)) == eve
     assert check_grant(make_grant(eve, TOPIC), eve, TOPIC)
+
+
+def test_a_token_of_a_user_with_a_composite_key_works(db, settings):
+    """A primary key may have several fields, of several types."""
+    settings.AUTH_USER_MODEL = "site.CompositeUser"
+    firm = uuid.uuid4()
+    users = [get_user_model().objects.create(firm=firm, number=n, name=f"eve{n}", password="x") for n in (1, 2)]
+
+    for user in users:
+        assert check_token(make_token(user)) == user
+        assert check_grant(make_grant(user, TOPIC), user, TOPIC)
+    assert not check_grant(make_grant(users[0], TOPIC), users[1], TOPIC)
+    users[0].delete()
+    assert check_token(make_token(users[1])) == users[1]
 
 
 @pytest.mark.parametrize(("age", "valid"), [(0, True), (59, True), (62, False), (10**6, False)])

@@ -304,7 +304,17 @@ def test_for_user_takes_any_sort_of_primary_key():
     assert Topic.for_user(SimpleNamespace(pk="a b")) == Topic("user", "a b")
 
 
-@pytest.mark.parametrize("user", [AnonymousUser(), SimpleLazyObject(AnonymousUser), User(), None, ""])
+def test_for_user_takes_a_composite_key():
+    """A key of several fields names one topic, given as a User or as the tuple that it is."""
+    key = ("acme", 42)
+
+    assert Topic.for_user(SimpleNamespace(pk=key)) == Topic.for_user(key) == Topic("user", "('acme', 42)")
+    assert Topic.for_user(("acme, 4", 2)) != Topic.for_user(("acme", 42))
+
+
+@pytest.mark.parametrize(
+    "user", [AnonymousUser(), SimpleLazyObject(AnonymousUser), User(), SimpleNamespace(pk=("acme", None)), None, ""]
+)
 def test_for_user_refuses_who_has_no_key(user):
     """An anonymous or unsaved user, or nobody at all, has no topic."""
     with pytest.raises(TopicError):
