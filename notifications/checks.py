@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
@@ -23,6 +24,8 @@ REDIS_LAYERS: Final = {OWN_LAYER, CORE_LAYER, "channels_redis.pubsub.RedisPubSub
 MEMORY_LAYER: Final = "channels.layers.InMemoryChannelLayer"
 FIRST_SAFE_DAPHNE: Final = (4, 2, 3)
 FIRST_REDIS_WITH_READ_TIMEOUT: Final = 8
+OUR_NAME: Final = "django-realtime-notifications"
+"""The distribution that brings the package ``notifications``; others bring one of the same name."""
 
 
 @register("notifications")
@@ -189,6 +192,23 @@ def check_daphne(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
             "This version of Daphne has known vulnerabilities (CVE-2026-44545, CVE-2026-44546).",
             hint="Install daphne>=4.2.3.",
             id="notifications.W004",
+        )
+    ]
+
+
+@register("notifications")
+def check_package(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    """Find another project whose package has our name: pip writes the files of both into one folder."""
+    owners = metadata.packages_distributions().get("notifications", ())
+    others = sorted({name for name in owners if re.sub(r"[-_.]+", "-", name).lower() != OUR_NAME})
+    if not others:
+        return []
+    return [
+        Error(
+            f"The package 'notifications' is also that of {', '.join(others)}, which is installed here, too.",
+            hint="Only one of them works in an environment, whichever was installed last may have overwritten the "
+            f"other. Uninstall {' and '.join(others)}, and install {OUR_NAME} anew.",
+            id="notifications.E016",
         )
     ]
 

@@ -57,6 +57,35 @@ def found():
     return [message.id.removeprefix("notifications.") for message in run_checks(tags=["notifications"])]
 
 
+@pytest.mark.parametrize("how", ["top_level.txt", "RECORD"])
+@pytest.mark.parametrize("name", ["django-notifications-hq", "django_notifications_fork"])
+def test_another_project_of_the_same_package_is_found(tmp_path, monkeypatch, name, how):
+    """What installs a package of our name besides is named, however it says what it brings."""
+    info = tmp_path / f"{name}-1.8.3.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.8.3\n")
+    record = "notifications/__init__.py,,\nnotifications/models.py,,\n"
+    (info / how).write_text("notifications\n" if how == "top_level.txt" else record)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    (message,) = [each for each in run_checks(tags=["notifications"]) if each.id == "notifications.E016"]
+    assert name in message.msg
+    assert f"Uninstall {name}" in message.hint
+
+
+@pytest.mark.parametrize("name", ["django-realtime-notifications", "Django_Realtime.Notifications"])
+def test_our_own_distribution_is_no_other_project(tmp_path, monkeypatch, name):
+    """However its name is spelt, what brought us is us."""
+    info = tmp_path / "django_realtime_notifications-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    (info / "top_level.txt").write_text("notifications\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert metadata.packages_distributions()["notifications"]
+
+    assert found() == []
+
+
 def test_a_good_site_has_nothing_wrong():
     """All checks are silent on a site that follows the documentation."""
     assert found() == []
@@ -203,7 +232,7 @@ def test_every_check_has_a_number_of_its_own_that_a_test_triggers():
     package = Path(notifications.__file__).parent
     source = (package / "conf.py").read_text() + (package / "checks.py").read_text()
     ids = re.findall(r'"(?:notifications\.)?([EW]\d{3})"', source)
-    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "W004", "W005", "W006"}
+    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "E016", "W004", "W005", "W006"}
 
     assert len(ids) == len(set(ids))
     assert set(ids) == tested
