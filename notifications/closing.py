@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 from .frames import AuthError, CloseCode, encode
 from .metrics import count
+from .tasks import ended
 
 RESTART_SPREAD: Final = 0.5
 """Seconds over which the sockets of a process that stops are told so."""
@@ -84,8 +85,7 @@ class Closing:
         """Send nothing more; the socket is gone."""
         self.begun = True
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await ended(self._task)
 
     async def _close(self, code: CloseCode) -> None:
         try:

@@ -39,12 +39,14 @@ from .limits import (
     address_of,
     addresses,
 )
+from .logs import LogBudget
 from .metrics import count, tally
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
 
 
+_log: Final = LogBudget(logger, lines=10, period=60.0)
 _HANDLERS: Final = {f"websocket.{name}": f"websocket_{name}" for name in ("connect", "receive", "disconnect")}
 
 
@@ -281,7 +283,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self._closing.close(CloseCode.TOO_MANY_CONNECTIONS)
 
     async def _no_way_in(self, error: Exception) -> None:
-        logger.warning("a topic could not be joined (%s); the browser is told to come back", type(error).__name__)
+        _log.warning("a topic could not be joined (%s); the browser is told to come back", type(error).__name__)
         await self._closing.close(CloseCode.TRY_AGAIN)
 
     def _delivery_failed(self) -> None:
@@ -306,12 +308,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     # What we say.
 
     async def _say(self, frame: frames.ServerFrame) -> None:
-        if self._closing.begun:
-            return
-        try:
+        if not self._closing.begun:
             await self._delivery.say(frame)
-        except OSError:
-            self._closing.begun = True  # the browser has gone; the server says so with ``websocket.disconnect``
 
     async def _error(self, code: frames.ErrorCode, message: str, topic: str | None = None) -> None:
         count("frame_refused", code)

@@ -20,10 +20,11 @@ from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .held import Held
 from .history import Position
-from .logs import describe
+from .logs import LogBudget, describe
 from .metrics import count, tally
 from .pump import Outbox
 from .reconciler import reconciler
+from .tasks import ended
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ INTERVAL_WITH_GAPS_TOLD: Final = 5.0
 Redis lost or a listener did not forward. On other layers the comparison keeps to ``HEARTBEAT_INTERVAL``."""
 LATEST_AFTER_GAP: Final = frozenset({"upload"})
 """Kinds whose latest message is the whole truth: it is shown when the way there is lost."""
+
+_log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
 class Delivery:
@@ -165,7 +168,7 @@ class Delivery:
         self.stop()
         await self._outbox.wait_closed()
         if self._catch_up_task is not None:
-            await asyncio.wait([self._catch_up_task])
+            await ended(self._catch_up_task)
         if self._channel is None:
             return
         for cursor in list(self.cursors.values()):
@@ -178,14 +181,12 @@ class Delivery:
     async def _end_receiving(self) -> None:
         """Cancel a ``receive``: layers forget a channel then, and only then; ours may have ended elsewhere."""
         if self._receive_task is not None:
-            self._receive_task.cancel()
-            await asyncio.wait([self._receive_task])
+            await ended(self._receive_task)
         while not self._forgotten:
             receiving = asyncio.ensure_future(self._layer.receive(self._channel))
             await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
             if not receiving.done():
-                receiving.cancel()
-                await asyncio.wait([receiving])
+                await ended(receiving)
                 return
             if receiving.cancelled() or receiving.exception() is not None:
                 return
@@ -200,6 +201,10 @@ class Delivery:
                 self._take(await receive(channel))
         except asyncio.CancelledError:
             self._forgotten = True
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # something in the layer was; nobody else would say so
+                logger.exception("the channel layer failed under a socket")
+                self._failed()
             raise
         except Exception:
             logger.exception("the channel layer failed under a socket")
@@ -312,14 +317,21 @@ class Delivery:
                     # Nothing may follow that shows the hole again, and the next comparison may be far.
                     logger.debug("could not read the history of %s: %s", cursor.topic, describe(error))
                     reconciler().hurry(cursor.topic)
+                except Exception as error:  # noqa: BLE001  a bug; of this topic, and at this time only
+                    _log.warning("could not bring a socket up to date on %s", cursor.topic, exc_info=error)
                 finally:
-                    cursor.busy = False
-                    gone = self._stopped or self.cursors.get(str(cursor.topic)) is not cursor
-                    for text in self._held.end(cursor):
-                        if not gone:  # also if it could not be read: what was held is nowhere else
-                            self._deliver(text)
+                    self._end_catching_up(cursor)
         finally:
             self._catch_up_task = None
+            while self._behind:  # cancelled: they are found behind again, if the socket is still there
+                self._end_catching_up(self._behind.pop(0))
+
+    def _end_catching_up(self, cursor: Cursor) -> None:
+        cursor.busy = False
+        gone = self._stopped or self.cursors.get(str(cursor.topic)) is not cursor
+        for text in self._held.end(cursor):
+            if not gone:  # also if it could not be read: what was held is nowhere else
+                self._deliver(text)
 
     async def _catch_up(self, cursor: Cursor) -> None:
         loop, name = asyncio.get_running_loop(), str(cursor.topic)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from .tasks import ended
+
 Job = Callable[[], Awaitable[None]]
 
 
@@ -56,8 +58,7 @@ class Jobs:
         self._ended = True
         self.clear()
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await ended(self._task)
 
     def _begin(self) -> None:
         if self._task is None:

@@ -72,7 +72,7 @@ class LogBudget:
         count("dropped", reason, amount)
         self.warning("lost %d message(s): %s", amount, reason)
 
-    def warning(self, text: str, *arguments: object) -> None:
+    def warning(self, text: str, *arguments: object, exc_info: BaseException | None = None) -> None:
         now = time.monotonic()
         if now >= self._period_ends:
             if (silent := self._lines - self._limit) > 0:
@@ -81,4 +81,4 @@ class LogBudget:
             self._lines = 0
         self._lines += 1
         if self._lines <= self._limit:
-            self._logger.warning(text, *arguments)
+            self._logger.warning(text, *arguments, exc_info=exc_info)

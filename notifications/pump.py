@@ -169,10 +169,11 @@ class Outbox:
             return  # the browser has gone; the server says so with ``websocket.disconnect``
         reason = type(error).__name__
         metrics.count("send_failed", reason)
-        if isinstance(error, TimeoutError | CutShortError):
-            _log.warning("a socket could not be sent to (%s); the browser is told to come back", reason)
-        else:
-            logger.error("a socket could not be sent to", exc_info=error)
+        _log.warning(
+            "a socket could not be sent to (%s); the browser is told to come back",
+            reason,
+            exc_info=None if isinstance(error, TimeoutError | CutShortError) else error,
+        )
         self._failed()
 
 
@@ -181,5 +182,5 @@ def _set(mark: Mark, *, sent: bool) -> None:
         mark.set_result(sent)
 
 
-_log = LogBudget(logger)
+_log = LogBudget(logger, lines=10, period=60.0)
 _pump = PerLoop(Pump)

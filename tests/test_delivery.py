@@ -12,7 +12,7 @@ import pytest
 import redis
 from channels.layers import InMemoryChannelLayer
 
-from notifications import Topic, apublish, credit, delivery, held, history, reconciler
+from notifications import Topic, apublish, credit, delivery, held, history, reconciler, tasks
 from notifications.delivery import Delivery
 from notifications.frames import Subscribed
 from notifications.history import Position
@@ -602,6 +602,36 @@ async def test_messages_without_an_id_that_wait_are_not_lost_with_the_read(site,
     await socket.has(100)
 
 
+async def test_a_bug_in_one_read_strands_no_topic(site, monkeypatch, caplog):
+    """Whatever is raised, the topics behind it are read at once, and the one that failed is with its next message."""
+    monkeypatch.setattr(reconciler, "AFTER_JOIN", 600)
+    read, failed, fail = history.read, [], asyncio.Event()
+
+    async def failing(topic, after):
+        if topic == TOPIC and not failed:
+            failed.append(after)
+            await fail.wait()
+            raise ZeroDivisionError
+        return await read(topic, after)
+
+    monkeypatch.setattr(history, "read", failing)
+    socket = await site.joined()
+    await socket.join(UPLOAD)
+    await site.lose(1)
+    await site.say(2)
+    await await_for(lambda: failed, what="a read that will fail")
+    await site.lose(3, topic=UPLOAD)
+    await site.say(4, topic=UPLOAD)
+    await await_for(lambda: socket.delivery._behind, what="another topic behind it")
+    fail.set()
+
+    await await_for(lambda: socket.numbers == [3, 4], what="the messages of the other topic")
+    await site.say(5)
+    await await_for(lambda: socket.numbers == [3, 4, 1, 2, 5], what="all messages")
+    assert not any(cursor.busy for cursor in socket.delivery.cursors.values())
+    assert "ZeroDivisionError" in caplog.text
+
+
 async def test_messages_without_an_id_that_wait_go_with_their_topic(site, held_up):
     """Who has left gets none of them, and they take no room from others."""
     socket = await site.joined()
@@ -682,16 +712,42 @@ async def test_nothing_of_a_topic_arrives_after_it_was_left(site):
     await socket.has(1, 4)
 
 
-async def test_a_layer_that_breaks_is_told(site):
-    """The consumer learns that nothing will be delivered any more."""
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
+async def test_a_layer_that_breaks_is_told(site, error):
+    """The consumer learns that nothing will be delivered any more, also if something in the layer was cancelled."""
 
     async def broken(channel):
-        raise ValueError
+        raise error
 
     site.layer.receive = broken
     socket = await site.open()
 
     await await_for(lambda: socket.failed)
+
+
+async def test_a_layer_that_swallows_a_cancellation_is_cancelled_again(live_redis, monkeypatch):
+    """On Python 3.11 a wait_for under redis-py does that now and then; its channel must not stay."""
+    monkeypatch.setattr(tasks, "CANCEL_INTERVAL", 0.01)
+    site, before = Site(), asyncio.all_tasks()
+    receive, swallowed = site.layer.receive, []
+
+    async def swallowing(channel):
+        if not swallowed:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                swallowed.append(channel)
+        return await receive(channel)
+
+    site.layer.receive = swallowing
+    socket = await site.open()
+    await socket.join()
+
+    async with asyncio.timeout(scaled()):
+        await socket.delivery.end()
+
+    assert swallowed
+    await nothing_left(site, before)
 
 
 # Slow browsers.
