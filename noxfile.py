@@ -23,7 +23,7 @@ TESTS = [
     *("-p", "no:randomly", "-m", "not faults and not faults_long and not slow", "-n", "2", "--dist", "loadfile"),
     *(
         f"--ignore=tests/test_{name}.py"
-        for name in ("analysis", "browser", "demo", "faults", "how_to", "uploads", "worker")
+        for name in ("analysis", "browser", "demo", "faults", "how_to", "how_to_pages", "proxies", "uploads", "worker")
     ),
     "--deselect=tests/test_readme.py::test_snippet_works_in_a_browser",
 ]
