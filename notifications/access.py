@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Iterable
+from collections import Counter
+from collections.abc import Awaitable, Container, Iterable
 from contextlib import suppress
 from typing import Any, Final, Protocol
 
@@ -19,9 +20,9 @@ from .conf import settings
 from .control import Control, ControlError
 from .credentials import Credentials, judge, sessions_have_lasting_keys
 from .frames import CloseCode
-from .logs import LogBudget, describe
+from .logs import LogBudget, describe, outages
 from .loops import PerLoop
-from .metrics import count
+from .metrics import count, tally
 from .tasks import Supervised
 from .topics import Topic
 from .wire import Subscription, backoff, confirmed, site_pool
@@ -43,6 +44,15 @@ PAIRS_AT_ONCE: Final = 500
 """Permissions that are asked again with accounts that were read together."""
 ASKED_EARLY: Final = 0.9
 """Part of ``REAUTHORIZE_INTERVAL`` after which a permission is asked again; what is left of it is for the asking."""
+ASK_LATER_FIRST, ASK_LATER_LONGEST = 1.0, 15.0
+"""Seconds after which what nobody could answer is asked again; it doubles while nobody answers anything."""
+OUT_AFTER: Final = 8
+"""Calls of one kind's ``AUTHORIZE`` in a row that were not answered after which new subscriptions are not asked for at
+once: each would hold a thread, and the frames behind it, for as long as a call may take."""
+
+
+Pair = tuple[str, str]
+"""A user, by the id of their own topic, and a topic."""
 
 
 class Socket(Protocol):
@@ -53,6 +63,7 @@ class Socket(Protocol):
         user: Who it is; replaced by what the database says now, because Django's users remember their permissions.
         credentials: What its access rests on.
         authorized: The topics that ``AUTHORIZE`` has allowed, and when it was asked.
+        unanswered: The topics of which nobody could say.
 
     """
 
@@ -60,11 +71,17 @@ class Socket(Protocol):
     credentials: Credentials
     authorized: dict[str, float]
 
+    @property
+    def unanswered(self) -> Container[str]: ...
+
     def end_access(self, code: CloseCode, reason: str) -> None:
         """Deliver nothing more, and close."""
 
+    def admit(self, topic: str) -> None:
+        """Subscribe to what was unanswered."""
+
     def withdraw(self, topic: str) -> None:
-        """Unsubscribe from a topic."""
+        """Unsubscribe from a topic, or refuse what was unanswered."""
 
 
 class Access:
@@ -76,12 +93,16 @@ class Access:
             Supervised("control channel", self._listen),
             Supervised("access checks", self._check_on),
             Supervised("permission checks", self._ask_on),
+            Supervised("unanswered permissions", self._ask_later_on),
         )
         self._log = LogBudget(logger)
         self._wake = asyncio.Event()
         self._doubted: set[str] = set()
         self._due = 0.0
         self._ask_everything = False
+        self._later: dict[Pair, None] = {}
+        self._wanted = asyncio.Event()
+        self._silent: Counter[str] = Counter()
 
     def add(self, user: str, socket: Socket) -> bool:
         """Take care of a socket, until ``remove``; says no if the user has too many."""
@@ -105,6 +126,7 @@ class Access:
         if not self._sockets:
             for task in self._tasks:
                 task.stop()
+            self._later = {}
 
     # What we are told.
 
@@ -172,7 +194,7 @@ class Access:
             users, self._doubted = self._doubted, set()
             if loop.time() >= self._due:
                 users, self._due = set(self._sockets), loop.time() + _spread()
-            if not await _survives(self._check(users)):
+            if not await _survives(self._check(users), tally.connections):
                 self._due = min(self._due, loop.time() + AFTER_FAILURE)
 
     async def _check(self, users: Iterable[str]) -> None:
@@ -206,38 +228,99 @@ class Access:
             pairs = list(due)
             for begin in range(0, len(pairs), PAIRS_AT_ONCE):
                 some = {pair: due[pair].credentials for pair in pairs[begin : begin + PAIRS_AT_ONCE]}
-                await _survives(self._ask_again(some))
+                await _survives(self._ask_again(some), len(some))
 
-    async def _ask_again(self, pairs: dict[tuple[str, str], Credentials]) -> None:
+    async def _ask_again(self, pairs: dict[Pair, Credentials]) -> None:
         verdicts = await judge([each._replace(session_key=None) for each in pairs.values()])
         questions = iter([(pair, verdict.user) for pair, verdict in zip(pairs, verdicts, strict=True)])
+        silent = Counter[str]()  # a few calls that are not answered are enough to know
 
         async def ask() -> None:
-            for (user, topic), account in questions:
-                if account is not None:  # otherwise the next check closes the socket
-                    self._answered(user, topic, await auth.authorized(account, Topic.parse(topic)))
+            for (user, name), account in questions:
+                topic = Topic.parse(name)
+                if account is None or silent[topic.kind] >= MAX_QUESTIONS:
+                    continue  # the next check closes the socket; or the question stays due
+                allowed = await auth.authorized(account, topic)
+                self.heard_of(topic.kind, allowed)
+                if allowed is not None:
+                    silent.pop(topic.kind, None)
+                    self._answered(user, name, allowed)
+                    continue
+                silent[topic.kind] += 1
+                if (user, name) in self._later:
+                    self._later[user, name] = self._later.pop((user, name))  # the others first, next time
 
         async with asyncio.TaskGroup() as tasks:
             for _ in range(MAX_QUESTIONS):
                 tasks.create_task(ask())
 
-    def _answered(self, user: str, topic: str, allowed: bool | None) -> None:
-        """Act on an answer; when nobody could say, which is None, the question is due again."""
+    def _answered(self, user: str, topic: str, allowed: bool) -> None:
         now = asyncio.get_running_loop().time()
+        self._later.pop((user, topic), None)
         for socket in list(self._sockets.get(user, ())):
-            if topic in socket.authorized and allowed is not None:
+            if topic not in socket.authorized and topic not in socket.unanswered:
+                continue  # not subscribed, or by a grant
+            if not allowed:
+                socket.withdraw(topic)
+            elif topic in socket.authorized:
                 socket.authorized[topic] = now
-                if not allowed:
-                    socket.withdraw(topic)
+            else:
+                socket.admit(topic)
+
+    # What nobody could answer.
+
+    def is_out(self, kind: str) -> bool:
+        """Say whether nobody answers for a kind, so that it need not be asked now."""
+        return self._silent[kind] >= OUT_AFTER
+
+    def heard_of(self, kind: str, allowed: bool | None) -> None:
+        """Note whether ``AUTHORIZE`` of a kind could answer."""
+        if allowed is None:
+            self._silent[kind] += 1
+        else:
+            self._silent.pop(kind, None)
+
+    def ask_later(self, user: str, topic: str) -> None:
+        """Ask again whether a user may read a topic, until there is an answer; then tell those sockets that wait."""
+        self._later[user, topic] = None
+        self._wanted.set()
+
+    async def _ask_later_on(self) -> None:
+        delay = ASK_LATER_FIRST
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(delay * random.uniform(0.5, 1))  # noqa: S311  not a secret
+            waiting = {pair: self._waiting_for(*pair) for pair in self._later}
+            pairs = [(pair, socket.credentials) for pair, socket in waiting.items() if socket is not None]
+            self._later = dict.fromkeys(pair for pair, _ in pairs)
+            for begin in range(0, len(pairs), PAIRS_AT_ONCE):
+                if not await _survives(self._ask_again(dict(pairs[begin : begin + PAIRS_AT_ONCE])), len(pairs)):
+                    break
+            answered = len(self._later) < len(pairs) or not pairs
+            delay = ASK_LATER_FIRST if answered else min(2 * delay, ASK_LATER_LONGEST)
+            if not self._later:
+                self._wanted.clear()
+
+    def _waiting_for(self, user: str, topic: str) -> Socket | None:
+        return next((socket for socket in self._sockets.get(user, ()) if topic in socket.unanswered), None)
 
 
-async def _survives(job: Awaitable[None]) -> bool:
+async def _survives(job: Awaitable[None], waiting: int) -> bool:
     """Say whether a job was done; all sockets lean on the task that does it, so it must go on."""
     try:
         await job
-    except Exception:
+    except Exception as error:
         count("access_check_failed")
-        logger.exception("could not look up who still has access; trying again")
+        if times := outages.due(f"access {auth.is_outage(error)}"):
+            if not auth.is_outage(error):
+                logger.exception("could not look up who still has access; trying again (%d time(s))", times)
+            else:
+                logger.error(
+                    "could not look up who still has access (%s, %d time(s)); %d socket(s) wait, and stay open",
+                    describe(error),
+                    times,
+                    waiting,
+                )
         return False
     return True
 

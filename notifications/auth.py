@@ -2,53 +2,64 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import BytesIO
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from asgiref.sync import iscoroutinefunction
-from channels.db import DatabaseSyncToAsync
 from django.conf import settings as django_settings
 from django.core.exceptions import DisallowedHost, ObjectDoesNotExist, ValidationError
 from django.core.handlers.asgi import ASGIRequest
+from django.db import DataError
 from django.db import Error as DatabaseError
 from django.utils.http import is_same_domain
+from redis.exceptions import RedisError
 
+from .callbacks import Callbacks
 from .conf import settings
 from .exceptions import NotificationsError
-from .logs import LogBudget
-from .metrics import count
+from .logs import LogBudget, describe, outages
+from .loops import PerLoop
+from .metrics import count, tally
 from .tokens import check_grant
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
 
 AUTHORIZE_TIMEOUT: Final = 5.0
-"""Seconds that a site's ``AUTHORIZE`` may take; after that the answer is no."""
+"""Seconds that a call of a site's ``AUTHORIZE`` may take; after that nobody knows."""
+AUTHORIZE_WAIT: Final = 60.0
+"""Seconds that it may wait for its turn. When a thousand tabs come back with ten uploads each, and each call takes 50
+ms, the last of the calls that wait at once has its turn after 6."""
+TOKEN_WAIT: Final = 10.0
+"""Seconds that a token may wait for its turn: a browser does not wait much longer."""
 MAX_THREADS: Final = 8
-"""Synchronous checks of the site that run at once. They have threads of their own: in Django's one thread for
-synchronous code a single slow check would hold up every socket of the process."""
+"""Synchronous calls of ``AUTHORIZE`` at once."""
+MAX_TOKEN_THREADS: Final = 4
+"""Synchronous calls of ``AUTHENTICATE_TOKEN`` at once: neither of the two can starve the other."""
 
+permissions = PerLoop(lambda: Callbacks("authorize", MAX_THREADS, AUTHORIZE_WAIT))
+tokens = PerLoop(lambda: Callbacks("token", MAX_TOKEN_THREADS, TOKEN_WAIT))
 _HTTP: Final = {"ws": "http", "wss": "https"}
 """The schemes of a WebSocket, and those of the requests that are as safe."""
 _refusals: Final = LogBudget(logger)
 
-in_thread: Callable[..., Any] = partial(
-    DatabaseSyncToAsync,
-    thread_sensitive=False,
-    executor=ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="notifications-auth"),
-)
-"""Makes a synchronous check awaitable. ``testing`` lets it run in the thread of the ORM, where a test's data are."""
-
 
 class AuthUnavailableError(NotificationsError):
-    """Nobody could say whose token it is: the database or another service did not answer."""
+    """Nobody could say who it is: the database or another service did not answer."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """
+    Say whether an error means that nobody could say, because something did not answer.
+
+    Everything else that a site's function raises is a bug of it, or a no.
+    """
+    return isinstance(error, OUTAGES) and not isinstance(error, PermissionError | DataError)
+
+
+OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError)
+"""What means that nobody could say. Of ``OSError`` are those of most libraries for HTTP."""
 
 
 def origin_allowed(scope: dict[str, Any]) -> bool:
@@ -139,15 +150,18 @@ async def token_user(token: str) -> Any:
 
     """
     try:
-        async with asyncio.timeout(settings.AUTH_TIMEOUT):
-            user = await call(settings.authenticate_token, token)
-    except (DatabaseError, OSError, TimeoutError) as error:
-        count("auth_failed", "unavailable")
-        logger.exception("AUTHENTICATE_TOKEN could not answer")
-        raise AuthUnavailableError from error
-    except Exception:
+        user = await tokens().call("", settings.AUTH_TIMEOUT, settings.authenticate_token, token)
+    except Exception as error:
+        if is_outage(error):
+            count("auth_failed", "unavailable")
+            if times := outages.due("AUTHENTICATE_TOKEN"):
+                logger.error(
+                    "AUTHENTICATE_TOKEN could not answer (%s); %d socket(s) told to come back", describe(error), times
+                )
+            raise AuthUnavailableError from error
         count("auth_failed", "error")
-        logger.exception("AUTHENTICATE_TOKEN failed; the token is refused")
+        if times := outages.due(f"AUTHENTICATE_TOKEN {type(error).__name__}"):
+            logger.exception("AUTHENTICATE_TOKEN failed; the token is refused (%d time(s))", times)
         return None
     if user is None or not user.is_active or user.pk is None:
         count("auth_failed", "token")
@@ -165,29 +179,28 @@ async def authorized(user: Any, topic: Topic) -> bool | None:
     Ask the kind's ``AUTHORIZE`` whether a user may read a topic.
 
     Returns:
-        None when nobody could say: the database or another service did not answer. Who is not yet subscribed may not.
+        None when nobody could say: the database or another service did not answer. It is to be asked again.
 
     """
     try:
         if (authorize := settings.kinds[topic.kind].authorize) is None:
             return False
-        async with asyncio.timeout(AUTHORIZE_TIMEOUT):
-            return bool(await call(authorize, user, topic.id))
-    except (ValueError, ValidationError, ObjectDoesNotExist):
+        whose = Topic.for_user(user).id
+        return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, authorize, user, topic.id))
+    except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
         return False  # what Django says of an id that is none, or that is not there: a browser may send anything
     except Exception as error:
         count("auth_failed", "authorize")
-        if isinstance(error, DatabaseError | OSError | TimeoutError) and not isinstance(error, PermissionError):
-            logger.exception("AUTHORIZE of kind %r could not answer; nobody new may subscribe", topic.kind)
+        if is_outage(error):
+            if times := outages.due(f"AUTHORIZE {topic.kind}"):
+                logger.error(
+                    "AUTHORIZE of kind %r could not answer (%s, %d time(s)); %d subscription(s) wait for an answer",
+                    topic.kind,
+                    describe(error),
+                    times,
+                    max(tally.unanswered, 1),
+                )
             return None
-        logger.exception("AUTHORIZE of kind %r failed; the answer is no", topic.kind)
+        if times := outages.due(f"AUTHORIZE {topic.kind} {type(error).__name__}"):
+            logger.exception("AUTHORIZE of kind %r failed; the answer is no (%d time(s))", topic.kind, times)
         return False
-
-
-async def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the site, sync or async; a sync one in a thread."""
-    if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
-        return await function(*arguments)
-    result = await in_thread(function)(*arguments)
-    # A lambda or partial around a coroutine function looks synchronous, and a coroutine is true.
-    return await result if inspect.isawaitable(result) else result

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from channels.exceptions import StopConsumer
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -46,6 +46,13 @@ from .topics import Topic
 logger = logging.getLogger(__name__)
 
 
+class Unanswered(NamedTuple):
+    """A subscription that waits because nobody could say whether it is allowed."""
+
+    topic: Topic
+    since: Position | str | None
+
+
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 _HANDLERS: Final = {f"websocket.{name}": f"websocket_{name}" for name in ("connect", "receive", "disconnect")}
 
@@ -62,6 +69,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self.user: Any = None
         self.credentials: Credentials
         self.authorized: dict[str, float] = {}
+        self.unanswered: dict[str, Unanswered] = {}
+        self._asking: str | None = None
         self._own: Topic | None = None
         self._address: str | None = None
         self._pace = Pace()
@@ -131,6 +140,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._heartbeat.confirmed()
         elif not self._pace.take(self._own.id if self._own is not None else None, self._address):
             await self._hasty_frame()
+        elif isinstance(frame, frames.Ping) and self._jobs.is_aside:
+            self._jobs.add_next(partial(self._handle, frame))  # a browser asks whether we live; the site may take long
         elif len(self._jobs) >= MAX_WAITING_FRAMES:
             await self._closing.close(CloseCode.TOO_SLOW)
         else:
@@ -238,28 +249,70 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if name in self._delivery.cursors:
             await self._say(frames.Subscribed(topic=name, recovered=None, id=self._delivery.position(name)))
             return
-        if len(self._delivery.cursors) > MAX_SUBSCRIPTIONS:  # the user's own is among them
+        if len(self._delivery.cursors) + len(self.unanswered) > MAX_SUBSCRIPTIONS:  # the user's own is among them
             await self._error("too_many_subscriptions", f"a socket has at most {MAX_SUBSCRIPTIONS}", name)
             return
-        given = auth.is_given(self.user, topic, grant)
-        if not given and not await auth.authorized(self.user, topic):
-            await self._error("forbidden", "no such topic, or it is not yours to read", name)
+        self._forget_unanswered(name)
+        position = Position.since(since)
+        if auth.is_given(self.user, topic, grant):
+            await self._join(topic, position)
             return
+        allowed = await self._may_read(topic)
+        if allowed:
+            self.authorized[name] = asyncio.get_running_loop().time()
+            await self._join(topic, position)
+        elif allowed is None:
+            self.unanswered[name] = Unanswered(topic, position)
+            tally.unanswered += 1
+            await self._error("unavailable", "nobody can say yet; the answer will follow", name)
+            access().ask_later(Topic.for_user(self.user).id, name)
+        else:
+            await self._error("forbidden", "no such topic, or it is not yours to read", name)
+
+    async def _may_read(self, topic: Topic) -> bool | None:
+        """Ask ``AUTHORIZE``; None if nobody could say, or the topic was revoked meanwhile: the answer may be older."""
+        self._asking = str(topic)
+        if not access().is_out(topic.kind):
+            allowed = await self._jobs.aside(auth.authorized(self.user, topic))
+            access().heard_of(topic.kind, allowed)
+        else:
+            allowed = None
+        if self._asking is None:
+            allowed = allowed and None
+        self._asking = None
+        return allowed
+
+    async def _join(self, topic: Topic, since: Position | str | None, *, unasked: bool = False) -> None:
         try:
-            recovered, position = await self._delivery.join(topic, Position.since(since))
+            recovered, position = await self._delivery.join(topic, since)
         except Exception as error:  # noqa: BLE001  a layer may raise anything
             await self._no_way_in(error)
             return
-        if not given:
-            self.authorized[name] = asyncio.get_running_loop().time()
-        await self._say(frames.Subscribed(topic=name, recovered=recovered, id=position and str(position)))
+        if unasked:
+            recovered = False  # so clients know that it is no answer; and much may have happened meanwhile
+        await self._say(frames.Subscribed(topic=str(topic), recovered=recovered, id=position and str(position)))
         self._delivery.release(topic)
+
+    def admit(self, topic: str) -> None:
+        """Subscribe to what waits for an answer."""
+        self._jobs.add(partial(self._admit, topic))
+
+    async def _admit(self, topic: str) -> None:
+        if (waiting := self._forget_unanswered(topic)) is not None:
+            self.authorized[topic] = asyncio.get_running_loop().time()
+            await self._join(*waiting, unasked=True)
+
+    def _forget_unanswered(self, topic: str) -> Unanswered | None:
+        if (waiting := self.unanswered.pop(topic, None)) is not None:
+            tally.unanswered -= 1
+        return waiting
 
     async def _unsubscribe(self, topic: Topic) -> None:
         if topic == self._own:
             await self._error("forbidden", "a socket always has its user's own topic", str(topic))
             return
         self.authorized.pop(str(topic), None)
+        self._forget_unanswered(str(topic))
         await self._delivery.leave(topic)
         await self._say(frames.Unsubscribed(topic=str(topic)))
 
@@ -270,13 +323,15 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._closing.at_once(code, reason if code is CloseCode.ACCESS_REVOKED else None)
 
     def withdraw(self, topic: str) -> None:
-        """Unsubscribe from a topic, before what the browser said and waits."""
+        """Unsubscribe from a topic, or refuse what waits for an answer, before what the browser said and waits."""
         self._jobs.add_next(partial(self._withdraw, topic))
 
     async def _withdraw(self, topic: str) -> None:
-        if (cursor := self._delivery.cursors.get(topic)) is not None:
+        if self._asking == topic:
+            self._asking = None
+        if (held := self._delivery.cursors.get(topic) or self.unanswered.get(topic)) is not None:
             count("withdrawn")
-            await self._unsubscribe(cursor.topic)
+            await self._unsubscribe(held.topic)
 
     async def _too_many(self, whose: str) -> None:
         count("connection_refused", whose)
@@ -340,4 +395,5 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             access().remove(self._own.id, self)
         self._heartbeat.end()
         await self._jobs.end()
+        tally.unanswered -= len(self.unanswered)
         await self._delivery.end()

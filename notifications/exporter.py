@@ -138,6 +138,7 @@ TALLIES: Final = {
 LEVELS: Final = {
     "connections": "Open sockets.",
     "subscriptions": "Topics that open sockets have joined, their users' own among them.",
+    "unanswered": "Subscriptions that wait because nobody could say yet whether they are allowed.",
 }
 
 

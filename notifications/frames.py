@@ -54,7 +54,9 @@ class CloseCode(IntEnum):
         return not 4000 <= self < 4100
 
 
-ErrorCode = Literal["invalid_message", "unknown_action", "forbidden", "too_many_subscriptions", "rate_limited"]
+ErrorCode = Literal[
+    "invalid_message", "unknown_action", "forbidden", "unavailable", "too_many_subscriptions", "rate_limited"
+]
 
 
 class FrameError(NotificationsError):
@@ -273,7 +275,8 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
     """
     The topic is subscribed.
 
-    Also unasked, with ``recovered`` false, when something is missing on an open socket.
+    Also unasked, with ``recovered`` false: when something is missing on an open socket, and some time after an
+    ``unavailable``.
     """
 
     topic: TopicName
@@ -282,7 +285,7 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
 
 
 class Unsubscribed(Struct, tag="unsubscribed", tag_field="action"):
-    """The topic is not, or no longer, subscribed; also unasked, when the permission was withdrawn."""
+    """The topic is not, or no longer, subscribed; also unasked, when the answer is no, now or after ``unavailable``."""
 
     topic: TopicName
 

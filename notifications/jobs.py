@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from .tasks import ended
 
+T = TypeVar("T")
 Job = Callable[[], Awaitable[None]]
 
 
 class Jobs:
     """One task at most, and none when there is nothing to do."""
 
-    __slots__ = ("_ended", "_failed", "_task", "_waiting")
+    __slots__ = ("_ended", "_failed", "_news", "_task", "_urgent", "_waiting")
 
     def __init__(self, failed: Callable[[Exception], Awaitable[None]]) -> None:
         """
@@ -26,6 +28,8 @@ class Jobs:
         self._failed = failed
         self._ended = False
         self._task: asyncio.Task[None] | None = None
+        self._urgent: list[Job] | None = None  # only while a job waits aside
+        self._news: asyncio.Future[None]
         self._waiting: list[Job] = []  # an empty deque takes ten times as much, and most sockets have nothing to do
 
     def __len__(self) -> int:
@@ -44,14 +48,45 @@ class Jobs:
             self._begin()
 
     def add_next(self, job: Job) -> None:
-        """Do this after the one that runs now; nothing after ``end``."""
-        if not self._ended:
+        """Do this after the one that runs now, or while that waits ``aside``; nothing after ``end``."""
+        if self._ended:
+            return
+        if self._urgent is not None:
+            self._urgent.append(job)
+            if not self._news.done():
+                self._news.set_result(None)
+        else:
             self._waiting.insert(0, job)
             self._begin()
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether the one that runs waits ``aside``."""
+        return self._urgent is not None
+
+    async def aside(self, question: Coroutine[Any, Any, T]) -> T:
+        """Await, from within a job, what may take long; what ``add_next`` brings meanwhile is done at once."""
+        asked = asyncio.create_task(question)
+        self._urgent = []
+        try:
+            while not asked.done():
+                self._news = asyncio.get_running_loop().create_future()
+                either: set[asyncio.Future[Any]] = {asked, self._news}
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                while self._urgent:
+                    await self._urgent.pop(0)()
+            return asked.result()
+        finally:
+            self._waiting[:0] = self._urgent
+            self._urgent = None
+            if not asked.done():
+                await ended(asked)
 
     def clear(self) -> None:
         """Forget all that has not begun."""
         self._waiting.clear()
+        if self._urgent is not None:
+            self._urgent.clear()
 
     async def end(self) -> None:
         """Cancel everything."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -55,6 +56,30 @@ def _secrets() -> set[str]:
             else:
                 urls.append(host)
     return {word for word in words if len(word) >= address.SHORTEST_SECRET}.union(*map(address.secrets, urls))
+
+
+OUTAGE_PERIOD: Final = 60.0
+"""Seconds between two lines about something that does not answer."""
+
+
+class Outages:
+    """Says when something fails that thousands of sockets ask for: once, then once a minute, with how often."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+        self._times: Counter[str] = Counter()
+
+    def due(self, what: str) -> int:
+        """Count a failure; returns how many there were since the last line, if a line is due, otherwise 0."""
+        now = time.monotonic()
+        self._times[what] += 1
+        if now < self._next.get(what, 0.0):
+            return 0
+        self._next[what] = now + OUTAGE_PERIOD
+        return self._times.pop(what)
+
+
+outages: Final = Outages()
 
 
 class LogBudget:

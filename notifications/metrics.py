@@ -32,13 +32,15 @@ class Tally:
         delivered: Messages that were handed to the server for a browser.
         duplicates: Messages that were not sent because the socket has had them.
         connections, subscriptions: Open sockets, and the topics they have joined, now.
+        unanswered: Subscriptions that wait because nobody could say whether they are allowed, now.
 
     """
 
-    __slots__ = ("bridged", "connections", "delivered", "duplicates", "subscriptions")
+    __slots__ = ("bridged", "connections", "delivered", "duplicates", "subscriptions", "unanswered")
 
     def __init__(self) -> None:
-        self.bridged = self.delivered = self.duplicates = self.connections = self.subscriptions = 0
+        self.bridged = self.delivered = self.duplicates = 0
+        self.connections = self.subscriptions = self.unanswered = 0
 
 
 tally = Tally()

@@ -115,6 +115,11 @@ class Tab:
             if self._answers_pings:
                 await self.send({"action": "pong", "n": ping["n"]})
 
+    async def next_frame(self) -> dict[str, Any]:
+        """Wait for the next frame; see ``next_text``."""
+        frame: dict[str, Any] = json.loads(await self.next_text())
+        return frame
+
     async def expect(self, action: str, **fields: Any) -> dict[str, Any]:
         """Wait for the next frame, which must be this one, and return it."""
         frame = json.loads(await self.next_text())

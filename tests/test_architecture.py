@@ -19,7 +19,7 @@ STOREYS = [
     {"connections", "loops", "tasks", "eager"},
     {"wire", "pipeline", "history", "cursor", "held", "reconciler", "backlog", "recent", "lease", "health"}
     | {"box", "carried", "keeper", "loop_layer", "layers"},
-    {"publisher", "forwarder", "listener", "tokens", "auth"} | {"control", "credentials", "signals"},
+    {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks"} | {"control", "credentials", "signals"},
     {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},
     {"routing"},
 ]

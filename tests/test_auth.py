@@ -21,7 +21,7 @@ from notifications.auth import (
     session_user,
     token_user,
 )
-from notifications.logs import LINES, LogBudget
+from notifications.logs import LINES, LogBudget, Outages
 from notifications.metrics import counts
 from notifications.tokens import make_grant, make_token
 from tests.waiting import await_for, scaled
@@ -35,6 +35,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def new_log_budget(monkeypatch):
     """Give each test all the lines there are."""
+    monkeypatch.setattr(auth, "outages", Outages())
     monkeypatch.setattr(auth, "_refusals", LogBudget(auth.logger))
 
 

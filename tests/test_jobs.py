@@ -103,3 +103,50 @@ async def test_the_end_cancels_and_nothing_begins_after_it(jobs, failures):
 
     assert not jobs.busy
     assert done == failures == []
+
+
+async def test_what_goes_next_is_done_while_a_job_waits_aside(jobs):
+    """A job that waits for the site lets urgent ones pass, each at once, and nothing else."""
+    done, gate = [], asyncio.Event()
+
+    async def ask():
+        await gate.wait()
+        return "answer"
+
+    async def question():
+        done.append(await jobs.aside(ask()))
+
+    jobs.add(question)
+    jobs.add(job(done, "waits"))
+    await await_for(lambda: jobs.is_aside)
+    for name in ("one", "two"):
+        jobs.add_next(job(done, name))
+    await await_for(lambda: done == ["one", "two"])
+    jobs.add_next(job(done, "three"))
+    await await_for(lambda: done[-1] == "three")
+    gate.set()
+    await await_for(lambda: not jobs.busy)
+
+    assert done == ["one", "two", "three", "answer", "waits"]
+    assert not jobs.is_aside
+
+
+async def test_the_end_cancels_what_is_waited_for_aside(jobs, failures):
+    """Nothing goes on when the socket has gone."""
+    cancelled = asyncio.Event()
+
+    async def ask():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    async def question():
+        await jobs.aside(ask())
+
+    jobs.add(question)
+    await await_for(lambda: jobs.is_aside)
+    await jobs.end()
+
+    assert cancelled.is_set()
+    assert failures == []

@@ -21,7 +21,7 @@ from notifications import (
     Topic,
     TopicError,
     apublish,
-    auth,
+    callbacks,
     connections,
     history,
     publish,
@@ -49,7 +49,7 @@ def nothing_stands_in():
     """Each block gives Redis its place back."""
     yield
     assert connections.stand_in is None
-    assert auth.in_thread is not sync_to_async
+    assert callbacks.in_thread is None
 
 
 # Capturing

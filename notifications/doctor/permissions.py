@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import traceback
 import uuid
@@ -12,7 +11,7 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
-from django.db import Error as DatabaseError
+from django.db import DataError
 
 from .. import auth
 from ..conf import settings
@@ -61,14 +60,13 @@ def _nobody() -> Any:
 async def _ask(authorize: Any, user: Any, topic: Topic) -> tuple[str, str] | None:
     which = f"AUTHORIZE of kind {topic.kind!r}"
     try:
-        async with asyncio.timeout(auth.AUTHORIZE_TIMEOUT):
-            await auth.call(authorize, user, topic.id)
-    except (ValueError, ValidationError, ObjectDoesNotExist):
+        await auth.permissions().call("", auth.AUTHORIZE_TIMEOUT, authorize, user, topic.id)
+    except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
         return None  # a no, as in auth.authorized
     except Exception as error:  # noqa: BLE001  it is the site's function
         # Its words may hold anything, a secret too: only where it was raised is shown.
         what = f"{type(error).__name__} in {_place(authorize, error)}"
-        if isinstance(error, DatabaseError | OSError | TimeoutError) and not isinstance(error, PermissionError):
+        if auth.is_outage(error):
             text = f"{which} could not answer, so nobody may subscribe: {what}"
             return text, "Does the database, or what else it asks, answer from here? python manage.py dbshell."
         text = f"{which} raised for an id that nothing has, as any browser may send, which is a no: {what}"

@@ -22,14 +22,13 @@ import msgspec
 import redis
 from asgiref.sync import sync_to_async
 
-from .. import auth, connections
+from .. import callbacks, connections
 from ..connections import Script
 from ..history import Frame, Position, Stamped
 from ..messages import META
 
 RUN: Final = "testing"
 """The ``run_id`` of the stand-in."""
-_IN_THREAD: Final = auth.in_thread
 FOREVER: Final = 1000.0
 """Seconds that a history is said to live still: here none ends by age."""
 
@@ -103,7 +102,7 @@ class StandIn:
 
     def _take_place(self) -> None:
         connections.stand_in = self if self._memories or self._outages else None
-        auth.in_thread = sync_to_async if self._memories else _IN_THREAD
+        callbacks.in_thread = sync_to_async if self._memories else None
         connections.breaker.worked()  # what it knows of the real Redis is not true of this one, nor the reverse
 
     def __call__(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:

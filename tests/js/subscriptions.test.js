@@ -415,6 +415,23 @@ test("what was refused is asked for again with the next connection", async (t) =
   assert.deepEqual(tab.socket.welcome().heard(), [subscribe("order:1")]);
 });
 
+test("of what nobody could say yet the answer follows", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  const errors = [];
+  notifications.addEventListener("error", ({ detail }) => errors.push([detail.code, detail.topic]));
+  for (const name of ["A", "B", "C"]) notifications.subscribe(`order:${name}`, see);
+  const later = (topic) => ({ action: "error", code: "unavailable", message: "wait", topic });
+  tab.socket.say(later("order:a"), later("order:b")).subscribed("order:c");
+  assert.deepEqual(errors, []);
+
+  tab.socket.subscribed("order:a", "100-5", false).publish("order:a", "100-6").publish("order:c", "100-1");
+  tab.socket.say({ action: "unsubscribed", topic: "order:b" });
+
+  assert.deepEqual(ids(seen), ["100-6", "100-1"]);
+  assert.deepEqual(errors, [["unsubscribed", "order:b"]]);
+});
+
 test("a permission that is withdrawn is told as an error", async (t) => {
   const { tab, notifications } = await opened(t);
   const errors = [];

@@ -5,8 +5,9 @@ from django.core.asgi import get_asgi_application
 
 http = get_asgi_application()
 
-from notifications import access  # noqa: E402  models must be loaded first
+from notifications import access, auth  # noqa: E402  models must be loaded first
 from notifications.routing import websocket_urlpatterns  # noqa: E402
 
 access.CHECK_INTERVAL = getattr(settings, "CHECK_INTERVAL", access.CHECK_INTERVAL)  # tests cannot wait for a minute
+auth.AUTHORIZE_TIMEOUT = getattr(settings, "AUTHORIZE_TIMEOUT", auth.AUTHORIZE_TIMEOUT)
 application = ProtocolTypeRouter({"http": http, "websocket": AuthMiddlewareStack(URLRouter(websocket_urlpatterns))})

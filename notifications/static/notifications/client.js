@@ -219,7 +219,9 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
       else emit("error", { code: action, message: "no longer yours to read", topic });
     } else if (action === "error") {
       const hasty = code === "rate_limited";
-      emit("error", { code, message, topic: (!hasty && asked.shift()?.topic) || topic });
+      const wanted = !hasty && asked.shift();
+      if (code === "unavailable") join(wanted, topic); // answered later
+      else emit("error", { code, message, topic: wanted?.topic || topic });
       // Frames were dropped, nobody says which: a new socket asks for everything.
       if (hasty && state === "open") lost(4100, message);
     } else if (action !== "pong") {

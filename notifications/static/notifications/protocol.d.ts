@@ -52,7 +52,7 @@ export interface BatchProgressPayload {
 /** A frame was refused; the socket stays open. */
 export interface Error {
   readonly action: "error";
-  readonly code: "forbidden" | "invalid_message" | "rate_limited" | "too_many_subscriptions" | "unknown_action";
+  readonly code: "forbidden" | "invalid_message" | "rate_limited" | "too_many_subscriptions" | "unavailable" | "unknown_action";
   readonly message: string;
   /** A kind and an id, such as order:7. */
   readonly topic?: string;
@@ -152,7 +152,8 @@ export interface SubscribeUpload {
 /**
  * The topic is subscribed.
  *
- * Also unasked, with `recovered` false, when something is missing on an open socket.
+ * Also unasked, with `recovered` false: when something is missing on an open socket, and some time after an
+ * `unavailable`.
  */
 export interface Subscribed {
   readonly action: "subscribed";
@@ -177,7 +178,7 @@ export interface UnsubscribeUpload {
   readonly upload_id: string;
 }
 
-/** The topic is not, or no longer, subscribed; also unasked, when the permission was withdrawn. */
+/** The topic is not, or no longer, subscribed; also unasked, when the answer is no, now or after `unavailable`. */
 export interface Unsubscribed {
   readonly action: "unsubscribed";
   /** A kind and an id, such as order:7. */
