@@ -31,16 +31,18 @@ class Entry:
         tail: The rest of its frame, as ``history.tail`` writes it.
         at: When it was read.
         struck: Its stamp has been seen, or it was given up.
+        stamped: Redis has told us that it is, and the stamp is on its way.
+        kept: It was read before the subscription had a gap, in which its stamp may have been missed.
 
     """
 
-    __slots__ = ("at", "struck", "tail", "topic")
+    __slots__ = ("at", "kept", "stamped", "struck", "tail", "topic")
 
     def __init__(self, topic: Topic, tail: bytes, at: float) -> None:
         self.topic = topic
         self.tail = tail
         self.at = at
-        self.struck = False
+        self.struck = self.stamped = self.kept = False
 
 
 class Backlog:
@@ -52,6 +54,8 @@ class Backlog:
         self._by_topic: dict[str, deque[Entry]] = {}
         self._bytes = 0
         self._unstruck = 0
+        self.kept = 0
+        """How many messages are kept from before a gap."""
 
     def __len__(self) -> int:
         return self._unstruck
@@ -77,12 +81,12 @@ class Backlog:
         """Whether a message of this topic waits."""
         return topic in self._by_topic
 
-    def strike(self, topic: str, tail: bytes) -> float | None:
-        """Forget the oldest message of a topic whose frame ends with ``tail``, and say when it was read."""
+    def strike(self, topic: str, tail: bytes) -> Entry | None:
+        """Forget the oldest message of a topic whose frame ends with ``tail``, and return it."""
         for entry in self._by_topic.get(topic, ()):
             if entry.tail == tail:
                 self._strike(entry)
-                return entry.at
+                return entry
         return None
 
     def take(self, messages: int, size: int) -> list[Entry]:
@@ -112,20 +116,42 @@ class Backlog:
                 expired += 1
         return expired
 
-    def clear(self) -> int:
-        """Forget everything; returns how many had not been struck."""
-        left = self._unstruck
-        self._entries.clear()
-        self._next.clear()
-        self._by_topic.clear()
-        self._bytes = self._unstruck = 0
-        return left
+    def confirm(self, batch: list[Entry]) -> None:
+        """Note that Redis has stamped what ``take`` gave."""
+        for entry in batch:
+            entry.stamped = True
+            if entry.kept and not entry.struck:
+                self._strike(entry)  # its stamp came in the gap
+
+    def gap(self) -> None:
+        """Note that stamps may have been missed from here on: keep what is not known to be stamped."""
+        for entry in list(self._entries):
+            if entry.struck:
+                continue
+            if entry.stamped:
+                self._strike(entry)
+            elif not entry.kept:
+                entry.kept = True
+                self.kept += 1
+
+    def kept_topics(self) -> list[Topic]:
+        """List the topics of what is kept from before a gap."""
+        return list(dict.fromkeys(entry.topic for entry in self._entries if entry.kept and not entry.struck))
+
+    def give_up(self, topic: str | None = None) -> int:
+        """Forget what is kept from before a gap, or that of one topic; returns how many there were."""
+        entries = self._entries if topic is None else self._by_topic.get(topic, ())
+        given_up = [entry for entry in entries if entry.kept and not entry.struck]
+        for entry in given_up:
+            self._strike(entry)
+        return len(given_up)
 
     def _strike(self, entry: Entry) -> None:
         entry.struck = True
         self._bytes -= len(entry.tail) + ENTRY_BYTES
         entry.tail = b""
         self._unstruck -= 1
+        self.kept -= entry.kept
         name = str(entry.topic)
         entries = self._by_topic[name]
         entries.remove(entry)

@@ -84,7 +84,7 @@ COUNTS: Final = {
             "the channel layer failed",
             "the connection ended before Redis confirmed",
             "Redis refused to publish",
-            "read, but Redis was gone before it was stamped",
+            "read before a gap, and not known to be stamped",
             "not forwarded in time before the end",
         ),
     ),

@@ -227,6 +227,12 @@ def read_stamped(data: bytes) -> Stamped:
     return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], run_id, int(at or 0))
 
 
+async def server() -> str:
+    """Say which Redis answers: its ``run``."""
+    reply = await pipeline.arun(_LOOK, [], [RUN, STARTED], READ_TIMEOUT)
+    return str(reply[0].decode())
+
+
 async def look(topics: list[Topic]) -> list[Where]:
     """Say where the histories of topics are; brings no frames, so it is cheap for many."""
     keys = [topic.history_key for topic in topics]

@@ -31,8 +31,9 @@ from .logs import LogBudget, describe
 from .messages import check_raw
 from .metrics import Sampler, count, listening, microseconds
 from .recent import Recent
+from .settlement import Settlement
 from .topics import Topic, internal_name, patterns
-from .wire import Subscription, backoff, confirmed, site_pool
+from .wire import MAX_SILENCE, Subscription, backoff, confirmed, site_pool
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ MARKER_TIMEOUT: Final = 2.0
 """Seconds in which our own word must come back on the internal channel; otherwise we are deaf."""
 CANCEL_INTERVAL: Final = 0.2
 """Seconds between two attempts to end a task."""
+SETTLE_TIMEOUT: Final = 3.0
+"""Seconds after which what was read before a gap is given up, if Redis has not said whether it was stamped."""
 DRAIN_TIMEOUT: Final = 3.5
 """Seconds to finish what has been read when we are told to stop; below the 5 promised to the supervisor."""
 OWN_FRAME: Final = b'{"_meta":{"topic":"'
@@ -68,6 +71,10 @@ class Listener:
         self._work = asyncio.Event()
         self._missed_wake = asyncio.Event()
         self._subscription: Subscription | None = None
+        self._settlement: Settlement | None = None
+        self._settled = self._overtaken = False
+        self._gap_at = 0.0
+        self._run = ""
         self._connected = asyncio.Event()
         self._stopping = asyncio.Event()
         self._max_size = settings.MAX_MESSAGE_SIZE
@@ -114,7 +121,7 @@ class Listener:
                 await self._while(lambda: bool(self._forwarder))
         except FAILURES as error:
             logger.warning("not everything was finished: %s", describe(error))
-        if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else 0):
+        if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else self._backlog.kept):
             self._log.lost("not forwarded in time before the end", unfinished)
         if self._leading:
             await self._give_lease_back()
@@ -128,6 +135,8 @@ class Listener:
             try:
                 await subscription.connect(site_pool())
                 try:
+                    self._settled = self._overtaken = False
+                    self._settlement = Settlement(self._backlog, self._recent.seen) if self._backlog.kept else None
                     subscription.command(*self._lease.announcement())
                     await confirmed(
                         subscription.subscribe(self._stamped_channel)
@@ -137,6 +146,7 @@ class Listener:
                     logger.info("listening on %s", " ".join(patterns()))
                     delays = backoff()
                     self._lease.subscribed()
+                    await self._settle()
                     self.status.now("stand-by")
                     self._connected.set()
                     reason = await subscription.wait_closed()
@@ -153,23 +163,60 @@ class Listener:
 
     async def _gap(self) -> None:
         """
-        Forget what we know: our subscription has missed something.
+        Note that our subscription misses something from here on.
 
-        A holder first finishes what it has read, which nobody else has stamped. Others have read what it missed.
+        A holder first finishes what it has read, which nobody else has stamped. Then others lead, who miss nothing.
         """
         count("listener_gap")
         if self._marker is not None and not self._marker[1].done():
-            # Our word will not come back to us: who waits for it would keep the lease from who hears.
+            # Our marker can no longer reach us; waiting would keep the lease from a stand-by that is still subscribed.
             self._marker[1].set_exception(ConnectionError("cut off while taking over"))
         if self._leading:
             with suppress(TimeoutError):
                 async with asyncio.timeout(connections.SOCKET_TIMEOUT):
                     await self._while(lambda: self._leading and bool(self._backlog.waiting or self._stamping))
-            if self._leading and self._backlog.waiting:
-                self._log.lost("read, but Redis was gone before it was stamped", self._backlog.waiting)
             await self._give_lease_back()
-        self._backlog.clear()
+        self._backlog.gap()
         self._recent.gap(asyncio.get_running_loop().time())
+        self._gap_at = asyncio.get_running_loop().time() - MAX_SILENCE  # it may have been dead for so long
+
+    async def _settle(self) -> None:
+        """
+        Find out which of the messages that were read before the gap are still to be stamped.
+
+        If their holder is dead, we may be the only one that has them.
+        """
+        before, self._run, given_up, told = self._run, "", 0, False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_TIMEOUT):
+                for delay in backoff():
+                    try:
+                        self._run = await history.server()
+                        # Histories of another server do not tell what this one has lost.
+                        if self._settlement is not None and self._run == before:
+                            gap = asyncio.get_running_loop().time() - self._gap_at
+                            given_up += await self._settlement.settle(gap)
+                            told = True
+                        break
+                    except FAILURES as error:
+                        logger.debug("could not look for what was stamped in a gap: %s", describe(error))
+                        await asyncio.sleep(delay)
+        if not told:
+            given_up += self._backlog.give_up()
+        self._settled = True
+        self._give_up(given_up)
+
+    def _give_up(self, given_up: int = 0) -> None:
+        """
+        Forget what is kept from before a gap, if it is no longer ours to stamp.
+
+        A holder stamps in the order in which all listeners read: as soon as a later message has its stamp, whoever
+        leads has dealt with what was before it.
+        """
+        if self._overtaken and self._settled:
+            given_up += self._backlog.give_up()
+        if given_up:
+            self._log.lost("read before a gap, and not known to be stamped", given_up)
 
     async def _while(self, busy: Callable[[], bool]) -> None:
         while busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
@@ -205,10 +252,15 @@ class Listener:
             stamped = history.read_stamped(data)
         except ValueError:
             return  # the marker of another listener
-        if stamped.road != "p" and self._backlog.knows(stamped.topic):
-            read = self._backlog.strike(stamped.topic, history.tail_of(stamped))
-            if read is not None and self._leading and self._sampler.due():
-                stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - read))
+        if self._backlog.knows(stamped.topic):
+            new = self._settlement is None or self._settlement.arrived(stamped)
+            if new and stamped.road != "p":
+                entry = self._backlog.strike(stamped.topic, history.tail_of(stamped))
+                if entry is not None and self._leading and self._sampler.due():
+                    stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - entry.at))
+                if self._backlog.kept and entry is not None and not entry.kept:
+                    self._overtaken = True
+                    self._give_up()
         self._recent.add(stamped, asyncio.get_running_loop().time())
         if self._leading and not self._lease.held:
             self._step_down("the lease ran out")  # who was paused wakes with seconds of what its heir has forwarded
@@ -266,7 +318,8 @@ class Listener:
             self._marker[1].set_result(None)
         self._leading = True
         self._batch = 0
-        self._backlog.expire(asyncio.get_running_loop().time())
+        if expired := self._backlog.expire(asyncio.get_running_loop().time()):
+            self._log.lost("nobody stamped it in time", expired)
         self._backlog.resubmit()
         self._work.set()
         for stamped in self._recent.frames(asyncio.get_running_loop().time()):
@@ -337,7 +390,9 @@ class Listener:
                 continue
             if stamped == history.NOT_HOLDER:
                 self._step_down("the lease is another's")
-            elif refusal:
+                return
+            self._backlog.confirm(batch)
+            if refusal:
                 count("unstamped", amount=len(batch) - stamped)
                 self._refusals.warning("Redis keeps no history (%s); messages go out without ids", refusal)
             return

@@ -27,9 +27,14 @@ class Recent:
 
     The last frame is enough: a socket that misses some before it reads them from the history. Forwarding all of the
     last seconds again took longer than the takeover itself.
+
+    Attributes:
+        seen: The last ids that had been seen when the subscription had its last gap.
+
     """
 
     def __init__(self) -> None:
+        self.seen: dict[str, Position] = {}
         self._before_gap: dict[str, Position] = {}
         self._gap_at = 0.0
         self._frames: OrderedDict[str, tuple[float, Stamped]] = OrderedDict()
@@ -69,5 +74,5 @@ class Recent:
         """Note that something may have been missed from here on."""
         while self._frames:
             self._drop_oldest()
-        self._before_gap = dict(self._last)
+        self._before_gap = self.seen = dict(self._last)
         self._gap_at = now

@@ -103,7 +103,7 @@ def test_what_nobody_stamped_in_time_is_given_up():
 
 
 def test_memory_is_bounded(monkeypatch):
-    """Beyond MAX_BYTES a message is refused; what is struck, expires or is cleared makes room."""
+    """Beyond MAX_BYTES a message is refused; what is struck, expires or is given up makes room."""
     monkeypatch.setattr(module, "MAX_BYTES", 10 + 2 * module.ENTRY_BYTES)
     backlog = filled((A, b"12345"), (A, b"67890"))
     assert not backlog.add(A, b"x", 0.0)
@@ -114,18 +114,64 @@ def test_memory_is_bounded(monkeypatch):
 
     assert backlog.expire(20.0) == 1
     assert backlog.add(A, b"x", 20.0)
-    assert backlog.clear() == 2
+    backlog.gap()
+    assert backlog.give_up() == 2
     assert len(backlog) == 0
     assert backlog.add(A, b"0123456789", 20.0)
     assert not backlog.add(A, b"x", 20.0)
 
 
-def test_a_cleared_backlog_offers_nothing():
-    """After a gap nothing that was read before is stamped: others have read what came meanwhile."""
+def test_what_was_read_before_a_gap_is_kept():
+    """Its stamp may have been missed in the gap, or nobody has stamped it: it waits until that is known."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
+    backlog.strike(str(A), b"1")
+
+    backlog.gap()
+    backlog.add(A, b"4", 0.0)
+
+    assert backlog.kept == 2
+    assert backlog.kept_topics() == [B, A]
+    assert left(backlog) == [(B, b"2"), (A, b"3"), (A, b"4")]
+    assert not backlog.strike(str(A), b"4").kept
+    assert backlog.strike(str(A), b"3").kept
+    assert backlog.kept == 1
+
+
+def test_what_redis_has_confirmed_is_not_kept_over_a_gap():
+    """Its stamp came in the gap: to stamp it again would show it twice."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
+    backlog.confirm(backlog.take(2, 1000))
+
+    backlog.gap()
+
+    assert left(backlog) == [(A, b"3")]
+
+
+def test_what_redis_confirms_after_a_gap_is_kept_no_longer():
+    """The answer to a batch may come when the subscription has gone."""
     backlog = filled((A, b"1"), (B, b"2"))
-    backlog.take(1, 1000)
+    batch = backlog.take(1, 1000)
 
-    assert backlog.clear() == 2
+    backlog.gap()
+    backlog.confirm(batch)
 
-    assert left(backlog) == []
+    assert backlog.kept == 1
+    assert left(backlog) == [(B, b"2")]
+
+
+def test_what_is_kept_can_be_given_up():
+    """That of one topic, or all of it; what came after the gap stays, and another gap keeps it as well."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
+    backlog.gap()
+    backlog.add(A, b"4", 0.0)
+
+    assert backlog.give_up(str(A)) == 2
+    assert left(backlog) == [(B, b"2"), (A, b"4")]
+    assert backlog.give_up() == 1
+    assert backlog.kept == 0
+    assert left(backlog) == [(A, b"4")]
+
+    backlog.gap()
+    assert backlog.give_up() == 1
+    assert len(backlog) == 0
     assert not backlog.knows(str(A))

@@ -91,9 +91,11 @@ def test_it_is_a_candidate_for_the_lease_before_it_listens(new_site):
     with new_site.client().monitor() as monitor:
         new_site.start_listener()
         said: dict[str, list[str]] = defaultdict(list)
-        while not any(words.startswith("PSUBSCRIBE") for words in sum(said.values(), [])):
+        words = ""
+        while not words.startswith("PSUBSCRIBE"):
             command = monitor.next_command()
-            said[command["client_port"]].append(command["command"])
+            words = command["command"]
+            said[command["client_port"]].append(words)
 
     [before] = [words for words in said.values() if words[-1].startswith("PSUBSCRIBE")]
     assert [words.split()[0] for words in before if words.startswith(("EVAL", "SUBSCRIBE"))] == ["EVAL", "SUBSCRIBE"]
@@ -239,6 +241,86 @@ def test_a_stand_by_takes_over_though_the_clock_of_redis_was_set_back(set_site, 
 def is_ready() -> bool:
     """Whether a web process says that a listener holds the lease."""
     return asyncio.run(monitoring.ready(RequestFactory().get("/"))).status_code == 200
+
+
+def numbered(first: int, last: int) -> list[tuple[str, str]]:
+    return [("user:1", f'{{"n":{n}}}') for n in range(first, last + 1)]
+
+
+def kept(site: Site) -> list[str]:
+    """List what the history of the messages' topic has, in its order."""
+    entries = site.client().xrange("notifications:history:user:1")
+    return [message_of(frame.decode()) for _, fields in entries for frame in fields.values()]
+
+
+@pytest.mark.slow
+def test_a_stand_by_keeps_over_a_gap_what_a_dead_holder_left(new_site):
+    """Its subscription is cut after the holder was killed and before it has the lease: it stamps all it had read."""
+    holder = new_site.start_listener(ready="holding the lease")
+    stand_by = new_site.start_listener()
+    client = new_site.client()
+    wait_for(lambda: b'"stand-by"' in b"".join(client.hvals("notifications:listeners")))
+    with Group(new_site.redis.url, "user.1") as group, raw_redis(new_site) as raw:
+        holder.kill()
+        wait_for(lambda: len(listeners_connections(client)) == 1)
+        raw.publish_all(numbered(1, 50))
+        said = stand_by.mark()
+        assert kill_connections(client, listeners_connections(client)) == 1
+        stand_by.wait_for_line("listening on", after=said)
+        raw.publish_all(numbered(51, 60))
+
+        assert [group.next() for _ in range(60)] == [text for _, text in numbered(1, 60)]
+    assert kept(new_site) == [text for _, text in numbered(1, 60)]
+    assert not stand_by.find_line("lost")
+
+
+@pytest.mark.slow
+def test_a_stand_by_stamps_nothing_again_that_was_stamped_in_its_gap(new_site):
+    """It has read messages, and was cut off when the holder stamped them: when it leads they do not come twice."""
+    holder = new_site.start_listener(ready="holding the lease")
+    with Proxy(new_site.redis.port) as proxy, raw_redis(new_site) as raw:
+        new_site.redis_url = proxy.url
+        stand_by = new_site.start_listener()
+        new_site.redis_url = None
+        wait_for(lambda: b'"stand-by"' in b"".join(new_site.client().hvals("notifications:listeners")))
+        raw.publish_all(numbered(1, 10))
+        with paused(holder):
+            assert raw.publish("user:1", numbered(11, 11)[0][1]) == 2
+            raw.publish_all(numbered(12, 30))
+            wait_until_read(new_site, stand_by)
+            said = stand_by.mark()
+            with proxy.half_open(new_ones_too=True):
+                proxy.cut()
+                stand_by.wait_for_line("not connected", after=said)
+                holder.resume()
+                wait_for(lambda: len(kept(new_site)) == 30)
+        stand_by.wait_for_line("listening on", 20, after=said)
+        holder.kill()
+        stand_by.wait_for_line("holding the lease", after=said)
+        raw.publish_all(numbered(31, 31))
+        wait_for(lambda: len(kept(new_site)) >= 31)
+
+        assert kept(new_site) == [text for _, text in numbered(1, 31)]
+        assert not stand_by.find_line("lost")
+        stand_by.kill()
+
+
+@pytest.mark.slow
+def test_what_a_listener_had_read_before_redis_was_replaced_is_said_to_be_lost(new_site):
+    """The histories of the new one do not tell what the old one had stamped: it is not stamped again, but counted."""
+    holder = new_site.start_listener(ready="holding the lease")
+    stand_by = new_site.start_listener()
+    client = new_site.client()
+    wait_for(lambda: b'"stand-by"' in b"".join(client.hvals("notifications:listeners")))
+    holder.kill()
+    with raw_redis(new_site) as raw:
+        raw.publish_all(numbered(1, 50))
+        wait_until_read(new_site, stand_by)
+    restart_redis(new_site, keep_data=True)
+
+    stand_by.wait_for_line(r"lost 50 message\(s\): read before a gap, and not known to be stamped", 20)
+    expect_forwarding(new_site)
+    assert kept(new_site) == ['{"n":1}']
 
 
 # Ending.
