@@ -672,6 +672,266 @@ def test_notices_that_are_moved_still_leave(tab: Tab) -> None:
     expect(shown(page, "toast")).to_have_count(0)
 
 
+# From page to page
+
+
+KEEPING = '<notification-toasts timeout="0"></notification-toasts>'
+TIMED = '<notification-toasts timeout="10"></notification-toasts>'
+FORM = """<form method="post" action="/post/">
+    <input name="title" aria-label="Title"><input name="next" aria-label="Next"><button>Save</button>
+</form>"""
+
+
+def kept(page: Page) -> str:
+    """Return what the tab has in its storage for the next page's notices."""
+    return page.evaluate("sessionStorage.getItem('notifications toasts /ws/notifications/') ?? ''")
+
+
+def test_notice_of_a_post_is_seen_after_the_redirect(tab: Tab) -> None:
+    """A view that tells the user who posted, and redirects, is heard on the next page: twenty times of twenty."""
+    page = tab.open(FORM + KEEPING)
+    seen = []
+
+    for n in range(20):
+        page.get_by_label("Title").fill(f"Saved {n}")
+        page.get_by_label("Next").fill(page.url)
+        with page.expect_navigation():
+            page.get_by_role("button", name="Save").click()
+        expect(shown(page, "title").last).to_have_text(f"Saved {n}")
+        seen.append(shown(page, "title").all_text_contents())
+        shown(page, "close").last.click()
+        expect(shown(page, "toast")).to_have_count(0)
+
+    assert seen == [[f"Saved {n}"] for n in range(20)]
+
+
+def test_error_stays_until_it_is_dismissed(tab: Tab) -> None:
+    """An error goes along from page to page, looks the same there, and is gone for good when somebody has closed it."""
+    page = tab.open(TIMED)
+    tab.notice(title="Broken", level="error", body="Line 7 has no date.", url="?template=7")
+    expect(shown(page, "toast")).to_have_count(1)
+    href = page.get_by_role("link", name="Broken").get_attribute("href")
+
+    for _ in range(3):
+        page.goto(f"http://{tab.server.address}/page/?template=elsewhere")
+        page.goto(page_url(tab, TIMED))
+        expect(shown(page, "title")).to_have_text(["Broken"])
+        expect(shown(page, "body")).to_have_text("Line 7 has no date.")
+        expect(page.locator("[aria-live=assertive] [part~=error]")).to_have_count(1)
+        assert page.get_by_role("link", name="Broken").get_attribute("href") == href  # not relative to this page
+        expect(shown(page, "toast")).to_have_css("animation-name", "none")
+    shown(page, "close").click()
+    page.reload()
+
+    tab.notice(title="Next")
+    expect(shown(page, "title")).to_have_text(["Next"])
+
+
+def page_url(tab: Tab, body: str) -> str:
+    template = f"{{% notifications %}}<main><h1>Uploads</h1>{body}</main>"
+    return f"http://{tab.server.address}/page/?" + urlencode({"template": template})
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["", "what is written at the end gets lost"])
+def test_notice_has_on_the_next_page_what_is_left_of_its_time(tab: Tab, lost: bool) -> None:
+    """A notice of ten seconds leaves ten seconds after it came, on whatever page, and then is on none."""
+    lose = "addEventListener('pagehide', (event) => event.stopImmediatePropagation(), true)"
+
+    def prepare(page: Page) -> None:
+        page.clock.install()
+        if lost:
+            page.add_init_script(lose)
+
+    page = tab.open(TIMED, before=prepare)
+    stop_clock(page)
+    tab.notice(title="One")
+    expect(shown(page, "title")).to_have_text(["One"])
+    page.clock.run_for(4_000)
+    tab.notice(title="Two")
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    page.clock.run_for(3_000)
+
+    page.reload()
+
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    page.clock.run_for(2_500)
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    page.clock.run_for(1_000)
+    expect(shown(page, "title")).to_have_text(["Two"])
+    page.clock.run_for(4_000)
+    expect(shown(page, "toast")).to_have_count(0)
+    page.reload()
+    tab.notice(title="Three")
+    expect(shown(page, "title")).to_have_text(["Three"])
+
+
+def test_notices_are_not_for_another_user(tab: Tab) -> None:
+    """Whoever logs in next in this tab is shown nothing of the user before, and finds nothing of it in the storage."""
+    page = tab.open(KEEPING)
+    tab.notice(title="For the first", level="error")
+    expect(shown(page, "toast")).to_have_count(1)
+    other = tab.site.add_user()
+    name, _, value = other.cookie.partition("=")
+    tab.context.add_cookies([{"name": name, "value": value, "url": f"http://{tab.server.address}"}])
+
+    page.goto(page_url(tab, KEEPING))
+    page.evaluate("notifications")
+    tab.publish(f"user:{other.pk}", action="notice", title="For the second")
+
+    expect(shown(page, "title")).to_have_text(["For the second"])
+    assert "For the first" not in kept(page)
+
+
+def test_nothing_is_kept_after_a_logout(tab: Tab) -> None:
+    """When the session has ended, notices that are on the screen stay there, and go nowhere."""
+    page = tab.open(KEEPING)
+    tab.notice(title="Secret", level="error")
+    expect(shown(page, "toast")).to_have_count(1)
+    assert "Secret" in kept(page)
+
+    page.evaluate(
+        """async () => {
+            const connection = await notifications;
+            const closed = new Promise((go) => connection.addEventListener("state", ({ detail }) => {
+                if (detail.state === "closed") go();
+            }));
+            await fetch("/log_out/", { method: "POST" });
+            await closed;
+        }"""
+    )
+
+    expect(shown(page, "title")).to_have_text(["Secret"])
+    assert kept(page) == ""
+    page.reload()
+    assert kept(page) == ""
+
+
+def test_page_of_the_back_button_shows_what_is_left(tab_with_cache: Tab) -> None:
+    """A page that the browser has kept shows what the pages after it have left: nothing that was closed there."""
+    tab = tab_with_cache
+    page = tab.open(KEEPING)
+    for title in ("One", "Two"):
+        tab.notice(title=title)
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    page.evaluate("addEventListener('pageshow', ({ persisted }) => (window.kept = persisted))")
+
+    page.goto(page_url(tab, KEEPING) + "&another=entry")  # of the history: the same address again would be none
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    shown(page, "close").first.click()
+    tab.notice(title="Three")
+    tab.notice(title="Four")
+    expect(shown(page, "title")).to_have_text(["Two", "Three", "Four"])
+    shown(page, "close").nth(1).click()
+    expect(shown(page, "title")).to_have_text(["Two", "Four"])
+    page.go_back(wait_until="commit")
+
+    expect(shown(page, "title")).to_have_text(["Two", "Four"])
+    tab.notice(title="Five")
+    expect(shown(page, "title")).to_have_text(["Two", "Four", "Five"])
+    assert page.evaluate("window.kept")
+
+
+def test_window_that_a_page_opens_repeats_nothing(tab: Tab) -> None:
+    """A new window begins with a copy of its opener's storage; the notices stay in the tab in which they are."""
+    page = tab.open(KEEPING)
+    tab.notice(title="One", level="error")
+    expect(shown(page, "title")).to_have_text(["One"])
+
+    with page.expect_popup() as popup:
+        page.evaluate("url => void window.open(url)", page.url)
+    opened = popup.value
+    opened.wait_for_load_state()
+    opened.evaluate("notifications")
+    tab.notice(title="Two")
+
+    expect(shown(opened, "title")).to_have_text(["Two"])
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+    opened.reload()
+    page.reload()
+    expect(shown(opened, "title")).to_have_text(["Two"])
+    expect(shown(page, "title")).to_have_text(["One", "Two"])
+
+
+def test_part_of_the_page_that_is_replaced_keeps_its_notices(tab: Tab) -> None:
+    """Scripts that replace the page's body with another one, as htmx and Turbo do, lose no notice and repeat none."""
+    page = tab.open(KEEPING)
+    tab.notice(title="One")
+    expect(shown(page, "title")).to_have_text(["One"])
+
+    for _ in range(2):
+        page.evaluate(
+            """() => {
+                const body = document.createElement("main");
+                body.append(document.createElement("h1"), document.createElement("notification-toasts"));
+                body.lastChild.setAttribute("timeout", 0);
+                document.querySelector("main").replaceWith(body);
+            }"""
+        )
+        expect(shown(page, "title")).to_have_text(["One"])
+    shown(page, "close").click()
+    tab.notice(title="Two")
+
+    expect(shown(page, "title")).to_have_text(["Two"])
+
+
+def test_page_that_repeats_itself_is_heard_once(tab: Tab) -> None:
+    """What a page shows by itself each time it is opened does not pile up from page to page."""
+    page = tab.open(KEEPING)
+    say = "document.querySelector('notification-toasts').show({ level: 'error', title: 'Your trial has ended' })"
+    page.evaluate(say)
+
+    for _ in range(2):
+        page.reload()
+        expect(shown(page, "title")).to_have_text(["Your trial has ended"])
+        page.evaluate(say)
+
+    expect(shown(page, "title")).to_have_text(["Your trial has ended"])
+
+
+def test_what_goes_along_is_bounded_and_only_text(tab: Tab) -> None:
+    """The storage of a tab is small, and whatever stands in it is shown as text, or not at all."""
+    page = tab.open('<notification-toasts timeout="0" max="99"></notification-toasts>')
+    for n in range(25):
+        tab.notice(title=f"{n} {HOSTILE}", body="x" * 50_000, level="error")
+    expect(shown(page, "toast")).to_have_count(25)
+    page.reload()
+    expect(shown(page, "toast")).to_have_count(20)
+    expect(shown(page, "title").last).to_have_text(f"24 {HOSTILE}")
+    assert len(kept(page)) < 100_000
+
+    page.evaluate(
+        """() => {
+            const name = "notifications toasts /ws/notifications/";
+            const found = JSON.parse(sessionStorage.getItem(name));
+            found.notices = [
+                null, 7, { title: "Timeless" }, { title: ["no text"], left: null, level: "toString" },
+                { title: "Bad address", left: null, level: "error", url: "javascript:window.broken=1" },
+            ];
+            window.addEventListener("pagehide", () => sessionStorage.setItem(name, JSON.stringify(found)));
+        }"""
+    )
+    page.reload()
+
+    expect(shown(page, "title")).to_have_text(["Bad address", ""])
+    assert page.locator("notification-toasts").locator("a, img, script").count() == 0
+    assert page.evaluate("window.broken") is None
+
+
+@pytest.mark.parametrize("there", ["throw new Error('not allowed')", "return '{'", "return '{\"user\": 7}'"])
+def test_storage_that_does_not_work_stops_nothing(tab: Tab, there: str) -> None:
+    """Where the storage is forbidden, or holds nonsense, notices are shown on their page."""
+    page = tab.open(
+        KEEPING, before=lambda page: page.add_init_script(f"Storage.prototype.getItem = () => {{ {there} }}")
+    )
+
+    tab.notice(title="One")
+
+    expect(shown(page, "title")).to_have_text(["One"])
+    page.reload()
+    tab.notice(title="Two")
+    expect(shown(page, "title").last).to_have_text("Two")
+
+
 # Dialogs
 
 DIALOG = """<dialog id="dialog">
@@ -802,7 +1062,7 @@ def test_dialog_that_traps_the_focus(tab: Tab) -> None:
 
 @pytest.mark.parametrize("shown_full_screen", ["section", "video"])
 def test_notice_while_something_is_full_screen(tab: Tab, shown_full_screen: str) -> None:
-    """A part of the page that fills the screen does not hide notices; after a film, which holds nothing, they are there."""
+    """A part of the page that fills the screen does not hide notices; a film does, and they are there after it."""
     page = tab.open(f'<section id="film"><h2>Film</h2></section><video id="video"></video>{TOASTS}')
     tab.notice(title="Before")
     tab.notice(title="One more")

@@ -4,11 +4,15 @@ import secrets
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.template import engines
 from django.views.static import serve
 
+from notifications import publish_to_user
+from notifications.messages import Notice
+
 STRICT = "script-src 'nonce-{nonce}'; require-trusted-types-for 'script'"
-REST = "; default-src 'none'; connect-src 'self' {connect}; base-uri 'none'; form-action 'none'"
+REST = "; default-src 'none'; connect-src 'self' {connect}; base-uri 'none'; form-action 'self'"
 HEAD = '<!doctype html><html lang="{lang}" dir="{dir}"><title>Page</title>'
 
 
@@ -29,6 +33,12 @@ def page(request: HttpRequest) -> HttpResponse:
     response = HttpResponse(template.render({}, request))
     response.headers["Content-Security-Policy"] = policy + REST.format(connect=given.get("connect", ""))
     return response
+
+
+def post(request: HttpRequest) -> HttpResponse:
+    """Do what was asked, tell the user so, and send them on: POST, redirect, GET."""
+    publish_to_user(request.user, Notice(title=request.POST["title"], level=request.POST.get("level", "success")))
+    return redirect(request.POST["next"])
 
 
 def static(request: HttpRequest, path: str) -> HttpResponse:

@@ -30,6 +30,7 @@ def change_password(request):
 urlpatterns = [
     path("", lambda request: HttpResponse("ok")),
     path("page/", pages.page),
+    path("post/", pages.post),
     path("token/", views.token),
     path("static/<path:path>", pages.static),
     path("log_in/", log_in),

@@ -33,8 +33,16 @@ export class NotificationToasts extends HTMLElement {
   show(notice: Notice): void;
 }
 
+/** Whose page it is: notices that are there when it is left go along to the next page of this tab and user. */
+export interface Owner {
+  /** The user's own topic, such as "user:42". Without it no notice goes along. */
+  user?: string;
+  /** Of the WebSocket, as given to connect(): one origin may have several sites. */
+  url?: string;
+}
+
 /** Define both elements to work on this connection; once a page. `texts` replaces words of the elements. */
-export function define(connection: Notifications, texts?: Record<string, string>): void;
+export function define(connection: Notifications, texts?: Record<string, string>, owner?: Owner): void;
 
 declare global {
   interface HTMLElementTagNameMap {

@@ -26,20 +26,30 @@ const labels = {
 const LEVELS = ["info", "success", "warning", "error"];
 const MOMENT = 2000; // milliseconds that a notice has at least, when time goes on that stood still
 const CHECK = 1000;
+const LEAVING = 1000; // milliseconds in which a page may be there still when the next one has begun
+const CARRIED = { notices: 20, characters: 2000 }; // that go along to the next page, at most
 const FINISHED = ["completed", "failed"];
 const TEXTS = ["status", "stage", "message"];
 
 let connection;
+let memory; // of the tab; none without a user to keep it for
+let carrier; // the one of the <notification-toasts> whose notices go along to the next page
 
 /**
  * Make the elements work on this connection; once a page.
  *
  * @param {import("./client.js").Notifications} given
  * @param {Record<string, string>} [texts] words in the language of the page, in place of the English ones
+ * @param {{user?: string, url?: string}} [whose] topic of the page's user, and where the connection goes: notices that
+ *   are there when the page is left go along to the next page of the same tab and user
  */
-export function define(given, texts = {}) {
+export function define(given, texts = {}, { user, url = "/ws/notifications/" } = {}) {
   connection = given;
   Object.assign(labels, texts);
+  if (user && window.top === window) memory = new TabMemory(user, url); // frames share the storage of the tab
+  connection.addEventListener("state", ({ detail: { state, code } }) => {
+    if (state === "closed" && code !== 1000) memory?.forget(); // logged out, or another user has logged in
+  });
   customElements.define("upload-progress", UploadProgress);
   customElements.define("notification-toasts", NotificationToasts);
 }
@@ -92,6 +102,94 @@ function shadowOf(element, css, ...children) {
   sheet.replaceSync(COMMON_CSS + css);
   root.adoptedStyleSheets = [sheet];
   root.append(...children);
+}
+
+/** Whether an id is news after `last`. Epochs are the same or not: they have no order. */
+function follows(id, last) {
+  const [[epoch, n], [lastEpoch, lastN]] = [id, last ?? ""].map((each) => String(each).split("-"));
+  return epoch !== lastEpoch || Number(n) > Number(lastN);
+}
+
+/**
+ * What goes along to the next page of this tab: the notices that are there, and the last message that was one.
+ *
+ * It is in sessionStorage, which is written with each change: what a page writes when it is left gets lost in Firefox. A
+ * window that a page opens, and a duplicated tab, begin with a copy: whoever finds something there asks the other pages
+ * whether one of them has it still. The page before may say so just before it is left; then it takes that back.
+ */
+class TabMemory {
+  #user;
+  #name;
+  #page = Math.random().toString(36).slice(2);
+  #tab; // who it is that has the notices: one page after the other
+  #channel; // while the page is there
+  #asked; // the page that we have told that we have them
+
+  constructor(user, url) {
+    this.#user = user;
+    this.#name = `notifications toasts ${url}`;
+  }
+
+  /** Read what the page before has left. `show` is called with whether it may be shown, should that change. */
+  recall(show) {
+    let found;
+    try {
+      found = JSON.parse(sessionStorage.getItem(this.#name));
+    } catch {
+      // None, or not allowed.
+    }
+    if (found?.user !== this.#user) found = undefined; // the first change overwrites it
+    this.leave(); // if this page has had another element
+    this.#tab = found?.tab ?? this.#page;
+    this.#channel = new BroadcastChannel(this.#name);
+    this.#channel.onmessage = ({ data: { ask, page, to, has } }) => {
+      if (ask === this.#tab) {
+        this.#asked = { page, at: performance.now() };
+        this.#channel.postMessage({ to: page, has: true });
+      } else if (to === this.#page) {
+        this.#tab = has ? this.#page : found.tab;
+        show(!has);
+      }
+    };
+    const notices = Array.isArray(found?.notices) ? found.notices : [];
+    if (notices.length) this.#channel.postMessage({ ask: this.#tab, page: this.#page });
+    const gone = Math.max(0, Date.now() - found?.at) || 0;
+    const left = (notice) => (notice?.left === null ? Infinity : notice?.left - (notice?.runs ? gone : 0));
+    const there = notices.map((notice) => ({ ...notice, left: left(notice) })).filter((notice) => notice.left > 0);
+    return { notices: there.slice(-CARRIED.notices), last: found?.last };
+  }
+
+  remember(toasts, last) {
+    if (!this.#channel) return;
+    const short = (text) => textOf(text).slice(0, CARRIED.characters);
+    const notices = toasts.slice(-CARRIED.notices).map(({ notice: { level, title, body, url }, id, left, since }) => {
+      const gone = since === undefined ? 0 : performance.now() - since;
+      return { level, title: short(title), body: short(body), url, id, left: left - gone, runs: since !== undefined };
+    });
+    try {
+      const all = { user: this.#user, tab: this.#tab, at: Date.now(), last, notices };
+      sessionStorage.setItem(this.#name, JSON.stringify(all));
+    } catch {
+      // Not allowed, or full.
+    }
+  }
+
+  /** The page is left: nothing that happens from here on is for the next one. */
+  leave() {
+    const { page, at } = this.#asked ?? {};
+    if (performance.now() - at < LEAVING) this.#channel?.postMessage({ to: page, has: false });
+    this.#channel?.close();
+    this.#channel = undefined;
+  }
+
+  forget() {
+    this.leave();
+    try {
+      sessionStorage.removeItem(this.#name);
+    } catch {
+      // Not allowed.
+    }
+  }
 }
 
 /**
@@ -256,7 +354,10 @@ export class UploadProgress extends HTMLElement {
  * modal dialog is open the element is in that dialog: whatever is outside of it can neither be clicked nor read out.
  */
 export class NotificationToasts extends HTMLElement {
-  #toasts = []; // { element, left, since, timer }: milliseconds, and when they began to run; the oldest first
+  // { notice, id, element, error, left, since, timer, carried }: id of the message, milliseconds that are left and when
+  // they began to run, whether it came from the page before. The oldest first.
+  #toasts = [];
+  #last; // id of the last message that was a notice
   #stop;
   #before = null;
   #check; // of time that stands still: whether it still has to
@@ -320,6 +421,19 @@ export class NotificationToasts extends HTMLElement {
       page.abort();
       dialogs.disconnect();
     };
+    if (memory) {
+      listen(window, "pagehide", ({ persisted }) => this.#leave(persisted));
+      listen(window, "pageshow", ({ persisted }) => persisted && this.#recall());
+      if (carrier !== this) {
+        this.#toasts.forEach((toast) => this.#remove(toast)); // they have gone along with another
+        if (!carrier?.isConnected) {
+          carrier = this;
+          // What is rendered ahead of time has a storage of its own until somebody sees it.
+          if (document.prerendering) listen(document, "prerenderingchange", () => this.#recall());
+          else this.#recall();
+        }
+      }
+    }
     this.#place();
     this.#resume(); // the element may have been moved, notices and all
   }
@@ -334,36 +448,97 @@ export class NotificationToasts extends HTMLElement {
   }
 
   /** Show a notice: `title`, and perhaps `level`, `body` and `url`. */
-  show({ level, title, body, url }) {
+  show({ level, title, body, url, _meta: meta }) {
+    if (meta && !follows(meta.id, this.#last)) return; // the page before has shown it
+    if (meta) this.#last = meta.id;
     level = LEVELS.includes(level) ? level : "info";
-    const href = webAddress(url);
-    const heading = written(href ? "a" : "strong", "title", textOf(title));
-    if (href) Object.assign(heading, { href, rel: "noopener noreferrer" });
+    // The address as it is from here: the next page may be elsewhere.
+    const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url) };
+    // A page that says the same each time it is opened says it once.
+    const same = ({ carried, id, ...each }) => carried && !id && JSON.stringify(each.notice) === JSON.stringify(notice);
+    if (!meta) this.#toasts.filter(same).forEach((toast) => this.#remove(toast));
+    const toast = this.#make(notice, level === "error" ? Infinity : this.#lifetime, meta?.id);
+    this.#toasts.push(toast);
+    this.#makeRoom();
+    // Screen readers read out what comes into a place that they know; this one has only just come into the dialog.
+    if (this.#place()) setTimeout(() => this.#put(toast), 100);
+    else this.#put(toast);
+    this.#resume(0);
+  }
+
+  #make(notice, left, id) {
+    const { level, title, body, url } = notice;
+    const heading = written(url ? "a" : "strong", "title", title);
+    if (url) Object.assign(heading, { href: url, rel: "noopener noreferrer" });
     const icon = make("span", "icon");
     icon.ariaHidden = "true";
     const word = make("span", "level", `${wordFor(level)}: `);
     const close = make("button", "close", "×");
     close.type = "button";
     close.ariaLabel = labels.close;
-    const element = make("div", `toast ${level}`, icon, make("div", "text", word, heading), close);
-    if (textOf(body)) element.children[1].append(written("p", "body", textOf(body)));
-    const toast = { element, error: level === "error", left: level === "error" ? Infinity : this.#lifetime };
+    const text = make("div", "text", word, heading);
+    if (body) text.append(written("p", "body", body));
+    const toast = { notice, id, element: make("div", `toast ${level}`, icon, text, close), error: level === "error", left };
     close.addEventListener("click", ({ detail }) => this.#dismiss(toast, detail > 0));
-    this.#toasts.push(toast);
+    return toast;
+  }
+
+  #put(toast) {
+    const at = this.#toasts.indexOf(toast);
+    if (at < 0) return;
+    const later = this.#toasts.slice(at + 1).find(({ error, element }) => error === toast.error && element.parentNode);
+    if (later) later.element.before(toast.element);
+    else (toast.error ? this.#errors : this.#others).append(toast.element);
+    // Where there are more than there is room for, the newest is seen; but nothing moves under somebody's pointer.
+    if (!this.#used()) toast.element.scrollIntoView({ block: "nearest" });
+  }
+
+  // From page to page
+
+  /** Show what the page before has left in this tab. */
+  #recall() {
+    const { notices, last } = memory.recall((shown) => (shown ? this.#bring(taken) : (taken = this.#takeCarried())));
+    let taken = [];
+    if (last && follows(last, this.#last)) this.#last = last;
+    const news = notices.filter(({ id }) => !id || !this.#toasts.some((toast) => toast.id === id));
+    this.#bring(
+      news.map(({ level, title, body, url, id, left }) => {
+        level = LEVELS.includes(level) ? level : "info";
+        const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url) };
+        return Object.assign(this.#make(notice, left, id), { carried: true });
+      }),
+    );
+  }
+
+  #bring(carried) {
+    this.#toasts = [...carried, ...this.#toasts];
     this.#makeRoom();
-    const put = () => {
-      if (!this.#toasts.includes(toast)) return;
-      const later = this.#toasts.slice(this.#toasts.indexOf(toast) + 1).filter(({ error }) => error === toast.error);
-      const next = later.find((each) => each.element.parentNode);
-      if (next) next.element.before(element);
-      else (toast.error ? this.#errors : this.#others).append(element);
-      // Where there are more than there is room for, the newest is seen; but nothing moves under somebody's pointer.
-      if (!this.#used()) element.scrollIntoView({ block: "nearest" });
-    };
-    // Screen readers read out what comes into a place that they know; this one has only just come into the dialog.
-    if (this.#place()) setTimeout(put, 100);
-    else put();
+    for (const toast of carried) {
+      toast.element.style.animation = "none"; // it has arrived before
+      this.#put(toast);
+    }
+    this.#place();
     this.#resume(0);
+  }
+
+  #takeCarried() {
+    this.#pause();
+    const carried = this.#toasts.filter((toast) => toast.carried);
+    carried.forEach((toast) => this.#remove(toast));
+    this.#resume(0);
+    return carried;
+  }
+
+  #leave(persisted) {
+    this.#pause();
+    if (carrier !== this) return;
+    memory?.leave();
+    // Back on this page, there is what the others of the tab have left.
+    if (persisted) this.#toasts.forEach((toast) => this.#remove(toast));
+  }
+
+  #save() {
+    if (carrier === this) memory?.remember(this.#toasts, this.#last);
   }
 
   #uploadEnded({ status, before, label, message }) {
@@ -409,6 +584,7 @@ export class NotificationToasts extends HTMLElement {
     // Asked now and then: nobody may say that a pointer has left which was over something that has gone.
     clearTimeout(this.#check);
     if (this.#toasts.some(({ left }) => left !== Infinity)) this.#check = setTimeout(() => this.#resume(), CHECK);
+    this.#save();
   }
 
   /** Let time go on, unless it has to stand still. Who has just read one of the notices has a moment for the others. */
@@ -422,6 +598,7 @@ export class NotificationToasts extends HTMLElement {
       // Asked once more when the time is over: see above.
       toast.timer = setTimeout(() => (this.#held() ? this.#pause() : this.#remove(toast)), toast.left);
     }
+    this.#save();
   }
 
   #remove(toast) {
@@ -429,6 +606,7 @@ export class NotificationToasts extends HTMLElement {
     this.#toasts = this.#toasts.filter((each) => each !== toast);
     toast.element.remove();
     this.#place();
+    this.#save();
   }
 
   /**

@@ -24,7 +24,7 @@ async function start() {
   const [{ connect }, { define }] = await Promise.all([load(config.client), load(config.elements)]);
   const { url, since, user_topic: userTopic } = config;
   const connection = connect({ url, since, userTopic, ...(config.token_url && { token }) });
-  define(connection, config.labels);
+  define(connection, config.labels, { user: userTopic, url });
   return connection;
 }
 

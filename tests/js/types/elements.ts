@@ -5,6 +5,7 @@ import { define, type UploadState } from "../../../notifications/static/notifica
 
 define(connect(), { close: "Fermer" });
 define(await notifications);
+define(await notifications, {}, { user: "user:42", url: "/ws/notifications/" });
 
 const progress = document.querySelector("upload-progress")!;
 const state: UploadState = progress.state;
