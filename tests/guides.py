@@ -4,6 +4,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,21 +14,57 @@ ROOT = Path(__file__).resolve().parent.parent
 GUIDES = ROOT / "docs/how-to"
 
 
+def blocks(document: Path, mark: str) -> list[tuple[str, str]]:
+    """Return what each block of code is called behind ``<!-- mark: name -->``, and its text."""
+    pattern = rf"^<!-- {mark}(?:: (\S+))? -->\n```\w*\n(.*?)^```$"
+    return re.findall(pattern, document.read_text(), re.DOTALL | re.MULTILINE)
+
+
 def files_of(guide: str) -> dict[str, str]:
     """Return the files of a guide by their names."""
-    text = (GUIDES / f"{guide}.md").read_text()
-    found = re.findall(r"^<!-- file: (\S+) -->\n```\w+\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    found = blocks(GUIDES / f"{guide}.md", "file")
     assert found, f"{guide}.md has no files"
     return dict(found)
 
 
+def command_of(guide: str) -> list[str]:
+    """Return the words behind ``python`` of the one command that a guide runs."""
+    [(_, text)] = blocks(GUIDES / f"{guide}.md", "run")
+    python, *words = text.split()
+    assert python == "python"
+    return words
+
+
 def write(guide: str, directory: Path) -> Path:
-    """Write the files of a guide below a directory, and return it."""
+    """Write the files of a guide below a directory, add what it adds to others, and return the directory."""
     for name, text in files_of(guide).items():
         file = directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+    for name, text in blocks(GUIDES / f"{guide}.md", "add"):
+        with (directory / name).open("a") as added_to:
+            added_to.write(text)
     return directory
+
+
+def start_project(directory: Path) -> Path:
+    """Make a site by the steps of the README, with an app ``uploads``, and return its directory."""
+    directory.mkdir(exist_ok=True)
+    for words in (["startproject", "mysite", "."], ["startapp", "uploads"]):
+        subprocess.run([sys.executable, "-m", "django", *words], cwd=directory, env=environment(), check=True)
+    readme = ROOT / "README.md"
+    steps = dict(blocks(readme, "step"))
+    with (directory / "mysite/settings.py").open("a") as settings:
+        settings.write(steps["settings"])
+    (directory / "mysite/permissions.py").write_text(steps["authorize"])
+    (directory / "mysite/asgi.py").write_text(steps["asgi"])
+    return directory
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Return the environment of a newcomer's shell: nothing of this project's tests, but for where the package is."""
+    ours = ("DJANGO_SETTINGS_MODULE", "TEST_SETTINGS", "DATABASE_PATH", "REDIS_URL")
+    return {name: value for name, value in os.environ.items() if name not in ours} | {"PYTHONPATH": str(ROOT)} | more
 
 
 def find_program(name: str) -> str:

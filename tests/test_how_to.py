@@ -30,39 +30,20 @@ from websockets.sync.client import ClientConnection, connect
 from notifications import auth
 from notifications.frames import MAX_AUTH_FRAME_SIZE
 from project.local_redis import LocalRedis
-from tests.guides import GUIDES, ROOT, files_of, free_port, write
+from tests.guides import ROOT, command_of, environment, files_of, free_port, start_project, write
 from tests.processes import Process, Site, WebServer
 from tests.waiting import scaled
 
 PROGRESS = [{"action": "upload_progress", "percent": percent} for percent in range(0, 100, 10)]
 DONE = {"action": "notice", "title": "Your upload is analyzed"}
-SETTINGS = """
-import os
-
-SECRET_KEY = "only-for-tests"
-USE_TZ = True
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "notifications"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}}
-REDIS_URL = CELERY_BROKER_URL = os.environ["REDIS_URL"]
-CELERY_IMPORTS = ["uploads.tasks"]
-NOTIFICATIONS = {"REDIS_URL": REDIS_URL}
-"""
 
 
 class Queue:
     """A site that has followed a guide, and whoever hears what it publishes."""
 
     def __init__(self, guide: str, directory: Path, url: str) -> None:
-        self.directory = directory
-        (directory / "mysite").mkdir()
-        (directory / "mysite/__init__.py").touch()
-        (directory / "mysite/settings.py").write_text(SETTINGS)
-        write(guide, directory)
-        self._env = os.environ | {
-            "PYTHONPATH": f"{directory}:{ROOT}",
-            "DJANGO_SETTINGS_MODULE": "mysite.settings",
-            "REDIS_URL": url,
-        }
+        self.directory = write(guide, start_project(directory / "site"))
+        self._env = environment(REDIS_URL=url, PYTHONUNBUFFERED="1")
         self._subscription = redis.Redis.from_url(url).pubsub()
         self._subscription.psubscribe("user:*", "upload:*")
         for _ in range(2):
@@ -78,7 +59,8 @@ class Queue:
             worker.terminate(30)
 
     def run(self, code: str) -> None:
-        code = f"import django; django.setup(); {code}"
+        """Run code as a web process would."""
+        code = f"import mysite.asgi; {code}"
         subprocess.run([sys.executable, "-c", code], env=self._env, cwd=self.directory, check=True, timeout=scaled(30))
 
     def hear(self) -> tuple[str, dict[str, object]]:
@@ -118,11 +100,9 @@ def test_celery_publishes_from_children_of_a_parent_that_has_published(queue: Qu
             "    from notifications import publish\n    publish('user:1', {'action': 'from the parent'})\n"
         )
     uploads = [f"upload-{n}" for n in range(6)]
-    with queue.working(
-        "-m", "celery", "-A", "mysite", "worker", "--pool", "prefork", "-c", "2", "-l", "INFO", ready="ready"
-    ):
+    with queue.working(*command_of("celery"), ready="ready"):
         assert queue.hear() == ("user:1", {"action": "from the parent"})
-        queue.run(f"from uploads.tasks import analyze; import mysite.celery; [analyze.delay(u, 42) for u in {uploads}]")
+        queue.run(f"from uploads.tasks import analyze; [analyze.delay(u, 42) for u in {uploads}]")
         expect_all(queue, uploads)
 
 
@@ -131,7 +111,7 @@ def test_dramatiq_publishes_from_processes_and_threads(queue: Queue) -> None:
     """Two processes of two threads publish everything."""
     pytest.importorskip("dramatiq")
     uploads = [f"upload-{n}" for n in range(6)]
-    with queue.working("-m", "dramatiq", "mysite.worker", "-p", "2", "-t", "2", ready="ready for action"):
+    with queue.working(*command_of("dramatiq"), "-p", "2", "-t", "2", ready="ready for action"):
         queue.run(f"from uploads.tasks import analyze; [analyze.send(u, 42) for u in {uploads}]")
         expect_all(queue, uploads)
 
@@ -141,7 +121,7 @@ def test_rq_publishes_from_forked_jobs(queue: Queue) -> None:
     """Each job is a process of its own."""
     pytest.importorskip("rq")
     uploads = ["upload-1", "upload-2"]
-    with queue.working("worker.py", ready="Listening on default"):
+    with queue.working(*command_of("rq"), ready="Listening on default"):
         queue.run(f"from mysite.queue import enqueue; [enqueue(u, 42) for u in {uploads}]")
         expect_all(queue, uploads)
 
@@ -305,11 +285,12 @@ def test_gunicorn_runs_the_site(new_site: Site, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn_worker")
     write("gunicorn", tmp_path)
     (tmp_path / "mysite/__init__.py").touch()
-    text = (GUIDES / "gunicorn.md").read_text().partition("<!-- run -->\n```sh\n")[2].partition("\n")[0]
     port = free_port()
-    _, *words = text.replace("mysite.asgi", "tests.site.asgi").replace(":8000", f":{port}").split()
-    environment = new_site.environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    server = new_site.start(sys.executable, *words, name="gunicorn", env=environment)
+    words = [
+        word.replace("mysite.asgi", "tests.site.asgi").replace(":8000", f":{port}") for word in command_of("gunicorn")
+    ]
+    env = new_site.environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    server = new_site.start(sys.executable, *words, name="gunicorn", env=env)
     for _ in range(2):
         server.wait_for_line("Application startup complete|ASGI 'lifespan' protocol appears unsupported", 30)
     user = new_site.add_user()
