@@ -8,16 +8,22 @@ import json
 import os
 import re
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, Route, expect, sync_playwright
 
+from project.local_redis import LocalRedis
 from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
-from tests.guides import ROOT, files_of, find_program, free_port, write
+from tests.guides import ROOT, environment, files_of, find_program, free_port, start_project, write
 from tests.processes import Process, Site, User, WebServer
+from tests.waiting import wait_for
 
 PACKAGES = ROOT / "tests/pages/node_modules"
 
@@ -162,3 +168,58 @@ def test_kind_of_the_htmx_guide_is_one(settings: object) -> None:
 
     [topic] = re.findall(r'subscribe\("(order:7)"', files_of("htmx")["orders.html"])
     assert str(Topic.parse(topic)) == topic
+
+
+def listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+def test_an_existing_site_shows_notices_in_the_admin(
+    browser: BrowserContext, redis_server: LocalRedis, tmp_path: Path
+) -> None:
+    """A site with a package of settings follows the guide; its admin, whose pages are not its own, has toasts."""
+    site = start_project(tmp_path / "site")
+    (site / "mysite/settings.py").rename(site / "base.py")
+    (site / "mysite/settings").mkdir()
+    base = (site / "base.py").rename(site / "mysite/settings/base.py")
+    text = base.read_text().replace(
+        '["daphne", *INSTALLED_APPS, "notifications"]', '[*INSTALLED_APPS, "notifications"]'
+    )
+    text = text.replace("resolve().parent.parent", "resolve().parent.parent.parent")
+    text, found = re.subn(r"(.DIRS.): \[\]", r'\1: [BASE_DIR / "templates"]', text)
+    assert found == 1
+    base.write_text(text)
+    write("existing-site", site)
+    (site / "mysite/__init__.py").touch()
+    env = environment(
+        REDIS_URL=redis_server.url,
+        DJANGO_SETTINGS_MODULE="mysite.settings.local",
+        DJANGO_SUPERUSER_PASSWORD="secret",
+        PYTHONUNBUFFERED="1",
+    )
+
+    def manage(*words: str) -> None:
+        done = subprocess.run([sys.executable, "manage.py", *words], cwd=site, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    manage("migrate", "-v", "0")
+    manage("createsuperuser", "--noinput", "--username", "admin", "--email", "a@example.com")
+    port = free_port()
+    with ExitStack() as stack:
+        for words in (["runserver", str(port), "--noreload"], ["run_listener"]):
+            process = Process([sys.executable, "manage.py", *words], env=env, name=words[0], cwd=site)
+            stack.callback(process.close)
+            process.wait_for_line("Quit the server|listening on user", 30)
+        wait_for(lambda: listens(port), 30)
+        page = stack.enter_context(browser.new_context()).new_page()
+        page.set_default_timeout(MILLISECONDS)
+        page.goto(f"http://127.0.0.1:{port}/admin/")
+        page.get_by_label("Username").fill("admin")
+        page.get_by_label("Password").fill("secret")
+        with page.expect_event("websocket") as socket_:
+            page.get_by_role("button", name="Log in").click()
+        socket_.value.wait_for_event("framereceived", lambda frame: "auth_success" in str(frame))
+        manage("send_notification", "admin", "It works in the admin")
+        expect(page.get_by_text("It works in the admin")).to_be_visible()
