@@ -17,7 +17,19 @@ STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
     | {"surrogates", "address", "mount"},
     {"connections", "loops", "tasks", "eager"},
-    {"wire", "pipeline", "history", "cursor", "held", "reconciler", "backlog", "recent", "settlement", "lease", "health"}
+    {
+        "wire",
+        "pipeline",
+        "history",
+        "cursor",
+        "held",
+        "reconciler",
+        "backlog",
+        "recent",
+        "settlement",
+        "lease",
+        "health",
+    }
     | {"box", "carried", "keeper", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks"} | {"control", "credentials", "signals"},
     {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},

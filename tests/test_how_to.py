@@ -216,7 +216,7 @@ def test_every_command_of_uvicorn_bounds_frames() -> None:
     """Whoever copies a command from a document gets a server that inflates at most what a frame here may have."""
     found = commands_of_uvicorn()
 
-    assert {"README.md", "docs/operations.md", "deploy/systemd/notifications-web.service"} <= {
+    assert {"README.md", "docs/operations.md", "deploy/systemd/notifications-web@.service"} <= {
         name for name, _ in found
     }
     assert {"docs/how-to/compose.md", "docs/how-to/kubernetes.md"} <= {name for name, _ in found}
@@ -230,7 +230,7 @@ def test_web_processes_have_a_limit_of_memory() -> None:
     compose = yaml.safe_load(files_of("compose")["compose.yaml"])["services"]["web"]
     documents = yaml.safe_load_all(files_of("kubernetes")["notifications.yaml"])
     [web] = [document["spec"] for document in documents if document["metadata"]["name"] == "mysite-web"]
-    unit = (ROOT / "deploy/systemd/notifications-web.service").read_text()
+    unit = (ROOT / "deploy/systemd/notifications-web@.service").read_text()
 
     assert compose["mem_limit"]
     assert all(container["resources"]["limits"]["memory"] for container in web["template"]["spec"]["containers"])

@@ -16,7 +16,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.guides import GUIDES, files_of, find_program, free_port, table
+from tests.guides import GUIDES, ROOT, files_of, find_program, free_port, table
 from tests.processes import Process, Site, User
 from tests.waiting import await_for, scaled
 
@@ -59,12 +59,16 @@ def nginx(directory: Path, *backends: str, location: str = "", before: str = "")
         assert text.count(written) == 1
         text = text.replace(written, backend)
     assert text.count("listen 80;") == 1
+    types = directory / "mime.types"
+    types.write_text("types { text/html html; application/javascript js; }")  # as that of distributions
+    text = text.replace("/srv/mysite/static/", f"{ROOT}/notifications/static/")
     folders = "".join(
         f"{name}_temp_path {directory};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
+    text = text.replace("listen 80;", f"listen 127.0.0.1:{port};")
     (directory / "nginx.conf").write_text(
         f"daemon off; pid {directory}/pid; error_log stderr notice;\nevents {{}}\n"
-        f"http {{ access_log off;\n{folders}{before}\n{text.replace('listen 80;', f'listen 127.0.0.1:{port};')} }}\n"
+        f"http {{ access_log off; include {types};\n{folders}{before}\n{text} }}\n"
     )
     process = Nginx([program, "-e", "stderr", "-c", directory / "nginx.conf", "-p", directory], env=os.environ)
     process.port = port
@@ -201,6 +205,16 @@ async def test_a_client_behind_nginx_cannot_choose_its_address(
     assert first == ["auth_success"] * 3
     assert more == [4102] * len(forgeries)
     assert other == "auth_success"
+
+
+def test_nginx_serves_the_client(tmp_path: Path) -> None:
+    """The client comes from the folder of static files, as a module of JavaScript; no web server is asked."""
+    with nginx(tmp_path, "127.0.0.1:1") as proxy:
+        with urlopen(f"http://{proxy.address}/static/notifications/client.js", timeout=scaled()) as answer:
+            client = answer.read()
+        assert answer.headers["Content-Type"] in ("application/javascript", "text/javascript")
+
+    assert client == (ROOT / "notifications/static/notifications/client.js").read_bytes()
 
 
 async def test_nginx_bounds_the_sockets_of_an_address(site, server, tmp_path: Path) -> None:
