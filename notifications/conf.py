@@ -23,7 +23,13 @@ from . import address
 KIND_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,14}")
 PREFIX_PATTERN: Final = re.compile(r"([a-z][a-z0-9_]{0,14}:)?")
 MAY_BE_NONE: Final = frozenset(
-    {"HISTORY_SIZE", "REAUTHORIZE_INTERVAL", "MAX_CONNECTIONS_PER_USER", "MAX_CONNECTIONS_PER_ADDRESS"}
+    {
+        "HISTORY_SIZE",
+        "REAUTHORIZE_INTERVAL",
+        "MAX_CONNECTIONS_PER_USER",
+        "MAX_CONNECTIONS_PER_ADDRESS",
+        "MAX_UNAUTHENTICATED",
+    }
 )
 """Numbers that may be 0, for none."""
 RESERVED_KIND: Final = "notifications"
@@ -108,6 +114,11 @@ class Settings:
     MAX_CONNECTIONS_PER_ADDRESS: int = 0
     """Sockets that one address may have in one web process, an IPv6 network of 64 bits being one; 0 for any number.
     Behind a proxy all sockets have the proxy's address, unless the web server is told to trust what it forwards."""
+
+    MAX_UNAUTHENTICATED: int = 2000
+    """Sockets of one web process that have not authenticated yet, half of them from one address; 0 for any number.
+    Each has ``AUTH_TIMEOUT`` for it and takes about 30 KiB. When there is no room the oldest go first. Sockets with a
+    session are not counted."""
 
     HISTORY_SIZE: int = 100
     """Messages kept of each topic: as many as a tab may miss while its train is in a tunnel. A message of

@@ -36,10 +36,12 @@ from .limits import (
     MAX_SUBSCRIPTIONS,
     MAX_WAITING_FRAMES,
     Pace,
+    Strangers,
     address_of,
     addresses,
 )
 from .logs import LogBudget
+from .loops import PerLoop
 from .metrics import count, tally
 from .topics import Topic
 
@@ -53,7 +55,9 @@ class Unanswered(NamedTuple):
     since: Position | str | None
 
 
+_crowd: Final = LogBudget(logger, lines=1, period=60.0)
 _log: Final = LogBudget(logger, lines=10, period=60.0)
+strangers = PerLoop(Strangers)
 _HANDLERS: Final = {f"websocket.{name}": f"websocket_{name}" for name in ("connect", "receive", "disconnect")}
 
 
@@ -108,13 +112,22 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if not auth.origin_allowed(self.scope):
             await self.close()  # before accept: HTTP 403
             return
+        user = auth.session_user(self.scope)
+        if user is None and strangers().is_crowded(settings.MAX_UNAUTHENTICATED):
+            self._count_crowd()
+            await self.close()  # before accept: those who were told to go need not, and a server waits for them
+            return
         await self.accept()
-        self._address = address_of(self.scope)
-        if not addresses.take(self._address, settings.MAX_CONNECTIONS_PER_ADDRESS):
-            self._address = None
+        address = address_of(self.scope)
+        if not addresses.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS):
             await self._too_many("address")
             return
-        if (user := auth.session_user(self.scope)) is None:
+        self._address = address
+        if user is None:
+            if not strangers().add(address, self, settings.MAX_UNAUTHENTICATED):
+                self._count_crowd()
+                await self._closing.close(CloseCode.TOO_MANY_CONNECTIONS)
+                return
             self._bound_auth()
         else:
             since, error = frames.since_in_url(self.scope.get("query_string", b""))
@@ -195,6 +208,22 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self._auth_timer is not None:
             self._auth_timer.cancel()
             self._auth_timer = None
+            strangers().remove(self._address, self)
+
+    @property
+    def has_said_nothing(self) -> bool:
+        """Whether it has not even begun to authenticate."""
+        return self._nobody_yet()
+
+    def give_way(self) -> None:
+        """Close a socket that has not authenticated, because others want its place."""
+        if not self._closing.begun:
+            self._count_crowd()
+            self._closing.at_once(CloseCode.TOO_MANY_CONNECTIONS)
+
+    def _count_crowd(self) -> None:
+        count("connection_refused", "unauthenticated")
+        _crowd.warning("too many sockets have not authenticated, or too many of one address; the oldest are closed")
 
     def _auth_is_late(self) -> None:
         if self._nobody_yet():

@@ -107,7 +107,10 @@ COUNTS: Final = {
         ("origin", "token", "unavailable", "error", "authorize"),
     ),
     "connection_refused": Shown(
-        "connections_refused", "Sockets closed because there were too many.", "whose", ("user", "address")
+        "connections_refused",
+        "Sockets closed because there were too many.",
+        "whose",
+        ("user", "address", "unauthenticated"),
     ),
     "send_failed": Shown(
         "send_failures",

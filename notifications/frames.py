@@ -45,7 +45,10 @@ class CloseCode(IntEnum):
     ACCESS_REVOKED = 4005, "access has ended: logged out, password changed, account not active, session expired"
     TOO_SLOW = 4100, "the client said or confirmed nothing for too long, or sent far too many frames"
     TRY_AGAIN = 4101, "something the server needs did not answer, the session has another key, or the server restarts"
-    TOO_MANY_CONNECTIONS = 4102, "the user, or the address, has as many sockets as it may have"
+    TOO_MANY_CONNECTIONS = (
+        4102,
+        "the user or the address has as many sockets as it may have, or too many have not authenticated",
+    )
     SERVICE_RESTART = 1012, "the server restarts"
 
     @property

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from ipaddress import IPv6Address, ip_address, ip_network
-from typing import Any, Final
+from ipaddress import IPv6Address, IPv6Network, ip_address
+from typing import Any, Final, Protocol
 
 from .conf import settings
 
@@ -23,6 +24,11 @@ RATE: Final = 20.0
 """Frames a second in the long run."""
 MAX_SENDERS: Final = 10_000
 """Users, or addresses, whose haste is remembered; the ones that have sent nothing for longest are forgotten."""
+SHARE_OF_AN_ADDRESS: Final = 2
+"""One address may have half of the places for sockets that have not authenticated."""
+UNREADABLE: Final = "unreadable"
+"""Stands for every address that cannot be read."""
+_WITH_PORT: Final = re.compile(r"(?:\[([^]]+)](?::\d+)?|([\d.]+):\d+)").fullmatch
 
 
 class TokenBucket:
@@ -111,15 +117,15 @@ class Addresses:
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
-    def take(self, address: str | None, limit: int) -> bool:
+    def take(self, address: str, limit: int) -> bool:
         """Say whether one more is allowed, and count it if so, until ``give_back``; a limit of 0 is none."""
-        if address is not None:
-            if limit and self._open[address] >= limit:
-                return False
-            self._open[address] += 1
+        if limit and self._open[address] >= limit:
+            return False
+        self._open[address] += 1
         return True
 
     def give_back(self, address: str | None) -> None:
+        """Count one less; None was not counted."""
         if address is not None:
             self._open[address] -= 1
             if not self._open[address]:
@@ -129,18 +135,92 @@ class Addresses:
 addresses: Final = Addresses()
 
 
-def address_of(scope: dict[str, Any]) -> str | None:
+class Stranger(Protocol):
+    """A socket that has not authenticated."""
+
+    @property
+    def has_said_nothing(self) -> bool:
+        """Whether it has not even begun to."""
+
+    def give_way(self) -> None:
+        """Close it: others want its place."""
+
+
+class Strangers:
+    """
+    The sockets that have not authenticated, by address.
+
+    When there is no room the oldest goes that has said nothing, of the address that has the most: whoever opens many
+    pushes out their own, and not the one socket of somebody else. Those whose token is being looked at stay.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, dict[Stranger, None]] = {}
+        self._leaving: set[Stranger] = set()
+        """Told to go, and still there: a program need not answer a close, and servers wait for it."""
+        self._count = 0
+
+    def is_crowded(self, limit: int) -> bool:
+        """Say whether as many as may be are there once more, on their way out: then nobody is to be let in."""
+        return bool(limit) and self._count + len(self._leaving) >= 2 * limit
+
+    def add(self, address: str, stranger: Stranger, limit: int) -> bool:
+        """
+        Take a place, until ``remove``; says no if there is none.
+
+        Args:
+            address: Where it comes from; it may have a share of the places.
+            stranger: Who.
+            limit: How many places there are; 0 for any number.
+
+        """
+        mine = len(self._waiting.get(address, ()))
+        if limit and mine >= max(1, limit // SHARE_OF_AN_ADDRESS):
+            if not self._make_room(address):
+                return False
+        elif (
+            limit
+            and self._count >= limit
+            and not self._make_room(max(self._waiting, key=lambda each: len(self._waiting[each])))
+        ):
+            return False
+        self._waiting.setdefault(address, {})[stranger] = None
+        self._count += 1
+        return True
+
+    def _make_room(self, address: str) -> bool:
+        for stranger in self._waiting[address]:
+            if stranger.has_said_nothing:
+                self.remove(address, stranger)
+                self._leaving.add(stranger)
+                stranger.give_way()
+                return True
+        return False
+
+    def remove(self, address: str | None, stranger: Stranger) -> None:
+        """Give a place back: it has authenticated, or has gone. No error if it had none."""
+        self._leaving.discard(stranger)
+        if address is None or stranger not in (waiting := self._waiting.get(address, {})):
+            return
+        del waiting[stranger]
+        self._count -= 1
+        if not waiting:
+            del self._waiting[address]
+
+
+def address_of(scope: dict[str, Any]) -> str:
     """
     Name where a socket comes from, as the web server says.
 
-    Of an IPv6 address it is the network of 64 bits: whoever has one has all of its addresses. None when the server
-    does not know, as behind a Unix socket.
+    Of an IPv6 address it is the network of 64 bits: whoever has one has all of its addresses. All that the server does
+    not know, as behind a Unix socket, or that is no address, as what a client has made up, is one: ``UNREADABLE``.
     """
     host, *_ = scope.get("client") or ("",)
+    match = _WITH_PORT(str(host))  # some proxies forward it with the address
     try:
-        address = ip_address(host)
+        address = ip_address((match[1] or match[2]) if match else str(host))
     except ValueError:
-        return None
+        return UNREADABLE
     if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
-        return str(ip_network((address, 64), strict=False))
+        return str(IPv6Network((int(address), 64), strict=False))
     return str(getattr(address, "ipv4_mapped", None) or address)

@@ -499,6 +499,22 @@ async def test_connections_are_limited_for_each_user_and_address(new_site, serve
             assert time.monotonic() < deadline
 
 
+async def test_sockets_that_say_nothing_make_room_for_those_that_do(new_site, server_kind):
+    """The oldest go first, and whoever has a token gets in, however many there are that have none."""
+    new_site.settings = site_settings(SELDOM, MAX_UNAUTHENTICATED=8, AUTH_TIMEOUT=600)
+    server = await asyncio.to_thread(new_site.start_server, server_kind)
+    alice = new_site.add_user()
+    async with AsyncExitStack() as opened:
+        silent = [await opened.enter_async_context(open_tab(server)) for _ in range(6)]
+        async with open_tab(server, alice):
+            for tab in silent[:3]:
+                assert await tab.expect_closed(4102) == []
+        async with (await browser_of(server, alice)).tab() as tab:
+            await tab.expect("auth_success")
+            await silent[-1].send({"type": "auth", "token": alice.token})
+            await silent[-1].expect("auth_success")
+
+
 async def test_frames_are_limited_for_a_user_over_all_his_sockets(new_site, server_kind):
     """Who closes his socket and opens another has not more to say than who keeps it; others are not held up."""
     new_site.settings = site_settings(SELDOM, MAX_CONNECTIONS_PER_USER=1)

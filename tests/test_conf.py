@@ -25,6 +25,7 @@ def test_only_the_address_has_no_default():
         REAUTHORIZE_INTERVAL=300.0,
         MAX_CONNECTIONS_PER_USER=100,
         MAX_CONNECTIONS_PER_ADDRESS=0,
+        MAX_UNAUTHENTICATED=2000,
         MAX_MESSAGE_SIZE=65536,
     )
 
@@ -45,6 +46,7 @@ def test_only_the_address_has_no_default():
         {"AUTH_TIMEOUT": 0.5, "HEARTBEAT_INTERVAL": 1, "TOKEN_MAX_AGE": 1, "MAX_MESSAGE_SIZE": 1},
         {"AUTHENTICATE_TOKEN": str.lower},
         {"REAUTHORIZE_INTERVAL": 0, "MAX_CONNECTIONS_PER_USER": 0, "MAX_CONNECTIONS_PER_ADDRESS": 0},
+        {"MAX_UNAUTHENTICATED": 0},
         {"REAUTHORIZE_INTERVAL": 0.5, "MAX_CONNECTIONS_PER_USER": 1, "MAX_CONNECTIONS_PER_ADDRESS": 1000},
     ],
     ids=str,
@@ -89,6 +91,7 @@ WRONG = [
     ("E006", {**GOOD, "MAX_CONNECTIONS_PER_USER": 1.5}),
     ("E006", {**GOOD, "MAX_CONNECTIONS_PER_USER": -1}),
     ("E006", {**GOOD, "MAX_CONNECTIONS_PER_ADDRESS": "10"}),
+    ("E006", {**GOOD, "MAX_UNAUTHENTICATED": -1}),
     ("E007", {**GOOD, "TOPICS": ["upload"]}),
     ("E007", {**GOOD, "TOPICS": None}),
     ("E008", {**GOOD, "TOPICS": {"Order": {}}}),

@@ -3,7 +3,7 @@
 import pytest
 
 from notifications import limits
-from notifications.limits import BURST, Addresses, Senders, address_of
+from notifications.limits import BURST, UNREADABLE, Addresses, Senders, Strangers, address_of
 
 
 @pytest.mark.parametrize(
@@ -15,16 +15,21 @@ from notifications.limits import BURST, Addresses, Senders, address_of
         (["2001:db8:1:2:3:4:5:6", 1], "2001:db8:1:2::/64"),
         (["2001:db8:1:2::9", 1, 0, 0], "2001:db8:1:2::/64"),
         (["fe80::1%eth0", 1], "fe80::/64"),
-        (None, None),
-        ([], None),
-        ("", None),
-        (["testclient", 50000], None),
-        ([None, 1], None),
+        (["192.0.2.1:443", 1], "192.0.2.1"),
+        (["[2001:db8:1:2::9]:443", 1], "2001:db8:1:2::/64"),
+        (["[2001:db8:1:2::9]", 1], "2001:db8:1:2::/64"),
+        (["::1", 1], "::/64"),
+        (None, UNREADABLE),
+        ([], UNREADABLE),
+        ("", UNREADABLE),
+        (["testclient", 50000], UNREADABLE),
+        (["x:443", 1], UNREADABLE),
+        ([None, 1], UNREADABLE),
     ],
     ids=repr,
 )
 def test_the_address_is_what_the_server_says(client, address):
-    """An IPv6 client is its network; a server that does not know, and a Unix socket, name nobody."""
+    """An IPv6 client is its network; all that a server does not know, or a client has made up, is one address."""
     assert address_of({"client": client}) == address
 
 
@@ -33,7 +38,7 @@ def test_no_header_is_believed():
     scope = {"client": ["192.0.2.1", 1], "headers": [(b"x-forwarded-for", b"198.51.100.7")]}
 
     assert address_of(scope) == "192.0.2.1"
-    assert address_of({"headers": []}) is None
+    assert address_of({"headers": []}) == UNREADABLE
 
 
 def test_places_are_taken_and_given_back():
@@ -49,13 +54,85 @@ def test_places_are_taken_and_given_back():
     assert addresses._open == {}
 
 
-def test_no_limit_and_no_address_are_always_let_in():
-    """0 is any number; who has no address is not counted."""
+def test_without_a_limit_everybody_is_let_in():
+    """0 is any number; and what was not counted can be given back."""
     addresses = Addresses()
 
     assert all(addresses.take("a", 0) for _ in range(1000))
-    assert all(addresses.take(None, 1) for _ in range(3))
     addresses.give_back(None)
+
+
+class Socket:
+    """A socket that has not authenticated; ``leaves`` notes who is told to."""
+
+    def __init__(self, name, leaves, *, speaks=False):
+        self.name = name
+        self.has_said_nothing = not speaks
+        self._leaves = leaves
+
+    def give_way(self):
+        self._leaves.append(self.name)
+
+
+def crowd(*names, limit, speaking=()):
+    """Let sockets in; the first letter of a name is the address. Returns who was refused and who had to leave."""
+    strangers, leaves, refused = Strangers(), [], []
+    for name in names:
+        socket = Socket(name, leaves, speaks=name in speaking)
+        if not strangers.add(name[0], socket, limit):
+            refused.append(name)
+    return refused, leaves
+
+
+def test_the_oldest_of_an_address_that_has_its_share_goes():
+    """One address may have half of the places, and pushes out its own only."""
+    assert crowd("a1", "a2", "a3", "a4", limit=4) == ([], ["a1", "a2"])
+    assert crowd("b1", "a1", "a2", "a3", limit=4) == ([], ["a1"])
+    assert crowd("a1", "a2", limit=1) == ([], ["a1"])
+
+
+def test_without_room_the_oldest_of_the_address_with_the_most_goes():
+    """Whoever opens many makes room for the one socket of somebody else."""
+    assert crowd("b1", "a1", "a2", "c1", "d1", limit=4) == ([], ["a1"])
+    assert crowd("b1", "a1", "a2", "c1", "d1", "e1", limit=4) == ([], ["a1", "b1"])
+
+
+def test_who_has_said_something_is_not_pushed_out():
+    """Their token is being looked at; when all places are theirs, a newcomer is refused."""
+    assert crowd("a1", "a2", "a3", limit=4, speaking=["a1"]) == ([], ["a2"])
+    assert crowd("a1", "a2", "a3", limit=4, speaking=["a1", "a2"]) == (["a3"], [])
+    assert crowd("a1", "b1", "c1", "d1", "e1", limit=4, speaking=["a1", "b1", "c1", "d1"]) == (["e1"], [])
+
+
+def test_a_place_that_was_given_back_is_free():
+    """Nothing is remembered of sockets that have authenticated or gone, and giving back twice is no error."""
+    strangers, leaves = Strangers(), []
+    sockets = [Socket(str(number), leaves) for number in range(4)]
+    for socket in sockets:
+        assert strangers.add("a", socket, 8)
+        strangers.remove("a", socket)
+        strangers.remove("a", socket)
+    strangers.remove(None, sockets[0])
+
+    assert leaves == []
+    assert (strangers._waiting, strangers._leaving, strangers._count) == ({}, set(), 0)
+
+
+def test_those_that_do_not_leave_are_counted_until_they_have():
+    """A program need not answer a close: with as many on their way out as there are places nobody more is let in."""
+    strangers, leaves = Strangers(), []
+    sockets = [Socket(str(number), leaves) for number in range(6)]
+    for socket in sockets:
+        assert not strangers.is_crowded(4)
+        strangers.add("a", socket, 4)
+    strangers.add("b", Socket("b", leaves), 4)
+    strangers.add("c", Socket("c", leaves), 4)
+    assert leaves == ["0", "1", "2", "3"]
+    assert strangers.is_crowded(4)
+    assert not strangers.is_crowded(0)
+
+    strangers.remove("a", sockets[0])
+    assert not strangers.is_crowded(4)
 
 
 def test_a_user_who_comes_back_does_not_begin_anew():
