@@ -1,7 +1,5 @@
 """``manage.py send_notification``: a notice by hand, to a user by name or by key."""
 
-import uuid
-
 import pytest
 from django.contrib.auth import get_user_model
 from django.core.management import CommandError, call_command
@@ -37,7 +35,7 @@ def test_a_user_is_found_by_primary_key(ann):
         assert_notified(ann, title="Hello")
 
 
-@pytest.mark.parametrize("name", ["adda", "0", str(uuid.uuid4()), "9" * 40, ""])
+@pytest.mark.parametrize("name", ["adda", "0", "1a5c0bb1-28e0-4b57-b24e-b4251eb1f5db", "9" * 40, ""])
 def test_a_mistyped_name_is_one_sentence(ann, name):
     """Whatever is typed that names nobody, the answer says so, whatever the users' keys are."""
     with captured() as sent, pytest.raises(CommandError, match=f"^there is no user '{name}'$"):
