@@ -17,7 +17,7 @@ from asgiref.sync import sync_to_async
 from django.core import signing
 from django.db import transaction
 
-from . import connections
+from . import connections, signed
 from .exceptions import NotificationsError, TopicError
 from .metrics import count
 from .publisher import failed
@@ -67,7 +67,7 @@ class Control(NamedTuple):
 
         """
         try:
-            content = signing.loads(data.decode(), salt=SALT, max_age=MAX_AGE)
+            content = signed.load(data.decode(), SALT, MAX_AGE)
         except (signing.BadSignature, ValueError) as error:
             raise ControlError(f"it is not signed, or not by this site, or too old ({type(error).__name__})") from error
         match content:

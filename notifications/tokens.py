@@ -14,13 +14,14 @@ from typing import Any, Final
 from django.contrib.auth import get_user_model
 from django.core import signing
 
+from . import signed
 from .conf import settings
 from .topics import Topic
 
 TOKEN_SALT: Final = "notifications.token"  # noqa: S105  a salt is no secret
 GRANT_SALT: Final = "notifications.grant"
 _FORGED: Final = (signing.BadSignature, UnicodeEncodeError)
-"""What ``signing.loads`` raises; the second for text with a lone surrogate."""
+"""What ``signed.load`` raises; the second for text with a lone surrogate."""
 
 
 def make_token(user: Any) -> str:
@@ -42,7 +43,7 @@ def check_token(token: str) -> Any:
 
     """
     try:
-        content = signing.loads(token, salt=TOKEN_SALT, max_age=settings.TOKEN_MAX_AGE)
+        content = signed.load(token, TOKEN_SALT, settings.TOKEN_MAX_AGE)
     except _FORGED:
         return None
     user = get_user_model()._default_manager.filter(pk=content["user"]).first()
@@ -73,7 +74,7 @@ def make_grant(user: Any, topic: Topic | str) -> str:
 def check_grant(grant: str, user: Any, topic: Topic) -> bool:
     """Say whether a grant was made for this user and topic and has not expired."""
     try:
-        content = signing.loads(grant, salt=GRANT_SALT, max_age=settings.TOKEN_MAX_AGE)
+        content = signed.load(grant, GRANT_SALT, settings.TOKEN_MAX_AGE)
     except _FORGED:
         return False
     return bool(content == [str(user.pk), str(topic)])

@@ -15,7 +15,7 @@ ROOT = PACKAGE.parent
 
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
-    | {"surrogates", "address", "mount"},
+    | {"surrogates", "address", "mount", "signed"},
     {"connections", "loops", "tasks", "eager"},
     {
         "wire",

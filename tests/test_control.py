@@ -86,6 +86,21 @@ def test_an_old_message_is_refused(monkeypatch):
         Control.read(message)
 
 
+@pytest.mark.parametrize(("ahead", "good"), [(MAX_AGE - 10, True), (MAX_AGE + 10, False)])
+def test_a_message_of_a_time_to_come_is_refused(monkeypatch, ahead, good):
+    """Hosts' clocks may differ by as much as a message may be old; no clock that was set back makes it young."""
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + ahead)
+    message = Control("disconnect", "42").sign().encode()
+    monkeypatch.setattr(time, "time", lambda: now)
+
+    if good:
+        assert Control.read(message) == Control("disconnect", "42")
+    else:
+        with pytest.raises(ControlError):
+            Control.read(message)
+
+
 # The calls.
 
 

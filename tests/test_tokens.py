@@ -54,6 +54,17 @@ def test_a_token_names_its_user(ann, ben):
     assert check_token(make_token(ben)) == ben
 
 
+@pytest.mark.parametrize(("seconds", "good"), [(290, True), (310, False), (3600, False)])
+def test_what_was_signed_in_a_time_to_come_is_refused(ann, later, seconds, good):
+    """A clock that was set back makes no token and no grant good for longer; those of hosts may differ a little."""
+    later(seconds)
+    token, grant = make_token(ann), make_grant(ann, "closed:7")
+    later(-seconds)
+
+    assert (check_token(token) == ann) is good
+    assert check_grant(grant, ann, Topic("closed", "7")) is good
+
+
 def test_a_token_of_a_user_with_a_uuid_works(db, settings):
     """AUTH_USER_MODEL may have any primary key."""
     settings.AUTH_USER_MODEL = "site.UuidUser"
