@@ -341,6 +341,16 @@ async def test_the_same_idempotency_key_publishes_once(live_redis, ear):
     assert 290 < live_redis.ttl(key) <= 300
 
 
+def test_a_key_is_remembered_no_longer_because_a_clock_was_set_back(live_redis):
+    """Redis's clock was set back by an hour, so the key would live for an hour longer; a retry gives it five minutes."""
+    first = publish(TOPIC, {"n": 1}, idempotency_key="once")
+    (key,) = live_redis.keys("*once*")
+    live_redis.pexpire(key, 3_900_000)
+
+    assert publish(TOPIC, {"n": 1}, idempotency_key="once") == first
+    assert 290 < live_redis.ttl(key) <= 300
+
+
 def test_idempotency_keys_are_of_a_topic(live_redis):
     """The same key on another topic, and another key on the same, are other messages."""
     publish(TOPIC, {}, idempotency_key="a")

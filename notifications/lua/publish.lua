@@ -9,6 +9,10 @@
 if KEYS[2] then
   local earlier = call('GET', KEYS[2])
   if earlier then
+    -- Redis ends keys by its wall clock: set back, it would remember this one for as much longer.
+    if call('PTTL', KEYS[2]) > tonumber(ARGV[9]) then
+      call('PEXPIRE', KEYS[2], ARGV[9])
+    end
     return earlier
   end
 end
