@@ -120,6 +120,10 @@ class Settings:
     Each has ``AUTH_TIMEOUT`` for it and takes about 30 KiB. When there is no room the oldest go first. Sockets with a
     session are not counted."""
 
+    MAX_SUBSCRIPTIONS: int = 100
+    """Topics that one socket may have beside its user's own. A page may want more: its client then asks for the rest
+    when it has left some. Each costs a permission to ask for, and a place in a group of the channel layer."""
+
     HISTORY_SIZE: int = 100
     """Messages kept of each topic: as many as a tab may miss while its train is in a tunnel. A message of
     200 bytes takes 320 to 420 bytes of Redis memory, a topic with one message 4.4 KB (measured)."""

@@ -33,7 +33,6 @@ from .jobs import Jobs
 from .limits import (
     MAX_INVALID_FRAMES,
     MAX_REFUSED_FRAMES,
-    MAX_SUBSCRIPTIONS,
     MAX_WAITING_FRAMES,
     Pace,
     Strangers,
@@ -278,8 +277,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if name in self._delivery.cursors:
             await self._say(frames.Subscribed(topic=name, recovered=None, id=self._delivery.position(name)))
             return
-        if len(self._delivery.cursors) + len(self.unanswered) > MAX_SUBSCRIPTIONS:  # the user's own is among them
-            await self._error("too_many_subscriptions", f"a socket has at most {MAX_SUBSCRIPTIONS}", name)
+        if len(self._delivery.cursors) + len(self.unanswered) > settings.MAX_SUBSCRIPTIONS:  # the user's own is among them
+            await self._error("too_many_subscriptions", f"a socket has at most {settings.MAX_SUBSCRIPTIONS}", name)
             return
         self._forget_unanswered(name)
         position = Position.since(since)

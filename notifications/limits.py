@@ -8,18 +8,19 @@ from collections import Counter
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, Protocol
 
-from .conf import settings
+from .conf import Settings, settings
 
-MAX_SUBSCRIPTIONS: Final = 100
-"""Topics of one socket beside its user's own."""
+MAX_SUBSCRIPTIONS: Final = Settings.MAX_SUBSCRIPTIONS
+"""Topics of one socket beside its user's own, unless the site says otherwise."""
 MAX_WAITING_FRAMES: Final = 200
-"""Frames that may wait while an authorisation is under way."""
+"""Frames that may wait while an authorisation is under way. More than the 150 that our client lets be unanswered."""
 MAX_INVALID_FRAMES: Final = 10
 """Frames in a row that could not be read after which the socket is closed."""
 MAX_REFUSED_FRAMES: Final = 200
 """Frames beyond the rate, before half of the burst has come back, after which the socket is closed."""
 BURST: Final = 200
-"""Frames that may come at once: a page that opens with 100 uploads subscribes to all of them."""
+"""Frames that may come at once. Our client sends up to 150, whatever the site's ``MAX_SUBSCRIPTIONS``, and knows the
+rate as well: more haste than it has is somebody else's."""
 RATE: Final = 20.0
 """Frames a second in the long run."""
 MAX_SENDERS: Final = 10_000

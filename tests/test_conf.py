@@ -26,6 +26,7 @@ def test_only_the_address_has_no_default():
         MAX_CONNECTIONS_PER_USER=100,
         MAX_CONNECTIONS_PER_ADDRESS=0,
         MAX_UNAUTHENTICATED=2000,
+        MAX_SUBSCRIPTIONS=100,
         MAX_MESSAGE_SIZE=65536,
     )
 

@@ -358,6 +358,20 @@ async def test_a_socket_has_at_most_a_hundred_subscriptions(site, server, raw):
         await tab.watch(uploads[100])
 
 
+async def test_a_site_says_how_many_subscriptions_a_socket_has(new_site):
+    """``MAX_SUBSCRIPTIONS`` is the number of topics beside the user's own."""
+    new_site.settings = {"NOTIFICATIONS": {"MAX_SUBSCRIPTIONS": 2}}
+    server, alice = new_site.start_server("uvicorn"), new_site.add_user()
+    async with open_tab(server, alice) as tab:
+        for _ in range(2):
+            await tab.watch(alice.new_upload())
+
+        third = alice.new_upload()
+        await tab.send({"action": "subscribe_upload", "upload_id": third})
+        answer = await tab.expect("error", code="too_many_subscriptions", topic=f"upload:{third}")
+        assert "at most 2" in answer["message"]
+
+
 @pytest.mark.parametrize("ending", ["close", "cut"])
 async def test_a_socket_that_ends_leaves_nothing_in_redis(site, server, raw, ending):
     """When the last tab goes, politely or not, its groups and its own channel are unsubscribed."""

@@ -34,7 +34,8 @@ Frames are text and hold one JSON object each. Unknown keys and actions are to b
 
 LIMITS: Final = (
     f"A frame has at most {MAX_FRAME_SIZE} bytes, an `auth` frame {MAX_AUTH_FRAME_SIZE}; a socket has at most "
-    f"{MAX_SUBSCRIPTIONS} topics beside its user's own, and sends at most {BURST} frames at once and {RATE:g} a second."
+    f"{MAX_SUBSCRIPTIONS} topics beside its user's own, unless the site says otherwise, and sends at most {BURST} "
+    f"frames at once and {RATE:g} a second."
 )
 
 
