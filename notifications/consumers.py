@@ -277,8 +277,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if name in self._delivery.cursors:
             await self._say(frames.Subscribed(topic=name, recovered=None, id=self._delivery.position(name)))
             return
-        if len(self._delivery.cursors) + len(self.unanswered) > settings.MAX_SUBSCRIPTIONS:  # the user's own is among them
-            await self._error("too_many_subscriptions", f"a socket has at most {settings.MAX_SUBSCRIPTIONS}", name)
+        most = settings.MAX_SUBSCRIPTIONS
+        if len(self._delivery.cursors) + len(self.unanswered) > most:  # the user's own is among them
+            await self._error("too_many_subscriptions", f"a socket has at most {most}", name)
             return
         self._forget_unanswered(name)
         position = Position.since(since)

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, WebSocket, expect, sync_playwright
 
 from tests.axe import violations
 from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
@@ -103,6 +103,12 @@ class Tab:
     def publish(self, topic: str, **message: object) -> None:
         with self.site.client() as client:
             client.publish(topic, json.dumps(message))
+
+    def offline(self) -> int:
+        """Forget what a browser says about a server that it cannot reach, and return how often it did."""
+        said = [text for text in self.complaints if "net::ERR_" in text]
+        self.complaints[:] = [text for text in self.complaints if text not in said]
+        return len(said)
 
     def notice(self, **message: object) -> None:
         self.publish(f"user:{self.user.pk}", action="notice", **message)
@@ -385,6 +391,74 @@ def test_forbidden_upload_is_called_so(tab: Tab) -> None:
 
     expect(shown(page, "stage")).to_have_text("Not available")
     assert bar(page).get_attribute("aria-valuenow") is None
+
+
+def test_refusal_that_nobody_shows_is_a_warning(tab: Tab) -> None:
+    """A subscription of the page's own says in the console why nothing arrives; a bar beside it does not silence it."""
+    page = tab.open("{% upload_progress 'somebody' %}")
+    page.evaluate("notifications.then((connection) => void connection.subscribe('closed:1', () => {}))")
+    expect(shown(page, "stage")).to_have_text("Not available")
+    page.evaluate(
+        "notifications.then((connection) =>"
+        " new Promise((refused) => connection.subscribe('closed:2', () => {}, { error: refused })))"
+    )
+
+    (warning,) = tab.complaints
+    assert "forbidden" in warning
+    assert "closed:1" in warning
+    tab.complaints.clear()
+
+
+def test_page_with_three_hundred_bars(browser: Browser, pages: tuple[Site, WebServer]) -> None:
+    """Each of more bars than a socket may have topics comes to its end, in two tabs, while the server restarts."""
+    site, _ = pages
+    server = site.start_server("uvicorn")
+    with open_tab(browser, (site, server)) as tab:
+        uploads = [tab.user.new_upload() for _ in range(300)]
+        said: list[str] = []
+        sockets: list[WebSocket] = []
+
+        def listen(page: Page) -> None:
+            page.on("websocket", lambda socket: sockets.append(socket))  # a bound method cannot be one
+            page.on("websocket", lambda socket: socket.on("framereceived", lambda text: said.append(str(text))))
+
+        both = [tab.open("<section></section>", before=listen) for _ in range(2)]
+        for page in both:
+            page.evaluate(
+                """(uploads) => {
+                    for (const upload of uploads) {
+                        const bar = document.createElement("upload-progress");
+                        bar.setAttribute("upload", upload);
+                        document.querySelector("section").append(bar);
+                    }
+                }""",
+                uploads,
+            )
+        for upload in uploads[:150]:
+            tab.complete(upload)
+        for page in both:
+            wait_until_completed(page, 50)
+        server.terminate()
+        server = site.start_server("uvicorn", server.port)
+        for upload in uploads[150:]:
+            tab.complete(upload)
+
+        for page in both:
+            wait_until_completed(page, 300)
+            assert page.get_by_text("Not available").count() == 0
+        assert len(sockets) <= 4 + tab.offline()  # one before the restart, one after it, and what could not connect
+        assert not any("rate_limited" in text for text in said)
+    server.close()
+
+
+def wait_until_completed(page: Page, number: int) -> None:
+    """Wait until as many bars have come to their end: the client asks for 150 topics in 8 seconds, if all are left."""
+    page.wait_for_function(
+        "(number) => [...document.querySelectorAll('upload-progress')]"
+        ".filter(({ state }) => state.status === 'completed').length >= number",
+        arg=number,
+        timeout=3 * MILLISECONDS,
+    )
 
 
 def test_grant_opens_an_upload(tab: Tab) -> None:

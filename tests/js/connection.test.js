@@ -466,3 +466,73 @@ test("frames are shown to who asks, without tokens and grants", async (t) => {
     { direction: "in", text: "not JSON" },
   ]);
 });
+
+// Begun again
+
+test("a connection that was closed by a logout goes on when the page is somebody's again", async (t) => {
+  const { tab, notifications, states } = await opened(t, { userTopic: "user:42" });
+  const seen = [];
+  notifications.onUser(({ _meta }) => seen.push(_meta.id));
+  notifications.subscribe("order:1", () => {});
+  tab.socket.lose(4005);
+  notifications.open({ userTopic: "user:42", since: "100-7" });
+  await settled();
+  assert.match(tab.socket.url, /since=100-7$/);
+  tab.socket.welcome({ id: "100-7", recovered: true }).publish("user:42", "100-8");
+
+  assert.deepEqual(states.map(({ state }) => state), ["connecting", "open", "closed", "connecting", "open"]);
+  assert.deepEqual(tab.socket.heard(), [{ action: "subscribe", topic: "order:1" }]);
+  assert.deepEqual(seen, ["100-8"]);
+  tab.hide();
+  assert.equal(Object.values(tab.remembered)[0].left["user:42"], "100-8");
+});
+
+test("it goes on for another user, who sees nothing of the one before, and is missed nothing", async (t) => {
+  const { tab, notifications } = await opened(t, { userTopic: "user:42" });
+  const seen = [];
+  notifications.onUser(({ _meta }) => seen.push(_meta.id), { gap: () => seen.push("gap") });
+  tab.socket.publish("user:42", "100-5");
+  notifications.open({ userTopic: "user:43", since: "200-1" });
+  await settled();
+  assert.match(tab.socket.url, /since=200-1$/);
+  tab.socket.welcome({ user_id: "43", id: "200-1", recovered: true }).publish("user:43", "200-2");
+  tab.socket.publish("user:42", "100-6");
+  tab.leave();
+
+  assert.deepEqual(seen, ["100-5", "200-2"]);
+  assert.deepEqual(Object.values(tab.remembered), [{ user: "user:43", left: { "user:43": "200-2" } }]);
+});
+
+test("a connection that is open as this user stays as it is; one that waits does not wait any longer", async (t) => {
+  const { tab, notifications } = await opened(t, { userTopic: "user:42" });
+  tab.socket.publish("user:42", "100-5");
+  notifications.open({ userTopic: "user:42", since: "100-9" });
+  assert.equal(tab.sockets.length, 1);
+  tab.socket.lose(1012);
+  notifications.open({ userTopic: "user:42", since: "100-9" });
+  await settled();
+
+  assert.equal(tab.sockets.length, 2);
+  assert.match(tab.socket.url, /since=100-5$/);
+});
+
+test("after close() a connection may be opened again, for whoever has logged in", async (t) => {
+  const { tab, notifications } = await opened(t);
+  notifications.close();
+  notifications.open();
+  await settled();
+  tab.socket.welcome({ user_id: "43" });
+  assert.equal(notifications.state, "open");
+  tab.leave();
+
+  assert.equal(notifications.state, "waiting"); // it knows the page as before
+});
+
+test("opened at once, it opens once", async (t) => {
+  const tab = new Tab(t);
+  const notifications = (await tab.visit())();
+  notifications.open();
+  await settled();
+
+  assert.equal(tab.sockets.length, 1);
+});

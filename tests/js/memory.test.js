@@ -76,18 +76,95 @@ test("what a page inherits is used once", async (t) => {
   assert.deepEqual(tab.socket.heard().map(({ since }) => since), ["100-4", undefined, undefined]);
 });
 
-for (const [what, since, asked] of [
-  ["after the page before was left: nothing between the two is lost", "100-9", "100-7"],
-  ["before, because the browser had kept the page: what came since is new to it", "100-5", "100-5"],
-  ["and the count began anew since: the old position says nothing any more", "200-1", "200-1"],
+for (const [what, left, since, asked] of [
+  ["after the page before was left: nothing between the two is lost", "100-7", "100-9", "100-7"],
+  ["before that, as it came from a cache: what the tab has had does not come again", "100-7", "100-5", "100-7"],
+  ["when the count had begun anew: the old position says nothing any more", "100-7", "200-1", "200-1"],
+  ["in a cache, before the count began anew", "200-1", "100-7", "200-1"],
+  ["after the first message of all, which came between the two", "100-0", "200-1", "100-0"],
+  ["while Redis was away", "100-7", null, "100-7"],
 ]) {
   test(`a page was rendered ${what}`, async (t) => {
     const tab = new Tab(t);
-    await next(tab, { welcome: { id: "100-7" } });
+    await next(tab, { welcome: { id: left } });
 
     assert.equal((await next(tab, { options: { since } })).since, asked);
   });
 }
+
+test("a page that says where a topic begins is right, wherever the page before was", async (t) => {
+  const tab = new Tab(t);
+  const { notifications } = await next(tab);
+  notifications.subscribe("order:1", () => {});
+  tab.socket.subscribed("order:1", "100-7");
+  for (const since of ["100-5", "100-9"]) {
+    const { notifications } = await next(tab);
+    notifications.subscribe("order:1", () => {}, { since });
+    assert.equal(tab.socket.heard()[0].since, since);
+  }
+});
+
+test("what arrives is written down soon: not every browser writes while a page is left", async (t) => {
+  const tab = new Tab(t);
+  await next(tab, { topics: ["order:1"] });
+  tab.socket.subscribed("order:1", "100-4");
+  await tab.pass(0.2);
+  for (let n = 1; n <= 10; n++) {
+    tab.socket.publish("user:42", `100-${n}`).publish("order:1", `100-${n + 4}`);
+    await tab.pass(0.05); // written although there is no pause
+  }
+
+  const { left } = Object.values(tab.remembered)[0];
+  assert.ok(Number(left["user:42"].split("-")[1]) >= 6, left["user:42"]);
+  await tab.pass(0.2);
+  assert.deepEqual(Object.values(tab.remembered)[0].left, { "user:42": "100-10", "order:1": "100-14" });
+});
+
+test("nothing is written down any more when access has ended", async (t) => {
+  const tab = new Tab(t);
+  await next(tab);
+  tab.socket.publish("user:42", "100-1").lose(4005);
+  await tab.pass(1);
+
+  assert.deepEqual(tab.remembered, {});
+});
+
+test("a page out of the cache that does not connect again leaves what another page has written", async (t) => {
+  const tab = new Tab(t);
+  await next(tab, { welcome: { id: "100-1" } });
+  const first = tab.window;
+  await next(tab, { welcome: { id: "100-1", recovered: true } });
+  tab.socket.publish("user:42", "100-5");
+  tab.leave();
+  tab.window = first;
+  tab.back(); // and away again before anybody answers
+  tab.leave();
+
+  assert.equal(Object.values(tab.remembered)[0].left["user:42"], "100-5");
+});
+
+test("a topic that waits for room keeps the position that it has inherited", async (t) => {
+  const tab = new Tab(t);
+  const topics = ["order:1", "order:2"];
+  await next(tab, { topics });
+  for (const topic of topics) tab.socket.subscribed(topic, "100-4");
+  await next(tab, { topics, welcome: { recovered: true } });
+  tab.socket.subscribed("order:1", "100-6");
+  tab.socket.say({ action: "error", code: "too_many_subscriptions", message: "1 at most", topic: "order:2" });
+
+  assert.deepEqual((await next(tab, { topics })).sinces, { "order:1": "100-6", "order:2": "100-4" });
+});
+
+test("a storage that is full keeps no old position, which would show everything since once more", async (t) => {
+  const tab = new Tab(t);
+  await next(tab, { welcome: { id: "100-1" } });
+  await tab.pass(1);
+  sessionStorage.setItem = refuse;
+  tab.socket.publish("user:42", "100-2");
+  await tab.pass(1);
+
+  assert.deepEqual(tab.remembered, {});
+});
 
 test("only what a page has shown is remembered after it", async (t) => {
   const tab = new Tab(t);

@@ -429,7 +429,7 @@ test("of what nobody could say yet the answer follows", async (t) => {
   tab.socket.say({ action: "unsubscribed", topic: "order:b" });
 
   assert.deepEqual(ids(seen), ["100-6", "100-1"]);
-  assert.deepEqual(errors, [["unsubscribed", "order:b"]]);
+  assert.deepEqual(errors, [["unsubscribed", "order:B"]]); // as the page has spelt it
 });
 
 test("a permission that is withdrawn is told as an error", async (t) => {
@@ -524,4 +524,282 @@ test("a message without an id reaches on(), and the upload that it names", async
   );
 
   assert.deepEqual(seen, ["upload_progress", { on: 1 }, "upload_completed"]);
+});
+
+// Refusals
+
+/** What is written to the console as a warning. */
+function warnings(t) {
+  const warn = t.mock.method(console, "warn", () => {});
+  return () => warn.mock.calls.map(({ arguments: [text] }) => text);
+}
+
+test("a refusal that nobody listens for is one warning in the console, with its code and where to read on", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const warned = warnings(t);
+  for (const topic of ["order:1", "order:2"]) notifications.subscribe(topic, () => {});
+  tab.socket.say({ action: "error", code: "forbidden", message: "not yours", topic: "order:1" }).subscribed("order:2");
+  tab.socket.say({ action: "unsubscribed", topic: "order:2" });
+
+  assert.equal(warned().length, 2);
+  assert.match(warned()[0], /forbidden, not yours \(order:1\).*docs\/protocol\.md/);
+  assert.match(warned()[1], /unsubscribed, .* \(order:2\)/);
+});
+
+test("whoever listens for errors, of all topics or of this one, is not warned", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const warned = warnings(t);
+  const no = (topic) => tab.socket.say({ action: "error", code: "forbidden", message: "no", topic });
+  notifications.subscribe("order:1", () => {});
+  notifications.subscribe("order:1", () => {}, { error: () => {} });
+  no("order:1");
+  notifications.addEventListener("error", () => {});
+  notifications.subscribe("order:2", () => {});
+  no("order:2");
+
+  assert.deepEqual(warned(), []);
+});
+
+test("each handler is told that its topic was refused, and of no other", async (t) => {
+  const { tab, notifications } = await opened(t);
+  warnings(t);
+  const told = [];
+  const error = ({ code, topic }) => told.push([code, topic]);
+  notifications.subscribe("order:A", () => {}, { error });
+  notifications.subscribe("order:A", () => {}, { error });
+  notifications.subscribe("order:B", () => {}, { error });
+  notifications.subscribe("order:C", () => {}, { error: () => told.push("never") });
+  tab.socket.say({ action: "error", code: "forbidden", message: "no", topic: "order:a" });
+  tab.socket.subscribed("order:b").subscribed("order:c").say({ action: "unsubscribed", topic: "order:b" });
+
+  assert.deepEqual(told, [["forbidden", "order:A"], ["forbidden", "order:A"], ["unsubscribed", "order:B"]]);
+});
+
+test("what nobody could answer is no refusal: the answer follows, unasked", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const warned = warnings(t);
+  const [seen, see] = inbox();
+  const errors = [];
+  const error = ({ code, topic }) => errors.push([code, topic]);
+  for (const topic of ["order:A", "order:B", "order:C"]) notifications.subscribe(topic, see, { error });
+  for (const topic of ["order:a", "order:b"]) tab.socket.say({ action: "error", code: "unavailable", message: "not yet", topic });
+  assert.deepEqual([errors, warned()], [[], []]);
+  tab.socket.subscribed("order:a", "100-1", false); // before the answer about C
+  tab.socket.subscribed("order:c").say({ action: "unsubscribed", topic: "order:b" });
+  for (const topic of ["order:a", "order:b", "order:c"]) tab.socket.publish(topic, "100-2");
+
+  assert.deepEqual(seen.map(({ _meta }) => _meta.topic), ["order:a", "order:c"]);
+  assert.deepEqual(errors, [["unsubscribed", "order:B"]]);
+});
+
+// Answers that cross each other
+
+/** A page that has these topics, and what it was told of errors. */
+async function having(t, ...topics) {
+  const page = await opened(t);
+  const errors = [];
+  page.notifications.addEventListener("error", ({ detail }) => errors.push([detail.code, detail.topic]));
+  const offs = topics.map((topic) => page.notifications.subscribe(topic, () => {}));
+  for (const topic of topics) page.tab.socket.subscribed(topic.toLowerCase());
+  page.tab.socket.heard();
+  return { ...page, errors, offs };
+}
+
+test("a permission is withdrawn while another topic is being left", async (t) => {
+  const { tab, errors, offs } = await having(t, "order:U", "order:T");
+  offs[0]();
+  tab.socket.say({ action: "unsubscribed", topic: "order:t" }, { action: "unsubscribed", topic: "order:u" });
+
+  assert.deepEqual(errors, [["unsubscribed", "order:T"]]);
+});
+
+test("a permission is withdrawn from the very topic that is being left", async (t) => {
+  const { tab, notifications, errors, offs } = await having(t, "order:U", "order:T", "order:V");
+  offs[0]();
+  offs[1]();
+  const [seen, see] = inbox();
+  notifications.subscribe("order:W", see);
+  const gone = (topic) => ({ action: "unsubscribed", topic });
+  tab.socket.say(gone("order:t"), gone("order:u"), gone("order:t")).subscribed("order:w").publish("order:w", "100-1");
+  tab.socket.say(gone("order:v"));
+
+  assert.deepEqual(ids(seen), ["100-1"]);
+  assert.deepEqual(errors, [["unsubscribed", "order:V"]]);
+});
+
+test("a topic is left before it is answered, while a permission is withdrawn", async (t) => {
+  const { tab, notifications, errors } = await having(t, "order:T");
+  notifications.subscribe("order:U", () => {})();
+  tab.socket.subscribed("order:u");
+  tab.socket.say({ action: "unsubscribed", topic: "order:t" }, { action: "unsubscribed", topic: "order:u" });
+
+  assert.deepEqual(errors, [["unsubscribed", "order:T"]]);
+});
+
+test("to leave another spelling before it is answered does not end the topic", async (t) => {
+  const { tab, notifications, errors } = await having(t, "order:A");
+  const [seen, see] = inbox();
+  notifications.subscribe("order:A", see);
+  notifications.subscribe("order:a", () => {})();
+  assert.deepEqual(tab.socket.heard(), [subscribe("order:a"), unsubscribe("order:a")]);
+  tab.socket.subscribed("order:a").publish("order:a", "100-1").say({ action: "unsubscribed", topic: "order:a" });
+  assert.deepEqual(tab.socket.heard(), [subscribe("order:A", "100-1")]);
+  tab.socket.subscribed("order:a", "100-1", true).publish("order:a", "100-2");
+
+  assert.deepEqual(ids(seen), ["100-1", "100-2"]);
+  assert.deepEqual(errors, []);
+});
+
+// Many
+
+/** A server that has room for some topics, and answers what a page sends for as long as it is allowed to send. */
+class Roomy {
+  topics = new Set();
+  most = 0;
+  codes = [];
+  #times = [];
+
+  constructor(tab, room) {
+    this.tab = tab;
+    this.room = room;
+  }
+
+  answer() {
+    for (const { action, topic } of this.tab.socket.heard()) {
+      if (action === "ping") {
+        this.tab.socket.say({ action: "pong" });
+        continue;
+      }
+      // As notifications/limits.py: 200 at once, and 20 a second.
+      this.#times.push(Date.now());
+      for (let from = 0; from < this.#times.length; from++) {
+        const seconds = (Date.now() - this.#times[from]) / 1000;
+        assert.ok(this.#times.length - from <= 200 + 20 * seconds, "too many frames");
+      }
+      if (action === "unsubscribe") {
+        this.topics.delete(topic);
+        this.tab.socket.say({ action: "unsubscribed", topic });
+      } else if (this.topics.size >= this.room) {
+        this.codes.push("too_many_subscriptions");
+        this.tab.socket.say({ action: "error", code: "too_many_subscriptions", message: "no room", topic });
+      } else {
+        this.topics.add(topic);
+        this.tab.socket.subscribed(topic);
+      }
+      this.most = Math.max(this.most, this.topics.size);
+    }
+  }
+
+  /** Let time go by until the page asks for nothing any more. */
+  async settle(seconds = 60) {
+    for (let i = 0; i < seconds; i++) {
+      this.answer();
+      await this.tab.pass(1);
+    }
+  }
+}
+
+const many = Array.from({ length: 300 }, (_, n) => `upload:${n}`);
+
+test("of more topics than there is room for, the rest is asked for when others are left, at the pace of the server", async (t) => {
+  const { tab, notifications, states } = await opened(t);
+  const warned = warnings(t);
+  const errors = [];
+  notifications.addEventListener("error", ({ detail }) => errors.push(detail));
+  const server = new Roomy(tab, 100);
+  const told = new Set();
+  const offs = new Map(many.map((topic) => [topic, notifications.subscribe(topic, () => told.add(topic))]));
+  await server.settle();
+  assert.equal(server.topics.size, 100);
+  assert.ok(server.codes.length <= 50, `${server.codes.length} asked for in vain`);
+  server.codes = [];
+  const asked = new Set();
+  for (let round = 0; round < 60 && asked.size < 300; round++) {
+    for (const topic of server.topics) {
+      if (asked.has(topic)) continue;
+      asked.add(topic);
+      tab.socket.publish(topic, "100-1");
+      offs.get(topic)(); // as a bar does that has come to its end
+    }
+    await server.settle(2);
+  }
+
+  assert.equal(told.size, 300);
+  assert.equal(server.most, 100);
+  assert.deepEqual([server.codes, errors, warned()], [[], [], []]);
+  assert.deepEqual(states.map(({ state }) => state), ["connecting", "open"]);
+});
+
+test("after a loss the topics that wait go on waiting, and each has its turn", async (t) => {
+  const { tab, notifications } = await opened(t);
+  let server = new Roomy(tab, 100);
+  const offs = new Map(many.slice(0, 150).map((topic) => [topic, notifications.subscribe(topic, () => {})]));
+  await server.settle();
+  tab.socket.lose(1012);
+  await tab.pass(5);
+  tab.socket.welcome({ recovered: true });
+  server = new Roomy(tab, 100);
+  await server.settle();
+  assert.equal(server.topics.size, 100);
+  assert.deepEqual(server.codes, []); // it is known how much room there is
+  for (const topic of [...server.topics].slice(0, 50)) offs.get(topic)();
+  await server.settle();
+
+  assert.equal(server.topics.size, 100);
+  for (const topic of many.slice(100, 150)) assert.ok(server.topics.has(topic), topic);
+});
+
+test("a site with more room gets all topics of a page, one burst after the other", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const server = new Roomy(tab, 1000);
+  for (const topic of many) notifications.subscribe(topic, () => {});
+  server.answer();
+  assert.equal(server.topics.size, 150);
+  await server.settle(20);
+
+  assert.equal(server.topics.size, 300);
+});
+
+test("to leave and come back again and again, as a list does that is scrolled, keeps the pace as well", async (t) => {
+  const { tab, notifications, states } = await opened(t);
+  const server = new Roomy(tab, 100);
+  let offs = [];
+  for (let round = 0; round < 40; round++) {
+    for (const off of offs) off();
+    offs = many.slice(round * 5, round * 5 + 50).map((topic) => notifications.subscribe(topic, () => {}));
+    server.answer();
+    await tab.pass(0.1);
+  }
+  await server.settle(60);
+
+  assert.deepEqual([...server.topics].sort(), many.slice(195, 245).sort());
+  assert.equal(states.length, 2);
+});
+
+test("a topic that was left before its turn is never asked for", async (t) => {
+  const { tab, notifications } = await opened(t);
+  for (const topic of many.slice(0, 150)) notifications.subscribe(topic, () => {});
+  notifications.subscribe("order:1", () => {})();
+  const server = new Roomy(tab, 200);
+  await server.settle();
+
+  assert.equal(server.topics.size, 150);
+});
+
+test("grants are fetched for those topics alone that have their turn", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const server = new Roomy(tab, 10);
+  let fetched = 0;
+  const offs = many.slice(0, 200).map((topic) =>
+    notifications.subscribe(topic, () => {}, { grant: async () => `grant ${++fetched}` }),
+  );
+  await settled();
+  assert.equal(fetched, 150);
+  await server.settle();
+  fetched = 0;
+  offs[0]();
+  await server.settle();
+
+  assert.equal(fetched, 1);
+  assert.equal(server.topics.size, 10);
 });

@@ -22,7 +22,7 @@ export interface FrameDetail {
 
 /** An answer of the server that refuses something. */
 export interface ErrorDetail {
-  /** One of docs/protocol.md, or `unsubscribed`: the site has withdrawn the permission. */
+  /** One of docs/protocol.md, but for those that the client deals with; or `unsubscribed`: the permission was withdrawn. */
   readonly code: string;
   readonly message: string;
   /** As it was given to `subscribe`. */
@@ -65,6 +65,8 @@ export interface SubscribeOptions extends ListenOptions {
   since?: string | null;
   /** A grant, or a function that gets one; it is called each time the topic is asked for. */
   grant?: string | (() => string | Promise<string>) | null;
+  /** Called when the server refuses the topic, or withdraws the permission. */
+  error?: (detail: ErrorDetail) => void;
 }
 
 /** Ends what it was returned for. May be called again. */
@@ -82,7 +84,12 @@ export interface Notifications extends EventTarget {
   on<T extends object = Message>(action: string, handler: (message: T) => void): Off;
   /** Call `handler` with each message of the user's own topic. */
   onUser<T extends object = Message>(handler: (message: T) => void, options?: ListenOptions): Off;
-  /** Close the connection for good. */
+  /**
+   * Connect again, for a page that goes on after a login: `userTopic` and `since` are those of the new content. Does
+   * nothing while the connection is open as that user.
+   */
+  open(options?: Pick<ConnectOptions, "since" | "userTopic">): void;
+  /** Close the connection until it is opened again. */
   close(): void;
 
   addEventListener<K extends keyof EventMap>(

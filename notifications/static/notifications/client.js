@@ -1,44 +1,38 @@
-// A WebSocket that comes back by itself, each message once and in order: docs/browser.md. Types: client.d.ts.
+// A WebSocket that comes back by itself, each message once and in order: docs/browser.md
 
-// Milliseconds
-const FIRST_DELAY = 500; // the longest first wait for a new attempt; doubles with each
-const LONGEST_DELAY = 20_000; // up to this
-const RESTART_DELAY = 5_000; // for all tabs of a server that restarts, spread over it
-const STABLE = 10_000; // a connection that held this long ends the doubling
-const ATTEMPT = 20_000; // for one attempt, its token included
-const SILENCE = 40_000; // without a frame, before we ask; the server pings every 30 s
-const PROBE = 5_000; // for the answer
+// Milliseconds; docs/browser.md says of what
+const FIRST_DELAY = 500;
+const LONGEST_DELAY = 20_000;
+const RESTART_DELAY = 5_000;
+const STABLE = 10_000;
+const ATTEMPT = 20_000;
+const SILENCE = 40_000;
+const PROBE = 5_000;
+const PACE = 8_000;
+const SAVE = 200;
 
-const RESTARTS = [1001, 1012, 4101];
 const ID = /^\d{1,19}-\d{1,19}$/;
-const memories = new Set(); // names in sessionStorage, one for each connection of the page
+const memories = new Set(); // of connections: names in sessionStorage
 
-const pair = (id) => id.split("-").map(Number);
+const pair = (id) => String(id).split("-").map(Number);
 
-/** Whether an id is news after `last`. Epochs are the same or not: they have no order. */
 function follows(id, last) {
-  if (!last) return true;
-  const [[epoch, n], [lastEpoch, lastN]] = [pair(id), pair(last)];
+  const [[epoch, n], [lastEpoch, lastN]] = [id, last].map(pair);
   return epoch !== lastEpoch || n > lastN;
 }
 
-/**
- * Where a page begins: at `since`, or where the page before it in this tab `left`, if that is earlier.
- * "last" asks for a state: the new page needs the message that the old one had last, too.
- */
-function earlier(since, left) {
-  if (since !== "last" && !ID.test(since)) since = undefined;
-  if (!ID.test(left)) return since;
+/** Where to begin: at `since`, or where the tab's page before has `left`. */
+function start(since, left) {
+  if (since !== "last") return [since, left].find((id) => ID.test(id));
+  // A new page needs the state that the old one had last.
   const [epoch, n] = pair(left);
-  if (since === "last") return `${epoch}-${Math.max(n - 1, 0)}`;
-  return since && (pair(since)[0] !== epoch || !follows(since, left)) ? since : left;
+  return n >= 0 ? `${epoch}-${Math.max(n - 1, 0)}` : since;
 }
 
-const begin = (topic, since) => since ?? (topic.startsWith("upload:") ? "last" : undefined);
+const origin = (topic, since) => since ?? (topic.startsWith("upload:") ? "last" : undefined);
 
 const report = (error) => (globalThis.reportError ?? console.error)(error);
 
-/** Call the page's functions. What they throw stops nothing here. */
 function tell(listeners = new Set(), message, key = "handler") {
   for (const listener of [...listeners]) {
     try {
@@ -49,31 +43,30 @@ function tell(listeners = new Set(), message, key = "handler") {
   }
 }
 
-export function connect({ url = "/ws/notifications/", token, since, userTopic } = {}) {
+export function connect({ url = "/ws/notifications/", token, ...options } = {}) {
   const target = new EventTarget();
-  const page = new AbortController(); // ends the listening to the page
+  const listened = new Set(); // to types of events
   let state = "connecting";
-  let watched = false; // whether anybody wants "frame" events
 
   let socket;
-  let attempt; // what an earlier one still waits for is ignored
+  let attempt; // which of them
   let timer;
   let failures = 0;
-  let openedAt;
-  let heardAt; // undefined while we ask whether anybody is there
+  let asking = false;
   let refused = false;
-  let reason; // of an auth_error; the close that follows has none
+  let reason; // of an auth_error
 
-  const topics = new Map(); // subscriptions, by every name they have
+  const topics = new Map(); // subscriptions by the page's names
   const actions = new Map();
-  let joined = new Map(); // those that this socket has, by the server's name
-  let asked = []; // what the server has not answered; it answers all, in order
+  let joined = new Map(); // those of this socket by the server's
+  let asked = []; // unanswered; the server answers in order
+  let leaving; // not sent yet
+  let fetching; // grants
+  let free; // frames that may be sent now
+  let room = Infinity; // for topics, until the server refuses one
 
-  let memory = `notifications ${url}`;
-  while (memories.has(memory)) memory += " +";
-  memories.add(memory);
-  let { user, left } = recall();
-  const own = { topic: userTopic, since: earlier(since, left[user]), listeners: new Set() };
+  let memory, saving, user, left;
+  const own = { listeners: new Set() };
 
   const emit = (type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
 
@@ -87,9 +80,11 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     timer = setTimeout(action, delay);
   }
 
+  const later = (delay, act, mine = attempt) => setTimeout(() => mine === attempt && act(), delay);
+
   // The connection
 
-  async function open() {
+  async function dial() {
     const mine = (attempt = {});
     after(ATTEMPT, () => {
       socket?.close(); // browsers open one after the other
@@ -99,15 +94,14 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     try {
       const secret = await token?.();
       if (mine !== attempt) return;
-      own.sent = own.last ?? own.since;
+      const since = own.last ?? own.since;
       const address = new URL(url, globalThis.location?.href);
       address.protocol = address.protocol.replace("http", "ws");
-      if (own.sent && !token) address.searchParams.set("since", own.sent);
+      if (since && !token) address.searchParams.set("since", since);
       socket = new WebSocket(address);
-      const current = (act) => (event) => mine === attempt && act(event);
-      socket.onopen = current(() => token && send({ type: "auth", token: secret, since: own.sent }));
-      socket.onmessage = current(({ data }) => receive(data));
-      socket.onclose = current((event) => lost(event.code, reason ?? event.reason));
+      socket.onopen = () => mine === attempt && token && send({ type: "auth", token: secret, since });
+      socket.onmessage = ({ data }) => mine === attempt && receive(data);
+      socket.onclose = (event) => mine === attempt && lost(event.code, reason ?? event.reason);
       socket.onerror = () => {}; // "close" follows; Node's ws would throw
     } catch (error) {
       if (mine === attempt) lost(1006, String(error));
@@ -120,74 +114,64 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     socket = attempt = reason = undefined;
     joined = new Map();
     asked = [];
-    // To close what is not open yet is a warning in the console.
+    // Browsers complain of closing what is not open.
     if (dropped?.readyState === 0) dropped.onopen = () => dropped.close();
     else dropped?.close();
   }
 
   function lost(code, reason) {
     drop();
-    if (Date.now() - openedAt >= STABLE) failures = 0;
-    openedAt = undefined;
-    // A token may expire on its way, say while a laptop sleeps: a fresh one is tried, once.
+    // A fresh token is tried, once.
     const again = token && !refused && (code === 4001 || code === 4003);
     if (code >= 4000 && code < 4100 && !again) return end(code, reason);
     refused ||= again;
     const longest = Math.min(FIRST_DELAY * 2 ** failures++, LONGEST_DELAY);
-    const delay = Math.random() * (RESTARTS.includes(code) ? Math.max(longest, RESTART_DELAY) : longest);
-    after(delay, open);
+    const delay = Math.random() * ([1001, 1012, 4101].includes(code) ? Math.max(longest, RESTART_DELAY) : longest);
+    after(delay, dial);
     enter("waiting", { code, reason, seconds: delay / 1000 });
   }
 
   function end(code, reason, forget = code === 4005) {
     drop();
-    page.abort();
     remember(forget);
     memories.delete(memory);
     enter("closed", { code, reason });
   }
 
-  /** The page is seen again, or the network is back. */
-  const wake = () => (state === "waiting" ? open() : probe());
+  const wake = () => (state === "waiting" ? dial() : probe());
 
-  /** The page is left. Browsers keep it for their back button only without a socket. */
+  /** Browsers keep a page for their back button only without a socket. */
   function sleep() {
+    if (state === "closed") return;
     drop();
     remember();
     enter("waiting");
   }
 
-  /** Wait for silence, by the clock: timers stand still while a laptop sleeps. It may be set back, too. */
-  function watch() {
-    const silent = () => Math.abs(Date.now() - heardAt);
-    after(SILENCE - silent(), () => (silent() < SILENCE ? watch() : probe()));
-  }
-
   function probe() {
-    if (state !== "open" || !heardAt) return;
-    heardAt = undefined;
+    if (state !== "open" || asking) return;
+    asking = true;
     send({ action: "ping" });
-    after(PROBE, () => (heardAt ? watch() : lost(1006, "no answer")));
+    after(PROBE, () => lost(1006, "no answer"));
   }
 
   function send(frame) {
     if (socket?.readyState !== 1) return;
     socket.send(JSON.stringify(frame));
     const hide = (key, value) => (value && (key === "token" || key === "grant") ? "…" : value);
-    if (watched) emit("frame", { direction: "out", text: JSON.stringify(frame, hide) });
+    if (listened.has("frame")) emit("frame", { direction: "out", text: JSON.stringify(frame, hide) });
   }
 
   function receive(text) {
-    heardAt = Date.now();
-    if (watched) emit("frame", { direction: "in", text });
+    asking = false;
+    if (listened.has("frame")) emit("frame", { direction: "in", text });
     let frame;
     try {
       frame = JSON.parse(text);
-    } catch {
-      // Not ours.
-    }
+    } catch {}
     if (frame?._meta) published(frame, frame._meta);
     else if (frame) answered(frame);
+    if (state === "open") after(SILENCE, probe);
   }
 
   // What the server says
@@ -196,6 +180,7 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     const subscription = joined.get(topic);
     if (!subscription || !ID.test(id) || !follows(id, subscription.last)) return;
     subscription.last = id;
+    save();
     deliver(message, subscription);
   }
 
@@ -211,21 +196,29 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     else if (action === "auth_success") welcome(frame);
     else if (action === "auth_error") reason = message;
     else if (action === "subscribed") {
-      // What we have was not asked for: something is missing.
-      settle((frame.recovered === false && joined.get(topic)) || join(asked.shift(), topic), frame);
+      // Nobody asked: something is missing.
+      settle((frame.recovered === false && joined.get(topic)) || join(answer(), topic), frame);
     } else if (action === "unsubscribed") {
+      const known = joined.get(topic);
       joined.delete(topic);
-      if (asked[0]?.leaves) asked.shift();
-      else emit("error", { code: action, message: "no longer yours to read", topic });
+      if (known?.listeners.size && !known.again) refuse(known, action, "the permission was withdrawn");
+      else if (asked[0]?.leaves) {
+        answer();
+        if (known) known.asked = known.again = undefined;
+      }
+      advance();
     } else if (action === "error") {
       const hasty = code === "rate_limited";
-      const wanted = !hasty && asked.shift();
-      if (code === "unavailable") join(wanted, topic); // answered later
-      else emit("error", { code, message, topic: wanted?.topic || topic });
-      // Frames were dropped, nobody says which: a new socket asks for everything.
+      const subscription = (!hasty && answer()) || { topic };
+      if (code === "unavailable") join(subscription, topic); // answered later
+      else if (code === "too_many_subscriptions") {
+        room = joined.size;
+        subscription.asked = undefined;
+      } else refuse(subscription, code, message);
+      // Nobody says what was dropped: begin anew.
       if (hasty && state === "open") lost(4100, message);
     } else if (action !== "pong") {
-      // A message without an id has no topic either; those of uploads name theirs.
+      // A message without an id has no topic; those of uploads name theirs.
       const id = frame.upload_id ?? frame.payload?.upload_id;
       deliver(frame, /^upload_/.test(action) && topics.get(`upload:${id}`));
     }
@@ -234,30 +227,33 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
   function welcome(frame) {
     if (state !== "connecting") return;
     const topic = `user:${frame.user_id}`;
-    // The page is its user's, not that of whoever has logged in since.
     if (own.topic && own.topic !== topic) return end(4003, "another user has logged in", true);
-    if (user !== topic) {
-      if (own.sent === left[user]) own.since = "last"; // another's: nothing is missing
+    if (user && user !== topic) {
+      own.since = "last"; // what another had was asked for: nothing is missing
       left = {};
     }
     own.topic = user = topic;
     merge(topic, own);
     joined.set(topic, own);
+    own.asked = attempt;
+    leaving = [];
+    fetching = 0;
+    free = 150; // the server takes 200 at once, and 20 a second
     refused = false;
-    openedAt = Date.now();
-    watch();
+    later(STABLE, () => (failures = 0));
     state = "open";
-    for (const each of new Set(topics.values())) ask(each);
+    advance();
     enter("open");
     settle(own, frame);
   }
 
-  /** Note the server's name of a topic. Two subscriptions that turn out to be of one are made one. */
+  /** Note the server's name; two subscriptions of one topic become one. */
   function join(subscription, topic) {
     if (!subscription) return;
     const known = joined.get(topic) ?? subscription;
     joined.set(topic, known);
-    if (topics.get(subscription.topic) !== subscription) return; // left meanwhile
+    // If it was left meanwhile, another spelling of it goes, too.
+    if (topics.get(subscription.topic) !== subscription) return void (known.again = true);
     merge(subscription.topic, known);
     return known;
   }
@@ -267,49 +263,79 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
     topics.set(name, subscription);
   }
 
-  /** Go on where the server says; tell the page of a gap. */
   function settle(subscription, { id, recovered }) {
     if (!subscription) return;
-    const { topic, since, known, last } = subscription;
-    // Who begins with "last" has missed nothing; who comes back without an id, everything.
-    const gap = recovered === false ? known || begin(topic, since) !== "last" : known && !last;
+    const { topic, since, known, last, listeners } = subscription;
     subscription.last = id;
     subscription.known = true;
-    if (!gap) return;
-    emit("gap", { topic });
-    tell(subscription.listeners, topic, "gap");
+    save();
+    // "last" misses nothing; coming back without an id, everything.
+    if (recovered === false ? known || origin(topic, since) !== "last" : known && !last) {
+      emit("gap", { topic });
+      tell(listeners, topic, "gap");
+    }
+  }
+
+  function refuse({ topic, listeners = [] }, code, message) {
+    const detail = { code, message, topic };
+    emit("error", detail);
+    tell(listeners, detail, "error");
+    if (listened.has("error") || [...listeners].some(({ error }) => error)) return;
+    console.warn(`notifications: ${code}, ${message} (${topic}): see docs/protocol.md#errors`);
   }
 
   // What we say
 
+  function answer() {
+    if (asked.length) later(PACE, () => advance(free++));
+    return asked.shift();
+  }
+
+  /** Leave and ask for topics, as far as the server allows. */
+  function advance() {
+    if (state !== "open") return;
+    for (const each of leaving.splice(0, free)) request(each, "unsubscribe");
+    for (const each of topics.values()) {
+      if (free <= fetching || joined.size + asked.length + fetching >= room) return;
+      if (each.asked !== attempt) ask(each);
+    }
+  }
+
   async function ask(subscription) {
-    if (state !== "open" || subscription === own) return;
+    const mine = (subscription.asked = attempt);
     const { topic, listeners } = subscription;
     let { grant } = subscription;
     if (typeof grant === "function") {
-      const mine = attempt;
+      fetching++;
       try {
         grant = await grant();
       } catch (error) {
         report(error);
         grant = undefined; // AUTHORIZE may say yes
       }
-      if (mine !== attempt || !listeners.size) return;
+      if (mine !== attempt) return;
+      fetching--;
+      if (!listeners.size) return advance();
     }
-    subscription.left ??= left[topic];
-    delete left[topic];
-    subscription.sent = subscription.last ?? earlier(begin(topic, subscription.since), subscription.left);
-    asked.push(subscription);
-    send({ action: "subscribe", topic, since: subscription.sent, grant });
+    const since = subscription.last ?? start(origin(topic, subscription.since), left[topic]);
+    request(subscription, "subscribe", { since, grant });
+  }
+
+  function request(what, action, options) {
+    free--;
+    asked.push(what);
+    send({ action, topic: what.topic, ...options });
   }
 
   function leave(topic, listener) {
     const subscription = topics.get(topic);
     if (!subscription?.listeners.delete(listener) || subscription.listeners.size || subscription === own) return;
     for (const [name, each] of topics) if (each === subscription) topics.delete(name);
-    if (state !== "open") return;
-    asked.push({ topic, leaves: true });
-    send({ action: "unsubscribe", topic });
+    delete left[topic];
+    if (state !== "open" || subscription.asked !== attempt) return;
+    leaving.push({ topic, leaves: true });
+    save();
+    advance();
   }
 
   function add(listeners, listener) {
@@ -319,52 +345,56 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
 
   // From one page of a tab to the next
 
-  function recall() {
+  const save = () => (saving ??= setTimeout(remember, SAVE));
+
+  function remember(forget) {
+    const positions = [...topics].map(([topic, { last }]) => [topic, last ?? left[topic]]);
+    try {
+      if (forget || saving) sessionStorage.removeItem(memory); // however full it is
+      if (saving && !forget) sessionStorage.setItem(memory, JSON.stringify({ user, left: Object.fromEntries(positions) }));
+    } catch {}
+    saving = clearTimeout(saving);
+  }
+
+  function begin({ since, userTopic }) {
+    memories.delete(memory);
+    for (memory = `notifications ${url}`; memories.has(memory); ) memory += " +";
+    memories.add(memory);
     let stored;
     try {
       stored = JSON.parse(sessionStorage.getItem(memory));
-    } catch {
-      // None, or not allowed.
-    }
-    return stored?.left && (!userTopic || userTopic === stored.user) ? stored : { left: {} };
+    } catch {}
+    ({ user, left } = stored?.left && (!userTopic || userTopic === stored.user) ? stored : { left: {} });
+    topics.delete(own.topic);
+    // A page may come from a cache, so `left` counts, unless the history has begun anew.
+    const [[epoch], [lastEpoch, n]] = [since, left[user]].map(pair);
+    own.since = start(n && epoch > lastEpoch ? since : left[user], since);
+    own.topic = userTopic;
+    own.last = own.known = own.message = undefined;
   }
 
-  function remember(forget) {
-    try {
-      if (forget) sessionStorage.removeItem(memory);
-      if (forget || !own.known) return;
-      const positions = [...topics].map(([topic, { last, sent }]) => [topic, last ?? sent]);
-      sessionStorage.setItem(memory, JSON.stringify({ user, left: Object.fromEntries(positions) }));
-    } catch {
-      // Or full.
-    }
-  }
-
-  const listen = (type, listener, where = globalThis) =>
-    where.addEventListener?.(type, listener, { signal: page.signal });
+  begin(options);
+  const listen = (type, listener, where = globalThis) => where.addEventListener?.(type, listener);
   listen("online", wake);
   listen("offline", probe);
   listen("pageshow", (event) => event.persisted && wake());
   listen("pagehide", sleep);
   listen("visibilitychange", () => (document.hidden ? remember() : wake()), globalThis.document);
-  queueMicrotask(() => state === "connecting" && open()); // the page first adds its listeners
+  queueMicrotask(() => state === "connecting" && (attempt ?? dial())); // the page first adds its listeners
 
-  const api = {
-    get state() {
-      return state;
-    },
-    subscribe(topic, handler, { since, grant, gap } = {}) {
-      const listener = { handler, gap };
+  Object.assign(target, {
+    subscribe(topic, handler, { since, grant, ...options } = {}) {
+      const listener = { ...options, handler };
       const subscription = topics.get(topic);
       if (subscription) {
         const { listeners, message } = subscription;
         listeners.add(listener);
         // The server sends the latest message once.
         const show = () => listeners.has(listener) && tell(new Set([listener]), message);
-        if (message && begin(topic, since) === "last") queueMicrotask(show);
+        if (message && origin(topic, since) === "last") queueMicrotask(show);
       } else {
         topics.set(topic, { topic, since, grant, listeners: new Set([listener]) });
-        ask(topics.get(topic));
+        advance();
       }
       return () => leave(topic, listener);
     },
@@ -372,12 +402,19 @@ export function connect({ url = "/ws/notifications/", token, since, userTopic } 
       if (!actions.has(action)) actions.set(action, new Set());
       return add(actions.get(action), { handler });
     },
-    onUser: (handler, { gap } = {}) => add(own.listeners, { handler, gap }),
+    onUser: (handler, options) => add(own.listeners, { ...options, handler }),
+    open(options = {}) {
+      if (state === "open" && options.userTopic === own.topic) return;
+      drop();
+      remember();
+      begin(options);
+      dial();
+    },
     close: () => state !== "closed" && end(1000, ""),
     addEventListener(type, ...rest) {
-      watched ||= type === "frame";
+      listened.add(type);
       EventTarget.prototype.addEventListener.call(target, type, ...rest);
     },
-  };
-  return Object.defineProperties(target, Object.getOwnPropertyDescriptors(api));
+  });
+  return Object.defineProperty(target, "state", { get: () => state });
 }

@@ -256,18 +256,11 @@ export class UploadProgress extends HTMLElement {
     if (!upload || FINISHED.includes(this.#state.status)) return;
     const topic = `upload:${upload}`;
     // Of an upload the client asks for the latest message first.
-    const off = connection.subscribe(topic, (message) => this.#receive(message), {
+    this.#stop = connection.subscribe(topic, (message) => this.#receive(message), {
       grant: this.getAttribute("grant"),
       gap: () => this.#tell("upload-gap"),
+      error: () => (this.#stage.textContent = labels.forbidden),
     });
-    const refused = ({ detail }) => {
-      if (detail.topic === topic) this.#stage.textContent = labels.forbidden;
-    };
-    connection.addEventListener("error", refused);
-    this.#stop = () => {
-      off();
-      connection.removeEventListener("error", refused);
-    };
   }
 
   #begin(upload) {

@@ -25,6 +25,7 @@ notifications.subscribe<Progress>("upload:7", ({ payload }) => payload.progress_
   since: "last",
   grant: async () => "grant",
   gap: (topic: string) => console.log(topic),
+  error: ({ code, topic }) => console.log(code, topic?.length),
 });
 notifications.subscribe("upload:7", (message: Message) => console.log(message.action), { grant: "grant", since: null });
 notifications.on("notice", (message) => console.log(message.title));
@@ -39,9 +40,13 @@ const show = ({ detail }: CustomEvent<{ direction: "in" | "out"; text: string }>
 notifications.addEventListener("frame", show);
 notifications.removeEventListener("frame", show);
 notifications.close();
+notifications.open();
+notifications.open({ userTopic: "user:43", since: null });
 
 // @ts-expect-error there is no such option
 connect({ adress: "/ws/" });
+// @ts-expect-error it goes on at the address where it was
+notifications.open({ url: "/ws/" });
 // @ts-expect-error a token is fetched for each attempt, not given once
 connect({ token: "token" });
 // @ts-expect-error the state is the connection's own
