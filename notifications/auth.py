@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from .callbacks import Callbacks
 from .conf import settings
+from .eager import CutShortError
 from .exceptions import NotificationsError
 from .logs import LogBudget, describe, outages
 from .loops import PerLoop
@@ -58,7 +59,7 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, OUTAGES) and not isinstance(error, PermissionError | DataError)
 
 
-OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError)
+OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError, CutShortError)
 """What means that nobody could say. Of ``OSError`` are those of most libraries for HTTP."""
 
 

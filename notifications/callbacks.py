@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -19,6 +19,9 @@ from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction
 from channels.db import DatabaseSyncToAsync
+
+from .eager import CutShortError
+from .tasks import ended
 
 MAX_WAITING: Final = 10_000
 """Calls of one sort that may wait for their turn; each takes about 1 KiB."""
@@ -131,14 +134,14 @@ class Callbacks:
         Raises:
             BusyError: It had no turn.
             TimeoutError: It has not returned in time.
+            CutShortError: It was cancelled, or something that it waited for.
             Exception: Whatever it raises.
 
         """
         if is_async(function):
             await self._coroutines.take(whose, self._longest_wait)
             try:
-                async with asyncio.timeout(seconds):
-                    return await function(*arguments)
+                return await _in_a_task(function, arguments, seconds)
             finally:
                 self._coroutines.give_back()
         await self._threads.take(whose, self._longest_wait)
@@ -161,6 +164,21 @@ class Callbacks:
         with suppress(asyncio.CancelledError):
             running.exception()  # nobody waits for it any more
         self._threads.give_back()
+
+
+async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], seconds: float) -> Any:
+    """Await a function in a task of its own: it may cancel the one that it finds itself in."""
+    running = asyncio.ensure_future(function(*arguments))
+    try:
+        await asyncio.wait([running], timeout=seconds)
+        if not running.done():
+            raise TimeoutError
+        if running.cancelled():
+            raise CutShortError
+        return running.result()
+    finally:
+        if not running.done():
+            await ended(running)
 
 
 def is_async(function: Callable[..., Any]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
+from .eager import CutShortError
 from .tasks import ended
 
 T = TypeVar("T")
@@ -100,12 +101,20 @@ class Jobs:
             self._task = asyncio.create_task(self._work())
 
     async def _work(self) -> None:
+        task = asyncio.current_task()
         try:
             while self._waiting:
                 try:
                     await self._waiting.pop(0)()
+                except asyncio.CancelledError:
+                    if task is None or task.cancelling():
+                        raise
+                    await self._fail(CutShortError("something that a job waited for was cancelled"))
                 except Exception as error:  # noqa: BLE001  whatever it is, the owner says so
-                    self.clear()
-                    await self._failed(error)  # what is added meanwhile has its turn behind
+                    await self._fail(error)
         finally:
             self._task = None
+
+    async def _fail(self, error: Exception) -> None:
+        self.clear()
+        await self._failed(error)  # what is added meanwhile has its turn behind

@@ -4,9 +4,11 @@ import asyncio
 import threading
 
 import pytest
+from django.contrib.auth.models import User
 
-from notifications import callbacks
+from notifications import Topic, auth, callbacks
 from notifications.callbacks import BusyError, Callbacks, Turns
+from notifications.eager import CutShortError
 from tests.waiting import await_for, scaled
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -120,3 +122,39 @@ async def test_what_waits_for_too_long_is_told_so():
     assert (turns._length, len(turns._waiting)) == (0, 0)
     turns.give_back()
     await turns.take("", 0.01)
+
+
+async def cancel_oneself(*arguments):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(0)
+
+
+async def await_what_was_cancelled(*arguments):
+    other = asyncio.get_running_loop().create_future()
+    other.cancel()
+    await other
+
+
+@pytest.mark.parametrize("function", [cancel_oneself, await_what_was_cancelled])
+async def test_a_function_that_cancels_its_task_cancels_nobody_else(function, settings):
+    """Whoever asked goes on, and knows that nobody could say: a task that all sockets depend on may have asked."""
+    asked = Callbacks("test", threads=1, longest_wait=1)
+    with pytest.raises(CutShortError):
+        await asked.call("", scaled(), function)
+    assert not asyncio.current_task().cancelling()
+
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"order": {"AUTHORIZE": function}}}
+    assert await auth.authorized(User(pk=1), Topic("order", "7")) is None
+
+
+async def test_a_coroutine_that_does_not_return_is_ended():
+    """In its time, and nothing of it is left."""
+    asked, before = Callbacks("test", threads=1, longest_wait=1), asyncio.all_tasks()
+
+    async def never(*arguments):
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await asked.call("", 0.05, never)
+
+    assert asyncio.all_tasks() == before

@@ -89,6 +89,24 @@ async def test_what_is_added_while_a_failure_is_told_is_done(failures):
     assert len(jobs) == 0
 
 
+async def test_a_job_under_which_something_was_cancelled_is_told(jobs, failures):
+    """Nobody has cancelled the jobs: what a browser says next is heard."""
+    done = []
+
+    async def wait_for_what_was_cancelled():
+        other = asyncio.get_running_loop().create_future()
+        other.cancel()
+        await other
+
+    jobs.add(wait_for_what_was_cancelled)
+    await await_for(lambda: not jobs.busy)
+    jobs.add(job(done, "later"))
+    await await_for(lambda: not jobs.busy)
+
+    assert failures == ["something that a job waited for was cancelled"]
+    assert done == ["later"]
+
+
 async def test_the_end_cancels_and_nothing_begins_after_it(jobs, failures):
     """What runs is cancelled and waited for, what waits is forgotten, what comes is not taken."""
     done = []
