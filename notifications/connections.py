@@ -10,11 +10,9 @@ server they run on, and after a restart or a failover no connection can say the 
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -29,6 +27,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError
 
 from . import address
 from .conf import settings
+from .loops import PerLoop
 
 CONNECT_TIMEOUT: Final = 0.5
 """Seconds; a Redis that needs longer to accept is not in this data centre."""
@@ -226,39 +225,22 @@ def async_options(url: str) -> dict[str, Any]:
     return {"connection_class": _ASYNC_CLASSES[where.scheme], **where.options}
 
 
-async def _open_until_the_loop_ends() -> AsyncGenerator[redis.asyncio.Redis]:
+def _opened() -> redis.asyncio.Redis:
     options = {**_ASYNC_OPTIONS, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0), "redis_connect_func": aconnected}
     pool = redis.asyncio.BlockingConnectionPool(**{**options, **async_options(settings.REDIS_URL)})
-    async with redis.asyncio.Redis(connection_pool=pool) as opened:
-        try:
-            yield opened
-        finally:
-            await pool.disconnect()
+    return redis.asyncio.Redis(connection_pool=pool)
 
 
-_Opened = tuple[AsyncGenerator[redis.asyncio.Redis], redis.asyncio.Redis]
-_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, _Opened] = WeakKeyDictionary()
-_per_loop_lock = threading.Lock()
+async def _disconnect(client: redis.asyncio.Redis) -> None:
+    await client.connection_pool.disconnect()
+
+
+_async_client = PerLoop(_opened, _disconnect)
 
 
 async def async_client() -> redis.asyncio.Redis:
-    """
-    Return the client of the running event loop. It waits for as long as it is let: use ``asyncio.timeout``.
-
-    ``asyncio.run`` and ``async_to_sync`` finalise a loop's asynchronous generators before they close it:
-    one that holds the client closes its connections in time, also on the short-lived loops that
-    ``async_to_sync`` makes for each call.
-    """
-    loop = asyncio.get_running_loop()
-    if found := _per_loop.get(loop):
-        return found[1]
-    generator = _open_until_the_loop_ends()
-    opened = await anext(generator)
-    with _per_loop_lock:
-        for other in [other for other in _per_loop if other.is_closed()]:
-            del _per_loop[other]
-        _per_loop[loop] = generator, opened
-    return opened
+    """Return the client of the running event loop. It waits for as long as it is let: use ``asyncio.timeout``."""
+    return _async_client()
 
 
 class Breaker:
@@ -306,7 +288,7 @@ def _forget(*, setting: str, **_: object) -> None:
         if _pool.cache_info().currsize:
             _pool().disconnect()
         _pool.cache_clear()
-        _per_loop.clear()
+        _async_client.forget()
         breaker.worked()
 
 

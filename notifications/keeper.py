@@ -1,10 +1,10 @@
-"""The task that keeps one connection of a channel layer, from the first need of it until its event loop ends."""
+"""The task that keeps one connection of a channel layer, from the first need of it until it is stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from .connections import FAILURES
@@ -31,31 +31,19 @@ class Keeper:
         """
         self._connect_once = connect_once
         self._task: asyncio.Task[None] | None = None
-        self._life: AsyncGenerator[None] | None = None
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Begin, if nothing runs; returns at once."""
         # ``asyncio.run`` cancels all tasks first; one of them may still have something to send.
         if self._task is None or self._task.done():
-            # Loops finalise their asynchronous generators before they close, also the short-lived ones of
-            # ``async_to_sync``: no task and no connection outlives its loop.
-            self._life = self._until_the_loop_ends()
-            await anext(self._life)
+            self._task = asyncio.create_task(self._keep())
 
     async def stop(self) -> None:
         """End the connection; ``start`` may begin again."""
-        life, self._life = self._life, None
-        if life is not None:
-            await life.aclose()
-
-    async def _until_the_loop_ends(self) -> AsyncGenerator[None]:
-        task = self._task = asyncio.create_task(self._keep())
-        try:
-            yield
-        finally:
+        task, self._task = self._task, None
+        if task is not None:
             task.cancel()
             await asyncio.wait([task])
-            await asyncio.sleep(0)  # transports close their sockets in the next turn
 
     async def _keep(self) -> None:
         loop, delays = asyncio.get_running_loop(), backoff()

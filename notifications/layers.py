@@ -13,9 +13,7 @@ and every queue is bounded, both connections notice when they are dead, and cons
 
 from __future__ import annotations
 
-import asyncio
 import re
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -27,6 +25,7 @@ from django.core.exceptions import ImproperlyConfigured
 from .address import AddressError
 from .connections import async_options
 from .loop_layer import LoopLayer
+from .loops import PerLoop
 from .wire import POOL_OPTIONS
 
 CAPACITY: Final = 1000
@@ -90,19 +89,10 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         if len(decoded) != 1:
             raise ImproperlyConfigured("notifications.layers takes one host in CHANNEL_LAYERS, not several")
         self._host = {**POOL_OPTIONS, **_connecting(decoded[0])}
-        self._loops: dict[asyncio.AbstractEventLoop, LoopLayer] = {}
-        self._lock = threading.Lock()
+        self._here = PerLoop(self._make, LoopLayer.flush)
 
-    def _here(self) -> LoopLayer:
-        loop = asyncio.get_running_loop()
-        here = self._loops.get(loop)
-        if here is None:
-            with self._lock:
-                # ``async_to_sync`` makes a loop for each call where none is running.
-                for other in [other for other in self._loops if other.is_closed()]:
-                    del self._loops[other]
-                here = self._loops[loop] = LoopLayer(self.prefix, partial(create_pool, self._host), self.get_capacity)
-        return here
+    def _make(self) -> LoopLayer:
+        return LoopLayer(self.prefix, partial(create_pool, self._host), self.get_capacity)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
         """

@@ -141,7 +141,7 @@ class LoopLayer:
         """
         if self._confirmations.get(key, key) is None:
             return
-        await self._subscribing.start()
+        self._subscribing.start()
         async with asyncio.timeout(WAIT):
             while key in self._members or key == self._own:
                 if self._subscription is None:
@@ -303,7 +303,7 @@ class LoopLayer:
         """Wait before anything is written: who gets an error knows that nothing was sent."""
         async with asyncio.timeout(WAIT):
             while True:
-                await self._publishing.start()
+                self._publishing.start()
                 await self._can_publish.wait()
                 if self._publisher is not None:
                     if self._publisher.ready:

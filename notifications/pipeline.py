@@ -8,11 +8,9 @@ the same calls on connections of their own do.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -20,6 +18,7 @@ from django.core.signals import setting_changed
 
 from . import connections
 from .connections import SOCKET_TIMEOUT, Script
+from .loops import PerLoop
 from .wire import Wire, answers_ping, site_pool
 
 NO_SCRIPT: Final = "NOSCRIPT"
@@ -46,7 +45,7 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], wi
     caller: Caller | None = None
     try:
         async with asyncio.timeout(within):
-            caller = await (await _line()).caller()
+            caller = await _line().caller()
             arguments = connections.filled_in(arguments, caller.server)
             try:
                 return await caller.call(*script.command(keys, arguments, whole=False))
@@ -169,43 +168,14 @@ class Line:
             await asyncio.wait([self._connecting])
         if self._caller is not None:
             self._caller.close()
-            await asyncio.sleep(0)  # transports close their sockets in the next turn
 
 
-async def _open_until_the_loop_ends() -> AsyncGenerator[Line]:
-    line = Line()
-    try:
-        yield line
-    finally:
-        await line.close()
-
-
-_per_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[AsyncGenerator[Line], Line]] = WeakKeyDictionary()
-_per_loop_lock = threading.Lock()
-
-
-async def _line() -> Line:
-    """
-    Return the running event loop's.
-
-    Loops finalise their asynchronous generators before they close, also the short-lived ones that
-    ``async_to_sync`` makes for each call: one that holds the connection closes it in time.
-    """
-    loop = asyncio.get_running_loop()
-    if found := _per_loop.get(loop):
-        return found[1]
-    generator = _open_until_the_loop_ends()
-    line = await anext(generator)
-    with _per_loop_lock:
-        for other in [other for other in _per_loop if other.is_closed()]:
-            del _per_loop[other]
-        _per_loop[loop] = generator, line
-    return line
+_line = PerLoop(Line, Line.close)
 
 
 def _forget(*, setting: str, **_: object) -> None:
     if setting == "NOTIFICATIONS":
-        _per_loop.clear()
+        _line.forget()
 
 
 setting_changed.connect(_forget, dispatch_uid="notifications.pipeline")

@@ -35,7 +35,7 @@ def server(redis_program, settings):
 
 
 async def caller():
-    return await (await pipeline._line()).caller()
+    return await pipeline._line().caller()
 
 
 async def test_each_call_gets_its_own_answer(server):
