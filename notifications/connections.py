@@ -2,10 +2,8 @@
 Redis clients with time-outs that a web request can bear.
 
 One synchronous pool a process, one asynchronous pool an event loop. redis-py's defaults can hold a
-request for 4 to 10 seconds on a dead Redis (measured), so nothing here retries by itself.
-
-Each connection remembers the ``run_id`` of its server, read when it connects: scripts are told which
-server they run on, and after a restart or a failover no connection can say the wrong one.
+request for 4 to 10 seconds on a dead Redis (measured), so its retries are off. What cannot have been done
+is sent again here, once, within the second; what may have been done is sent again only if it may be done twice.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, Final
 
 import redis
 import redis.asyncio
@@ -27,12 +24,16 @@ from redis.exceptions import NoScriptError, ReadOnlyError
 
 from . import address
 from .conf import settings
+from .connecting import ASYNC_CLASSES, CLASSES, KEEPALIVE, Server, greet
+from .connecting import CONNECT_TIMEOUT as CONNECT_TIMEOUT
+from .connecting import SOCKET_TIMEOUT as SOCKET_TIMEOUT
 from .loops import PerLoop
 
-CONNECT_TIMEOUT: Final = 0.5
-"""Seconds; a Redis that needs longer to accept is not in this data centre."""
-SOCKET_TIMEOUT: Final = 1.0
-"""Seconds that one answer, or the wait for a free connection, may take."""
+IDLE: Final = 1.0
+"""Seconds after its last answer at which a connection has to prove that it lives before it carries a message: routers
+and load balancers forget connections that are idle, some with a reset, some without a word."""
+PROOF: Final = 0.25
+"""Seconds that the proof may take; after that the connection is replaced, and nothing was sent on it."""
 MAX_CONNECTIONS: Final = 64
 """Connections of one pool. When all are in use a caller waits ``SOCKET_TIMEOUT`` and then fails."""
 MAX_ASYNC_CONNECTIONS: Final = 16
@@ -43,6 +44,7 @@ FAIL_FAST: Final = 3.0
 FAILURES: Final = (redis.RedisError, OSError, TimeoutError)
 """What a call raises when Redis is not there, does not answer, or refuses."""
 
+_KEEPALIVE: Final[dict[str, Any]] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
 _OPTIONS: Final[dict[str, Any]] = {
     "socket_connect_timeout": CONNECT_TIMEOUT,
     "socket_timeout": SOCKET_TIMEOUT,
@@ -50,20 +52,12 @@ _OPTIONS: Final[dict[str, Any]] = {
     "timeout": SOCKET_TIMEOUT,
     "protocol": 2,
 }
-_CLASSES: Final = {"redis": redis.Connection, "rediss": redis.SSLConnection, "unix": redis.UnixDomainSocketConnection}
-
-
 _ASYNC_OPTIONS: Final[dict[str, Any]] = {
     **_OPTIONS,
     "max_connections": MAX_ASYNC_CONNECTIONS,
     # Callers bring their own time-out. redis-py's is a wait_for, which on Python 3.11 swallows a cancellation
     # that comes at the wrong moment: seen as a listener that did not end.
     "socket_timeout": None,
-}
-_ASYNC_CLASSES: Final = {
-    "redis": redis.asyncio.Connection,
-    "rediss": redis.asyncio.SSLConnection,
-    "unix": redis.asyncio.UnixDomainSocketConnection,
 }
 
 
@@ -90,20 +84,6 @@ class Script:
         return (name, text, len(keys), *keys, *arguments)
 
 
-class Server(NamedTuple):
-    """
-    What a connection knows of its server.
-
-    Attributes:
-        run: The first 12 of the 40 digits of its ``run_id``: two servers of one site will not share them.
-        started: When it was up at the latest, in ms of its clock. It knows nothing of before.
-
-    """
-
-    run: str
-    started: int
-
-
 RUN: Final = object()
 """Stands in a script's arguments for the server's ``run``."""
 STARTED: Final = object()
@@ -114,9 +94,19 @@ stand_in: Callable[[Script, Sequence[str], Sequence[Any]], Any] | None = None
 """Answers scripts in Redis's place while a test of a site wants that; ``testing`` sets it, and nobody else."""
 
 
-def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+class StaleConnectionError(redis.TimeoutError):
+    """The connection had died without a word; Redis answers on a new one."""
+
+
+def run(script: Script, keys: Sequence[str], arguments: Sequence[Any], *, again: bool = False) -> Any:
     """
     Run a script and return its reply.
+
+    Args:
+        script: Which.
+        keys: Redis keys.
+        arguments: May contain ``RUN`` and ``STARTED``.
+        again: It may be done twice. Without this, what may have been done is never sent again.
 
     Raises:
         redis.RedisError, OSError: As ``FAILURES``.
@@ -124,39 +114,114 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
     """
     if stand_in is not None:
         return stand_in(script, keys, arguments)
+
+    def words(server: Server, whole: bool) -> tuple[Any, ...]:
+        return script.command(keys, filled_in(arguments, server), whole=whole)
+
+    return _exchange(words, again)
+
+
+def call(*words: Any, again: bool = False) -> Any:
+    """Run a command and return its reply; see ``run``."""
+    return _exchange(lambda _server, _whole: words, again)
+
+
+def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], again: bool) -> Any:
     pool: Any = _pool()
+    until = time.monotonic() + SOCKET_TIMEOUT
     connection = pool.get_connection()
+    whole = repeated = False
     try:
-        arguments = filled_in(arguments, _servers[connection])
-        try:
-            connection.send_command(*script.command(keys, arguments, whole=False))
-            return connection.read_response()
-        except NoScriptError:
-            connection.send_command(*script.command(keys, arguments, whole=True))
-            return connection.read_response()
-    except redis.ResponseError as error:
-        if from_replica(error):
-            connection.disconnect()  # it was the primary; a new connection finds the one that is now
-        raise
-    except BaseException:
-        connection.disconnect()  # an answer may still be on its way
-        raise
+        while True:
+            limited = _prove(connection, until)
+            fresh, connection.fresh, sent = connection.fresh, False, False
+            try:
+                connection.send_command(*words(connection.server, whole))
+                sent = True
+                reply = connection.read_response()
+            except NoScriptError:
+                connection.answered = time.monotonic()
+                if whole:
+                    raise
+                whole = True
+            except redis.ResponseError as error:
+                connection.answered = time.monotonic()
+                if not from_replica(error):
+                    raise
+                connection.disconnect()  # it was the primary; a new connection finds the one that is now
+                if fresh or repeated:
+                    raise
+                repeated = True
+            except redis.TimeoutError as error:
+                connection.disconnect()  # an answer may still be on its way
+                if not fresh and _lives(connection):
+                    raise StaleConnectionError("the connection had died; Redis answers on a new one") from error
+                raise
+            except (redis.ConnectionError, OSError):
+                connection.disconnect()
+                # What could not be sent whole cannot have been done.
+                if fresh or repeated or (sent and not again):
+                    raise
+                repeated = True
+            except BaseException:
+                connection.disconnect()
+                raise
+            else:
+                connection.answered = time.monotonic()
+                if limited:
+                    connection.limit(SOCKET_TIMEOUT)
+                return reply
     finally:
         pool.release(connection)
+
+
+def _prove(connection: Any, until: float) -> bool:
+    """
+    Leave a connection of which it is known that it lives, with a new one in its place if it does not.
+
+    Returns:
+        Whether it was in doubt; its answers are limited to the time that is left then.
+
+    """
+    if connection.connected and connection.answered > max(time.monotonic() - IDLE, _doubted):
+        return False
+    if connection.connected:
+        try:
+            connection.limit(PROOF)
+            connection.send_command("PING")
+            connection.read_response()
+        except redis.ResponseError:
+            pass  # it cannot save, or the account may not ask; it answers
+        except FAILURES:
+            connection.disconnect()
+    if not connection.connected:
+        connection.deadline = until
+        connection.connect()
+    connection.limit(until - time.monotonic())
+    return True
+
+
+_doubted = 0.0
+"""When a connection died without a word; others that have not answered since may have died with it."""
+
+
+def _lives(connection: Any) -> bool:
+    """Say, after a time-out, whether Redis itself answers, and leave the connection a new one then."""
+    global _doubted
+    _doubted = time.monotonic()
+    if breaker.remaining():
+        return False  # somebody else has just found out
+    connection.deadline = _doubted + PROOF
+    try:
+        connection.connect()
+    except FAILURES:
+        return False
+    return True
 
 
 def from_replica(error: redis.ResponseError) -> bool:
     """Say whether a server refused because it is not the primary any more; of a script Redis 6.2 says so within."""
     return isinstance(error, ReadOnlyError) or "READONLY " in str(error)
-
-
-_servers: WeakKeyDictionary[Any, Server] = WeakKeyDictionary()
-"""By connection."""
-
-
-def server_of(connection: Any) -> Server:
-    """Return what a connection of ours knows of its server."""
-    return _servers[connection]
 
 
 def filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
@@ -166,51 +231,18 @@ def filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
     ]
 
 
-def _connected(connection: Any) -> None:
-    connection.on_connect()
-    answers = []
-    for section in ("server", "replication"):
-        connection.send_command("INFO", section)
-        answers.append(connection.read_response())
-    _servers[connection] = _server(b"".join(answers))
-
-
-async def aconnected(connection: Any) -> None:
-    """Log in on a connection, and note what its server says of itself."""
-    await connection.on_connect()
-    answers = []
-    for section in ("server", "replication"):
-        await connection.send_command("INFO", section)
-        answers.append(await connection.read_response())
-    _servers[connection] = _server(b"".join(answers))
-
-
-def _server(info: bytes) -> Server:
-    facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    started = int(facts[b"server_time_usec"]) // 1000
-    if not facts.get(b"master_replid2", b"").strip(b"0"):
-        # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
-        started -= int(facts[b"uptime_in_seconds"]) * 1000
-    # Otherwise it was promoted, who knows when: until then it knew only what had reached it.
-    return Server(facts[b"run_id"][:12].decode(), started)
-
-
 @cache
 def _pool() -> redis.BlockingConnectionPool:
     where = address.read(settings.REDIS_URL)
     options = {
         **_OPTIONS,
+        **({} if where.scheme == "unix" else _KEEPALIVE),
         **where.options,
         "retry": redis.retry.Retry(NoBackoff(), 0),
-        "redis_connect_func": _connected,
+        "redis_connect_func": greet,
     }
     pool: Any = redis.BlockingConnectionPool
-    return pool(connection_class=_CLASSES[where.scheme], **options)  # type: ignore[no-any-return]  # it has no types
-
-
-def client() -> redis.Redis:
-    """Return a client of this process's pool, for any thread; a forked child gets connections of its own."""
-    return redis.Redis(connection_pool=_pool())
+    return pool(connection_class=CLASSES[where.scheme], **options)  # type: ignore[no-any-return]  # it has no types
 
 
 def async_options(url: str) -> dict[str, Any]:
@@ -222,11 +254,12 @@ def async_options(url: str) -> dict[str, Any]:
 
     """
     where = address.read(url)
-    return {"connection_class": _ASYNC_CLASSES[where.scheme], **where.options}
+    keep = {} if where.scheme == "unix" else _KEEPALIVE
+    return {"connection_class": ASYNC_CLASSES[where.scheme], **keep, **where.options}
 
 
 def _opened() -> redis.asyncio.Redis:
-    options = {**_ASYNC_OPTIONS, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0), "redis_connect_func": aconnected}
+    options = {**_ASYNC_OPTIONS, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
     pool = redis.asyncio.BlockingConnectionPool(**{**options, **async_options(settings.REDIS_URL)})
     return redis.asyncio.Redis(connection_pool=pool)
 
@@ -274,6 +307,8 @@ class Breaker:
         started = time.monotonic()
         try:
             yield
+        except StaleConnectionError:
+            raise  # of one connection, not of Redis
         except FAILURES:
             self.failed(started)
             raise

@@ -8,7 +8,6 @@ not be lost when a process does not hear it is what ``access.py`` looks up again
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
@@ -17,7 +16,7 @@ from asgiref.sync import sync_to_async
 from django.core import signing
 from django.db import transaction
 
-from . import connections, signed
+from . import connections, pipeline, signed
 from .exceptions import NotificationsError, TopicError
 from .metrics import count
 from .publisher import failed
@@ -206,7 +205,7 @@ async def _atell(control: Control, on_commit: bool, using: str | None, fail_sile
 def _send(control: Control, fail_silently: bool) -> None:
     try:
         with connections.breaker.guarding():
-            connections.client().publish(channel(), control.sign())
+            connections.call("PUBLISH", channel(), control.sign(), again=True)
     except connections.FAILURES as error:
         failed(channel(), error, fail_silently)
     else:
@@ -216,8 +215,7 @@ def _send(control: Control, fail_silently: bool) -> None:
 async def _asend(control: Control, fail_silently: bool) -> None:
     try:
         with connections.breaker.guarding():
-            async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-                await (await connections.async_client()).publish(channel(), control.sign())
+            await pipeline.acall("PUBLISH", channel(), control.sign(), again=True)
     except connections.FAILURES as error:
         failed(channel(), error, fail_silently)
     else:

@@ -213,7 +213,7 @@ async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[
         key, size, ttl, name, begin = _fixed(topic)
         keys.append(key)
         arguments += (size, ttl, name, begin, rest)
-    stamped, refusal = await pipeline.arun(_BATCH, keys, arguments)
+    stamped, refusal = await pipeline.arun(_BATCH, keys, arguments, again=True)
     return int(stamped), refusal.decode()
 
 
@@ -229,14 +229,14 @@ def read_stamped(data: bytes) -> Stamped:
 
 async def server() -> str:
     """Say which Redis answers: its ``run``."""
-    reply = await pipeline.arun(_LOOK, [], [RUN, STARTED], READ_TIMEOUT)
+    reply = await pipeline.arun(_LOOK, [], [RUN, STARTED], READ_TIMEOUT, again=True)
     return str(reply[0].decode())
 
 
 async def look(topics: list[Topic]) -> list[Where]:
     """Say where the histories of topics are; brings no frames, so it is cheap for many."""
     keys = [topic.history_key for topic in topics]
-    return _where(await pipeline.arun(_LOOK, keys, [RUN, STARTED], READ_TIMEOUT))
+    return _where(await pipeline.arun(_LOOK, keys, [RUN, STARTED], READ_TIMEOUT, again=True))
 
 
 def position(topic: Topic) -> Position:
@@ -248,7 +248,7 @@ def position(topic: Topic) -> Position:
 
     """
     with connections.breaker.guarding():
-        [where] = _where(connections.run(_LOOK, [topic.history_key], [RUN, STARTED]))
+        [where] = _where(connections.run(_LOOK, [topic.history_key], [RUN, STARTED], again=True))
     return where.position
 
 
@@ -262,7 +262,7 @@ def _where(reply: list[Any]) -> list[Where]:
 
 async def read(topic: Topic, after: Position) -> Page:
     """Read what follows a position, ``PAGE_BYTES`` at most."""
-    reply = await pipeline.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN], READ_TIMEOUT)
+    reply = await pipeline.arun(_PAGE, [topic.history_key], [str(after), PAGE_BYTES, RUN], READ_TIMEOUT, again=True)
     frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(6, len(reply), 2)]
     run, now, first, last, whole, ttl = reply[:6]
     return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames, int(ttl) / 1000)

@@ -104,7 +104,7 @@ class Lease:
     async def _ask(self, ttl_ms: int) -> int:
         fresh, self._fresh = self._fresh, False
         try:
-            return int(await pipeline.arun(_LEASE, *self._question(self.token, ttl_ms, int(fresh))))
+            return int(await pipeline.arun(_LEASE, *self._question(self.token, ttl_ms, int(fresh)), again=True))
         except BaseException:
             self._fresh = self._fresh or fresh
             raise

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from . import connections, health, history
+from . import connections, health, history, pipeline
 from .backlog import Backlog, Entry
 from .conf import settings
 from .connections import FAILURES
@@ -302,8 +302,7 @@ class Listener:
         self._marker = marker, asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(MARKER_TIMEOUT):
-                client = await connections.async_client()
-                await client.publish(self._stamped_channel, marker)
+                await pipeline.acall("PUBLISH", self._stamped_channel, marker, again=True)
                 await self._marker[1]
         except FAILURES as error:
             logger.warning("could not take over: %s", describe(error))

@@ -295,7 +295,7 @@ class LoopLayer:
 
     async def _publish(self, key: bytes, data: bytes) -> None:
         publisher = self._publisher
-        if publisher is None or not publisher.ready:
+        if publisher is None or not publisher.ready or not publisher.proven:
             publisher = await self._ready_publisher()
         publisher.publish(key, data)
 
@@ -305,7 +305,14 @@ class LoopLayer:
             while True:
                 self._publishing.start()
                 await self._can_publish.wait()
-                if self._publisher is not None:
-                    if self._publisher.ready:
-                        return self._publisher
-                    await self._publisher.room()
+                publisher = self._publisher
+                if publisher is None:
+                    continue
+                if not publisher.proven:
+                    # Without a word for a second: with something under way it may be slow, without it is replaced.
+                    if not await publisher.prove() and not publisher.unanswered:
+                        publisher.close("it had died")
+                elif publisher.ready:
+                    return publisher
+                else:
+                    await publisher.room()

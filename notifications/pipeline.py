@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import redis
@@ -17,14 +18,26 @@ import redis.asyncio
 from django.core.signals import setting_changed
 
 from . import connections
-from .connections import SOCKET_TIMEOUT, Script
+from .connecting import Server, agreet_server
+from .connections import PROOF, SOCKET_TIMEOUT, Script, StaleConnectionError
 from .loops import PerLoop
 from .wire import Wire, answers_ping, site_pool
 
 NO_SCRIPT: Final = "NOSCRIPT"
+MAX_TRIES: Final = 3
+"""How often a call is made at most that is lost with its connections."""
+SILENCE: Final = 1.5
+"""Seconds without a word, though it is pinged every second, after which a connection is replaced."""
 
 
-async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], within: float = SOCKET_TIMEOUT) -> Any:
+async def arun(
+    script: Script,
+    keys: Sequence[str],
+    arguments: Sequence[Any],
+    within: float = SOCKET_TIMEOUT,
+    *,
+    again: bool = False,
+) -> Any:
     """
     Run a script and return its reply; ``connections.run`` for an event loop.
 
@@ -34,7 +47,8 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], wi
         script: Which.
         keys: Redis keys.
         arguments: May contain ``connections.RUN`` and ``STARTED``.
-        within: Seconds that it takes at most.
+        within: Seconds that it takes at most; a little more where a connection has died without a word.
+        again: It may be done twice. Without this, what may have been done is never sent again.
 
     Raises:
         redis.RedisError, OSError, TimeoutError: As ``connections.FAILURES``.
@@ -42,25 +56,53 @@ async def arun(script: Script, keys: Sequence[str], arguments: Sequence[Any], wi
     """
     if connections.stand_in is not None:
         return connections.stand_in(script, keys, arguments)
+
+    async def say(caller: Caller) -> Any:
+        filled = connections.filled_in(arguments, caller.server)
+        try:
+            return await caller.call(*script.command(keys, filled, whole=False))
+        except redis.ResponseError as error:
+            if not str(error).startswith(NO_SCRIPT):
+                raise
+            return await caller.call(*script.command(keys, filled, whole=True))
+
+    return await _exchange(say, within, again)
+
+
+async def acall(*words: Any, within: float = SOCKET_TIMEOUT, again: bool = False) -> Any:
+    """Run a command and return its reply; see ``arun``."""
+    return await _exchange(lambda caller: caller.call(*words), within, again)
+
+
+async def _exchange(say: Callable[[Caller], Awaitable[Any]], within: float, again: bool) -> Any:
+    line = _line()
     caller: Caller | None = None
+    tries = 0
     try:
         async with asyncio.timeout(within):
-            caller = await _line().caller()
-            arguments = connections.filled_in(arguments, caller.server)
-            try:
-                return await caller.call(*script.command(keys, arguments, whole=False))
-            except redis.ResponseError as error:
-                if not str(error).startswith(NO_SCRIPT):
+            while True:
+                tries += 1
+                caller = await line.caller()
+                try:
+                    return await say(caller)
+                except redis.ResponseError as error:
+                    if connections.from_replica(error):
+                        caller.close("not the primary any more")  # a new connection finds the one that is now
+                        if tries == 1:
+                            continue
                     raise
-                return await caller.call(*script.command(keys, arguments, whole=True))
-    except TimeoutError:
-        if caller is not None:
-            caller.suspect(SOCKET_TIMEOUT)
+                except ConnectionError as error:
+                    if tries < MAX_TRIES and (again or isinstance(error, NotSentError)):
+                        continue
+                    raise
+    except TimeoutError as error:
+        if caller is not None and await line.died(caller, within):
+            raise StaleConnectionError("the connection had died; Redis answers on a new one") from error
         raise
-    except redis.ResponseError as error:
-        if caller is not None and connections.from_replica(error):
-            caller.close("not the primary any more")  # a new connection finds the one that is now
-        raise
+
+
+class NotSentError(ConnectionError):
+    """The connection ended before the call was sent: it cannot have been done."""
 
 
 class Caller(Wire):
@@ -72,15 +114,25 @@ class Caller(Wire):
 
     """
 
-    server: connections.Server
+    server: Server
 
-    def __init__(self) -> None:
+    def __init__(self, on_silence: Callable[[Caller], None]) -> None:
+        """
+        Prepare; ``connect`` begins.
+
+        Args:
+            on_silence: Called now and then while nothing is heard of it.
+
+        """
         super().__init__()
+        self._on_silence = on_silence
         self._unanswered: deque[asyncio.Future[Any] | None] = deque()
+        self._unsent = 0
+        self._retired = False
 
     async def connect(self, pool: redis.asyncio.ConnectionPool) -> None:
         await super().connect(pool)
-        self.server = connections.server_of(self._connection)
+        self.server = self._connection.server
 
     async def call(self, *words: Any) -> Any:
         """
@@ -88,50 +140,88 @@ class Caller(Wire):
 
         Raises:
             redis.ResponseError: Redis refuses.
+            NotSentError: The connection ended before.
             ConnectionError: The connection ended; nobody knows whether it was done.
 
         """
         if self.is_closed:
-            raise ConnectionError(self._closed.result())
+            raise NotSentError(self._closed.result())
         answer: asyncio.Future[Any] = self._loop.create_future()
         self.command(*words)
         self._unanswered.append(answer)
+        self._unsent += 1
         return await answer
 
-    def suspect(self, silence: float) -> None:
-        """End the connection if nothing has been heard for so many seconds: the next call gets a new one."""
-        if self._loop.time() - self._heard >= silence:
-            self.close("no answer in time")
+    def silent_for(self, seconds: float) -> bool:
+        """Say whether nothing has been heard for so long."""
+        return self._loop.time() - self._heard >= seconds
+
+    def retire(self) -> None:
+        """Take no more calls, and end when those under way are answered."""
+        self._retired = True
+        self._end_if_done()
+
+    def end_if_silent(self, since: float) -> None:
+        """End if nothing has been heard since."""
+        if self._heard <= since:
+            self.close("it had died")
 
     def ping(self) -> None:
         super().ping()
         self._unanswered.append(None)
+        self._unsent += 1
 
     def got(self, reply: Any) -> None:
         answer = self._unanswered.popleft()
         if answer is None:
             if isinstance(reply, Exception) and not answers_ping(reply):
                 self.close(f"Redis says: {reply}")
-        elif not answer.done():  # who asked may have gone
-            if isinstance(reply, Exception):
-                answer.set_exception(redis.ResponseError(str(reply)))
-            else:
-                answer.set_result(reply)
+        else:
+            self._worked = self._heard
+            if not answer.done():  # whoever asked may have gone
+                if isinstance(reply, Exception):
+                    answer.set_exception(redis.ResponseError(str(reply)))
+                else:
+                    answer.set_result(reply)
+        if self._retired:
+            self._end_if_done()
 
     def close(self, reason: str = "closed") -> None:
         super().close(reason)
-        while self._unanswered:
-            answer = self._unanswered.popleft()
+        sent = len(self._unanswered) - self._unsent
+        for number, answer in enumerate(self._unanswered):
             if answer is not None and not answer.done():
-                answer.set_exception(ConnectionError(self._closed.result()))
+                kind = ConnectionError if number < sent else NotSentError
+                answer.set_exception(kind(self._closed.result()))
+        self._unanswered.clear()
+
+    def _end_turn(self) -> None:
+        super()._end_turn()
+        if not self.is_closed and not self._transport.is_closing():  # otherwise nothing of it was taken
+            self._unsent = 0
+
+    def _watch(self) -> None:
+        super()._watch()
+        if not self.is_closed and self.silent_for(SILENCE):
+            self._on_silence(self)
+
+    def _end_if_done(self) -> None:
+        if all(answer is None or answer.done() for answer in self._unanswered):
+            self.close("replaced")
 
 
 class Line:
-    """An event loop's connection for calls, made when it is needed."""
+    """
+    An event loop's connection for calls, made when it is needed.
+
+    One that says nothing is retired: who calls next gets a new one, and whoever waits on the old one may have more
+    patience. When the new one answers and the old one does not, the old one had died.
+    """
 
     def __init__(self) -> None:
-        self._pool = site_pool(redis_connect_func=connections.aconnected)
+        self._pool = site_pool(redis_connect_func=agreet_server)
         self._caller: Caller | None = None
+        self._retired: set[Caller] = set()
         self._connecting: asyncio.Task[None] | None = None
 
     async def caller(self) -> Caller:
@@ -139,26 +229,67 @@ class Line:
         while True:
             caller = self._caller
             if caller is None or caller.is_closed:
-                if self._connecting is None:
-                    self._connecting = asyncio.create_task(self._connect())
-                    self._connecting.add_done_callback(self._connected)
-                await asyncio.shield(self._connecting)
+                await asyncio.shield(self._connect())
+            elif not caller.proven:
+                if not await caller.prove():
+                    self._retire(caller)
             elif caller.ready:
                 return caller
             else:
                 await caller.room()
 
-    async def _connect(self) -> None:
-        caller = Caller()
+    async def died(self, caller: Caller, within: float) -> bool:
+        """
+        Say, after a call that was not answered in time, whether the connection alone had died.
+
+        Args:
+            caller: Where the call was made.
+            within: The time that it had.
+
+        """
+        if caller.is_closed or not caller.silent_for(max(PROOF, within / 2)):
+            return False
+        self._retire(caller)
+        with suppress(*connections.FAILURES):
+            async with asyncio.timeout(PROOF):
+                await self.caller()
+                return True
+        return False
+
+    def _retire(self, caller: Caller) -> None:
+        if caller is self._caller:
+            self._caller = None
+            if not caller.is_closed:
+                self._retired.add(caller)
+                caller.retire()
+
+    def _silence(self, caller: Caller) -> None:
+        self._retire(caller)
+        if self._caller is None:
+            self._connect()  # to find out whether Redis is silent, or only this connection
+
+    def _connect(self) -> asyncio.Task[None]:
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect_once())
+            self._connecting.add_done_callback(self._connected)
+        return self._connecting
+
+    async def _connect_once(self) -> None:
+        caller = Caller(self._silence)
         try:
             await caller.connect(self._pool)
         except BaseException:
             caller.close()
             raise
         self._caller = caller
+        # Redis answers, so it has read what the others sent before: their answers are here, or on their way.
+        loop = asyncio.get_running_loop()
+        for retired in self._retired:
+            loop.call_later(PROOF, retired.end_if_silent, loop.time())
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting = None
+        self._retired = {retired for retired in self._retired if not retired.is_closed}
         if not task.cancelled():
             task.exception()  # whoever still waits gets it
 
@@ -166,8 +297,9 @@ class Line:
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])
-        if self._caller is not None:
-            self._caller.close()
+        for caller in (self._caller, *self._retired):
+            if caller is not None:
+                caller.close()
 
 
 _line = PerLoop(Line, Line.close)

@@ -31,12 +31,19 @@ _sampler = Sampler()
 
 
 class Prepared(NamedTuple):
-    """A script call that is ready to be sent, whatever happens to the objects the message was made of."""
+    """
+    A script call that is ready to be sent, whatever happens to the objects the message was made of.
+
+    Attributes:
+        again: It may be sent twice, because the script knows its idempotency key.
+
+    """
 
     topic: str
     script: Script
     keys: list[str]
     arguments: list[Any]
+    again: bool
 
 
 def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = None) -> Prepared:
@@ -46,7 +53,8 @@ def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = 
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
         raise MessageError(f"an idempotency key has 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters")
     data = messages.encode(message, settings.MAX_MESSAGE_SIZE)
-    return Prepared(str(topic), *history.publish_command(topic, data, idempotency_key))
+    call = history.publish_command(topic, data, idempotency_key)
+    return Prepared(str(topic), *call, again=idempotency_key is not None)
 
 
 def publish(
@@ -152,7 +160,7 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 def _send(prepared: Prepared, fail_silently: bool) -> str | None:
     try:
         with connections.breaker.guarding():
-            return _published(connections.run(prepared.script, prepared.keys, _now(prepared)))
+            return _published(connections.run(prepared.script, prepared.keys, _now(prepared), again=prepared.again))
     except connections.FAILURES as error:
         failed(prepared.topic, error, fail_silently)
         return None
@@ -161,7 +169,7 @@ def _send(prepared: Prepared, fail_silently: bool) -> str | None:
 async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     try:
         with connections.breaker.guarding():
-            return _published(await pipeline.arun(prepared.script, prepared.keys, _now(prepared)))
+            return _published(await pipeline.arun(prepared.script, prepared.keys, _now(prepared), again=prepared.again))
     except connections.FAILURES as error:
         failed(prepared.topic, error, fail_silently)
         return None

@@ -20,7 +20,8 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 
 from .conf import settings
-from .connections import CONNECT_TIMEOUT, async_options
+from .connecting import CONNECT_TIMEOUT, keep_alive
+from .connections import IDLE, PROOF, async_options
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings of ours."""
@@ -56,13 +57,14 @@ class Wire(asyncio.Protocol):
         self._parser = hiredis.Reader()
         self._loop = asyncio.get_running_loop()
         self._closed: asyncio.Future[str] = self._loop.create_future()
-        self._heard = self._loop.time()
+        self._heard = self._worked = self._loop.time()
         self._watching: asyncio.TimerHandle | None = None
         self._connection: Any = None
         self._transport: asyncio.Transport
         self._out: list[bytes] = []
         self._this_turn = 0
         self._writable: asyncio.Future[None] | None = None
+        self._hearing: asyncio.Future[None] | None = None
 
     async def connect(self, pool: redis.asyncio.ConnectionPool) -> None:
         """
@@ -72,6 +74,7 @@ class Wire(asyncio.Protocol):
             redis.RedisError, OSError, TimeoutError: There is no Redis, or it does not let us in.
 
         """
+        sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
         connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
         connection.retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         connection.protocol = 2  # whatever the URL says: ``got`` reads RESP2
@@ -83,19 +86,18 @@ class Wire(asyncio.Protocol):
                 with suppress(redis.ResponseError):  # it cannot save, or the account may not ask; it lets us in
                     await connection.read_response()
             if connection._writer.transport.is_closing():
-                raise ConnectionError("closed by Redis")  # its end was told to the protocol we replace
+                raise redis.ConnectionError("closed by Redis")  # its end was told to the protocol we replace
         except BaseException:
-            if connection._writer is not None:  # redis-py leaves it open when it is cancelled
-                connection._writer.transport.abort()
-                connection._writer = connection._reader = None
+            _abort(connection)
             raise
         finally:
-            for sentinel in getattr(getattr(pool, "sentinel_manager", None), "sentinels", ()):
+            for sentinel in sentinels:
                 await sentinel.aclose()  # has said where the master is
         self._connection = connection
         self._transport = connection._writer.transport  # the stream is idle: every reply has been read
         self._transport.set_protocol(self)
-        self._heard = self._loop.time()
+        keep_alive(self._transport)
+        self._heard = self._worked = self._loop.time()
         self._watching = self._loop.call_later(PING_INTERVAL, self._watch)
 
     def command(self, *words: str | bytes) -> None:
@@ -117,6 +119,26 @@ class Wire(asyncio.Protocol):
             await asyncio.sleep(0)
         else:
             await asyncio.shield(self._writable)
+
+    @property
+    def proven(self) -> bool:
+        """Whether something that was asked on it has been answered so recently that it is known to live."""
+        return self._loop.time() - self._worked < IDLE
+
+    async def prove(self) -> bool:
+        """Ask it whether it lives; says no when nothing was heard of it within ``PROOF``."""
+        heard = self._hearing
+        if heard is None:
+            heard = self._hearing = self._loop.create_future()
+            self.ping()
+        ends: list[asyncio.Future[Any]] = [heard, self._closed]
+        await asyncio.wait(ends, timeout=PROOF, return_when=asyncio.FIRST_COMPLETED)
+        if self._hearing is heard:
+            self._hearing = None
+        if not heard.done() or self._closed.done():
+            return False
+        self._worked = self._heard
+        return True
 
     def got(self, reply: Any) -> None:
         """Take one reply."""
@@ -169,6 +191,9 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
+        if self._hearing is not None:
+            self._hearing.set_result(None)
+            self._hearing = None
         self._parser.feed(data)
         next_reply, got = self._parser.gets, self.got
         try:
@@ -260,6 +285,7 @@ class Publisher(Wire):
     def got(self, reply: Any) -> None:
         if type(reply) is int:
             self.unanswered -= 1
+            self._worked = self._heard
         elif isinstance(reply, Exception) and not answers_ping(reply):
             self.unanswered = max(0, self.unanswered - 1)
             self._on_refusal(reply)
@@ -269,6 +295,12 @@ class Publisher(Wire):
         deadline = self._loop.time() + HANDSHAKE_TIMEOUT
         while self.unanswered and not self.is_closed and self._loop.time() < deadline:  # noqa: ASYNC110  once
             await asyncio.sleep(0.001)
+
+
+def _abort(connection: Any) -> None:
+    if connection._writer is not None:  # redis-py leaves it open when it is cancelled
+        connection._writer.transport.abort()
+        connection._writer = connection._reader = None
 
 
 def answers_ping(error: Exception) -> bool:

@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import ssl
+import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -121,6 +122,8 @@ class Proxy:
         self._tls = tls
         self._links: set[_Link] = set()
         self._swallow_new = False
+        self._forgets = 0.0, False
+        self._loses_answer = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -157,9 +160,45 @@ class Proxy:
         finally:
             self._swallow_new = False
 
+    def forget(self, *, reset: bool, after: float = 0.0) -> None:
+        """
+        Forget connections, as a router does of which nothing was heard for long: nothing shows before they are used.
+
+        Args:
+            reset: Answer the next byte with a reset. Otherwise swallow it and all that follow.
+            after: Forget a connection when it has been idle for so many seconds, from now on; all at once if 0.
+
+        """
+        self._forgets = after, reset
+
+        def mark() -> None:
+            for link in self._links:
+                link.forgotten = _Forgotten(reset)
+
+        if not after:
+            self._call_soon(mark)
+
+    def remember(self) -> None:
+        """Forget no connection any more."""
+        self._forgets = 0.0, False
+
+    def lose_the_next_answer(self) -> None:
+        """Let the next command through to the target, and reset its connection instead of bringing the answer."""
+        self._loses_answer = True
+
+    def lead_to(self, target: int) -> None:
+        """Lead new connections to another port; those there are stay where they are, as in a failover."""
+        self._target = target
+
     def cut(self) -> None:
         """Reset all connections."""
         self._loop.call_soon_threadsafe(lambda: [link.abort() for link in list(self._links)])
+
+    def _call_soon(self, function) -> None:
+        async def call() -> None:
+            function()
+
+        self._call(call())
 
     def _call(self, coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(scaled())
@@ -174,7 +213,7 @@ class Proxy:
             other_reader, link.other = await asyncio.open_connection("127.0.0.1", self._target)
             pumps = [
                 asyncio.create_task(self._pump(link, reader, link.other)),
-                asyncio.create_task(self._pump(link, other_reader, writer)),
+                asyncio.create_task(self._pump(link, other_reader, writer, answers=True)),
             ]
             ended = asyncio.create_task(link.ended.wait())
             await asyncio.wait([*pumps, ended], return_when=asyncio.FIRST_COMPLETED)
@@ -187,10 +226,20 @@ class Proxy:
             link.abort()
             self._links.discard(link)
 
-    async def _pump(self, link: "_Link", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, link: "_Link", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
+    ) -> None:
         with suppress(OSError):
             while data := await reader.read(65536):
-                if link.dead:
+                idle, link.last = self._loop.time() - link.last, self._loop.time()
+                if self._forgets[0] and idle > self._forgets[0]:
+                    link.forgotten = _Forgotten(self._forgets[1])
+                if (link.forgotten and link.forgotten.reset) or (answers and self._loses_answer):
+                    self._loses_answer = self._loses_answer and not answers
+                    link.reset()
+                    return
+                if link.dead or link.forgotten:
+                    link.dead = True
                     continue
                 writer.write(data)
                 await writer.drain()
@@ -207,19 +256,57 @@ class Proxy:
         await self._server.wait_closed()
 
 
+class _Forgotten(NamedTuple):
+    reset: bool
+
+
 class _Link:
     def __init__(self, writer: asyncio.StreamWriter, *, dead: bool) -> None:
         self.writer = writer
         self.other: asyncio.StreamWriter | None = None
         self.dead = dead
+        self.forgotten: _Forgotten | None = None
+        self.last = asyncio.get_running_loop().time()
         self.task = asyncio.current_task()
         self.ended = asyncio.Event()
+
+    def reset(self) -> None:
+        """End it with a reset; an end alone would be told as a good one."""
+        with suppress(OSError):
+            sock = self.writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
 
     def abort(self) -> None:
         self.ended.set()
         for writer in (self.writer, self.other):
             if writer is not None:
                 writer.transport.abort()
+
+
+@contextmanager
+def silent_name_server(*names: str) -> Iterator[threading.Event]:
+    """
+    Have ``getaddrinfo`` wait for ever for these names, as it does for many seconds on a name server that is silent.
+
+    Yields:
+        What has it answer, with 127.0.0.1.
+
+    """
+    real, answering = socket.getaddrinfo, threading.Event()
+
+    def getaddrinfo(host, *arguments, **options):
+        if host in names:
+            answering.wait()
+            host = "127.0.0.1"
+        return real(host, *arguments, **options)
+
+    socket.getaddrinfo = getaddrinfo
+    try:
+        yield answering
+    finally:
+        socket.getaddrinfo = real
+        answering.set()
 
 
 # Messages.

@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
     | {"surrogates", "address", "mount", "signed"},
-    {"connections", "loops", "tasks", "eager"},
+    {"connections", "connecting", "loops", "tasks", "eager"},
     {
         "wire",
         "pipeline",

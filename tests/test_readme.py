@@ -723,6 +723,8 @@ def test_delivery_states_the_numbers_of_the_code() -> None:
         lease.POLL_INTERVAL,
         wire.MAX_SILENCE,
         connections.FAIL_FAST,
+        connections.IDLE,
+        connections.PROOF,
         backlog.MAX_AGE,
         backlog.MAX_BYTES / mebi,
         forwarder.MAX_BYTES / mebi,

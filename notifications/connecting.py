@@ -1,0 +1,148 @@
+"""
+How connections to Redis come about.
+
+redis-py connects (URL, TLS, accounts, Sentinel, handshake). Added is that the kernel asks idle peers whether they are
+still there, that a new connection is ready within one bound of time, and that it remembers the ``run_id`` of its
+server: scripts are told which server they run on, and after a restart or a failover no connection can say the wrong
+one.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import Any, Final, NamedTuple
+
+import redis
+import redis.asyncio
+
+CONNECT_TIMEOUT: Final = 0.5
+"""Seconds; a Redis that needs longer to be found and to accept is not in this data centre."""
+SOCKET_TIMEOUT: Final = 1.0
+"""Seconds that one answer, a handshake, or the wait for a free connection, may take."""
+MOMENT: Final = 0.05
+"""Seconds that are left at least to what is begun late."""
+
+KEEPALIVE: Final[dict[int, int]] = {
+    getattr(socket, name): seconds
+    for name, seconds in {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}.items()
+    if hasattr(socket, name)
+}
+"""The kernel's own question to an idle peer, by seconds: it keeps routers from forgetting the connection, and ends one
+whose peer is gone. Not every system can be told all three."""
+
+
+class Server(NamedTuple):
+    """
+    What a connection knows of its server.
+
+    Attributes:
+        run: The first 12 of the 40 digits of its ``run_id``: two servers of one site will not share them.
+        started: When it was up at the latest, in ms of its clock. It knows nothing of before.
+
+    """
+
+    run: str
+    started: int
+
+
+def _server(info: bytes) -> Server:
+    facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+    started = int(facts[b"server_time_usec"]) // 1000
+    if not facts.get(b"master_replid2", b"").strip(b"0"):
+        # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
+        started -= int(facts[b"uptime_in_seconds"]) * 1000
+    # Otherwise it was promoted, who knows when: until then it knew only what had reached it.
+    return Server(facts[b"run_id"][:12].decode(), started)
+
+
+_SECTIONS: Final = ("server", "replication")
+
+
+class _Timed:
+    """
+    A synchronous connection, and what is known of it.
+
+    Attributes:
+        server: Who answers.
+        answered: When it answered last (``time.monotonic``).
+        fresh: Nothing has been asked on it since it was connected.
+        deadline: When the next attempt to connect must be done; if that is past, after ``SOCKET_TIMEOUT``.
+
+    """
+
+    server: Server
+    answered = 0.0
+    fresh = True
+    deadline = 0.0
+    _until = 0.0
+    _sock: Any
+
+    @property
+    def connected(self) -> bool:
+        return self._sock is not None
+
+    def connect(self) -> None:
+        now = time.monotonic()
+        self._until = self.deadline if self.deadline > now else now + SOCKET_TIMEOUT
+        super().connect()  # type: ignore[misc]  # of redis-py's class behind this one
+
+    def limit(self, seconds: float) -> None:
+        """Let each answer take so many seconds from now on."""
+        self._sock.settimeout(max(MOMENT, seconds))
+
+
+def greet(connection: Any) -> None:
+    """Log in on a connection, and note what its server says of itself."""
+    connection.limit(connection._until - time.monotonic())
+    connection.on_connect()
+    answers = []
+    for section in _SECTIONS:
+        connection.send_command("INFO", section)
+        answers.append(connection.read_response())
+    connection.server = _server(b"".join(answers))
+    connection.answered, connection.fresh = time.monotonic(), True
+    connection.limit(SOCKET_TIMEOUT)
+
+
+class _Tcp(_Timed, redis.Connection):
+    pass
+
+
+class _Tls(redis.SSLConnection, _Tcp):
+    """Wraps what ``_Tcp`` connects: the next in the order of classes."""
+
+
+class _Unix(_Timed, redis.UnixDomainSocketConnection):
+    pass
+
+
+CLASSES: Final[dict[str, type]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
+"""Of synchronous connections, by scheme."""
+
+
+ASYNC_CLASSES: Final[dict[str, type]] = {
+    "redis": redis.asyncio.Connection,
+    "rediss": redis.asyncio.SSLConnection,
+    "unix": redis.asyncio.UnixDomainSocketConnection,
+}
+"""Of asyncio connections, by scheme."""
+
+
+async def agreet_server(connection: Any) -> None:
+    """Log in on a connection, and note what its server says of itself."""
+    await connection.on_connect()
+    answers = []
+    for section in _SECTIONS:
+        await connection.send_command("INFO", section)
+        answers.append(await connection.read_response())
+    connection.server = _server(b"".join(answers))
+
+
+def keep_alive(transport: Any) -> None:
+    """Have the kernel ask an idle peer whether it is still there."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE.items():
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
