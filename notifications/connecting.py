@@ -1,20 +1,23 @@
 """
 How connections to Redis come about.
 
-redis-py connects (URL, TLS, accounts, Sentinel, handshake). Added is that the kernel asks idle peers whether they are
-still there, that a new connection is ready within one bound of time, and that it remembers the ``run_id`` of its
-server: scripts are told which server they run on, and after a restart or a failover no connection can say the wrong
-one.
+redis-py connects (URL, TLS, accounts, Sentinel, handshake). Added is that a name is looked up in time, that the kernel
+asks idle peers whether they are still there, that a new connection is ready within one bound of time, and that it
+remembers the ``run_id`` of its server: scripts are told which server they run on, and after a restart or a failover no
+connection can say the wrong one.
 """
 
 from __future__ import annotations
 
 import socket
 import time
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 import redis
 import redis.asyncio
+
+from . import resolver
 
 CONNECT_TIMEOUT: Final = 0.5
 """Seconds; a Redis that needs longer to be found and to accept is not in this data centre."""
@@ -106,7 +109,21 @@ def greet(connection: Any) -> None:
 
 
 class _Tcp(_Timed, redis.Connection):
-    pass
+    def _connect(self) -> Any:
+        name, until = self.host, min(self._until, time.monotonic() + CONNECT_TIMEOUT)
+        error: OSError = OSError(f"{name} has no address")
+        try:
+            for found in resolver.addresses(name, until - time.monotonic()):
+                self.host = found
+                self.socket_connect_timeout = max(MOMENT, until - time.monotonic())
+                try:
+                    return super()._connect()  # type: ignore[no-untyped-call]
+                except OSError as failed:
+                    error = failed
+            resolver.forget(name)
+            raise error
+        finally:
+            self.host = name  # which a certificate is for, and which errors say
 
 
 class _Tls(redis.SSLConnection, _Tcp):
@@ -121,22 +138,82 @@ CLASSES: Final[dict[str, type]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
 """Of synchronous connections, by scheme."""
 
 
+class _Named:
+    """An asyncio connection whose host is looked up in time."""
+
+    host: str
+    socket_connect_timeout: float | None
+    _at = ""
+
+    async def _connect(self) -> None:
+        error: Exception = OSError(f"{self.host} has no address")
+        for found in await resolver.aaddresses(self.host, self.socket_connect_timeout or CONNECT_TIMEOUT):
+            self._at = found
+            try:
+                await super()._connect()  # type: ignore[misc]  # of redis-py's class behind this one
+                return
+            except (OSError, TimeoutError) as failed:
+                error = failed
+        resolver.forget(self.host)
+        raise error
+
+    def _connection_arguments(self) -> dict[str, Any]:
+        arguments = {**super()._connection_arguments(), "host": self._at}  # type: ignore[misc]
+        return {**arguments, "server_hostname": self.host} if arguments.get("ssl") else arguments
+
+
+@cache
+def named(kind: Any) -> Any:
+    """Return a class of asyncio connections whose host is looked up in time."""
+    if issubclass(kind, _Named) or not issubclass(kind, redis.asyncio.Connection):
+        return kind
+    return type(kind.__name__, (_Named, kind), {})
+
+
 ASYNC_CLASSES: Final[dict[str, type]] = {
-    "redis": redis.asyncio.Connection,
-    "rediss": redis.asyncio.SSLConnection,
+    "redis": named(redis.asyncio.Connection),
+    "rediss": named(redis.asyncio.SSLConnection),
     "unix": redis.asyncio.UnixDomainSocketConnection,
 }
 """Of asyncio connections, by scheme."""
 
 
+async def agreet(connection: Any) -> None:
+    """
+    Log in on a connection.
+
+    Raises:
+        redis.ConnectionError: With what the server said before it hung up, if it did.
+
+    """
+    reader = connection.reader_at_first = connection._reader
+    try:
+        await connection.on_connect()
+    except redis.ConnectionError as error:
+        if words := last_words(reader):
+            raise redis.ConnectionError(words) from error
+        raise
+
+
 async def agreet_server(connection: Any) -> None:
     """Log in on a connection, and note what its server says of itself."""
-    await connection.on_connect()
+    await agreet(connection)
     answers = []
     for section in _SECTIONS:
         await connection.send_command("INFO", section)
         answers.append(await connection.read_response())
     connection.server = _server(b"".join(answers))
+
+
+def last_words(reader: Any) -> str:
+    """
+    Return the refusal that a server wrote before it hung up.
+
+    It says why, such as that it has all the clients it may have, and closes. Whoever is just writing then hears from
+    asyncio that the connection is lost, and nothing else.
+    """
+    line, _, _ = bytes(getattr(reader, "_buffer", b"")).partition(b"\r\n")
+    return line[1:].decode(errors="replace") if line.startswith(b"-") else ""
 
 
 def keep_alive(transport: Any) -> None:

@@ -24,7 +24,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError
 
 from . import address
 from .conf import settings
-from .connecting import ASYNC_CLASSES, CLASSES, KEEPALIVE, Server, greet
+from .connecting import ASYNC_CLASSES, CLASSES, KEEPALIVE, Server, agreet, greet
 from .connecting import CONNECT_TIMEOUT as CONNECT_TIMEOUT
 from .connecting import SOCKET_TIMEOUT as SOCKET_TIMEOUT
 from .loops import PerLoop
@@ -259,7 +259,7 @@ def async_options(url: str) -> dict[str, Any]:
 
 
 def _opened() -> redis.asyncio.Redis:
-    options = {**_ASYNC_OPTIONS, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    options = {**_ASYNC_OPTIONS, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0), "redis_connect_func": agreet}
     pool = redis.asyncio.BlockingConnectionPool(**{**options, **async_options(settings.REDIS_URL)})
     return redis.asyncio.Redis(connection_pool=pool)
 

@@ -20,7 +20,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 
 from .conf import settings
-from .connecting import CONNECT_TIMEOUT, keep_alive
+from .connecting import CONNECT_TIMEOUT, agreet, keep_alive, last_words, named
 from .connections import IDLE, PROOF, async_options
 
 PING_INTERVAL: Final = 1.0
@@ -37,6 +37,7 @@ POOL_OPTIONS: Final[dict[str, Any]] = {
     "protocol": 2,
     "socket_connect_timeout": CONNECT_TIMEOUT,
     "socket_timeout": HANDSHAKE_TIMEOUT,
+    "redis_connect_func": agreet,
 }
 
 
@@ -74,9 +75,14 @@ class Wire(asyncio.Protocol):
             redis.RedisError, OSError, TimeoutError: There is no Redis, or it does not let us in.
 
         """
+        kind: Any = pool.connection_class
+        pool.connection_class = named(kind)
         sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
+        for sentinel in sentinels:
+            sentinel.connection_pool.connection_class = named(sentinel.connection_pool.connection_class)
         connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
         connection.retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        connection.reader_at_first = None
         connection.protocol = 2  # whatever the URL says: ``got`` reads RESP2
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
@@ -87,8 +93,10 @@ class Wire(asyncio.Protocol):
                     await connection.read_response()
             if connection._writer.transport.is_closing():
                 raise redis.ConnectionError("closed by Redis")  # its end was told to the protocol we replace
-        except BaseException:
+        except BaseException as error:
             _abort(connection)
+            if isinstance(error, redis.ConnectionError) and (words := last_words(connection.reader_at_first)):
+                raise redis.ConnectionError(words) from error
             raise
         finally:
             for sentinel in sentinels:

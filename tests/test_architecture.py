@@ -16,7 +16,7 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
     | {"surrogates", "address", "mount", "signed"},
-    {"connections", "connecting", "loops", "tasks", "eager"},
+    {"connections", "connecting", "resolver", "loops", "tasks", "eager"},
     {
         "wire",
         "pipeline",
