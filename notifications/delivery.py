@@ -20,6 +20,7 @@ from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .held import Held
 from .history import Position
+from .layers import RedisPubSubLayer
 from .logs import LogBudget, describe
 from .metrics import count, tally
 from .pump import Outbox
@@ -66,7 +67,7 @@ class Delivery:
         self.cursors: dict[str, Cursor] = {}
         self.credit = Credit()
         self._layer = layer
-        self._is_own_layer = hasattr(layer, "on_message")
+        self._is_own_layer = isinstance(layer, RedisPubSubLayer)
         self._outbox = Outbox(send, failed)
         self._failed = failed
         self._now = asyncio.get_running_loop().time
