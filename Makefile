@@ -11,7 +11,7 @@ demo: $(STAMP)
 
 test: $(STAMP) lint docs
 	@tests/install_chromium
-	@tests/install_nginx
+	@tests/install_proxies
 	@tests/js/run
 	@$(MAKE) --no-print-directory guides
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob='tests/test_how_to*.py'

@@ -8,11 +8,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -21,7 +20,7 @@ from playwright.sync_api import BrowserContext, Page, Route, expect, sync_playwr
 
 from project.local_redis import LocalRedis
 from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
-from tests.guides import ROOT, environment, files_of, find_program, free_port, start_project, write
+from tests.guides import ROOT, environment, files_of, find_program, free_port, listens, start_project, write
 from tests.processes import Process, Site, User, WebServer
 from tests.waiting import wait_for
 
@@ -168,12 +167,6 @@ def test_kind_of_the_htmx_guide_is_one(settings: object) -> None:
 
     [topic] = re.findall(r'subscribe\("(order:7)"', files_of("htmx")["orders.html"])
     assert str(Topic.parse(topic)) == topic
-
-
-def listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-        return True
-    return False
 
 
 def test_an_existing_site_shows_notices_in_the_admin(

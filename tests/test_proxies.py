@@ -16,13 +16,13 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.guides import GUIDES, ROOT, files_of, find_program, free_port, table
+from tests.guides import GUIDES, ROOT, files_of, find_program, free_port, listens, table
 from tests.processes import Process, Site, User
-from tests.waiting import await_for, scaled
+from tests.waiting import await_for, scaled, wait_for
 
 
-class Nginx(Process):
-    """A running nginx with the configuration of a guide."""
+class Proxy(Process):
+    """A running proxy with the configuration of its guide."""
 
     port: int
 
@@ -35,8 +35,52 @@ class Nginx(Process):
         return f"ws://{self.address}/ws/notifications/"
 
 
+def put(text: str, places: dict[str, str], *backends: str) -> str:
+    """Put what is there in a test into the configuration of a guide, for what the guide names."""
+    places = places | dict(zip(("127.0.0.1:8000", "127.0.0.1:8001"), backends, strict=False))
+    for written, there in places.items():
+        assert text.count(written) == 1, written
+        text = text.replace(written, there)
+    return text
+
+
 @contextmanager
-def nginx(directory: Path, *backends: str, location: str = "", before: str = "") -> Iterator[Nginx]:
+def running(port: int, words: list[str | Path], env: dict[str, str]) -> Iterator[Proxy]:
+    """Run a proxy until it listens, and then for the time of the block."""
+    process = Proxy(words, env=env, name=Path(words[0]).name)
+    process.port = port
+    try:
+        wait_for(lambda: process.returncode is not None or listens(port), 30, what=process.name)
+        assert process.returncode is None, process.output
+        yield process
+    finally:
+        process.terminate()
+
+
+@contextmanager
+def haproxy(directory: Path, *backends: str) -> Iterator[Proxy]:
+    """Run HAProxy as its guide says."""
+    program, port = find_program("haproxy"), free_port()
+    text = put(files_of("haproxy")["haproxy.cfg"], {"bind :80": f"bind 127.0.0.1:{port}"}, *backends)
+    (directory / "haproxy.cfg").write_text(text)
+    with running(port, [program, "-db", "-f", directory / "haproxy.cfg"], dict(os.environ)) as proxy:
+        yield proxy
+
+
+@contextmanager
+def caddy(directory: Path, *backends: str) -> Iterator[Proxy]:
+    """Run Caddy as its guide says, without TLS."""
+    program, port = find_program("caddy"), free_port()
+    text = put(files_of("caddy")["Caddyfile"], {"example.com {": f"http://127.0.0.1:{port} {{"}, *backends)
+    (directory / "Caddyfile").write_text(f"{{\n    admin off\n}}\n{text}")
+    env = os.environ | {"XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
+    words = [program, "run", "--config", directory / "Caddyfile", "--adapter", "caddyfile"]
+    with running(port, words, env) as proxy:
+        yield proxy
+
+
+@contextmanager
+def nginx(directory: Path, *backends: str, location: str = "", before: str = "") -> Iterator[Proxy]:
     """
     Run nginx as its guide says.
 
@@ -55,34 +99,31 @@ def nginx(directory: Path, *backends: str, location: str = "", before: str = "")
         assert found == 1
     if len(backends) == 1:
         text = re.sub(r"\n *server 127\.0\.0\.1:8001[^\n]*", "", text)  # as the guide says
-    for written, backend in zip(("127.0.0.1:8000", "127.0.0.1:8001"), backends, strict=False):
-        assert text.count(written) == 1
-        text = text.replace(written, backend)
-    assert text.count("listen 80;") == 1
+    text = put(text, {"listen 80;": f"listen 127.0.0.1:{port};"}, *backends)
     types = directory / "mime.types"
     types.write_text("types { text/html html; application/javascript js; }")  # as that of distributions
     text = text.replace("/srv/mysite/static/", f"{ROOT}/notifications/static/")
     folders = "".join(
         f"{name}_temp_path {directory};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    text = text.replace("listen 80;", f"listen 127.0.0.1:{port};")
     (directory / "nginx.conf").write_text(
         f"daemon off; pid {directory}/pid; error_log stderr notice;\nevents {{}}\n"
         f"http {{ access_log off; include {types};\n{folders}{before}\n{text} }}\n"
     )
-    process = Nginx([program, "-e", "stderr", "-c", directory / "nginx.conf", "-p", directory], env=os.environ)
-    process.port = port
-    try:
-        process.wait_for_line("start worker process ")
-        yield process
-    finally:
-        process.terminate()
+    words = [program, "-e", "stderr", "-c", directory / "nginx.conf", "-p", directory]
+    with running(port, words, dict(os.environ)) as proxy:
+        yield proxy
+
+
+PROXIES = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
+SERVED = [("nginx", "uvicorn"), ("nginx", "daphne"), ("haproxy", "uvicorn"), ("caddy", "daphne")]
+"""Which proxy stands before which web server: each of both at least once."""
 
 
 class Visitor:
     """A tab behind a proxy that comes back whenever it is cut off, as the client does."""
 
-    def __init__(self, proxy: Nginx, user: User) -> None:
+    def __init__(self, proxy: Proxy, user: User) -> None:
         self.open = False
         self.got: list[int] = []
         self._proxy, self._user = proxy, user
@@ -126,10 +167,11 @@ async def visited(visitors: list[Visitor]) -> AsyncIterator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_nginx_carries_sockets(site, server, tmp_path: Path) -> None:
-    """A page of nginx's address opens a socket through it; another page is refused."""
+@pytest.mark.parametrize("name", PROXIES)
+async def test_a_proxy_carries_sockets(site, server, name: str, tmp_path: Path) -> None:
+    """A page of the proxy's address opens a socket through it; another page is refused."""
     user = site.add_user()
-    with nginx(tmp_path, server.address) as proxy:
+    with PROXIES[name](tmp_path, server.address) as proxy:
         cookies = {"Cookie": user.cookie}
         async with asyncio.timeout(scaled()):
             own = f"http://{proxy.address}"
@@ -139,18 +181,19 @@ async def test_nginx_carries_sockets(site, server, tmp_path: Path) -> None:
                 await connect(proxy.url, origin="http://127.0.0.1", additional_headers=cookies, proxy=None)
 
 
-async def test_all_come_back_when_the_web_servers_behind_nginx_are_restarted_one_by_one(
-    new_site: Site, server_kind: str, tmp_path: Path
+@pytest.mark.parametrize(("name", "server_kind"), SERVED)
+async def test_all_come_back_when_the_web_servers_behind_a_proxy_are_restarted_one_by_one(
+    new_site: Site, name: str, server_kind: str, tmp_path: Path
 ) -> None:
-    """After each restart every tab is in again and has each message once: nginx counts no server out."""
-    find_program("nginx")
+    """After each restart every tab is in again and has each message once: the proxy leaves no server out for long."""
+    find_program(name)
     with ThreadPoolExecutor() as threads:
         listener = threads.submit(new_site.start_listener)
         servers = list(threads.map(new_site.start_server, [server_kind] * 2))
         listener.result()
     users = [new_site.add_user() for _ in range(20)]
     redis = new_site.client()
-    with nginx(tmp_path, *(server.address for server in servers)) as proxy:
+    with PROXIES[name](tmp_path, *(server.address for server in servers)) as proxy:
         visitors = [Visitor(proxy, user) for user in users]
         async with visited(visitors):
             await await_for(lambda: all(visitor.open for visitor in visitors), what="all are in")
@@ -173,16 +216,17 @@ PROXY_HEADERS = {
 }
 
 
-async def test_a_client_behind_nginx_cannot_choose_its_address(
-    new_site: Site, server_kind: str, tmp_path: Path
+@pytest.mark.parametrize(("name", "server_kind"), [*SERVED, ("haproxy", "daphne")])
+async def test_a_client_behind_a_proxy_cannot_choose_its_address(
+    new_site: Site, name: str, server_kind: str, tmp_path: Path
 ) -> None:
     """Whatever ``X-Forwarded-For`` a client sends, its address is its own: the limit holds, and others come in."""
-    find_program("nginx")
+    find_program(name)
     new_site.settings = {"NOTIFICATIONS": {"MAX_CONNECTIONS_PER_ADDRESS": 3}}
     server = new_site.start_server(server_kind, options=PROXY_HEADERS[server_kind])
     user = new_site.add_user()
 
-    async def visit(proxy: Nginx, host: str, forged: str | None) -> str | int:
+    async def visit(proxy: Proxy, host: str, forged: str | None) -> str | int:
         """Open a socket and leave it open; return the action of its first frame, or its close code."""
         headers = {} if forged is None else {"X-Forwarded-For": forged}
         tab = await sockets.enter_async_context(
@@ -196,7 +240,7 @@ async def test_a_client_behind_nginx_cannot_choose_its_address(
             return closed.rcvd.code if closed.rcvd else "cut off"
 
     forgeries = [None, "10.9.8.7", "x", "10.9.8.7, 10.9.8.8", ""]
-    with nginx(tmp_path, server.address) as proxy:
+    with PROXIES[name](tmp_path, server.address) as proxy:
         async with AsyncExitStack() as sockets:
             first = [await visit(proxy, "127.0.0.2", f"10.9.8.{number}") for number in range(3)]
             more = [await visit(proxy, "127.0.0.2", forged) for forged in forgeries]
