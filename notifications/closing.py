@@ -15,6 +15,8 @@ RESTART_SPREAD: Final = 0.5
 """Seconds over which the sockets of a process that stops are told so."""
 FLUSH: Final = 0.1
 """Seconds for the last close frame to leave the process."""
+HELD_BACK: Final = 0.2
+"""Seconds after which a close that the server has not sent is taken for one that it keeps back."""
 LAST_WORDS: Final = 2.0
 """Seconds that a browser has to take the frame that says why it is closed."""
 
@@ -30,6 +32,9 @@ class Closable(Protocol):
 
     def stop(self) -> None:
         """End all that would still send something."""
+
+    def interrupt(self) -> None:
+        """End the wait for what the browser says; what comes next may be waited for again."""
 
 
 class Closing:
@@ -88,6 +93,8 @@ class Closing:
             await ended(self._task)
 
     async def _close(self, code: CloseCode) -> None:
+        # Granian keeps a close back for as long as somebody waits in ``receive``: until the browser says something.
+        timer = asyncio.get_running_loop().call_later(HELD_BACK, self._socket.interrupt)
         try:
             await self._socket.close(int(code))
         except Exception:
@@ -95,3 +102,5 @@ class Closing:
                 raise
             # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
             await self._socket.close(int(CloseCode.TRY_AGAIN))
+        finally:
+            timer.cancel()

@@ -80,6 +80,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._invalid = 0
         self._jobs = Jobs(self._failed)
         self._closing = Closing(self)
+        self._task: asyncio.Task[Any] | None = None
+        self._receiving = self._interrupted = False
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(self)
         self._delivery: Delivery
@@ -93,10 +95,19 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
         self._delivery = Delivery(self.channel_layer, send, self._delivery_failed)
+        self._task = asyncio.current_task()
         tally.connections += 1
         try:
             while True:
-                event = await receive()
+                self._receiving = True
+                try:
+                    event = await receive()
+                except asyncio.CancelledError:
+                    if self._went_on():
+                        continue
+                    raise
+                finally:
+                    self._receiving = False
                 await getattr(self, _HANDLERS[event["type"]])(event)
         except StopConsumer:
             pass
@@ -106,6 +117,17 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         finally:
             tally.connections -= 1
             await self._end()
+
+    def interrupt(self) -> None:
+        """End the wait for what the browser says; what comes next may be waited for again."""
+        if self._receiving and not self._interrupted and self._task is not None:
+            self._interrupted = True
+            self._task.cancel()
+
+    def _went_on(self) -> bool:
+        """Say whether the cancellation was an interruption of our own, and no other came with it."""
+        interrupted, self._interrupted = self._interrupted, False
+        return interrupted and self._task is not None and self._task.uncancel() == 0
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
         if not auth.origin_allowed(self.scope):
