@@ -23,7 +23,7 @@ from .frames import CloseCode
 from .logs import LogBudget, describe, outages
 from .loops import PerLoop
 from .metrics import count, tally
-from .tasks import Supervised
+from .tasks import Supervised, in_context
 from .topics import Topic
 from .wire import Subscription, backoff, confirmed, site_pool
 
@@ -207,7 +207,7 @@ class Access:
                 continue  # renewed meanwhile
             if verdict.end is not None:
                 socket.end_access(*verdict.end)
-            else:
+            elif verdict.user is not None:
                 socket.user = verdict.user
 
     # What we ask again.
@@ -232,15 +232,16 @@ class Access:
 
     async def _ask_again(self, pairs: dict[Pair, Credentials]) -> None:
         verdicts = await judge([each._replace(session_key=None) for each in pairs.values()])
-        questions = iter([(pair, verdict.user) for pair, verdict in zip(pairs, verdicts, strict=True)])
+        tenants = [each.tenant for each in pairs.values()]
+        questions = iter([(*each, verdict.user) for *each, verdict in zip(pairs, tenants, verdicts, strict=True)])
         silent = Counter[str]()  # a few calls that are not answered are enough to know
 
         async def ask() -> None:
-            for (user, name), account in questions:
-                topic = Topic.parse(name)
+            for (user, name), tenant, account in questions:
+                topic = Topic.checked_elsewhere(name)
                 if account is None or silent[topic.kind] >= MAX_QUESTIONS:
                     continue  # the next check closes the socket; or the question stays due
-                allowed = await auth.authorized(account, topic)
+                allowed = await in_context(tenant.fresh_context(), auth.authorized(account, topic))
                 self.heard_of(topic.kind, allowed)
                 if allowed is not None:
                     silent.pop(topic.kind, None)

@@ -22,6 +22,7 @@ from .exceptions import NotificationsError
 from .logs import LogBudget, describe, outages
 from .loops import PerLoop
 from .metrics import count, tally
+from .tenants import current, within
 from .tokens import check_grant
 from .topics import Topic
 
@@ -151,7 +152,8 @@ async def token_user(token: str) -> Any:
 
     """
     try:
-        user = await tokens().call("", settings.AUTH_TIMEOUT, settings.authenticate_token, token)
+        function = within(current(), settings.authenticate_token)
+        user = await tokens().call("", settings.AUTH_TIMEOUT, function, token)
     except Exception as error:
         if is_outage(error):
             count("auth_failed", "unavailable")
@@ -186,8 +188,8 @@ async def authorized(user: Any, topic: Topic) -> bool | None:
     try:
         if (authorize := settings.kinds[topic.kind].authorize) is None:
             return False
-        whose = Topic.for_user(user).id
-        return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, authorize, user, topic.id))
+        whose, function = Topic.for_user(user).full_id, within(topic.tenant, authorize)
+        return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user, topic.id))
     except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
         return False  # what Django says of an id that is none, or that is not there: a browser may send anything
     except Exception as error:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any, Final
 
 from django.apps.config import AppConfig
@@ -24,6 +25,10 @@ REDIS_LAYERS: Final = {OWN_LAYER, CORE_LAYER, "channels_redis.pubsub.RedisPubSub
 MEMORY_LAYER: Final = "channels.layers.InMemoryChannelLayer"
 FIRST_SAFE_DAPHNE: Final = (4, 2, 3)
 FIRST_REDIS_WITH_READ_TIMEOUT: Final = 8
+TENANT_PACKAGES: Final = frozenset(
+    {"django_tenants", "tenant_schemas", "tenant_schemas_celery", "django_pgschemas", "tenant_users"}
+)
+"""Packages with which each tenant of a site has tables of its own, and so the same primary keys."""
 OUR_NAME: Final = "django-realtime-notifications"
 """The distribution that brings the package ``notifications``; others bring one of the same name."""
 
@@ -41,6 +46,7 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
     settings = load(raw)
     found: list[CheckMessage] = []
     wanted = {"AUTHENTICATE_TOKEN": settings.AUTHENTICATE_TOKEN}
+    wanted |= {"TENANT": settings.TENANT, "TENANT_CONTEXT": settings.TENANT_CONTEXT}  # type: ignore[dict-item]
     for name, kind in settings.kinds.items():
         wanted[f"TOPICS[{name!r}]['AUTHORIZE']"] = kind.AUTHORIZE  # type: ignore[assignment]
         wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID  # type: ignore[assignment]
@@ -211,6 +217,31 @@ def check_package(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
             id="notifications.E016",
         )
     ]
+
+
+@register("notifications", Tags.security)
+def check_tenants(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    raw = getattr(django_settings, "NOTIFICATIONS", {})
+    apps = {str(app).partition(".")[0] for app in django_settings.INSTALLED_APPS}
+    packages = sorted(name for name in TENANT_PACKAGES if name in apps or _is_importable(name))
+    if not packages or find_problems(raw) or load(raw).TENANT is not None:
+        return []
+    return [
+        checks.Warning(
+            f"This site has {', '.join(packages)}, but NOTIFICATIONS has no TENANT: users with the same primary key "
+            "in two tenants share a topic, and messages cross.",
+            hint="Set TENANT to a function () -> str that names the current tenant; docs/security.md, Tenants. Silence "
+            "this check if no two users have the same primary key.",
+            id="notifications.W008",
+        )
+    ]
+
+
+def _is_importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ValueError:  # it was imported in an unusual way
+        return True
 
 
 @register("notifications", Tags.security)

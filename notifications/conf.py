@@ -88,6 +88,15 @@ class Settings:
     """Put before every channel, key and group, such as ``"shop:"``. Redis pub/sub knows no database
     numbers: two sites on one Redis server need one."""
 
+    TENANT: str | Callable[[], str] | None = None
+    """``() -> str``, or its dotted path: the tenant of the request, socket or task that is running. Called where a
+    topic is named. Only for sites where one primary key may be several users. Default: there are no tenants."""
+
+    TENANT_CONTEXT: str | Callable[[str], Any] | None = None
+    """``(tenant) -> context manager``, or its dotted path, such as ``django_tenants.utils.schema_context``: entered in
+    the threads in which sockets are authenticated, authorized and checked. Not needed where ``TENANT`` and the database
+    router read a context variable."""
+
     AUTHENTICATE_TOKEN: str | Callable[..., Any] = "notifications.tokens.check_token"  # noqa: S105
     """``(token) -> user | None``, sync or async, or its dotted path: whose token is this?"""
 
@@ -148,6 +157,14 @@ class Settings:
     @cached_property
     def authenticate_token(self) -> Callable[..., Any]:
         return cast("Callable[..., Any]", _load(self.AUTHENTICATE_TOKEN))
+
+    @cached_property
+    def tenant(self) -> Callable[[], str] | None:
+        return _load(self.TENANT)
+
+    @cached_property
+    def tenant_context(self) -> Callable[[str], Any] | None:
+        return _load(self.TENANT_CONTEXT)
 
 
 def _load(value: str | Callable[..., Any] | None) -> Callable[..., Any] | None:

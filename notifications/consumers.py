@@ -42,6 +42,7 @@ from .limits import (
 from .logs import LogBudget
 from .loops import PerLoop
 from .metrics import count, tally
+from .tenants import NO_TENANT, Tenant
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self.authorized: dict[str, float] = {}
         self.unanswered: dict[str, Unanswered] = {}
         self._asking: str | None = None
+        self._tenant = NO_TENANT
         self._own: Topic | None = None
         self._address: str | None = None
         self._pace = Pace()
@@ -138,6 +140,13 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             self._count_crowd()
             await self.close()  # before accept: those who were told to go need not, and a server waits for them
             return
+        try:
+            self._tenant = Tenant.of_this_context()
+        except TopicError as unknown:
+            _log.warning("refused a socket: %s", unknown)
+            await self.close()
+            return
+        self._jobs.context = self._tenant.context
         await self.accept()
         address = address_of(self.scope)
         if not addresses.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS):
@@ -153,7 +162,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         else:
             since, error = frames.since_in_url(self.scope.get("query_string", b""))
             key = getattr(self.scope.get("session"), "session_key", None)
-            self._jobs.add(partial(self._authenticated, credentials_of(user, key), since))
+            self._jobs.add(partial(self._authenticated, credentials_of(user, key, self._tenant), since))
             if error is not None:
                 self._jobs.add(partial(self._invalid_frame, error))
 
@@ -172,7 +181,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._closing.refuse(code, 'the first frame is {"type":"auth","token":…}')
         elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
             self._heartbeat.confirmed()
-        elif not self._pace.take(self._own.id if self._own is not None else None, self._address):
+        elif not self._pace.take(self._own.full_id if self._own is not None else None, self._address):
             await self._hasty_frame()
         elif isinstance(frame, frames.Ping) and self._jobs.is_aside:
             self._jobs.add_next(partial(self._handle, frame))  # a browser asks whether we live; the site may take long
@@ -266,18 +275,19 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if user is None:
             await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
         elif self.user is None:
-            await self._authenticated(credentials_of(user), since)
+            await self._authenticated(credentials_of(user, None, self._tenant), since)
         elif user.pk != self.user.pk:
             await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is another user's")
         else:
-            self.user, self.credentials = user, credentials_of(user, self.credentials.session_key)
+            self.user = user
+            self.credentials = credentials_of(user, self.credentials.session_key, self._tenant)
             own = self._delivery.position(str(self._own))
             await self._say(frames.AuthSuccess(user_id=str(user.pk), id=own, recovered=None))
 
     async def _authenticated(self, credentials: Credentials, since: str | None) -> None:
         self.credentials, user = credentials, credentials.user
         self._own = Topic.for_user(user)
-        if not access().add(self._own.id, self):  # before anything is asked: the access may end meanwhile
+        if not access().add(self._own.full_id, self):  # before anything is asked: the access may end meanwhile
             await self._too_many("user")
             return
         try:
@@ -297,11 +307,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     async def _subscribe(self, topic: Topic, since: str | None, grant: str | None) -> None:
         name = str(topic)
         if name in self._delivery.cursors:
-            await self._say(frames.Subscribed(topic=name, recovered=None, id=self._delivery.position(name)))
+            await self._say(frames.Subscribed(topic=topic.told, recovered=None, id=self._delivery.position(name)))
             return
         most = settings.MAX_SUBSCRIPTIONS
         if len(self._delivery.cursors) + len(self.unanswered) > most:  # the user's own is among them
-            await self._error("too_many_subscriptions", f"a socket has at most {most}", name)
+            await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
         self._forget_unanswered(name)
         position = Position.since(since)
@@ -315,10 +325,10 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         elif allowed is None:
             self.unanswered[name] = Unanswered(topic, position)
             tally.unanswered += 1
-            await self._error("unavailable", "nobody can say yet; the answer will follow", name)
-            access().ask_later(Topic.for_user(self.user).id, name)
+            await self._error("unavailable", "nobody can say yet; the answer will follow", topic.told)
+            access().ask_later(Topic.for_user(self.user).full_id, name)
         else:
-            await self._error("forbidden", "no such topic, or it is not yours to read", name)
+            await self._error("forbidden", "no such topic, or it is not yours to read", topic.told)
 
     async def _may_read(self, topic: Topic) -> bool | None:
         """Ask ``AUTHORIZE``; None if nobody could say, or the topic was revoked meanwhile: the answer may be older."""
@@ -341,7 +351,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             return
         if unasked:
             recovered = False  # so clients know that it is no answer; and much may have happened meanwhile
-        await self._say(frames.Subscribed(topic=str(topic), recovered=recovered, id=position and str(position)))
+        await self._say(frames.Subscribed(topic=topic.told, recovered=recovered, id=position and str(position)))
         self._delivery.release(topic)
 
     def admit(self, topic: str) -> None:
@@ -360,12 +370,12 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
     async def _unsubscribe(self, topic: Topic) -> None:
         if topic == self._own:
-            await self._error("forbidden", "a socket always has its user's own topic", str(topic))
+            await self._error("forbidden", "a socket always has its user's own topic", topic.told)
             return
         self.authorized.pop(str(topic), None)
         self._forget_unanswered(str(topic))
         await self._delivery.leave(topic)
-        await self._say(frames.Unsubscribed(topic=str(topic)))
+        await self._say(frames.Unsubscribed(topic=topic.told))
 
     # Access that ends.
 
@@ -443,7 +453,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._end_auth_timer()
         addresses.give_back(self._address)
         if self._own is not None:
-            access().remove(self._own.id, self)
+            access().remove(self._own.full_id, self)
         self._heartbeat.end()
         await self._jobs.end()
         tally.unanswered -= len(self.unanswered)

@@ -44,7 +44,7 @@ class Control(NamedTuple):
     Attributes:
         do: ``"disconnect"`` the sockets of a user, or of one session of his; ``"check"`` whether he still has
             access; ``"revoke"`` a topic.
-        user: The id of his own topic.
+        user: The ``full_id`` of his own topic.
         what: The ``fingerprint`` of the session, empty for all; or the topic.
 
     """
@@ -170,14 +170,14 @@ async def arevoke(
 
 def check_user(user: Any, *, using: str | None = None) -> None:
     """Have the web processes look, when the transaction commits, whether a user still has access; fails silently."""
-    _tell(Control("check", Topic.for_user(user).id), True, using, True)
+    _tell(Control("check", Topic.for_user(user).full_id), True, using, True)
 
 
 def _disconnect(user: Any, session_key: str | None) -> Control:
     if not session_key:
         raise ValueError("session_key names no session: an unsaved one has no sockets; leave it out to close all")
     what = "" if session_key == ALL else fingerprint(session_key)
-    return Control("disconnect", Topic.for_user(user).id, what)
+    return Control("disconnect", Topic.for_user(user).full_id, what)
 
 
 def _revoke(topic: Topic | str, user: Any) -> Control:
@@ -185,7 +185,7 @@ def _revoke(topic: Topic | str, user: Any) -> Control:
     own = Topic.for_user(user)
     if topic == own:
         raise TopicError("a user's own topic cannot be taken from him; use disconnect_user")
-    return Control("revoke", own.id, str(topic))
+    return Control("revoke", own.full_id, str(topic))
 
 
 def _tell(control: Control, on_commit: bool, using: str | None, fail_silently: bool) -> None:

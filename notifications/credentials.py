@@ -7,6 +7,7 @@ Asked in the database for many sockets at once: one query for all accounts and o
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -21,6 +22,11 @@ from django.utils import timezone
 
 from .control import fingerprint
 from .frames import CloseCode
+from .logs import LogBudget, describe
+from .tasks import in_context
+from .tenants import NO_TENANT, Tenant, within
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT: Final = 20.0
 """Seconds that the database may take."""
@@ -29,6 +35,7 @@ KEYS_A_QUERY: Final = 10_000
 
 _thread = ThreadPoolExecutor(1, thread_name_prefix="notifications-access")
 """Its own, so that slow checks of the site cannot hold up the end of access."""
+_log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
 class Credentials(NamedTuple):
@@ -39,12 +46,14 @@ class Credentials(NamedTuple):
         user: Any object with a ``pk``; only those of ``AUTH_USER_MODEL`` are looked up.
         session_key: None if it authenticated by token.
         auth_hash: Changes with the password; None if users of this sort have none.
+        tenant: Whose accounts and sessions they are.
 
     """
 
     user: Any
     session_key: str | None
     auth_hash: str | None
+    tenant: Tenant = NO_TENANT
 
     @property
     def fingerprint(self) -> str | None:
@@ -57,9 +66,9 @@ class Credentials(NamedTuple):
         return isinstance(self.user, get_user_model())
 
 
-def credentials_of(user: Any, session_key: str | None = None) -> Credentials:
+def credentials_of(user: Any, session_key: str | None = None, tenant: Tenant = NO_TENANT) -> Credentials:
     """Take note of what a socket's access rests on, as it is now."""
-    return Credentials(user, session_key, _auth_hash(user))
+    return Credentials(user, session_key, _auth_hash(user), tenant)
 
 
 class End(NamedTuple):
@@ -74,13 +83,16 @@ class Verdict(NamedTuple):
     What the database says of one socket's access.
 
     Attributes:
-        end: None if it has not ended.
-        user: The account as it is now.
+        end: None if it has not ended, or nobody could say.
+        user: The account as it is now; None if nobody could say.
 
     """
 
     end: End | None
     user: Any
+
+
+NOBODY_KNOWS: Final = Verdict(None, None)
 
 
 async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
@@ -90,13 +102,36 @@ async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
     A session that is not there was logged out, or was given another key, as is the one in which a user changes his own
     password: that browser may come back, and the handshake decides.
 
+    Those of each tenant are judged by the accounts and sessions of that tenant. One whose database does not answer
+    holds up no other.
+
     Raises:
         TimeoutError: It takes too long.
         Exception: Whatever the database or the session backend raises.
 
     """
-    async with asyncio.timeout(TIMEOUT):
-        return await _in_thread(credentials)  # type: ignore[no-any-return]  # asgiref's is Any
+    by_tenant: dict[str, list[int]] = {}
+    for index, each in enumerate(credentials):
+        by_tenant.setdefault(each.tenant.name, []).append(index)
+    verdicts, failures = [NOBODY_KNOWS] * len(credentials), []
+    for name, indexes in by_tenant.items():
+        some = [credentials[index] for index in indexes]
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                found = await in_context(some[-1].tenant.fresh_context(), _in_thread(some))
+        except Exception as error:
+            failures.append(error)
+            if len(failures) == len(by_tenant):
+                raise
+            _log.warning("could not look up who of tenant %r still has access (%s)", name, describe(error))
+            continue
+        for index, verdict in zip(indexes, found, strict=True):
+            verdicts[index] = verdict
+    return verdicts
+
+
+def _judge_in_tenant(credentials: Sequence[Credentials]) -> list[Verdict]:
+    return within(credentials[0].tenant.name, _judge)(credentials)  # type: ignore[no-any-return]  # as the function
 
 
 def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:
@@ -111,7 +146,7 @@ def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:
     return verdicts
 
 
-_in_thread = DatabaseSyncToAsync(_judge, thread_sensitive=False, executor=_thread)
+_in_thread = DatabaseSyncToAsync(_judge_in_tenant, thread_sensitive=False, executor=_thread)
 
 
 def _end(credentials: Credentials, user: Any, auth_hash: str | None, good: bool | None) -> End | None:

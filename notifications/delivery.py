@@ -350,7 +350,7 @@ class Delivery:
             incomplete, frames = cursor.follow(page, loop.time())
             if incomplete:
                 count("recovered", "false")
-                self._put(encode(Subscribed(topic=name, recovered=False, id=str(cursor.position))))
+                self._put(encode(Subscribed(topic=cursor.topic.told, recovered=False, id=str(cursor.position))))
             for frame in frames:
                 for text in self._held.take(cursor, frame.position):
                     self._deliver(text)

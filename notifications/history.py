@@ -17,7 +17,7 @@ from msgspec import Struct
 from . import connections, pipeline
 from .conf import settings
 from .connections import RUN, STARTED, Script
-from .topics import Topic, internal_name
+from .topics import Topic, internal_name, told
 
 STAMPED: Final = "stamped"
 """The internal channel on which everything that has been stamped travels, whoever stamped it."""
@@ -141,7 +141,7 @@ class Stamped(Struct, frozen=True, gc=False):
 
 
 def head(topic: str) -> bytes:
-    """Write the beginning of a topic's frames, up to the id."""
+    """Write the beginning of a topic's frames, up to the id; ``topic`` is what browsers are told that it is."""
     return b'{"_meta":{"topic":' + msgspec.json.encode(topic) + b',"id":"'
 
 
@@ -155,14 +155,14 @@ def tail_of(stamped: Stamped) -> bytes:
     """Read back the ``tail`` that a frame on the internal channel was made with."""
     if stamped.position is None:
         return tail(stamped.frame)
-    return stamped.frame[len(head(stamped.topic)) + len(str(stamped.position)) + 2 :]
+    return stamped.frame[len(head(told(stamped.topic))) + len(str(stamped.position)) + 2 :]
 
 
 @lru_cache(maxsize=10_000)
 def _fixed(topic: Topic) -> tuple[str, int, int, str, bytes]:
     """Write what all messages of a topic have in common: key, size, age in ms, name, and beginning of the frame."""
     kind, name = settings.kinds[topic.kind], str(topic)
-    return topic.history_key, kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, head(name)
+    return topic.history_key, kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, head(topic.told)
 
 
 def publish_command(topic: Topic, data: bytes, idempotency_key: str | None) -> tuple[Script, list[str], list[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 from .eager import CutShortError
@@ -14,9 +15,15 @@ Job = Callable[[], Awaitable[None]]
 
 
 class Jobs:
-    """One task at most, and none when there is nothing to do."""
+    """
+    One task at most, and none when there is nothing to do.
 
-    __slots__ = ("_ended", "_failed", "_news", "_task", "_urgent", "_waiting")
+    Attributes:
+        context: In which all jobs are done, whoever adds them; None for that of whoever adds the first.
+
+    """
+
+    __slots__ = ("_ended", "_failed", "_news", "_task", "_urgent", "_waiting", "context")
 
     def __init__(self, failed: Callable[[Exception], Awaitable[None]]) -> None:
         """
@@ -26,6 +33,7 @@ class Jobs:
             failed: Called with what a job raised; the jobs behind it are forgotten.
 
         """
+        self.context: Context | None = None
         self._failed = failed
         self._ended = False
         self._task: asyncio.Task[None] | None = None
@@ -98,7 +106,7 @@ class Jobs:
 
     def _begin(self) -> None:
         if self._task is None:
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._work(), context=self.context)
 
     async def _work(self) -> None:
         task = asyncio.current_task()

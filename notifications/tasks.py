@@ -91,3 +91,10 @@ async def ended(task: asyncio.Task[Any]) -> None:
         logger.error("a task does not end: %s", task.get_name())
     elif not task.cancelled():
         task.exception()  # whoever wanted it has had it; otherwise asyncio would say that nobody did
+
+
+async def in_context(context: Context | None, work: Coroutine[Any, Any, Any]) -> Any:
+    """Do something in another context than ours, if one is given, and return what it returns."""
+    if context is None:
+        return await work
+    return await asyncio.get_running_loop().create_task(work, context=context)

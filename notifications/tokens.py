@@ -14,7 +14,7 @@ from typing import Any, Final
 from django.contrib.auth import get_user_model
 from django.core import signing
 
-from . import signed
+from . import signed, tenants
 from .conf import settings
 from .topics import Topic
 
@@ -28,10 +28,12 @@ def make_token(user: Any) -> str:
     """
     Make a token that proves, for ``TOKEN_MAX_AGE`` seconds, that a socket is this user's.
 
-    A change of password ends it earlier, as it ends sessions.
+    A change of password ends it earlier, as it ends sessions. On a site with tenants it is good for sockets of the
+    current one.
     """
     pk = [str(part) for part in user.pk] if isinstance(user.pk, tuple) else str(user.pk)
-    return signing.dumps({"user": pk, "auth": _fingerprint(user.get_session_auth_hash())}, salt=TOKEN_SALT)
+    whose = {"user": pk, "tenant": tenants.current()} if settings.TENANT is not None else {"user": pk}
+    return signing.dumps({**whose, "auth": _fingerprint(user.get_session_auth_hash())}, salt=TOKEN_SALT)
 
 
 def check_token(token: str) -> Any:
@@ -39,12 +41,15 @@ def check_token(token: str) -> Any:
     Find the user a token was made for.
 
     Returns:
-        The user, active or not, or None if the token is forged, too old, or from before a change of password.
+        The user, active or not, or None if the token is forged, too old, of another tenant, or from before a change of
+        password.
 
     """
     try:
         content = signed.load(token, TOKEN_SALT, settings.TOKEN_MAX_AGE)
     except _FORGED:
+        return None
+    if content.get("tenant", "") != tenants.current():
         return None
     user = get_user_model()._default_manager.filter(pk=content["user"]).first()
     if user is None:

@@ -2,7 +2,8 @@
 The one place that makes names: channels, groups and keys.
 
 A topic is a kind and an id. Its Redis channel is ``<PREFIX><kind>:<id>``, its channel-layer group
-``<PREFIX><kind>.<id>`` or, where Channels would not allow that, a hash.
+``<PREFIX><kind>.<id>`` or, where Channels would not allow that, a hash. On a site with tenants ``<tenant>/<id>`` stands
+in place of the id, in all names but those that browsers and the site's own code use: they belong to a tenant already.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 from uuid import UUID
 
+from . import tenants
 from .conf import KIND_PATTERN, settings
 from .exceptions import TopicError
 
@@ -33,22 +35,26 @@ class Topic:
 
     A topic that exists is valid: its kind is configured, its id has passed the kind's ``CLEAN_ID``
     and is 1 to 200 characters of any sort that UTF-8 can hold. Ids may be given as ``str``, ``int``
-    or ``UUID``.
+    or ``UUID``. On a site with tenants it is one of the current tenant.
+
+    As text it is ``kind:id``, or ``kind:tenant/id``.
 
     Raises:
-        TopicError: Otherwise.
+        TopicError: Otherwise, or if nobody knows the current tenant.
 
     """
 
     kind: str
     id: str
+    tenant: str
 
     def __init__(self, kind: str, id: TopicId) -> None:  # noqa: A002  an id is called id
         options = settings.kinds.get(kind) if isinstance(kind, str) else None
         if options is None:
-            raise TopicError(f"unknown kind {str(kind)[:20]!r}; kinds are set in NOTIFICATIONS['TOPICS']")
+            raise _unknown(kind)
         object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "id", _clean(kind, id, options.clean_id))
+        object.__setattr__(self, "tenant", tenants.current())
 
     @classmethod
     def for_user(cls, user: Any) -> Self:
@@ -69,7 +75,7 @@ class Topic:
     @classmethod
     def parse(cls, text: str) -> Self:
         """
-        Read ``"kind:id"``; the id may contain colons.
+        Read ``"kind:id"``, as browsers and the site write it; the id may contain colons. It names no tenant.
 
         Raises:
             TopicError: If there is no colon, or the topic is not valid.
@@ -95,7 +101,11 @@ class Topic:
             raise TopicError("the channel name is not UTF-8") from error
         if not name.startswith(settings.PREFIX):
             raise TopicError("the channel name has another prefix")
-        return cls.parse(name.removeprefix(settings.PREFIX))
+        topic = cls.checked_elsewhere(name.removeprefix(settings.PREFIX))
+        if (options := settings.kinds.get(topic.kind)) is None:
+            raise _unknown(topic.kind)
+        object.__setattr__(topic, "id", _clean(topic.kind, topic.id, options.clean_id))
+        return topic
 
     @classmethod
     def checked_elsewhere(cls, text: str) -> Self:
@@ -106,27 +116,40 @@ class Topic:
             TopicError: It can be the name of no topic.
 
         """
-        kind, _, id_ = text.partition(":")
+        kind, tenant, id_ = _split(text)
         if not KIND_PATTERN.fullmatch(kind):
             raise TopicError("it is not the name of a topic")
         _check(kind, id_)
+        if settings.TENANT is not None:
+            tenants.check(tenant)
         topic = object.__new__(cls)
         object.__setattr__(topic, "kind", kind)
         object.__setattr__(topic, "id", id_)
+        object.__setattr__(topic, "tenant", tenant)
         return topic
 
     def __str__(self) -> str:
+        return f"{self.kind}:{self.tenant}{tenants.SEPARATOR}{self.id}" if self.tenant else f"{self.kind}:{self.id}"
+
+    @property
+    def full_id(self) -> str:
+        """The id, behind the tenant if there are tenants: no two topics of a kind have the same."""
+        return f"{self.tenant}{tenants.SEPARATOR}{self.id}" if self.tenant else self.id
+
+    @property
+    def told(self) -> str:
+        """What browsers are told that it is: without the tenant, which is theirs."""
         return f"{self.kind}:{self.id}"
 
     @property
     def channel(self) -> str:
         """The Redis pub/sub channel."""
-        return f"{settings.PREFIX}{self.kind}:{self.id}"
+        return f"{settings.PREFIX}{self}"
 
     @property
     def history_key(self) -> str:
         """The Redis key of what was published."""
-        return internal_name(f"history:{self.kind}:{self.id}")
+        return internal_name(f"history:{self}")
 
     @property
     def group(self) -> str:
@@ -135,10 +158,31 @@ class Topic:
 
         A hashed id begins with a dot and has 65 characters, so no plain id can equal it.
         """
-        id_ = self.id
+        id_ = self.full_id
         if not PLAIN_ID.fullmatch(id_):
             id_ = "." + hashlib.sha256(id_.encode()).hexdigest()
         return f"{settings.PREFIX.replace(':', '-')}{self.kind}.{id_}"
+
+
+def told(name: str) -> str:
+    """Return the text of a topic as browsers are told it."""
+    if settings.TENANT is None:
+        return name
+    kind, _, id_ = _split(name)
+    return f"{kind}:{id_}"
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Read kind, tenant and id of the text of a topic; whether they are valid is not looked at."""
+    kind, _, id_ = name.partition(":")
+    if settings.TENANT is None:
+        return kind, "", id_
+    tenant, _, id_ = id_.partition(tenants.SEPARATOR)
+    return kind, tenant, id_
+
+
+def _unknown(kind: object) -> TopicError:
+    return TopicError(f"unknown kind {str(kind)[:20]!r}; kinds are set in NOTIFICATIONS['TOPICS']")
 
 
 def _clean(kind: str, id_: object, clean_id: Callable[[str], str] | None) -> str:

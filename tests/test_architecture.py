@@ -15,7 +15,7 @@ ROOT = PACKAGE.parent
 
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
-    | {"surrogates", "address", "mount", "signed"},
+    | {"surrogates", "address", "mount", "signed", "tenants"},
     {"connections", "connecting", "resolver", "loops", "tasks", "eager"},
     {
         "wire",

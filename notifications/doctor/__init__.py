@@ -11,8 +11,11 @@ whether the server and the proxies before it open a socket, and how large a fram
 
 from __future__ import annotations
 
+from typing import Final
+
 from django.core.exceptions import ImproperlyConfigured
 
+from .. import tenants
 from ..exceptions import TopicError
 from ..logs import describe
 from .findings import ROAD, Finding, Level, broken
@@ -22,6 +25,10 @@ from .road import Road
 from .server import examine_server
 from .surroundings import examine_settings, examine_versions
 
+IN_A_TENANT: Final = (
+    "Run this command in a tenant, as your package for tenants does it, and give the tenant's address as --site; "
+    "docs/security.md, Tenants."
+)
 __all__ = ["ROAD", "Finding", "Level", "broken", "examine"]
 
 
@@ -31,7 +38,7 @@ async def examine(path: str | None = None, site: str | None = None) -> list[Find
 
     Args:
         path: Where the site has mounted the WebSocket; without it where its pages connect.
-        site: The address of the running site, to ask that, too.
+        site: The address of the running site, to ask that, too; on a site with tenants, of the current one.
 
     Returns:
         What was found, one finding or more for each check, in the order of the road.
@@ -39,9 +46,16 @@ async def examine(path: str | None = None, site: str | None = None) -> list[Find
     """
     found = [*examine_versions(), *examine_settings(), *await examine_server(site, path)]
     try:
-        road = Road(path)
+        tenants.current()
     except ImproperlyConfigured:
         pass  # the settings cannot even be read; the findings say so
+    except TopicError as error:
+        found.append(Finding("settings", Level.ERROR, describe(error), IN_A_TENANT))
+        return _complete(found)
+    try:
+        road = Road(path, site)
+    except ImproperlyConfigured:
+        pass  # as above
     except TopicError as error:
         found.append(Finding("settings", Level.ERROR, describe(error), "Let it take text, a UUID or a number."))
     else:
@@ -50,6 +64,10 @@ async def examine(path: str | None = None, site: str | None = None) -> list[Find
         found += await examine_redis()
         if broken(found) in (None, "settings"):
             found += await road.examine()
+    return _complete(found)
+
+
+def _complete(found: list[Finding]) -> list[Finding]:
     done = {finding.check for finding in found}
     found += [Finding(check, Level.SKIPPED, "not examined") for check in ROAD if check not in done]
     order = ["versions", *ROAD, "neighbours"]

@@ -22,7 +22,7 @@ from ..topics import Topic, internal_name, patterns
 from ..wire import Subscription, confirmed, site_pool
 from .findings import ACCOUNT, Finding, Level, explain, missing_right
 from .listeners import examine_listeners
-from .socket import ProbeSocket, ProbeUser, end
+from .socket import ProbeSocket, ProbeUser, end, host_of
 from .surroundings import describe_layer, name_of
 
 ARRIVAL: Final = 6.0
@@ -43,16 +43,18 @@ class Road:
 
     Args:
         path: Where the site has mounted the WebSocket; None for where its pages connect.
+        site: The address whose host the socket asks for; None for one of ALLOWED_HOSTS.
 
     Raises:
         ImproperlyConfigured: The settings cannot be read.
 
     """
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, site: str | None = None) -> None:
         self.user = ProbeUser.new()
         self.topic = Topic.for_user(self.user)
         self._path = path or socket_path()
+        self._host = host_of(site)
         self._tag = self.topic.id
         self._stamped_channel = internal_name(STAMPED).encode()
         self._own_channels = [self._stamped_channel, control.channel().encode()]
@@ -216,7 +218,7 @@ class Road:
 
     async def _knock(self, application: Any, path: str) -> ProbeSocket:
         """Open a socket and wait for what it says first; raises whatever the application raises."""
-        socket = self._socket = ProbeSocket(application, path, self.user)
+        socket = self._socket = ProbeSocket(application, path, self.user, self._host)
         await socket.open()
         if socket.accepted and not socket.frames and socket.close_code is None:
             socket.say({"action": "ping"})  # before it has authenticated, our consumer takes offence
@@ -320,7 +322,13 @@ class Road:
             self._say("socket", Level.OK, f"both messages reached a socket of the site's application within {took}")
         else:
             text = f"the channel layer has the messages, and the socket did not get: {', '.join(sorted(missing))}"
-            self._say("socket", Level.ERROR, text, "The log of this command says why; please report it.")
+            hint = "The log of this command says why; please report it."
+            if self.topic.tenant:
+                hint = (
+                    f"Is {self._host!r}, for asgi.py, of the tenant {self.topic.tenant!r} as well, which TENANT names "
+                    "here? --site says which host is asked for."
+                )
+            self._say("socket", Level.ERROR, text, hint)
 
     async def _judge_neighbours(self, client: Any, began: float) -> None:
         """Look for other programs that use the names of our channels for something else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 import msgspec
 from django.conf import settings as django_settings
@@ -56,23 +57,21 @@ class ProbeSocket:
 
     Attributes:
         frames: What it was sent, decoded, in its order.
+        host: Which it asks for.
         accepted, close_code: What the application has done with it.
 
     """
 
-    def __init__(self, application: Any, path: str, user: ProbeUser) -> None:
+    def __init__(self, application: Any, path: str, user: ProbeUser, host: str) -> None:
         self.frames: list[dict[str, Any]] = []
         self.accepted = False
         self.close_code: int | None = None
         self._application = application
-        self._scope = _scope(path, user)
+        self.host = host
+        self._scope = _scope(path, user, host)
         self._in: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def host(self) -> str:
-        return _host()
 
     async def open(self) -> None:
         """
@@ -126,16 +125,18 @@ class ProbeSocket:
         self._news.set()
 
 
-def _host() -> str:
-    """Find a host that the site answers to."""
+def host_of(site: str | None) -> str:
+    """Find a host that the site answers to: that of its address, if it was given."""
+    with suppress(ValueError):  # it is no address, which is told elsewhere
+        if site and (name := urlsplit(site).hostname):
+            return name
     for host in django_settings.ALLOWED_HOSTS:
         if host != "*":
             return str(host).lstrip(".")
     return "localhost"
 
 
-def _scope(path: str, user: ProbeUser) -> dict[str, Any]:
-    host = _host()
+def _scope(path: str, user: ProbeUser, host: str) -> dict[str, Any]:
     return {
         "type": "websocket",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

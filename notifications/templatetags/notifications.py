@@ -62,7 +62,7 @@ def notifications(
         "elements": static("notifications/elements.js"),
         "url": url or socket_path(),
         "token_url": token_url,
-        "user_topic": str(topic),
+        "user_topic": topic.told,
         "since": _position(topic),
         "labels": labels or {},
     }

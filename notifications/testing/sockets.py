@@ -122,8 +122,9 @@ class Socket:
 
         """
         __tracebackhide__ = True
-        await self.send({"action": "subscribe", "topic": str(topic), **fields})
-        return await self.expect("subscribed", topic=str(topic))
+        told = topic.told if isinstance(topic, Topic) else topic
+        await self.send({"action": "subscribe", "topic": told, **fields})
+        return await self.expect("subscribed", topic=told)
 
     async def _next(self, timeout: float) -> dict[str, Any] | None:
         """Wait for what the consumer sends; None in vain. If it has failed, its exception is raised."""

@@ -38,7 +38,7 @@ class Published(NamedTuple):
     One message that would have been published.
 
     Attributes:
-        topic: As text: ``"user:42"``.
+        topic: As text: ``"user:42"``, and ``"user:acme/42"`` on a site with tenants.
         message: What browsers receive, read back from its JSON, without ``_meta``.
         id: What ``publish`` returned; None where ``HISTORY_SIZE`` is 0.
 

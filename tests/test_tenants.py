@@ -1,0 +1,480 @@
+"""Sites with tenants: the same keys in each, and nobody reads, ends or is judged by what is another's."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import urllib.parse
+import urllib.request
+from contextlib import asynccontextmanager, closing, contextmanager
+from contextvars import copy_context
+from types import SimpleNamespace
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.core.checks import run_checks
+from django.db import DatabaseError, transaction
+from django.http import HttpRequest
+from django.template import engines
+
+from notifications import (
+    Topic,
+    TopicError,
+    adisconnect_user,
+    apublish,
+    apublish_to_user,
+    arevoke,
+    checks,
+    credentials,
+    publish,
+    publish_to_user,
+)
+from notifications.credentials import NOBODY_KNOWS, Credentials, Verdict, judge
+from notifications.history import Position, Stamped, head, tail, tail_of
+from notifications.tenants import Tenant
+from notifications.testing import assert_notified, assert_published, captured, connect_as
+from notifications.tokens import check_grant, check_token, make_grant, make_token
+from notifications.topics import told
+from tests.clients import RawRedis, expect_refused, open_tab
+from tests.conftest import point_to
+from tests.processes import LAYERS, Site, User
+from tests.site import tenancy
+from tests.waiting import scaled
+
+ACME, GLOBEX = "acme", "globex"
+ONE = SimpleNamespace(pk=1)
+
+
+@contextmanager
+def in_tenant(name):
+    token = tenancy.tenant.set(name)
+    try:
+        yield
+    finally:
+        tenancy.tenant.reset(token)
+
+
+@pytest.fixture
+def tenants(settings):
+    """Give this process tenants."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT": "tests.site.tenancy.current"}
+    return settings
+
+
+def topics_of(make):
+    """Make the same topic in each tenant."""
+    found = []
+    for name in (ACME, GLOBEX):
+        with in_tenant(name):
+            found.append(make())
+    return found
+
+
+# Names.
+
+
+def test_the_tenant_is_part_of_all_names_but_those_that_browsers_see(tenants):
+    """Channel, key, group and text have it; what browsers and the site call a topic has not."""
+    acme, globex = topics_of(lambda: Topic("order", 42))
+
+    assert (str(acme), acme.channel, acme.full_id) == ("order:acme/42", "order:acme/42", "acme/42")
+    assert acme.history_key == "notifications:history:order:acme/42"
+    assert acme.told == globex.told == told(str(acme)) == "order:42"
+    for name in ("channel", "history_key", "group", "full_id"):
+        assert getattr(acme, name) != getattr(globex, name)
+    assert acme != globex
+    with in_tenant(ACME):
+        assert Topic.parse("order:42") == Topic.from_channel(b"order:acme/42") == Topic.checked_elsewhere(str(acme))
+    assert Topic.from_channel(b"order:globex/42") == globex, "a channel names its tenant, wherever it is read"
+
+
+def test_without_the_setting_names_are_as_they_were():
+    """A slash in an id means nothing on a site without tenants."""
+    topic = Topic("upload", "acme/42")
+
+    assert (str(topic), topic.told, topic.full_id, topic.tenant) == ("upload:acme/42", "upload:acme/42", "acme/42", "")
+    assert told("upload:acme/42") == "upload:acme/42"
+
+
+@pytest.mark.parametrize("id_", ["globex/1", "/1", "acme/1", "globex/../1", "globex:1"])
+def test_nobody_reaches_another_tenant_by_naming_it(tenants, id_):
+    """What stands in an id stays in it: the topic is one of the current tenant."""
+    with in_tenant(ACME):
+        topic = Topic.parse(f"order:{id_}")
+
+    assert (topic.tenant, topic.id, topic.full_id) == (ACME, id_, f"acme/{id_}")
+    assert Topic.from_channel(topic.channel.encode()) == topic
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "x" * 64, "a\nb", None, 7, "\ud800"])
+def test_a_name_that_is_none_is_refused(tenants, name):
+    """A tenant without a name, or with one that would name another's topics, has none."""
+    with in_tenant(name), pytest.raises(TopicError, match="a tenant has a name"):
+        Topic("order", 42)
+
+
+def test_what_is_of_no_tenant_has_no_topic(tenants):
+    """Where the site does not know the tenant nothing is published to anybody."""
+    with pytest.raises(TopicError, match=r"TENANT could not say whose topic it is \(KeyError\)"):
+        publish("order:7", {})
+
+
+@pytest.mark.parametrize("channel", [b"order:42", b"order:/42", b"order:acme/", b"order:" + b"x" * 64 + b"/42"])
+def test_a_raw_channel_without_a_tenant_is_refused(tenants, channel):
+    """A program that publishes as if there were no tenants reaches nobody."""
+    with pytest.raises(TopicError):
+        Topic.from_channel(channel)
+
+
+def test_a_frame_of_a_tenant_is_read_back(tenants):
+    """What a listener compares with its backlog is the message, whatever the tenant's name takes in the frame."""
+    rest = tail(b'{"a":1}')
+    stamped = Stamped("r", "order:acme/42", Position(1, 2), head("order:42") + b'1-2"}' + rest)
+
+    assert tail_of(stamped) == rest
+
+
+# What the site calls.
+
+
+def test_publishing_is_to_the_current_tenant(tenants):
+    """The same call in another tenant is another topic, and the testing kit tells them apart."""
+    with captured() as sent:
+        for name in (ACME, GLOBEX):
+            with in_tenant(name):
+                publish_to_user(ONE, {"of": name})
+                publish("order:7", {"of": name}, idempotency_key="once")
+        with in_tenant(ACME):
+            assert_notified(ONE, of=ACME)
+            assert_published("order:7", of=ACME)
+            with pytest.raises(AssertionError):
+                assert_notified(ONE, of=GLOBEX)
+
+    assert [each.topic for each in sent] == ["user:acme/1", "order:acme/7", "user:globex/1", "order:globex/7"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_waits_for_a_commit_keeps_its_tenant(tenants):
+    """The tenant is that of the call, whatever is current when the transaction commits."""
+    with captured() as sent, in_tenant(GLOBEX), transaction.atomic():
+        with in_tenant(ACME):
+            publish_to_user(ONE, {}, on_commit=True)
+        assert sent == []
+
+    assert [each.topic for each in sent] == ["user:acme/1"]
+
+
+def test_a_grant_is_for_a_topic_of_one_tenant(tenants):
+    """A grant of one tenant opens nothing in another, though user and topic have the same names there."""
+    acme, globex = topics_of(lambda: make_grant(ONE, "order:7"))
+    with in_tenant(ACME):
+        topic = Topic.parse("order:7")
+
+    assert check_grant(acme, ONE, topic)
+    assert not check_grant(globex, ONE, topic)
+
+
+@pytest.mark.django_db
+def test_a_token_is_of_one_tenant(tenants, django_user_model):
+    """A token opens no socket of another tenant, though the same key, and even the same password, is there."""
+    user = django_user_model.objects.create_user("ann", password="x")
+    acme, globex = topics_of(lambda: make_token(user))
+
+    with in_tenant(ACME):
+        assert check_token(acme) == user
+        assert check_token(globex) is None
+    tenants.NOTIFICATIONS = {**tenants.NOTIFICATIONS, "TENANT": None}
+    assert check_token(acme) is None
+    assert check_token(make_token(user)) == user
+
+
+@pytest.mark.django_db
+def test_a_page_names_no_tenant(tenants, django_user_model):
+    """What the template tags tell the scripts is what browsers are told of a topic."""
+    request = HttpRequest()
+    request.user = django_user_model.objects.create_user("ann", password="x")
+    template = engines["django"].from_string("{% load notifications %}{% notifications %}{% upload_progress 7 %}")
+    with captured(), in_tenant(ACME):
+        page = template.render({}, request)
+
+    assert f'"user_topic": "user:{request.user.pk}"' in page
+    assert ACME not in page
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_testing_kit_has_tenants(tenants, django_user_model):
+    """A socket of the kit belongs to the tenant in which it was opened, and sees nothing of others."""
+    ann = await django_user_model.objects.acreate(username="ann")
+    with in_tenant(ACME):
+        async with connect_as(ann) as socket:
+            await socket.subscribe(Topic("order", "ann-7"))
+            with in_tenant(GLOBEX):
+                publish_to_user(ann, {"of": GLOBEX})
+            publish_to_user(ann, {"of": ACME})
+            publish("order:ann-7", {"of": ACME})
+            frames = [await socket.receive() for _ in range(2)]
+
+    assert [(frame["_meta"]["topic"], frame["of"]) for frame in frames] == [
+        (f"user:{ann.pk}", ACME),
+        ("order:ann-7", ACME),
+    ]
+
+
+# The checks.
+
+
+def found():
+    return [each.id for each in run_checks(tags=["notifications"]) if each.id == "notifications.W008"]
+
+
+@pytest.mark.parametrize("package", ["django_tenants", "tenant_schemas", "tenant_users.tenants"])
+def test_a_package_for_tenants_without_the_setting_is_a_warning(settings, monkeypatch, package):
+    """A site whose users have the same keys in each tenant is told before messages cross."""
+    assert found() == []
+    monkeypatch.setitem(vars(checks.django_settings), "INSTALLED_APPS", [*settings.INSTALLED_APPS, package])
+    assert found() == ["notifications.W008"]
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT": "tests.site.tenancy.current"}
+    assert found() == []
+
+
+def test_a_package_for_tenants_that_is_installed_is_seen(tmp_path, monkeypatch):
+    """A worker of the site may have it without listing it among its apps."""
+    (tmp_path / "tenant_schemas_celery.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    assert found() == ["notifications.W008"]
+
+
+@pytest.mark.parametrize("name", ["TENANT", "TENANT_CONTEXT"])
+@pytest.mark.parametrize(
+    ("value", "id_"), [("nowhere.at_all", "E010"), ("tests.site.tenancy.ACME", "E010"), (7, "E011")]
+)
+def test_what_is_no_function_is_an_error(settings, name, value, id_):
+    """A setting that names nothing, or no function, is found before anything runs."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, name: value}
+
+    messages = [each.msg for each in run_checks(tags=["notifications"]) if each.id == f"notifications.{id_}"]
+    assert [message.startswith(f"NOTIFICATIONS: {name} ") for message in messages] == [True]
+
+
+# Real processes.
+
+
+OFTEN = 1.0
+"""Seconds between two looks at all accounts and sessions."""
+
+
+@pytest.fixture(scope="module", params=["context", "schemas"])
+def site(request, redis_program, migrated_database, tmp_path_factory):
+    """
+    A site of two tenants, of which each has a database with a user 1, and nothing in the default one.
+
+    The database of a query is that of the context, or that of its thread, as with schemas of PostgreSQL.
+    """
+    directory = tmp_path_factory.mktemp("tenants")
+    databases = {"default": directory / "public.sqlite3"} | {name: directory / f"{name}.sqlite3" for name in TENANTS}
+    for name, path in databases.items():
+        shutil.copyfile(migrated_database, path)
+        if name != "default":
+            change(path, INSERT, name)
+    settings = {
+        "SCHEMAS": request.param == "schemas",
+        "DATABASES": {name: {"ENGINE": SQLITE, "NAME": str(path)} for name, path in databases.items()},
+        "DATABASE_ROUTERS": ["tests.site.tenancy.Router"],
+        "SESSION_ENGINE": "django.contrib.sessions.backends.db",
+        "CHANNEL_LAYER_BACKEND": LAYERS["ours"],
+        "CHECK_INTERVAL": OFTEN,
+        "NOTIFICATIONS": {
+            "TENANT": "tests.site.tenancy.current",
+            "TENANT_CONTEXT": "tests.site.tenancy.schema" if request.param == "schemas" else None,
+            "REAUTHORIZE_INTERVAL": 1,
+            "TOPICS": {"upload": {"AUTHORIZE": "tests.site.tenancy.may_watch"}},
+        },
+    }
+    with Site(directory, migrated_database, settings=settings) as site:
+        site.databases = databases
+        site.start_listener()
+        site.server = site.start_server("daphne")
+        yield site
+
+
+TENANTS = (ACME, GLOBEX)
+SQLITE = "django.db.backends.sqlite3"
+INSERT = (
+    "INSERT INTO auth_user (id, password, is_superuser, username, last_name, email, is_staff, is_active, date_joined,"
+    " first_name) VALUES (1, 'md5$salt$hash', 0, ?, '', '', 0, 1, '2026-01-01', '')"
+)
+SAME_AGAIN = "UPDATE auth_user SET is_active = 1, username = ?"
+USER = User(1, "somebody")
+
+
+def change(path, statement, *values):
+    with closing(sqlite3.connect(path, timeout=scaled())) as database, database:
+        database.execute(statement, values)
+
+
+@pytest.fixture
+def here(site, settings):
+    """Let this process publish to the site's tenants, and begin with both users as they were."""
+    point_to(settings, site.redis.url)
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **site.settings["NOTIFICATIONS"], "TENANT_CONTEXT": None}
+    for name in TENANTS:
+        change(site.databases[name], SAME_AGAIN, name)
+
+
+def log_in(site, name):
+    """Log the tenant's user 1 in, and return the ``Cookie`` header."""
+    body = urllib.parse.urlencode({"user": 1}).encode()
+    request = urllib.request.Request(f"http://{site.server.address}/log_in/", body, {"X-Tenant": name})
+    with urllib.request.urlopen(request, timeout=scaled()) as response:
+        return response.headers["Set-Cookie"].partition(";")[0]
+
+
+@asynccontextmanager
+async def tab_of(site, name):
+    """Open a tab of a tenant's user 1: with a session where the handshake finds it, otherwise with a token."""
+    headers = {"X-Tenant": name}
+    if not site.settings["SCHEMAS"]:
+        headers["Cookie"] = await asyncio.to_thread(log_in, site, name)
+    async with open_tab(site.server, headers=headers) as tab:
+        if site.settings["SCHEMAS"]:
+            with in_tenant(name):
+                await tab.send({"type": "auth", "token": USER.token})
+        await tab.expect("auth_success", user_id="1")
+        yield tab
+
+
+@asynccontextmanager
+async def both_tabs(site):
+    async with tab_of(site, ACME) as acme, tab_of(site, GLOBEX) as globex:
+        yield acme, globex
+
+
+async def marked(site, tab, name):
+    """Prove that a tab gets nothing but what its tenant publishes now."""
+    await _publish(name, {"action": "marker"})
+    assert json.loads(await tab.next_text())["action"] == "marker"
+
+
+async def _publish(name, message, topic=None):
+    with in_tenant(name):
+        await (apublish(topic, message) if topic else apublish_to_user(1, message))
+
+
+async def test_messages_do_not_cross(site, here):
+    """User 1 of each tenant gets what is published to user 1 of that tenant, from Django and from other programs."""
+    async with both_tabs(site) as (acme, globex):
+        with RawRedis(site.redis.port) as raw:
+            assert raw.publish("user:acme/1", '{"action":"raw"}') == 1
+            raw.publish("user:1", '{"action":"nobody"}')
+        assert json.loads(await acme.next_text())["_meta"]["topic"] == "user:1"
+        await _publish(ACME, {"action": "salaries"})
+        assert json.loads(await acme.next_text())["action"] == "salaries"
+        await marked(site, globex, GLOBEX)
+        await marked(site, acme, ACME)
+
+
+async def test_topics_that_are_asked_for_are_of_the_own_tenant(site, here):
+    """AUTHORIZE asks the tenant's database; no spelling of a topic reaches another tenant's."""
+    async with both_tabs(site) as (acme, globex):
+        await acme.watch(ACME)
+        for topic in (f"upload:{ACME}", "upload:acme/acme", "upload:/acme", "user:acme/1"):
+            await globex.send({"action": "subscribe", "topic": topic})
+            await globex.expect("error", code="forbidden", topic=topic)
+        await _publish(ACME, {"action": "secret"}, f"upload:{ACME}")
+
+        assert json.loads(await acme.next_text())["_meta"]["topic"] == f"upload:{ACME}"
+        await marked(site, globex, GLOBEX)
+
+
+async def test_what_was_missed_is_read_from_the_own_history(site, here):
+    """Whoever comes late gets the latest message of the own tenant, of a topic that both have."""
+    for name in TENANTS:
+        change(site.databases[name], SAME_AGAIN, "both")
+        await _publish(name, {"action": name}, "upload:both")
+    for name in TENANTS:
+        async with tab_of(site, name) as tab:
+            await tab.subscribe("upload:both", since="last")
+            assert json.loads(await tab.next_text())["action"] == name
+
+
+async def test_each_is_judged_by_the_own_tenant(site, here):
+    """After many looks both are open; the account that is deactivated in one tenant ends that tenant's sockets."""
+    async with both_tabs(site) as (acme, globex):
+        await asyncio.sleep(2.5 * OFTEN)  # what must not happen takes a look or two
+        await marked(site, acme, ACME)
+        await marked(site, globex, GLOBEX)
+        change(site.databases[ACME], "UPDATE auth_user SET is_active = 0")
+        await acme.expect_closed(4005)
+        await marked(site, globex, GLOBEX)
+
+
+async def test_permissions_are_asked_again_of_the_own_tenant(site, here):
+    """A permission that one tenant withdraws ends there; the other's, which has the same name, stays."""
+    for name in TENANTS:
+        change(site.databases[name], SAME_AGAIN, "both")
+    async with both_tabs(site) as (acme, globex):
+        await acme.watch("both")
+        await globex.watch("both")
+        change(site.databases[ACME], SAME_AGAIN, "other")
+        await acme.expect("unsubscribed", topic="upload:both")
+        await asyncio.sleep(2)  # twice REAUTHORIZE_INTERVAL
+        await marked(site, globex, GLOBEX)
+
+
+async def test_access_is_ended_in_the_own_tenant(site, here):
+    """``disconnect_user`` and ``revoke`` reach nobody in another tenant."""
+    for name in TENANTS:
+        change(site.databases[name], SAME_AGAIN, "both")
+    async with both_tabs(site) as (acme, globex):
+        await acme.watch("both")
+        await globex.watch("both")
+        with in_tenant(ACME):
+            await arevoke("upload:both", 1)
+            await acme.expect("unsubscribed", topic="upload:both")
+            await adisconnect_user(1)
+        await acme.expect_closed(4005)
+        await marked(site, globex, GLOBEX)
+
+
+async def test_a_token_opens_no_socket_of_another_tenant(site, here):
+    """The signature is the site's; the token is the tenant's."""
+    with in_tenant(ACME):
+        token = USER.token
+    async with open_tab(site.server, headers={"X-Tenant": GLOBEX}) as tab:
+        await tab.send({"type": "auth", "token": token})
+        await tab.expect_closed(4003)
+
+
+async def test_a_socket_of_no_tenant_is_refused(site, here):
+    """Nobody knows whose it would be, so it is not accepted."""
+    await expect_refused(site.server)
+
+
+def test_the_doctor_follows_a_message_of_a_tenant(site, here, monkeypatch):
+    """Run in a tenant it finds the road whole; run in none it says that, and what to do."""
+    answer = site.run("notifications_doctor", "--json")
+    (finding,) = [each for each in json.loads(answer.stdout)["checks"] if each["level"] == "error"]
+    assert "TENANT could not say whose topic it is" in finding["text"]
+    assert "in a tenant" in finding["hint"]
+
+    monkeypatch.setenv("TENANT", ACME)
+    answer = site.run("notifications_doctor", "--json")
+    assert json.loads(answer.stdout)["healthy"], answer.stdout
+    assert [each for each in json.loads(answer.stdout)["checks"] if each["level"] == "error"] == []
+
+
+async def test_one_tenant_whose_database_is_away_holds_up_no_other(monkeypatch):
+    """The end of access in one tenant does not depend on the databases of the others."""
+
+    def judge_in_tenant(some):
+        if some[0].tenant.name == ACME:
+            raise DatabaseError("no such schema")
+        return [Verdict(None, each.user) for each in some]
+
+    monkeypatch.setattr(credentials, "_in_thread", sync_to_async(judge_in_tenant))
+    acme, globex = (Credentials(ONE, None, None, Tenant(name, copy_context())) for name in TENANTS)
+
+    assert await judge([acme, globex, acme]) == [NOBODY_KNOWS, Verdict(None, ONE), NOBODY_KNOWS]
+    with pytest.raises(DatabaseError):
+        await judge([acme])
