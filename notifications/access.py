@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Container, Iterable
 from contextlib import suppress
 from typing import Any, Final, Protocol
@@ -44,6 +44,10 @@ PAIRS_AT_ONCE: Final = 500
 """Permissions that are asked again with accounts that were read together."""
 ASKED_EARLY: Final = 0.9
 """Part of ``REAUTHORIZE_INTERVAL`` after which a permission is asked again; what is left of it is for the asking."""
+MAX_ENDINGS: Final = 1000
+"""Ends of access that are remembered for sockets which are being opened."""
+UNKNOWN_AGE: Final = 60.0
+"""Seconds that credentials may be old where nobody knows it: behind Channels' own middleware."""
 ASK_LATER_FIRST, ASK_LATER_LONGEST = 1.0, 15.0
 """Seconds after which what nobody could answer is asked again; it doubles while nobody answers anything."""
 OUT_AFTER: Final = 8
@@ -100,6 +104,7 @@ class Access:
         self._doubted: set[str] = set()
         self._due = 0.0
         self._ask_everything = False
+        self._endings: deque[tuple[float, Control]] = deque(maxlen=MAX_ENDINGS)
         self._later: dict[Pair, None] = {}
         self._wanted = asyncio.Event()
         self._silent: Counter[str] = Counter()
@@ -114,6 +119,7 @@ class Access:
             for task in self._tasks:
                 task.start()
         self._sockets.setdefault(user, sockets).append(socket)
+        self._end_what_was_told_meanwhile(user, socket)
         return True
 
     def remove(self, user: str, socket: Socket) -> None:
@@ -158,16 +164,39 @@ class Access:
             count("refused", "control")
             self._log.warning("refused a control message: %s", error)
             return
+        if told.do != "revoke":
+            self._endings.append((asyncio.get_running_loop().time(), told))
+        for socket in list(self._sockets.get(told.user, ())):
+            self._obey(told, socket)
+
+    def _obey(self, told: Control, socket: Socket) -> None:
         if told.do == "check":
             self._look_at(told.user)
-            return
-        for socket in list(self._sockets.get(told.user, ())):
-            if told.do == "revoke":
-                socket.withdraw(told.what)
-            elif not told.what or told.what == socket.credentials.fingerprint:
-                socket.end_access(CloseCode.ACCESS_REVOKED, "logged out" if told.what else "access was revoked")
-            elif socket.credentials.session_key is not None and not sessions_have_lasting_keys():
-                socket.end_access(CloseCode.TRY_AGAIN, "a session of this user ended")  # perhaps this one: let it show
+        elif told.do == "revoke":
+            socket.withdraw(told.what)
+        elif not told.what or told.what == socket.credentials.fingerprint:
+            socket.end_access(CloseCode.ACCESS_REVOKED, "logged out" if told.what else "access was revoked")
+        elif socket.credentials.session_key is not None and not sessions_have_lasting_keys():
+            socket.end_access(CloseCode.TRY_AGAIN, "a session of this user ended")  # perhaps this one: let it show
+
+    def _end_what_was_told_meanwhile(self, user: str, socket: Socket) -> None:
+        """
+        End the access of a socket of which we were told while its credentials were being read.
+
+        They may be from before. Where it is not known since when they were read, they are looked up once more.
+        """
+        as_of = socket.credentials.as_of
+        begin = asyncio.get_running_loop().time() - UNKNOWN_AGE if as_of is None else as_of
+        for at, told in reversed(self._endings):
+            if at < begin:
+                return
+            if told.user == user:
+                if as_of is None:
+                    self._look_at(user)
+                else:
+                    self._obey(told, socket)
+        if len(self._endings) == MAX_ENDINGS:
+            self._look_at(user)  # perhaps it is among those that were forgotten
 
     # What we look up.
 

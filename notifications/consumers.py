@@ -19,7 +19,7 @@ from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
 from msgspec import UNSET
 
-from . import auth, frames
+from . import auth, frames, sessions
 from .access import access
 from .closing import Closing
 from .conf import settings
@@ -135,7 +135,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if not auth.origin_allowed(self.scope):
             await self.close()  # before accept: HTTP 403
             return
-        user = auth.session_user(self.scope)
+        found: sessions.Found | None = self.scope.get(sessions.SCOPE_KEY)
+        known = found is None or found.is_known
+        user = auth.session_user(self.scope) if known else None
         if user is None and strangers().is_crowded(settings.MAX_UNAUTHENTICATED):
             self._count_crowd()
             await self.close()  # before accept: those who were told to go need not, and a server waits for them
@@ -153,6 +155,9 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._too_many("address")
             return
         self._address = address
+        if not known and auth.has_origin(self.scope):
+            await self._closing.close(CloseCode.TRY_AGAIN)
+            return
         if user is None:
             if not strangers().add(address, self, settings.MAX_UNAUTHENTICATED):
                 self._count_crowd()
@@ -162,7 +167,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         else:
             since, error = frames.since_in_url(self.scope.get("query_string", b""))
             key = getattr(self.scope.get("session"), "session_key", None)
-            self._jobs.add(partial(self._authenticated, credentials_of(user, key, self._tenant), since))
+            credentials = credentials_of(user, key, self._tenant, found.as_of if found is not None else None)
+            self._jobs.add(partial(self._authenticated, credentials, since))
             if error is not None:
                 self._jobs.add(partial(self._invalid_frame, error))
 
@@ -256,7 +262,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         _crowd.warning("too many sockets have not authenticated, or too many of one address; the oldest are closed")
 
     def _auth_is_late(self) -> None:
-        if self._nobody_yet():
+        if not self._nobody_yet():
+            return
+        if auth.has_origin(self.scope) and sessions.is_in_doubt(self.scope):
+            self._jobs.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
+        else:
             message = f"no credentials within {settings.AUTH_TIMEOUT:g} s"
             self._jobs.add(partial(self._closing.refuse, CloseCode.AUTH_TIMEOUT, message))
 
@@ -267,6 +277,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         except FrameError as error:
             since = None
             await self._invalid_frame(error)
+        as_of = asyncio.get_running_loop().time()
         try:
             user = await auth.token_user(frame.token)
         except auth.AuthUnavailableError:
@@ -275,7 +286,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if user is None:
             await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
         elif self.user is None:
-            await self._authenticated(credentials_of(user, None, self._tenant), since)
+            await self._authenticated(credentials_of(user, None, self._tenant, as_of), since)
         elif user.pk != self.user.pk:
             await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is another user's")
         else:
@@ -289,6 +300,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._own = Topic.for_user(user)
         if not access().add(self._own.full_id, self):  # before anything is asked: the access may end meanwhile
             await self._too_many("user")
+            return
+        if self._closing.begun:
             return
         try:
             await self._delivery.open()

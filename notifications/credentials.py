@@ -20,6 +20,7 @@ from django.contrib.sessions.backends import cache, signed_cookies
 from django.core.cache import caches
 from django.utils import timezone
 
+from . import sessions
 from .control import fingerprint
 from .frames import CloseCode
 from .logs import LogBudget, describe
@@ -47,6 +48,7 @@ class Credentials(NamedTuple):
         session_key: None if it authenticated by token.
         auth_hash: Changes with the password; None if users of this sort have none.
         tenant: Whose accounts and sessions they are.
+        as_of: When it was asked whether this holds, by the clock of the event loop; None if that is not known.
 
     """
 
@@ -54,6 +56,7 @@ class Credentials(NamedTuple):
     session_key: str | None
     auth_hash: str | None
     tenant: Tenant = NO_TENANT
+    as_of: float | None = None
 
     @property
     def fingerprint(self) -> str | None:
@@ -66,9 +69,11 @@ class Credentials(NamedTuple):
         return isinstance(self.user, get_user_model())
 
 
-def credentials_of(user: Any, session_key: str | None = None, tenant: Tenant = NO_TENANT) -> Credentials:
-    """Take note of what a socket's access rests on, as it is now."""
-    return Credentials(user, session_key, _auth_hash(user), tenant)
+def credentials_of(
+    user: Any, session_key: str | None = None, tenant: Tenant = NO_TENANT, as_of: float | None = None
+) -> Credentials:
+    """Take note of what a socket's access rests on."""
+    return Credentials(user, session_key, _auth_hash(user), tenant, as_of)
 
 
 class End(NamedTuple):
@@ -99,8 +104,9 @@ async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
     """
     Say of each whether access ends.
 
-    A session that is not there was logged out, or was given another key, as is the one in which a user changes his own
-    password: that browser may come back, and the handshake decides.
+    A session that is not there was logged out, or was given another key, as is the one in which users change their own
+    password. Until then it looks like all others of that user: from before. So these browsers may come back, and the
+    handshake decides.
 
     Those of each tenant are judged by the accounts and sessions of that tenant. One whose database does not answer
     holds up no other.
@@ -137,11 +143,11 @@ def _judge_in_tenant(credentials: Sequence[Credentials]) -> list[Verdict]:
 def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:
     """Do it all in the thread: ten thousand verdicts would hold up the event loop."""
     users = _users({each.user.pk for each in credentials if each.is_account})
-    sessions = _sessions({each.session_key for each in credentials if each.session_key is not None})
+    found = _sessions({each.session_key for each in credentials if each.session_key is not None})
     verdicts = []
     for each in credentials:
         user, auth_hash = users.get(each.user.pk, (None, None)) if each.is_account else (each.user, each.auth_hash)
-        good = True if each.session_key is None else sessions.get(each.session_key)
+        good = True if each.session_key is None else found.get(each.session_key)
         verdicts.append(Verdict(_end(each, user, auth_hash, good), user))
     return verdicts
 
@@ -158,8 +164,8 @@ def _end(credentials: Credentials, user: Any, auth_hash: str | None, good: bool 
         return End(CloseCode.ACCESS_REVOKED, "the session has expired")
     if auth_hash == credentials.auth_hash:
         return None
-    own = credentials.session_key is not None and not sessions_have_lasting_keys()  # perhaps; nobody can tell
-    return End(CloseCode.TRY_AGAIN if own else CloseCode.ACCESS_REVOKED, "the password was changed")
+    by_token = credentials.session_key is None
+    return End(CloseCode.ACCESS_REVOKED if by_token else CloseCode.TRY_AGAIN, "the password was changed")
 
 
 def sessions_have_lasting_keys() -> bool:
@@ -196,12 +202,7 @@ def _sessions(keys: set[str]) -> dict[str, bool]:
         prefix = store.cache_key_prefix
         some = caches[django_settings.SESSION_CACHE_ALIAS].get_many([prefix + key for key in keys]) if keys else {}
         return dict.fromkeys((key.removeprefix(prefix) for key in some), True)
-    return {key: True for key in keys if _loads(store(key))}
-
-
-def _loads(session: Any) -> bool:
-    session.create = lambda: None  # what Django's ``clear_expired`` does: otherwise a new session takes its place
-    return bool(session.load())
+    return {key: True for key in keys if sessions.read(key)}
 
 
 def _slices(values: Collection[Any]) -> Iterator[list[Any]]:

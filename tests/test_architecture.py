@@ -31,9 +31,10 @@ STOREYS = [
         "health",
     }
     | {"box", "carried", "keeper", "loop_layer", "layers"},
-    {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks"} | {"control", "credentials", "signals"},
+    {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks", "sessions"}
+    | {"control", "credentials", "signals"},
     {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},
-    {"routing"},
+    {"routing", "middleware"},
 ]
 """From the ground up: a module imports from its own storey or below. Within one storey, no circle."""
 RIM = {"__init__", "apps", "checks", "testing", "management", "templatetags", "protocol", "views"} | {

@@ -589,7 +589,18 @@ def test_an_application_that_asks_no_session(good_site):
     report = ask(good_site)
 
     assert report.broken is None
-    assert "AuthMiddlewareStack" in report.of("socket", "warning")
+    assert "SessionAuthMiddlewareStack" in report.of("socket", "warning")
+    assert "both messages" in report.of("socket", "ok")
+
+
+def test_an_application_behind_channels_own_middleware(good_site):
+    """It works, and may log users out: a warning that says what to put in its place."""
+    good_site.settings = {**good_site.settings, "ASGI_APPLICATION": "tests.site.strange_asgi.channels_own"}
+
+    report = ask(good_site)
+
+    assert report.broken is None
+    assert "SessionAuthMiddlewareStack" in report.of("socket", "warning")
     assert "both messages" in report.of("socket", "ok")
 
 

@@ -22,7 +22,7 @@ from ..topics import Topic, internal_name, patterns
 from ..wire import Subscription, confirmed, site_pool
 from .findings import ACCOUNT, Finding, Level, explain, missing_right
 from .listeners import examine_listeners
-from .socket import ProbeSocket, ProbeUser, end, host_of
+from .socket import ProbeSocket, ProbeUser, end, host_of, writes_sessions
 from .surroundings import describe_layer, name_of
 
 ARRIVAL: Final = 6.0
@@ -197,7 +197,16 @@ class Road:
                     "socket",
                     Level.WARNING,
                     "nothing before the WebSocket asks who is logged in: pages with a session are asked for a token",
-                    "Wrap the routes in channels.auth.AuthMiddlewareStack in asgi.py, unless all sockets bring tokens.",
+                    "Wrap the routes in notifications.middleware.SessionAuthMiddlewareStack in asgi.py, unless all "
+                    "sockets bring tokens.",
+                )
+            elif writes_sessions(application):
+                self._say(
+                    "socket",
+                    Level.WARNING,
+                    "AuthMiddlewareStack of Channels stands before the WebSocket: after a change of SECRET_KEY it logs "
+                    "users out of the whole site, and without a database each handshake is a stack trace in the log",
+                    "Put notifications.middleware.SessionAuthMiddlewareStack in its place in asgi.py.",
                 )
             return
         if first.get("action") == "auth_error":

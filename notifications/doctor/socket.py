@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
 import msgspec
+from channels.auth import AuthMiddleware
 from django.conf import settings as django_settings
 
 from ..exceptions import TopicError
@@ -18,6 +19,10 @@ PATIENCE: Final = 5.0
 
 CANCEL_INTERVAL: Final = 0.2
 """Seconds between two attempts to end a task."""
+
+
+MAX_MIDDLEWARES: Final = 20
+"""Applications, one in the other, that are looked at."""
 
 
 class ProbeUser:
@@ -152,6 +157,17 @@ def _scope(path: str, user: ProbeUser, host: str) -> dict[str, Any]:
         "server": (host, 80),
         "user": user,
     }
+
+
+def writes_sessions(application: Any) -> bool:
+    """Say whether Channels' own middleware, which ends sessions, is found before the WebSocket."""
+    for _ in range(MAX_MIDDLEWARES):
+        if type(application) is AuthMiddleware:
+            return True
+        routes = getattr(application, "application_mapping", None)
+        inner = (getattr(application, name, None) for name in ("inner", "application", "app"))
+        application = routes.get("websocket") if isinstance(routes, dict) else next(filter(None, inner), None)
+    return False
 
 
 async def end(task: asyncio.Task[Any]) -> None:

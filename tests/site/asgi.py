@@ -5,12 +5,18 @@ from django.core.asgi import get_asgi_application
 
 http = get_asgi_application()
 
-from notifications import access, auth  # noqa: E402  models must be loaded first
+from notifications import access, auth, sessions  # noqa: E402  models must be loaded first
+from notifications.middleware import SessionAuthMiddlewareStack  # noqa: E402
 from notifications.routing import websocket_urlpatterns  # noqa: E402
+from tests.site import held  # noqa: E402
 
 access.CHECK_INTERVAL = getattr(settings, "CHECK_INTERVAL", access.CHECK_INTERVAL)  # tests cannot wait for a minute
 auth.AUTHORIZE_TIMEOUT = getattr(settings, "AUTHORIZE_TIMEOUT", auth.AUTHORIZE_TIMEOUT)
-application = ProtocolTypeRouter({"http": http, "websocket": AuthMiddlewareStack(URLRouter(websocket_urlpatterns))})
+sessions.DOUBT = getattr(settings, "SESSION_DOUBT", sessions.DOUBT)
+if hasattr(settings, "AWAY"):
+    held.install()
+stack = AuthMiddlewareStack if getattr(settings, "CHANNELS_OWN_STACK", False) else SessionAuthMiddlewareStack
+application = ProtocolTypeRouter({"http": http, "websocket": stack(URLRouter(websocket_urlpatterns))})
 if getattr(settings, "DATABASE_ROUTERS", None):
     from tests.site import tenancy
 

@@ -4,12 +4,13 @@ from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
 from django.contrib.auth.models import AnonymousUser
 
-from tests.site.asgi import http, websocket_urlpatterns
+from tests.site.asgi import http, stack, websocket_urlpatterns
 
 without_websocket = ProtocolTypeRouter({"http": http})
+channels_own = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(URLRouter(websocket_urlpatterns))})
 without_sessions = ProtocolTypeRouter({"websocket": URLRouter(websocket_urlpatterns)})
-below_no_path = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(URLRouter(websocket_urlpatterns[:1]))})
-elsewhere = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(URLRouter([]))})
+below_no_path = ProtocolTypeRouter({"websocket": stack(URLRouter(websocket_urlpatterns[:1]))})
+elsewhere = ProtocolTypeRouter({"websocket": stack(URLRouter([]))})
 
 
 class OwnUsers:

@@ -1,5 +1,9 @@
 """What a browser does with its session, without passwords and forms: ``tests/test_access.py`` posts here."""
 
+import time
+from pathlib import Path
+
+from django.conf import settings
 from django.contrib.auth import get_user_model, login, logout, update_session_auth_hash
 from django.http import HttpResponse
 from django.urls import include, path
@@ -27,6 +31,24 @@ def change_password(request):
     return HttpResponse("ok")
 
 
+def change_password_slowly(request, order):
+    """As a view that sends a mail, before it keeps this session logged in or after that."""
+    gate = Path(settings.AWAY).with_name(f"gate-{order}")
+    request.user.set_password("changed")
+    request.user.save()
+    if order == "late":
+        wait_at(gate)
+    update_session_auth_hash(request, request.user)
+    if order == "early":
+        wait_at(gate)
+    return HttpResponse("ok")
+
+
+def wait_at(gate):
+    while not gate.exists():
+        time.sleep(0.01)
+
+
 urlpatterns = [
     path("", lambda request: HttpResponse("ok")),
     path("page/", pages.page),
@@ -36,5 +58,6 @@ urlpatterns = [
     path("log_in/", log_in),
     path("log_out/", log_out),
     path("change_password/", change_password),
+    path("change_password/<str:order>/", change_password_slowly),
     path("notifications/", include("notifications.urls")),
 ]
