@@ -38,11 +38,14 @@ def command_of(guide: str) -> list[str]:
 
 def write(guide: str, directory: Path) -> Path:
     """Write the files of a guide below a directory, add what it adds to others, and return the directory."""
-    for name, text in files_of(guide).items():
+    document = GUIDES / f"{guide}.md"
+    files, added = blocks(document, "file"), blocks(document, "add")
+    assert files or added, f"{guide}.md has no files"
+    for name, text in files:
         file = directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
-    for name, text in blocks(GUIDES / f"{guide}.md", "add"):
+    for name, text in added:
         with (directory / name).open("a") as added_to:
             added_to.write(text)
     return directory

@@ -18,16 +18,13 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import redis
-from django.contrib.auth.models import User
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from notifications import auth
 from notifications.frames import MAX_AUTH_FRAME_SIZE
 from project.local_redis import LocalRedis
 from tests.guides import ROOT, command_of, environment, files_of, free_port, start_project, write
@@ -137,24 +134,47 @@ def test_tasks_of_django_publish(queue: Queue) -> None:
     expect_all(queue, ["upload-1"])
 
 
-@pytest.mark.django_db(transaction=True)
-async def test_jwt_opens_a_socket(settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+TOKENS = """
+from datetime import timedelta
+from django.contrib.auth.models import User
+from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
+ada = User.objects.create(username="ada")
+bob = User.objects.create(username="bob", is_active=False)
+old = AccessToken.for_user(ada)
+old.set_exp(lifetime=timedelta(seconds=-10))
+print(ada.pk, AccessToken.for_user(ada), AccessToken.for_user(bob), RefreshToken.for_user(ada), old)
+"""
+
+
+def test_jwt_opens_a_socket(redis_server: LocalRedis, tmp_path: Path) -> None:
     """A good token is its user's; a bad one, an old one and an inactive user's are nobody's, and nothing is logged."""
     pytest.importorskip("rest_framework_simplejwt")
-    from rest_framework_simplejwt.tokens import AccessToken, RefreshToken
+    site = write("drf-jwt", start_project(tmp_path / "site"))
+    env = environment(REDIS_URL=redis_server.url, PYTHONUNBUFFERED="1")
 
-    namespace: dict[str, object] = {}
-    exec(files_of("drf-jwt")["mysite/permissions.py"], namespace)
-    settings.SECRET_KEY = "s" * 64
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "AUTHENTICATE_TOKEN": namespace["user_of_jwt"]}
-    ada = await User.objects.acreate(username="ada")
-    bob = await User.objects.acreate(username="bob", is_active=False)
-    old = AccessToken.for_user(ada)
-    old.set_exp(lifetime=timedelta(seconds=-10))
+    def manage(*words: str) -> str:
+        done = subprocess.run([sys.executable, "manage.py", *words], cwd=site, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
-    assert await auth.token_user(str(AccessToken.for_user(ada))) == ada
-    for bad in (AccessToken.for_user(bob), RefreshToken.for_user(ada), old, "nonsense", ""):
-        assert await auth.token_user(str(bad)) is None
+    manage("migrate", "-v", "0")
+    pk, good, *bad = manage("shell", "-v", "0", "-c", TOKENS).split()
+    words = ["daphne", "-b", "127.0.0.1", "-p", "0", "mysite.asgi:application"]
+    server = WebServer([sys.executable, "-m", *words], env=env, name="daphne", cwd=site)
+    try:
+        server.wait_until_serving()
+
+        def answer(token: str) -> dict[str, object]:
+            with connect(server.url, proxy=None, open_timeout=scaled()) as tab:
+                tab.send(json.dumps({"type": "auth", "token": token}))
+                frame: dict[str, object] = json.loads(tab.recv(scaled()))
+                return frame
+
+        assert answer(good)["user_id"] == pk
+        assert [answer(token)["action"] for token in (*bad, "nonsense")] == ["auth_error"] * 4
+        assert "Traceback" not in server.output
+    finally:
+        server.close()
 
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
