@@ -73,6 +73,20 @@ def test_upload_of_a_killed_worker_is_taken_up_again(site: dict[str, str]):
     assert rows(site, "progress_percent, sha256") == [(100, hashlib.sha256(bytes(100_000)).hexdigest())]
 
 
+def test_claim_of_a_time_to_come_is_void(site: dict[str, str]):
+    """A worker died, and the clock was set back by an hour: its upload does not wait for an hour."""
+    claimed = "timezone.now() + timedelta(hours=1)"
+    change = f"Upload.objects.update(status='analyzing', attempts=1, claim=uuid.uuid4(), claimed_until={claimed})"
+    imports = "\nfrom datetime import timedelta\nfrom django.utils import timezone\n"
+    manage(site, "shell", "-v", "0", "-c", CREATE.format(count=1, size=10) + imports + change)
+
+    worker = start_worker(site)
+    wait_until(lambda: rows(site, "1", "status = 'completed'"), "the end")
+    end_worker(worker)
+
+    assert rows(site, "attempts") == [(2,)]
+
+
 def test_file_that_kills_its_workers_is_given_up(site: dict[str, str]):
     """A file over which three workers died fails, instead of killing a fourth."""
     manage(site, "shell", "-v", "0", "-c", CREATE.format(count=1, size=10) + "Upload.objects.update(attempts=3)")

@@ -118,7 +118,9 @@ class Worker:
 def claim_next() -> Upload | None:
     """Take the oldest upload that nobody works on; two workers never take the same."""
     now = timezone.now()
-    free = Q(status=Upload.Status.PENDING) | Q(status=Upload.Status.ANALYZING, claimed_until__lt=now)
+    # A claim of a time to come is from before the clock was set back: nobody alive would wait so long to renew it.
+    ended = Q(claimed_until__lt=now) | Q(claimed_until__gt=_lease() + timedelta(seconds=settings.UPLOAD_LEASE))
+    free = Q(status=Upload.Status.PENDING) | (Q(status=Upload.Status.ANALYZING) & ended)
     waiting = Upload.objects.filter(free).order_by("created_at", "name")
     for pk in waiting.values_list("pk", flat=True)[:10]:
         claim = uuid.uuid4()
