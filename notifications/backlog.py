@@ -56,6 +56,8 @@ class Backlog:
         self._unstruck = 0
         self.kept = 0
         """How many messages are kept from before a gap."""
+        self.overtaken = 0
+        """How many were given up because a later one of their topic was stamped; whoever tells of them resets it."""
 
     def __len__(self) -> int:
         return self._unstruck
@@ -82,9 +84,19 @@ class Backlog:
         return topic in self._by_topic
 
     def strike(self, topic: str, tail: bytes) -> Entry | None:
-        """Forget the oldest message of a topic whose frame ends with ``tail``, and return it."""
-        for entry in self._by_topic.get(topic, ()):
+        """
+        Forget the oldest message of a topic whose frame ends with ``tail``, and return it.
+
+        Those of the topic that were read before it are given up, and counted as ``overtaken``: whoever stamps has
+        not heard them, and later they would be out of order.
+        """
+        entries = self._by_topic.get(topic, ())
+        for before, entry in enumerate(entries):
             if entry.tail == tail:
+                if before:
+                    for earlier in list(entries)[:before]:
+                        self._strike(earlier)
+                    self.overtaken += before
                 self._strike(entry)
                 return entry
         return None

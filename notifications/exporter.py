@@ -85,6 +85,7 @@ COUNTS: Final = {
             "the connection ended before Redis confirmed",
             "Redis refused to publish",
             "read before a gap, and not known to be stamped",
+            "a later message of its topic was stamped first",
             "not forwarded in time before the end",
         ),
     ),

@@ -217,6 +217,9 @@ class Listener:
             given_up += self._backlog.give_up()
         if given_up:
             self._log.lost("read before a gap, and not known to be stamped", given_up)
+        if overtaken := self._backlog.overtaken:
+            self._backlog.overtaken = 0
+            self._log.lost("a later message of its topic was stamped first", overtaken)
 
     async def _while(self, busy: Callable[[], bool]) -> None:
         while busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
@@ -260,6 +263,8 @@ class Listener:
                     stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - entry.at))
                 if self._backlog.kept and entry is not None and not entry.kept:
                     self._overtaken = True
+                    self._give_up()
+                elif self._backlog.overtaken:
                     self._give_up()
         self._recent.add(stamped, asyncio.get_running_loop().time())
         if self._leading and not self._lease.held:

@@ -23,12 +23,22 @@ def left(backlog):
 
 def test_what_is_stamped_is_forgotten():
     """A confirmation strikes its message, whatever others wait around it."""
-    backlog = filled((A, b"1"), (B, b"1"), (A, b"2"))
+    backlog = filled((B, b"1"), (A, b"1"), (A, b"2"))
 
-    backlog.strike(str(A), b"2")
+    backlog.strike(str(A), b"1")
 
     assert len(backlog) == 2
-    assert left(backlog) == [(A, b"1"), (B, b"1")]
+    assert left(backlog) == [(B, b"1"), (A, b"2")]
+
+
+def test_what_was_read_before_a_stamped_message_of_its_topic_is_given_up():
+    """Whoever stamps has not heard it: later it would be out of order. Those of other topics wait."""
+    backlog = filled((A, b"1"), (B, b"1"), (A, b"2"), (A, b"3"), (A, b"4"))
+
+    backlog.strike(str(A), b"3")
+
+    assert backlog.overtaken == 2
+    assert left(backlog) == [(B, b"1"), (A, b"4")]
 
 
 def test_of_equal_messages_the_oldest_is_struck():
@@ -85,8 +95,8 @@ def test_what_was_submitted_and_not_struck_is_offered_again_to_a_new_holder():
 
 def test_struck_messages_are_not_submitted():
     """What another stamped meanwhile does not go out again."""
-    backlog = filled((A, b"1"), (A, b"2"), (A, b"3"))
-    backlog.strike(str(A), b"2")
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
+    backlog.strike(str(B), b"2")
 
     assert [entry.tail for entry in backlog.take(10, 1000)] == [b"1", b"3"]
 
@@ -108,7 +118,7 @@ def test_memory_is_bounded(monkeypatch):
     backlog = filled((A, b"12345"), (A, b"67890"))
     assert not backlog.add(A, b"x", 0.0)
 
-    backlog.strike(str(A), b"67890")
+    backlog.strike(str(A), b"12345")
     assert backlog.add(A, b"abcde", 20.0)
     assert not backlog.add(A, b"x", 20.0)
 
@@ -132,8 +142,8 @@ def test_what_was_read_before_a_gap_is_kept():
     assert backlog.kept == 2
     assert backlog.kept_topics() == [B, A]
     assert left(backlog) == [(B, b"2"), (A, b"3"), (A, b"4")]
-    assert not backlog.strike(str(A), b"4").kept
     assert backlog.strike(str(A), b"3").kept
+    assert not backlog.strike(str(A), b"4").kept
     assert backlog.kept == 1
 
 

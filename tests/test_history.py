@@ -342,7 +342,7 @@ async def test_the_same_idempotency_key_publishes_once(live_redis, ear):
 
 
 def test_a_key_is_remembered_no_longer_because_a_clock_was_set_back(live_redis):
-    """Redis's clock was set back by an hour, so the key would live for an hour longer; a retry gives it five minutes."""
+    """Redis's clock was set back by an hour, so the key would live for that much longer; a retry gives it its time."""
     first = publish(TOPIC, {"n": 1}, idempotency_key="once")
     (key,) = live_redis.keys("*once*")
     live_redis.pexpire(key, 3_900_000)
