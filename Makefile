@@ -16,7 +16,7 @@ test: $(STAMP) lint docs
 	@$(MAKE) --no-print-directory guides
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob='tests/test_how_to*.py'
 
-# Fifteen minutes: every fault on both web servers. FAULT_TABLE=path writes the table to a file, too.
+# Half an hour: every fault on both web servers, alone and many at once. FAULT_TABLE=path writes the table to a file, too.
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest tests/test_faults.py -p no:randomly -m faults_long
 

@@ -15,7 +15,7 @@ import os
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count, pairwise
@@ -166,12 +166,20 @@ class Browser:
         self.disordered: list[tuple[Key, int]] = []
         self.told: list[tuple[str, float]] = []
         self.unstamped = 0
+        self.without_id: set[Key] = set()
+        self.with_id: set[Key] = set()
+        """Shared by all browsers of a run."""
         self.connections = 0
         self.closes: Counter[int | None] = Counter()
         self.wrong: list[str] = []
         self._last: dict[tuple[str, str], int] = defaultdict(int)
         self._joined: set[str] = set()
         self._connection: ClientConnection | None = None
+        self._absences: list[list[float]] = [[0.0, float("inf")]]
+
+    def was_there(self, begin: float, end: float) -> bool:
+        """Whether it was connected, with all its topics, and read what it was sent, in all of this time."""
+        return all(absent_to < begin or end < absent_from for absent_from, absent_to in self._absences)
 
     @property
     def ready(self) -> bool:
@@ -182,6 +190,23 @@ class Browser:
         """Lose the connection, as in a tunnel."""
         if self._connection is not None:
             self._connection.transport.abort()
+
+    @asynccontextmanager
+    async def frozen(self) -> AsyncIterator[None]:
+        """Read nothing, not even from the kernel, as a tab that the system has put to sleep."""
+        connection = self._connection
+        if connection is None:
+            yield
+            return
+        connection.transport.pause_reading()
+        self._absences.append([time.monotonic(), float("inf")])
+        absence = self._absences[-1]
+        try:
+            yield
+        finally:
+            absence[1] = time.monotonic()
+            with suppress(RuntimeError):  # it was closed meanwhile
+                connection.transport.resume_reading()
 
     async def stay(self) -> None:
         """Be there, and come back, until cancelled."""
@@ -197,6 +222,8 @@ class Browser:
                     await self._talk(self._connection)
             except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed):
                 pass
+            if self.ready:
+                self._absences.append([time.monotonic(), float("inf")])
             self._joined.clear()
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, 1.0)
@@ -214,6 +241,11 @@ class Browser:
             if code is not None and (code == 1000 or 4000 <= code < 4100):
                 self.wrong.append(f"closed with {code}")
 
+    def _back(self) -> None:
+        """Note that what is published from now on can reach it."""
+        for absence in self._absences:
+            absence[1] = min(absence[1], time.monotonic())
+
     def _since(self, topic: str) -> dict[str, str]:
         return {"since": self.positions[topic]} if topic in self.positions else {}
 
@@ -228,7 +260,10 @@ class Browser:
                 await self._send(connection, {"action": "pong", "n": n})
             case {"action": "auth_success" | "subscribed", "recovered": recovered, "id": position}:
                 topic = frame.get("topic", self.own)
-                self._joined.add(topic)
+                if not self.ready:
+                    self._joined.add(topic)
+                    if self.ready:
+                        self._back()
                 self.positions[topic] = position
                 if recovered is False:
                     self.told.append((topic, time.monotonic()))
@@ -238,12 +273,14 @@ class Browser:
     def _number(self, key: Key, meta: dict[str, str] | None) -> None:
         if meta is None:
             self.unstamped += 1
+            self.without_id.add(key)
         elif meta["topic"] != key.topic:
             self.wrong.append(f"{key} came on {meta}")
         else:
             self.positions[key.topic] = meta["id"]
             epoch, _, n = meta["id"].partition("-")
             self.ids[key.topic].append((int(epoch), int(n)))
+            self.with_id.add(key)
         if key in self.arrived:
             self.twice.append(key)
             return
@@ -271,6 +308,7 @@ class Run:
         messages: int,
         seconds: float,
         sockets: int = SOCKETS,
+        one_fault: bool = True,
     ) -> None:
         """
         Prepare a run.
@@ -282,9 +320,12 @@ class Run:
             messages: How many to publish, half of them raw.
             seconds: How long to take for it, where nothing hinders.
             sockets: How many browsers.
+            one_fault: At a time, as far as the promise of raw messages goes. Otherwise a raw message has to arrive
+                everywhere only if it was given an id.
 
         """
         self.site = site
+        self._one_fault = one_fault
         self.servers = servers
         self.listeners = listeners
         self.began = self.ended = 0.0
@@ -305,6 +346,9 @@ class Run:
         self._seconds = seconds
         self._streams = self._number([f"user:{user.pk}" for user in users], uploads, messages)
         self.messages = [message for stream in self._streams.values() for message in stream]
+        self._with_id: set[Key] = set()
+        for browser in self.browsers:
+            browser.with_id = self._with_id
         self._fault_over = asyncio.Event()
         self._sent = 0
 
@@ -467,7 +511,44 @@ class Run:
         """Whether the message must arrive: Redis confirmed it, and a listener heard it if it is raw."""
         if message.sent is None:
             return False
+        if message.key.road == "raw" and not self._one_fault:
+            return message.key in self._with_id
         return message.key.road == "published" or bool(message.receivers)
+
+    @property
+    def heard_and_lost(self) -> int:
+        """How many raw messages were heard by a listener, not under a cut of all, and arrived nowhere."""
+        arrived = {key for browser in self.browsers for key in browser.arrived}
+        return sum(
+            message.key.road == "raw"
+            and bool(message.receivers)
+            and message.key not in arrived
+            and not self._cut_off(message)
+            for message in self.messages
+        )
+
+    @property
+    def raw_losses(self) -> dict[str, int]:
+        """Say what became of raw messages that had no id, where more than one thing broke at a time."""
+        raw = [message for message in self.messages if message.key.road == "raw"]
+        arrived = {key for browser in self.browsers for key in browser.arrived}
+        without_id = {key for browser in self.browsers for key in browser.without_id}
+        missing = [
+            browser.was_there(message.begun - LEVEL, message.begun + LEVEL)
+            for browser in self.browsers
+            for message in raw
+            if message.key in without_id
+            and message.key not in browser.arrived
+            and message.key.topic in (browser.own, *browser.topics)
+        ]
+        return {
+            "published": len(raw),
+            "heard by no listener": sum(not message.receivers for message in raw),
+            "heard, and arrived nowhere": sum(bool(m.receivers) and m.key not in arrived for m in raw),
+            "arrived without an id": len(without_id),
+            "deliveries of these missed by sockets that were away or frozen": missing.count(False),
+            "missed by others": missing.count(True),
+        }
 
     def _cut_off(self, message: Message) -> bool:
         """Whether a fault cut all listeners while this message was on its way to them, and nobody got it."""

@@ -14,12 +14,16 @@ from typing import Self
 
 import psutil
 import pytest
+import redis
 
+from project.local_redis import LocalRedis
+from tests import storm
 from tests.clients import RawRedis, Tab, open_tab
 from tests.conftest import point_to
 from tests.fault_run import NOTES, NOTIFICATIONS, Run, is_holder
-from tests.faults import Proxy, kill_connections, kill_type, listeners_connections, never_reading, paused
+from tests.faults import Proxy, fail_over, kill_connections, kill_type, listeners_connections, never_reading, paused
 from tests.processes import LAYERS, Site, User, WebServer
+from tests.storm import Storm
 from tests.waiting import await_for, scaled
 
 pytestmark = pytest.mark.faults
@@ -464,6 +468,45 @@ async def test_long_full_redis(long):
     result.expect_nothing_wrong()
 
 
+@pytest.mark.faults_long
+@pytest.mark.timeout(300)
+async def test_long_planned_failover(new_site, settings):
+    """A failover that cuts all connections: what one listener hears on the new primary arrives, whoever asks first."""
+    with LocalRedis() as other, Proxy(new_site.redis.port) as proxy:
+        new_site.settings = {"NOTIFICATIONS": NOTIFICATIONS, "CHANNEL_LAYER_BACKEND": LAYERS["ours"]}
+        new_site.redis_url = proxy.url
+        settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **NOTIFICATIONS}
+        point_to(settings, proxy.url)
+        first, servers = new_site.redis, [new_site.redis, other]
+        listeners = [new_site.start_listener() for _ in range(3)]
+        server = new_site.start_server("uvicorn")
+        run = Run(new_site, [server], listeners, messages=10_000, seconds=40)
+
+        async def fail_over_again_and_again(run: Run) -> None:
+            for part in (0.1, 0.2, 0.3, 0.4, 0.5):
+                await run.reached(part)
+                primary, replica = servers
+                client = new_site.client()
+                await asyncio.to_thread(redis.Redis.from_url(replica.url).replicaof, "127.0.0.1", primary.port)
+                async with run.cutting_all_listeners():
+                    await asyncio.to_thread(fail_over, primary, replica)
+                    servers.reverse()
+                    new_site.redis = replica
+                    proxy.lead_to(replica.port)
+                    proxy.cut()
+                    client = new_site.client()
+                    await await_for(lambda c=client: listeners_connections(c), 20, "a listener is back")
+                await await_for(lambda c=client: len(listeners_connections(c)) == len(listeners), 20, "all are back")
+
+        result = await run.through("planned failover, 5 times", fail_over_again_and_again, at=0.05)
+        new_site.redis = first
+
+        assert run.heard_and_lost == 0
+        result.expect_nothing_wrong(told=True)
+        for process in (server, *listeners):
+            process.kill()
+
+
 # j. The network.
 
 
@@ -489,6 +532,36 @@ async def test_long_half_open_connection_of_the_holder(long):
     result.expect_nothing_wrong()
     assert result.nobody == 0
     assert result.latest < scaled(TAKEOVER)
+
+
+# k. Several at once.
+
+
+@pytest.mark.faults_long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", storm.seeds())
+@pytest.mark.parametrize(("kind", "layer"), [("uvicorn", "ours"), ("daphne", "channels_redis")])
+async def test_long_several_faults_at_once(new_site, settings, kind, layer, seed):
+    """Nothing published is lost, nothing comes twice; of raw messages only those without an id may not arrive."""
+    new_site.settings = {"NOTIFICATIONS": NOTIFICATIONS, "CHANNEL_LAYER_BACKEND": LAYERS[layer]}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **NOTIFICATIONS}
+    point_to(settings, new_site.redis.url)
+    several = Storm(seed, seconds=150)
+    listeners = [new_site.start_listener() for _ in range(2)]
+    server = new_site.start_server(kind)
+    run = Run(new_site, [server], listeners, messages=16_000, seconds=200, one_fault=False)
+
+    result = await run.through(f"{kind}: {len(several.gusts)} faults, seed {seed}", several.blow, at=0.02)
+
+    NOTES.append(f"{kind}, layer {layer}, several faults at once: {storm.says(run, several)}")
+    print("\n" + NOTES[-1])  # noqa: T201
+    assert several.at_once > len(several.gusts) / 4
+    result.expect_nothing_wrong(told=True)
+
+
+def test_a_storm_is_the_same_again_with_its_seed():
+    """What failed once can be run again."""
+    assert Storm(7, 100).gusts == Storm(7, 100).gusts != Storm(8, 100).gusts
 
 
 # h. Browsers that do not read.
