@@ -9,6 +9,7 @@ from channels.sessions import CookieMiddleware, SessionMiddleware
 from django.contrib.auth.models import AnonymousUser
 
 from . import sessions
+from .mount import with_root_path
 
 
 class SessionAuthMiddleware(AuthMiddleware):  # type: ignore[misc]  # Channels has no types
@@ -29,5 +30,14 @@ class SessionAuthMiddleware(AuthMiddleware):  # type: ignore[misc]  # Channels h
 
 
 def SessionAuthMiddlewareStack(inner: Any) -> Any:  # noqa: N802  as Channels calls its own
-    """Wrap an ASGI application so that its scope has ``cookies``, ``session`` and ``user``."""
-    return CookieMiddleware(SessionMiddleware(SessionAuthMiddleware(inner)))
+    """
+    Wrap an ASGI application so that its scope has ``cookies``, ``session`` and ``user``.
+
+    A path that a proxy has stripped of the server's ``root_path`` is found by the application's routes as well.
+    """
+    stack = CookieMiddleware(SessionMiddleware(SessionAuthMiddleware(inner)))
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> Any:
+        return await stack(with_root_path(scope), receive, send)
+
+    return application

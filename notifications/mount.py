@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.urls import URLPattern, get_script_prefix, path, re_path
@@ -14,6 +14,16 @@ PATH: Final = "ws/notifications/"
 def socket_path() -> str:
     """Return the path to which the pages of this site connect, as ``{% notifications %}`` prints it."""
     return f"{get_script_prefix()}{PATH}"
+
+
+def with_root_path(scope: dict[str, Any]) -> dict[str, Any]:
+    """
+    Put the server's ``root_path`` before a path that a proxy has stripped of it, as ASGI says it is.
+
+    Daphne leaves the path as it came. Django finds its pages all the same, while Channels finds no route.
+    """
+    root_path = scope.get("root_path") or ""
+    return scope if scope["path"].startswith(root_path) else {**scope, "path": root_path + scope["path"]}
 
 
 def patterns(application: object) -> list[URLPattern]:
