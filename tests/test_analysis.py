@@ -2,14 +2,18 @@
 
 import hashlib
 import io
+import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from project.uploads import analysis
 from project.uploads.analysis import AnalysisError, Content, draw, read
-from project.uploads.filetypes import detect, name_score
-from tests.demo_site import broken_png, png
+from project.uploads.filetypes import IMAGES, detect, name_score
+from tests.demo_site import ROOT, broken_png, png
 
 
 @pytest.mark.parametrize("size", [1, 4096, 4097, 1_000_000])
@@ -54,6 +58,58 @@ def test_draw_refuses_a_decompression_bomb(monkeypatch: pytest.MonkeyPatch):
 
     with pytest.raises(AnalysisError, match="too large: 320 × 200"):
         draw(io.BytesIO(png(320, 200)), "image/png")
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("PNG", "RGBA", {}),
+        ("TIFF", "CMYK", {"compression": "tiff_lzw"}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("GIF", "P", {}),
+        ("WEBP", "RGBA", {"lossless": True}),
+    ],
+)
+def test_draw_holds_an_image_once(tmp_path: Path, name: str, mode: str, options: dict):
+    """The largest image that is taken costs 200 MB and not a multiple of it, however small its file is."""
+    size = math.isqrt(analysis.MAX_PIXELS // analysis.DECODED_TIMES.get(name, 1))
+    path = tmp_path / "image"
+    media_type = next(media_type for media_type, each in IMAGES.items() if each == name)
+    made = f"from PIL import Image; Image.new({mode!r}, ({size}, {size})).save({str(path)!r}, {name!r}, **{options})"
+    subprocess.run([sys.executable, "-c", made], check=True)
+    drawn = (
+        "import resource\n"
+        "from project.uploads.analysis import draw\n"
+        "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"before = most(); draw(open({str(path)!r}, 'rb'), {media_type!r}); print((most() - before) * 1024)"
+    )
+
+    # A process of its own begins with the peak of the one that starts it, unless a shell stands between them.
+    command = ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, drawn]
+    taken = int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+
+    assert taken < 1.25 * analysis.MAX_PIXELS * 4
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_draw_turns_a_photo_upright(orientation: int):
+    """However the camera was held, size and thumbnail are those of the picture that people see."""
+    upright = Image.new("RGB", (400, 300), "blue")
+    upright.paste("red", (0, 0, 100, 75))
+    back = {5: 5, 6: 8, 7: 7, 8: 6}.get(orientation, orientation)
+    stored = upright.transpose(analysis.TURNS[back]) if back > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    stored.save(file, "JPEG", exif=exif, quality=95)
+
+    picture = draw(file, "image/jpeg")
+
+    assert (picture.width, picture.height) == (400, 300)
+    with Image.open(io.BytesIO(picture.thumbnail)) as thumbnail:
+        assert thumbnail.size == (160, 120)
+        red, _green, blue = thumbnail.getpixel((5, 5))
+        assert red > 200 > 50 > blue
 
 
 def test_draw_leaves_other_files_alone():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from project.uploads.filetypes import HEAD_SIZE, IMAGES, detect
 
@@ -17,8 +17,24 @@ MIN_CHUNK = HEAD_SIZE
 MAX_CHUNK = 1024 * 1024
 
 MAX_PIXELS = 50_000_000
-"""Larger images are refused: decoded, this is 200 MB of memory already."""
+"""Larger images are refused: decoded, this is 200 MB of memory already, which are held once; 400 MB for a rare JPEG."""
+DECODED_TIMES = {"WEBP": 4}
+"""Copies that a decoder itself holds, where it is more than one: so much smaller these images have to be."""
+STRIP_PIXELS = 1_000_000
+"""Pixels that are converted at a time: a converted copy of the whole image would be as large as the image."""
 THUMBNAIL_SIZE = (160, 160)
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image upright, by the orientation that a camera has written down."""
+SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 class AnalysisError(Exception):
@@ -67,6 +83,20 @@ def read(file: BinaryIO, size: int) -> Iterator[int | Content]:
     yield Content(digest.hexdigest(), detect(head))
 
 
+def shrink(image: Image.Image) -> Image.Image:
+    """Decode an image wholly, and scale it down to twice the thumbnail or more, strip by strip."""
+    image.load()
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    width, height = image.size
+    factor = max(1, max(width, height) // (2 * max(THUMBNAIL_SIZE)))
+    small = Image.new(mode, (-(-width // factor), -(-height // factor)))
+    rows = factor * max(1, STRIP_PIXELS // (width * factor))
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        small.paste(strip.convert(mode).reduce(factor), (0, top // factor))
+    return small
+
+
 def draw(file: BinaryIO, content_type: str) -> Picture | None:
     """
     Decode an image wholly and draw its thumbnail.
@@ -84,16 +114,21 @@ def draw(file: BinaryIO, content_type: str) -> Picture | None:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=[IMAGES[content_type]]) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise AnalysisError(f"The image is too large: {image.width:,} × {image.height:,} pixels.")
-                upright = ImageOps.exif_transpose(image)
-                picture = upright.convert("RGBA" if upright.has_transparency_data else "RGB")
+                width, height = image.size
+                if width * height > MAX_PIXELS // DECODED_TIMES.get(IMAGES[content_type], 1):
+                    raise AnalysisError(f"The image is too large: {width:,} × {height:,} pixels.")
+                image.draft("RGB", tuple(2 * side for side in THUMBNAIL_SIZE))  # a JPEG is decoded smaller
+                picture = shrink(image)
+                turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise AnalysisError("The image is too large.") from error
     # Pillow's decoders raise all of these for damaged files.
     except (OSError, SyntaxError, ValueError, ArithmeticError, LookupError, EOFError, TypeError) as error:
         raise AnalysisError(f"The {IMAGES[content_type]} image is damaged.") from error
-    width, height = picture.size
+    if turn is not None:
+        picture = picture.transpose(turn)
+        if turn in SIDEWAYS:
+            width, height = height, width
     picture.thumbnail(THUMBNAIL_SIZE)
     drawn = io.BytesIO()
     picture.save(drawn, "PNG")
