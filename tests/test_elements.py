@@ -139,6 +139,18 @@ def tab_with_cache(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[
         yield tab
 
 
+@pytest.fixture
+def tab_with_scrollbars(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
+    """In a browser whose scrollbars take room, as on most desks; Playwright hides them."""
+    with (
+        browser.browser_type.launch(
+            executable_path=CHROMIUM, args=FLAGS, ignore_default_args=["--hide-scrollbars"]
+        ) as browser,
+        open_tab(browser, pages) as tab,
+    ):
+        yield tab
+
+
 @contextmanager
 def open_tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
     site, server = pages
@@ -1154,7 +1166,7 @@ def test_notice_while_something_is_full_screen(tab: Tab, shown_full_screen: str)
 
 
 @pytest.mark.parametrize("level", ["info", "error"])
-@pytest.mark.parametrize("width", [390, 1100])
+@pytest.mark.parametrize("width", [600, 1100])
 def test_newest_notice_is_seen_and_the_page_too(tab: Tab, width: int, level: str) -> None:
     """Long notices leave a third of the window free; the newest is in sight, and one can scroll to the others."""
     page = tab.open(TOASTS)
@@ -1175,6 +1187,66 @@ def test_newest_notice_is_seen_and_the_page_too(tab: Tab, width: int, level: str
     page.mouse.wheel(0, -9_000)
     expect(oldest).to_be_in_viewport(ratio=1)
     assert page.evaluate("scrollX + scrollY") == 0
+
+
+@pytest.mark.parametrize(
+    "size", [(390, 844), (320, 640), (844, 390)], ids=["phone", "small phone", "phone on its side"]
+)
+def test_notices_leave_room_on_a_phone(tab: Tab, size: tuple[int, int]) -> None:
+    """In a small window three notices are shown, or of more the newest two; a button brings the others."""
+    page = tab.open(f"<button>Work</button>{KEEPING}")
+    page.set_viewport_size({"width": size[0], "height": size[1]})
+    more = shown(page, "more")
+    titles = page.locator("[part~=title]:visible")
+    for n in range(1, 4):
+        tab.notice(title=f"Notice {n}", body="More about it", level="error" if n == 2 else "info")
+    expect(titles).to_have_text(["Notice 2", "Notice 1", "Notice 3"])
+    expect(more).to_be_hidden()
+
+    for n in range(4, 6):
+        tab.notice(title=f"Notice {n}", body="More about it")
+
+    expect(titles).to_have_text(["Notice 4", "Notice 5"])
+    expect(more).to_have_text("3 more")
+    if size[0] < size[1]:
+        assert box(titles.first)["y"] > size[1] / 2
+    more.click()
+    expect(titles).to_have_text(["Notice 2", "Notice 1", "Notice 3", "Notice 4", "Notice 5"])
+    expect(more).to_have_text("Show fewer")
+    expect(more).to_have_attribute("aria-expanded", "true")
+    more.click()
+    expect(titles).to_have_text(["Notice 4", "Notice 5"])
+    page.get_by_role("button", name="Work").focus()
+    shown(page, "close").last.focus()
+    page.keyboard.press("Escape")
+    expect(titles).to_have_text(["Notice 3", "Notice 4"])
+    expect(shown(page, "close").last).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(titles).to_have_text(["Notice 2", "Notice 1", "Notice 3"])
+    expect(more).to_be_hidden()
+    page.set_viewport_size({"width": 1100, "height": 900})
+    tab.notice(title="Notice 6")
+    expect(titles).to_have_text(["Notice 2", "Notice 1", "Notice 3", "Notice 6"])
+
+
+def test_notice_that_is_folded_up_keeps_its_time(tab: Tab) -> None:
+    """What waits behind the button on a phone does not run out unseen."""
+    page = tab.open(TIMED, before=lambda page: page.clock.install())
+    page.set_viewport_size({"width": 390, "height": 844})
+    stop_clock(page)
+    titles = page.locator("[part~=title]:visible")
+    for n in range(1, 6):
+        tab.notice(title=f"Notice {n}")
+        expect(titles.last).to_have_text(f"Notice {n}")
+    expect(titles).to_have_text(["Notice 4", "Notice 5"])
+
+    page.clock.run_for(10_500)
+    expect(titles).to_have_text(["Notice 1", "Notice 2", "Notice 3"])
+    page.clock.run_for(8_500)
+    expect(titles).to_have_text(["Notice 1", "Notice 2", "Notice 3"])
+    page.clock.run_for(2_000)
+
+    expect(titles).to_have_count(0)
 
 
 def test_number_of_notices_is_bounded(tab: Tab) -> None:
@@ -1270,9 +1342,71 @@ def test_colours_follow_the_page(tab: Tab) -> None:
     assert shown(page, "toast").evaluate("(toast) => getComputedStyle(toast).backgroundColor") != light
 
 
+@pytest.mark.parametrize("width", [1100, 390, 320])
+@pytest.mark.parametrize("direction", ["ltr", "rtl"])
+def test_margins_are_equal(tab_with_scrollbars: Tab, width: int, direction: str) -> None:
+    """Where scrollbars take room, a notice has its margin beside them, and on a phone the same on both sides."""
+    tab = tab_with_scrollbars
+    page = tab.open(KEEPING, dir=direction)
+    page.set_viewport_size({"width": width, "height": 700})
+    page.evaluate("document.querySelector('main').style.minHeight = '3000px'")
+    for level in ("info", "success", "warning", "error", "error", "info"):
+        tab.notice(title="word " * 9, body="word " * 40, level=level)
+    expect(shown(page, "title")).to_have_count(5)
+    room = page.evaluate("document.documentElement.clientWidth")
+    assert room < width  # the scrollbar is there
+
+    at = box(page.locator("[part~=toast]:visible").last)
+    before, after = at["x"], room - at["x"] - at["width"]
+
+    assert (before if direction == "rtl" else after) == pytest.approx(16, abs=1)
+    if width < 500:
+        assert before == pytest.approx(after, abs=1)
+    assert page.evaluate("document.documentElement.scrollWidth") == room
+
+
+def test_bars_in_a_row_do_not_touch(tab: Tab) -> None:
+    """Between two bars one below the other there is room, and the page's own styles say how much."""
+    page = tab.open("{% upload_progress 'a' status='failed' %}{% upload_progress 'b' status='failed' %}")
+    first, second = (box(each) for each in page.locator("upload-progress").all())
+    assert second["y"] - first["y"] - first["height"] >= 8
+
+    page.evaluate("for (const each of document.querySelectorAll('upload-progress')) each.style.margin = 0")
+
+    first, second = (box(each) for each in page.locator("upload-progress").all())
+    assert second["y"] - first["y"] - first["height"] == pytest.approx(0, abs=0.5)
+
+
+LEVELS = ["info", "success", "warning", "error"]
+COLOURS = "(element) => [null, '::before'].map((of) => getComputedStyle(element, of).backgroundColor)"
+SHAPES = "(element) => [null, '::before'].map((of) => getComputedStyle(element, of).clipPath).join()"
+
+
+@pytest.mark.parametrize("colours", ["none", "active"])
+def test_levels_have_shapes_of_their_own(tab: Tab, colours: Any) -> None:
+    """Whoever sees no colours tells the levels apart: each icon is drawn, with a shape, also in forced colours."""
+    page = tab.open(KEEPING)
+    page.emulate_media(forced_colors=colours, reduced_motion="reduce")
+    for level in LEVELS:
+        tab.notice(title=f"The {level}", level=level)
+    expect(shown(page, "toast")).to_have_count(4)
+
+    icons = shown(page, "icon").all()
+
+    assert len({icon.evaluate(SHAPES) for icon in icons}) == 4
+    for icon in icons:
+        ground, sign = icon.evaluate(COLOURS)
+        assert ground != sign
+        assert "none" not in icon.evaluate(SHAPES)
+        assert icon.text_content() == ""
+    # One width on all sides: a wide border tapers into the round corners.
+    assert shown(page, "toast").first.evaluate("(toast) => getComputedStyle(toast).borderWidth") == "1px"
+
+
+@pytest.mark.parametrize("width", [1100, 390, 320])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(tab: Tab, scheme: Any) -> None:
-    """Bars in every state and notices of every level break no rule of accessibility, in light and dark."""
+def test_axe_finds_nothing(tab: Tab, scheme: Any, width: int) -> None:
+    """Bars in every state and notices of every level break no rule of accessibility, light and dark, on a phone too."""
     uploads = [
         "<meta name='color-scheme' content='light dark'>",
         "{% upload_progress 'a' percent=40 message='Frame 40' label='spring.jpg' %}",
@@ -1282,6 +1416,7 @@ def test_axe_finds_nothing(tab: Tab, scheme: Any) -> None:
     ]
     page = tab.open("".join(uploads) + TOASTS)
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    page.set_viewport_size({"width": width, "height": 700})
     page.evaluate("document.body.style.background = 'Canvas'")  # without one axe takes white
     for level in ("info", "success", "warning", "error"):
         tab.notice(title=f"The {level}", level=level, body="More about it", url="/a")

@@ -18,6 +18,8 @@ const labels = {
   forbidden: "Not available",
   notices: "Notices",
   close: "Close",
+  more: "{n} more",
+  fewer: "Show fewer",
   info: "Information",
   success: "Success",
   warning: "Warning",
@@ -26,6 +28,8 @@ const labels = {
 const LEVELS = ["info", "success", "warning", "error"];
 const MOMENT = 2000; // milliseconds that a notice has at least, when time goes on that stood still
 const CHECK = 1000;
+const NARROW = "(max-width: 34rem), (max-height: 30rem)"; // a window in which notices cover too much
+const FEW = [3, 2]; // notices that are shown there: as many, or if there are more the newest of them
 const LEAVING = 1000; // milliseconds in which a page may be there still when the next one has begun
 const CARRIED = { notices: 20, characters: 2000 }; // that go along to the next page, at most
 const FINISHED = ["completed", "failed"];
@@ -362,7 +366,10 @@ export class NotificationToasts extends HTMLElement {
   #closed = new WeakSet(); // those in which nothing can be put
   #errors = make("div", "errors");
   #others = make("div", "others");
-  #list = make("div", "list", this.#errors, this.#others);
+  #more = make("button", "more");
+  #list = make("div", "list", this.#errors, this.#others, this.#more);
+  #narrow = globalThis.matchMedia?.(NARROW);
+  #all = false; // whether somebody wants to see all of them there
 
   constructor() {
     super();
@@ -371,6 +378,13 @@ export class NotificationToasts extends HTMLElement {
     this.#list.role = "region";
     this.#list.ariaLabel = labels.notices;
     shadowOf(this, TOASTS_CSS, this.#list);
+    this.#more.type = "button";
+    this.#more.hidden = true;
+    this.#more.addEventListener("click", () => {
+      this.#all = !this.#all;
+      this.#fold(true);
+      this.#resume();
+    });
     const listen = (types, act) => types.forEach((type) => this.#list.addEventListener(type, act));
     listen(["keydown"], (event) => {
       const toast = this.#toasts.find(({ element }) => element.contains(event.target));
@@ -406,6 +420,7 @@ export class NotificationToasts extends HTMLElement {
     // Told to the page: what was under the finger may be gone.
     for (const type of ["pointerup", "pointercancel"]) listen(window, type, lifted, true);
     // The focus tells of dialogs in shadows, which nobody else tells of.
+    if (this.#narrow) listen(this.#narrow, "change", () => this.#resume());
     for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
     const dialogs = new MutationObserver(() => this.#place());
     dialogs.observe(document, { subtree: true, attributeFilter: ["open"] });
@@ -482,6 +497,7 @@ export class NotificationToasts extends HTMLElement {
     const later = this.#toasts.slice(at + 1).find(({ error, element }) => error === toast.error && element.parentNode);
     if (later) later.element.before(toast.element);
     else (toast.error ? this.#errors : this.#others).append(toast.element);
+    this.#fold();
     // Where there are more than there is room for, the newest is seen; but nothing moves under somebody's pointer.
     if (!this.#used()) toast.element.scrollIntoView({ block: "nearest" });
   }
@@ -548,6 +564,25 @@ export class NotificationToasts extends HTMLElement {
     }
   }
 
+  /**
+   * On a narrow window show the newest few, and the others behind a button; they come back when there is room, and have
+   * their time then. Nothing is folded up under somebody's pointer.
+   */
+  #fold(wanted = this.#toasts.length <= FEW[0] || !this.#used()) {
+    if (!wanted) return;
+    const narrow = this.#narrow?.matches && this.#toasts.length > FEW[0];
+    if (!narrow) this.#all = false;
+    const folded = narrow ? this.#toasts.length - FEW[1] : 0;
+    this.#toasts.forEach((toast, n) => {
+      const hidden = n < folded && !this.#all;
+      if (toast.element.hidden && !hidden) toast.left = Math.max(toast.left, Math.min(MOMENT, this.#lifetime));
+      toast.element.hidden = hidden;
+    });
+    this.#more.hidden = !folded;
+    this.#more.ariaExpanded = String(this.#all);
+    this.#more.textContent = this.#all ? labels.fewer : labels.more.replace("{n}", folded);
+  }
+
   // Time
 
   /** Milliseconds that a notice stays which is no error. */
@@ -566,14 +601,17 @@ export class NotificationToasts extends HTMLElement {
     return document.hidden || this.#used();
   }
 
+  #stand(toast) {
+    if (toast.since === undefined) return;
+    clearTimeout(toast.timer);
+    toast.left -= performance.now() - toast.since;
+    toast.since = undefined;
+  }
+
   /** Let time stand still, for as long as it has to. */
   #pause() {
-    for (const toast of this.#toasts) {
-      if (toast.since === undefined) continue;
-      clearTimeout(toast.timer);
-      toast.left -= performance.now() - toast.since;
-      toast.since = undefined;
-    }
+    for (const toast of this.#toasts) this.#stand(toast);
+    this.#fold();
     // Asked now and then: nobody may say that a pointer has left which was over something that has gone.
     clearTimeout(this.#check);
     if (this.#toasts.some(({ left }) => left !== Infinity)) this.#check = setTimeout(() => this.#resume(), CHECK);
@@ -584,14 +622,21 @@ export class NotificationToasts extends HTMLElement {
   #resume(moment = MOMENT) {
     if (this.#held()) return this.#pause();
     clearTimeout(this.#check);
+    this.#fold();
     for (const toast of this.#toasts) {
-      if (toast.since !== undefined || toast.left === Infinity) continue;
+      if (toast.element.hidden) this.#stand(toast);
+      if (toast.element.hidden || toast.since !== undefined || toast.left === Infinity) continue;
       toast.left = Math.max(toast.left, Math.min(moment, this.#lifetime));
       toast.since = performance.now();
       // Asked once more when the time is over: see above.
-      toast.timer = setTimeout(() => (this.#held() ? this.#pause() : this.#remove(toast)), toast.left);
+      toast.timer = setTimeout(() => (this.#held() ? this.#pause() : this.#over(toast)), toast.left);
     }
     this.#save();
+  }
+
+  #over(toast) {
+    this.#remove(toast);
+    this.#resume(0);
   }
 
   #remove(toast) {
@@ -607,11 +652,12 @@ export class NotificationToasts extends HTMLElement {
    * keyboard, where it was before with a pointer, or the others would be held by a focus that nobody sees.
    */
   #dismiss(toast, byPointer = false) {
-    const all = [...this.shadowRoot.querySelectorAll("[part~=toast]")];
-    const at = all.indexOf(toast.element);
-    const next = byPointer ? undefined : (all[at + 1] ?? all[at - 1]);
+    const seen = () => [...this.shadowRoot.querySelectorAll("[part~=toast]:not([hidden])")];
+    const at = seen().indexOf(toast.element);
     const focused = toast.element.matches(":focus-within");
     this.#remove(toast);
+    this.#fold(true);
+    const next = byPointer ? undefined : (seen()[at] ?? seen().at(-1));
     if (focused) (next?.querySelector("[part=close]") ?? this.#before)?.focus({ preventScroll: byPointer });
     this.#resume();
   }
@@ -689,6 +735,7 @@ const COMMON_CSS = `
   --error: var(--notifications-error, #b92c2c);
   --radius: var(--notifications-radius, 0.5rem);
   --line: var(--notifications-line, color-mix(in srgb, currentColor 20%, transparent));
+  --surface: var(--notifications-surface, Canvas);
   box-sizing: border-box;
 }
 @supports (color: light-dark(red, red)) {
@@ -706,7 +753,7 @@ const COMMON_CSS = `
 `;
 
 const UPLOAD_CSS = `
-:host { display: block; position: relative; font-variant-numeric: tabular-nums; }
+:host { display: block; position: relative; margin-block: 0.75em; font-variant-numeric: tabular-nums; }
 [part="head"], [part="detail"] { display: flex; gap: 0 0.75em; justify-content: space-between; }
 [part="detail"] { font-size: 0.875em; justify-content: start; flex-wrap: wrap; }
 [part="label"] { min-inline-size: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -747,23 +794,29 @@ const TOASTS_CSS = `
   text-align: start;
   max-block-size: max(60vh, min(20rem, 100vh)); /* the page's own controls are mostly at its top */
   overflow: auto;
+  scrollbar-width: none; /* it would take its room on one side only, and cannot be dragged: see the next line */
   pointer-events: none;
   color: CanvasText;
 }
+@media (max-width: 34rem) { :host { inline-size: 100%; } }
 [part="list"] { padding: 0.5rem 1rem 1rem; }
+[hidden] { display: none !important; }
 [part~="toast"] {
   --color: var(--accent);
+  position: relative;
+  overflow: hidden;
   display: grid;
   grid-template-columns: auto minmax(0, 1fr) auto;
   gap: 0 0.75rem;
   align-items: start;
   margin-block-start: 0.5rem;
   scroll-margin-block: 0.5rem 1rem;
-  padding: 0.75rem;
+  padding-block: 0.75rem;
+  padding-inline: 1rem 0.75rem;
   border: 1px solid var(--line);
-  border-inline-start: 0.3rem solid var(--color);
+  border-inline-start-color: var(--color);
   border-radius: var(--radius);
-  background: var(--notifications-surface, Canvas);
+  background: var(--surface);
   box-shadow: 0 0.3rem 1.2rem rgb(0 0 0 / 20%);
   overflow-wrap: anywhere;
   pointer-events: auto;
@@ -772,7 +825,26 @@ const TOASTS_CSS = `
 [part~="success"] { --color: var(--success); }
 [part~="warning"] { --color: var(--warning); }
 [part~="error"] { --color: var(--error); }
-[part="icon"] { color: var(--color); font-weight: 700; inline-size: 1em; text-align: center; }
+[part~="toast"]::before { /* the stripe: a border of its own width would taper into the round corners */
+  content: ""; position: absolute; inset-block: 0; inset-inline-start: 0; border-inline-start: 0.3rem solid var(--color);
+}
+/* Drawn, and not written: no font, and no image that a policy would have to allow. */
+[part="icon"] { position: relative; inline-size: 1.25em; block-size: 1.25em; margin-block-start: 0.1em; background: var(--color); }
+[part="icon"]::before { content: ""; position: absolute; inset: 0; background: var(--surface); clip-path: var(--sign); }
+[part~="toast"] {
+  --shape: circle(50%);
+  --sign: polygon(43% 22%, 57% 22%, 57% 35%, 50% 35%, 50% 43%, 57% 43%, 57% 78%, 43% 78%, 43% 43%, 50% 43%, 50% 35%, 43% 35%);
+}
+[part~="success"] { --sign: polygon(21% 52%, 30% 43%, 43% 56%, 69% 28%, 79% 37%, 43% 75%); }
+[part~="warning"], [part~="error"] {
+  --shape: polygon(30% 0, 70% 0, 100% 30%, 100% 70%, 70% 100%, 30% 100%, 0 70%, 0 30%);
+  --sign: polygon(43% 22%, 57% 22%, 57% 57%, 50% 57%, 50% 65%, 57% 65%, 57% 78%, 43% 78%, 43% 65%, 50% 65%, 50% 57%, 43% 57%);
+}
+[part~="warning"] {
+  --shape: polygon(50% 3%, 100% 93%, 0 93%);
+  --sign: polygon(44% 36%, 56% 36%, 56% 64%, 50% 64%, 50% 71%, 56% 71%, 56% 82%, 44% 82%, 44% 71%, 50% 71%, 50% 64%, 44% 64%);
+}
+[part="icon"] { clip-path: var(--shape); }
 [part="text"] { position: relative; }
 [part="title"], [part="body"] {
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
@@ -785,7 +857,17 @@ a[part="title"] { color: inherit; font-weight: 600; }
   background: none; color: inherit; font: inherit; cursor: pointer;
 }
 [part="close"]:hover { background: var(--line); }
+[part="list"]:has(> [part="more"]:not([hidden])) [part~="toast"] { scroll-margin-block-end: 4rem; }
+[part="more"] {
+  position: sticky; inset-block-end: 0.5rem; display: block; inline-size: 100%; margin-block-start: 0.5rem; padding: 0.5rem; border: 1px solid var(--line);
+  border-radius: var(--radius); background: var(--surface); color: inherit; font: inherit; font-size: 0.9em; cursor: pointer;
+  box-shadow: 0 0.3rem 1.2rem rgb(0 0 0 / 20%); pointer-events: auto;
+}
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @keyframes arrive { from { opacity: 0; transform: translateY(0.5rem); } }
 @media (prefers-reduced-motion: reduce) { [part~="toast"] { animation: none; } }
+@media (forced-colors: active) { /* which have no backgrounds; the shapes tell the levels apart */
+  [part="icon"] { forced-color-adjust: none; background: CanvasText; }
+  [part="icon"]::before { background: Canvas; }
+}
 `;
