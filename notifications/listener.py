@@ -73,7 +73,7 @@ class Listener:
         self._subscription: Subscription | None = None
         self._settlement: Settlement | None = None
         self._settled = self._overtaken = False
-        self._gap_at = 0.0
+        self._gap_at: float | None = None
         self._run = ""
         self._connected = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -178,7 +178,8 @@ class Listener:
             await self._give_lease_back()
         self._backlog.gap()
         self._recent.gap(asyncio.get_running_loop().time())
-        self._gap_at = asyncio.get_running_loop().time() - MAX_SILENCE  # it may have been dead for so long
+        if self._gap_at is None:  # otherwise we have not been subscribed since
+            self._gap_at = asyncio.get_running_loop().time() - MAX_SILENCE  # it may have been dead for so long
 
     async def _settle(self) -> None:
         """
@@ -186,23 +187,24 @@ class Listener:
 
         If their holder is dead, we may be the only one that has them.
         """
-        before, self._run, given_up, told = self._run, "", 0, False
+        settlement, before, self._run, told = self._settlement, self._run, "", False
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_TIMEOUT):
                 for delay in backoff():
                     try:
                         self._run = await history.server()
                         # Histories of another server do not tell what this one has lost.
-                        if self._settlement is not None and self._run == before:
-                            gap = asyncio.get_running_loop().time() - self._gap_at
-                            given_up += await self._settlement.settle(gap)
+                        if settlement is not None and self._gap_at is not None and self._run == before:
+                            await settlement.settle(asyncio.get_running_loop().time() - self._gap_at)
                             told = True
                         break
                     except FAILURES as error:
                         logger.debug("could not look for what was stamped in a gap: %s", describe(error))
                         await asyncio.sleep(delay)
+        given_up = settlement.given_up if settlement is not None else 0
         if not told:
             given_up += self._backlog.give_up()
+        self._gap_at = None
         self._settled = True
         self._give_up(given_up)
 

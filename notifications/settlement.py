@@ -27,6 +27,10 @@ class Settlement:
 
     Frames may arrive live while histories are read. Of equal messages each frame must strike one, once, whichever way
     it comes.
+
+    Attributes:
+        given_up: How many messages have been given up: nobody can tell any more whether they were stamped.
+
     """
 
     def __init__(self, backlog: Backlog, seen: Mapping[str, Position]) -> None:
@@ -42,6 +46,7 @@ class Settlement:
         self._seen = dict(seen)
         self._live: dict[str, Position] = {}
         self._read: dict[str, Position] = {}
+        self.given_up = 0
 
     def arrived(self, stamped: Stamped) -> bool:
         """Note a frame that arrives live, and say whether it is still to strike its message."""
@@ -52,27 +57,23 @@ class Settlement:
         read = self._read.get(topic)
         return read is None or position.epoch != read.epoch or position.n > read.n
 
-    async def settle(self, gap: float) -> int:
+    async def settle(self, gap: float) -> None:
         """
-        Strike what was stamped in the gap.
+        Strike what was stamped in the gap; may be called again when it has failed.
 
         Args:
             gap: How long it was, in seconds.
-
-        Returns:
-            How many messages have been given up: nobody can tell any more whether they were stamped.
 
         Raises:
             redis.RedisError, OSError, TimeoutError: Redis does not say it.
 
         """
-        topics, given_up = self._backlog.kept_topics(), 0
+        topics = self._backlog.kept_topics()
         for begin in range(0, len(topics), TOPICS_PER_LOOK):
             part = topics[begin : begin + TOPICS_PER_LOOK]
             for topic, where in zip(part, await history.look(part), strict=True):
                 if not await self._settle_topic(topic, where, gap):
-                    given_up += self._backlog.give_up(str(topic))
-        return given_up
+                    self.given_up += self._backlog.give_up(str(topic))
 
     async def _settle_topic(self, topic: Topic, where: Where, gap: float) -> bool:
         """Strike what was stamped on a topic; no if its history does not tell all of that."""
