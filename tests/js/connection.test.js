@@ -487,12 +487,16 @@ test("a connection that was closed by a logout goes on when the page is somebody
   assert.equal(Object.values(tab.remembered)[0].left["user:42"], "100-8");
 });
 
-test("it goes on for another user, who sees nothing of the one before, and is missed nothing", async (t) => {
-  const { tab, notifications } = await opened(t, { userTopic: "user:42" });
+test("it goes on for another user, who sees nothing of the one before, and misses nothing", async (t) => {
+  const { tab, notifications, states } = await opened(t, { userTopic: "user:42" });
   const seen = [];
   notifications.onUser(({ _meta }) => seen.push(_meta.id), { gap: () => seen.push("gap") });
   tab.socket.publish("user:42", "100-5");
   notifications.open({ userTopic: "user:43", since: "200-1" });
+  assert.deepEqual(states.slice(2), [
+    { state: "closed", code: 4003, reason: "another user has logged in" },
+    { state: "connecting" },
+  ]);
   await settled();
   assert.match(tab.socket.url, /since=200-1$/);
   tab.socket.welcome({ user_id: "43", id: "200-1", recovered: true }).publish("user:43", "200-2");

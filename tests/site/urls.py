@@ -5,7 +5,7 @@ from pathlib import Path
 
 from django.conf import settings
 from django.contrib.auth import get_user_model, login, logout, update_session_auth_hash
-from django.http import HttpResponse
+from django.http import HttpResponse, HttpResponseRedirect
 from django.urls import include, path
 
 from notifications import views
@@ -15,12 +15,17 @@ from tests.site import pages
 def log_in(request):
     user = get_user_model().objects.get(pk=request.POST["user"])
     login(request, user, backend="django.contrib.auth.backends.ModelBackend")
-    return HttpResponse("ok")
+    return done(request)
 
 
 def log_out(request):
     logout(request)
-    return HttpResponse("ok")
+    return done(request)
+
+
+def done(request):
+    """Go on to the page that the form names, as Django's own views do."""
+    return HttpResponseRedirect(request.POST["next"]) if "next" in request.POST else HttpResponse("ok")
 
 
 def change_password(request):

@@ -138,6 +138,8 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     enter("closed", { code, reason });
   }
 
+  const another = () => state !== "closed" && end(4003, "another user has logged in", true);
+
   const wake = () => (state === "waiting" ? dial() : probe());
 
   /** Browsers keep a page for their back button only without a socket. */
@@ -218,7 +220,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       // Nobody says what was dropped: begin anew.
       if (hasty && state === "open") lost(4100, message);
     } else if (action !== "pong") {
-      // A message without an id has no topic; those of uploads name theirs.
+      // Without an id there is no topic; those of uploads name theirs.
       const id = frame.upload_id ?? frame.payload?.upload_id;
       deliver(frame, /^upload_/.test(action) && topics.get(`upload:${id}`));
     }
@@ -227,9 +229,9 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   function welcome(frame) {
     if (state !== "connecting") return;
     const topic = `user:${frame.user_id}`;
-    if (own.topic && own.topic !== topic) return end(4003, "another user has logged in", true);
+    if (own.topic && own.topic !== topic) return another();
     if (user && user !== topic) {
-      own.since = "last"; // what another had was asked for: nothing is missing
+      own.since = "last"; // it was another's: nothing is missing
       left = {};
     }
     own.topic = user = topic;
@@ -238,7 +240,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     own.asked = attempt;
     leaving = [];
     fetching = 0;
-    free = 150; // the server takes 200 at once, and 20 a second
+    free = 150; // the server takes 200, and 20 a second
     refused = false;
     later(STABLE, () => (failures = 0));
     state = "open";
@@ -252,7 +254,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     if (!subscription) return;
     const known = joined.get(topic) ?? subscription;
     joined.set(topic, known);
-    // If it was left meanwhile, another spelling of it goes, too.
+    // Left meanwhile: another spelling goes, too.
     if (topics.get(subscription.topic) !== subscription) return void (known.again = true);
     merge(subscription.topic, known);
     return known;
@@ -366,7 +368,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     } catch {}
     ({ user, left } = stored?.left && (!userTopic || userTopic === stored.user) ? stored : { left: {} });
     topics.delete(own.topic);
-    // A page may come from a cache, so `left` counts, unless the history has begun anew.
+    // A page may come from a cache: `left` counts, unless the history is a new one.
     const [[epoch], [lastEpoch, n]] = [since, left[user]].map(pair);
     own.since = start(n && epoch > lastEpoch ? since : left[user], since);
     own.topic = userTopic;
@@ -380,7 +382,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   listen("pageshow", (event) => event.persisted && wake());
   listen("pagehide", sleep);
   listen("visibilitychange", () => (document.hidden ? remember() : wake()), globalThis.document);
-  queueMicrotask(() => state === "connecting" && (attempt ?? dial())); // the page first adds its listeners
+  queueMicrotask(() => state === "connecting" && (attempt ?? dial())); // after the page has added its own
 
   Object.assign(target, {
     subscribe(topic, handler, { since, grant, ...options } = {}) {
@@ -389,7 +391,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       if (subscription) {
         const { listeners, message } = subscription;
         listeners.add(listener);
-        // The server sends the latest message once.
+        // The server sends it once.
         const show = () => listeners.has(listener) && tell(new Set([listener]), message);
         if (message && origin(topic, since) === "last") queueMicrotask(show);
       } else {
@@ -404,7 +406,8 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     },
     onUser: (handler, options) => add(own.listeners, { ...options, handler }),
     open(options = {}) {
-      if (state === "open" && options.userTopic === own.topic) return;
+      if (options.userTopic !== own.topic) another();
+      else if (state === "open") return;
       drop();
       remember();
       begin(options);

@@ -1,9 +1,21 @@
 // What {% notifications %} runs on a page: one connection, and the elements on it.
 //
-// The page's own scripts reach the connection as `const connection = await notifications`.
+// The page's own scripts reach the connection as `const connection = await notifications`. Where a library puts a new
+// page into the document, this runs once, and what the tag has rendered into each page is its block of data.
 
-const config = JSON.parse(document.getElementById("notifications-config").textContent);
+const ID = "notifications-config";
+const RENDERED = new RegExp(`<script id="${ID}" type="application/json">(.*?)</script>`, "s");
+const JUST_NOW = 10_000; // milliseconds after a new page has come, in which an old session's socket may still be closed
+
+const config = takeConfig();
 const folder = new URL(".", import.meta.url).href;
+
+/** Take what the tag has rendered out of the document, if it is there: what is found there later is a new page's. */
+function takeConfig() {
+  const element = document.querySelector(`script#${ID}`); // markup that is smuggled into a page has the id at most
+  element?.remove();
+  return element && JSON.parse(element.textContent);
+}
 
 /** Import a neighbour by the name it has here, with or without a hash; markup smuggled into the page loads no other. */
 function load(url) {
@@ -20,11 +32,47 @@ async function token() {
   return (await answer.json()).token;
 }
 
+/** Let the connection go on as the user of each new page: after a login, or as another one. */
+function follow(connection) {
+  let open;
+  let arrivedAt;
+
+  function arrived({ since, user_topic: userTopic }) {
+    open = () => connection.open({ since, userTopic });
+    arrivedAt = performance.now();
+    open();
+  }
+
+  // Turbo, and htmx where the tag is in the body.
+  new MutationObserver(() => {
+    const next = takeConfig();
+    if (next) arrived(next);
+  }).observe(document, { childList: true, subtree: true });
+
+  // With hx-boost, htmx takes nothing of the new page's head. The first event is that of version 2, the other of 4.
+  for (const type of ["htmx:afterOnLoad", "htmx:after:request"]) {
+    document.addEventListener(type, ({ detail }) => {
+      const { boosted, target, text, xhr, request } = detail.ctx ?? detail;
+      const whole = boosted || target === document.body || request?.headers["HX-Boosted"];
+      const [, rendered] = (whole && RENDERED.exec(text ?? xhr?.responseText)) || [];
+      if (rendered) arrived(JSON.parse(rendered));
+    });
+  }
+
+  connection.addEventListener("state", ({ detail: { state, code } }) => {
+    // Whoever logs out and in again quickly may get the new page before the old session's socket is closed.
+    if (state !== "closed" || code !== 4005 || !(performance.now() - arrivedAt < JUST_NOW)) return;
+    arrivedAt = undefined;
+    open();
+  });
+}
+
 async function start() {
   const [{ connect }, { define }] = await Promise.all([load(config.client), load(config.elements)]);
   const { url, since, user_topic: userTopic } = config;
   const connection = connect({ url, since, userTopic, ...(config.token_url && { token }) });
-  define(connection, config.labels, { user: userTopic, url });
+  define(connection, config.labels);
+  follow(connection);
   return connection;
 }
 
