@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from . import auth, control
 from .conf import settings
 from .control import Control, ControlError
-from .credentials import Credentials, judge, sessions_have_lasting_keys
+from .credentials import Credentials, judge, sessions_have_lasting_keys, without_memories
 from .frames import CloseCode
 from .logs import LogBudget, describe, outages
 from .loops import PerLoop
@@ -103,7 +103,7 @@ class Access:
         self._wake = asyncio.Event()
         self._doubted: set[str] = set()
         self._due = 0.0
-        self._ask_everything = False
+        self._heard_since = 0.0
         self._endings: deque[tuple[float, Control]] = deque(maxlen=MAX_ENDINGS)
         self._later: dict[Pair, None] = {}
         self._wanted = asyncio.Event()
@@ -137,7 +137,7 @@ class Access:
     # What we are told.
 
     async def _listen(self) -> None:
-        delays, had_gap = backoff(), False
+        delays = backoff()
         while True:
             subscription = Subscription(self._heard)
             try:
@@ -145,13 +145,12 @@ class Access:
                 await confirmed(subscription.subscribe(control.channel()))
                 delays = backoff()
                 self._look_at_everybody()  # whoever came before we heard anything
-                self._ask_everything = had_gap
+                self._heard_since = asyncio.get_running_loop().time()  # what was allowed before may be revoked since
                 reason = await subscription.wait_closed()
             except Exception as error:  # noqa: BLE001  whatever it is, the next attempt may do better
                 reason = describe(error)
             finally:
                 subscription.close()
-            had_gap = True
             count("control_gap")
             delay = next(delays)
             logger.warning("not told of access that ends (%s); trying again in %.1f s", describe(reason), delay)
@@ -173,6 +172,7 @@ class Access:
         if told.do == "check":
             self._look_at(told.user)
         elif told.do == "revoke":
+            socket.user = without_memories(socket.user)
             socket.withdraw(told.what)
         elif not told.what or told.what == socket.credentials.fingerprint:
             socket.end_access(CloseCode.ACCESS_REVOKED, "logged out" if told.what else "access was revoked")
@@ -245,8 +245,7 @@ class Access:
         loop = asyncio.get_running_loop()
         while interval := settings.REAUTHORIZE_INTERVAL:
             await asyncio.sleep(interval * (1 - ASKED_EARLY) / 2)
-            before = loop.time() - (0 if self._ask_everything else interval * ASKED_EARLY)
-            self._ask_everything = False
+            before = max(loop.time() - interval * ASKED_EARLY, self._heard_since)
             due = {
                 (user, topic): socket
                 for user, sockets in self._sockets.items()

@@ -168,6 +168,14 @@ def _end(credentials: Credentials, user: Any, auth_hash: str | None, good: bool 
     return End(CloseCode.ACCESS_REVOKED if by_token else CloseCode.TRY_AGAIN, "the password was changed")
 
 
+def without_memories(user: Any) -> Any:
+    """Copy an account as it was read, without what it was asked since: Django's users remember their permissions."""
+    if not isinstance(user, get_user_model()):
+        return user
+    names = [field.attname for field in user._meta.concrete_fields if field.attname in user.__dict__]
+    return type(user).from_db(user._state.db, names, [user.__dict__[name] for name in names])
+
+
 def sessions_have_lasting_keys() -> bool:
     """Say whether a session can be told from others: one that is kept in a cookie has another key with each change."""
     return not issubclass(_session_store(), signed_cookies.SessionStore)

@@ -280,6 +280,22 @@ async def test_revoke_ends_a_subscription(site, server, here):
         await stranger.expect_message(json.dumps({"of": shared}, separators=(",", ":")))
 
 
+async def test_what_was_revoked_is_not_remembered(site, server, here):
+    """Who subscribes again at once is answered from what is true now: Django's users remember their permissions."""
+    alice = site.add_user()
+    allow(site, alice)
+    async with open_tab(server, alice) as tab:
+        await listening(site)
+        await asyncio.sleep(2)  # the look after the first subscription is over, and brings no new account
+        await tab.subscribe("vault:1")
+        change(site, "DELETE FROM auth_user_user_permissions WHERE user_id = ?", alice.pk)
+
+        await notifications.arevoke("vault:1", alice.pk)
+        await tab.expect("unsubscribed", topic="vault:1")
+        await tab.send({"action": "subscribe", "topic": "vault:1"})
+        await tab.expect("error", code="forbidden")
+
+
 async def test_who_may_publish_on_control_without_the_key_ends_nothing(site, server):
     """What is not signed, or is signed for something else, is refused and logged; the sockets stay."""
     from django.core import signing

@@ -11,7 +11,7 @@ from django.core.cache import caches
 from django.utils import timezone
 
 from notifications import credentials
-from notifications.credentials import Verdict, credentials_of, judge
+from notifications.credentials import Verdict, credentials_of, judge, without_memories
 from notifications.frames import CloseCode
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -163,3 +163,17 @@ async def test_more_than_one_query_holds_are_asked_in_several(user, settings, mo
     verdicts = await judge([credentials_of(user, key) for key in [*keys, "other"]])
 
     assert [verdict.end is None for verdict in verdicts] == [True] * 5 + [False]
+
+
+async def test_an_account_can_be_made_to_forget(user, django_assert_num_queries):
+    """What it is stays, deferred fields as well; what it was asked is asked again."""
+    deferred = await get_user_model().objects.only("username").aget(pk=user.pk)
+    deferred._perm_cache = {"auth.view_user"}
+
+    copy = without_memories(deferred)
+
+    assert (copy, copy.username) == (user, "ann")
+    assert copy.get_deferred_fields() == deferred.get_deferred_fields()
+    assert not hasattr(copy, "_perm_cache")
+    assert not copy._state.adding
+    assert without_memories(None) is None
