@@ -230,7 +230,7 @@ def check_tenants(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> lis
         checks.Warning(
             f"This site has {', '.join(packages)}, but NOTIFICATIONS has no TENANT: users with the same primary key "
             "in two tenants share a topic, and messages cross.",
-            hint="Set TENANT to a function () -> str that names the current tenant; docs/security.md, Tenants. Silence "
+            hint="Set TENANT to a function () -> str that names the current tenant; docs/how-to/tenants.md. Silence "
             "this check if no two users have the same primary key.",
             id="notifications.W008",
         )

@@ -8,7 +8,7 @@ Without it there are none, and the name of the tenant is empty.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from functools import wraps
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +21,8 @@ MAX_LENGTH: Final = 63
 """Characters of a name: what a schema of PostgreSQL, or a label of a host, may have."""
 SEPARATOR: Final = "/"
 """Stands between tenant and id in the names of channels and keys; an id may hold it, a tenant may not."""
+remembered: ContextVar[str | None] = ContextVar("notifications.tenant", default=None)
+"""The answer of ``TENANT`` in a command that goes on in an event loop, where nobody may know it."""
 
 
 def current() -> str:
@@ -33,6 +35,8 @@ def current() -> str:
     """
     if (ask := settings.tenant) is None:
         return ""
+    if (known := remembered.get()) is not None:
+        return known
     try:
         name = ask()
     except Exception as error:  # the site's code: whatever it raises, nobody knows whose topic it would be

@@ -4,11 +4,12 @@ import asyncio
 import json
 import shutil
 import sqlite3
+import sys
 import urllib.parse
 import urllib.request
 from contextlib import asynccontextmanager, closing, contextmanager
 from contextvars import copy_context
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
@@ -37,6 +38,7 @@ from notifications.tokens import check_grant, check_token, make_grant, make_toke
 from notifications.topics import told
 from tests.clients import RawRedis, expect_refused, open_tab
 from tests.conftest import point_to
+from tests.guides import files_of
 from tests.processes import LAYERS, Site, User
 from tests.site import tenancy
 from tests.waiting import scaled
@@ -255,6 +257,57 @@ def test_what_is_no_function_is_an_error(settings, name, value, id_):
 
     messages = [each.msg for each in run_checks(tags=["notifications"]) if each.id == f"notifications.{id_}"]
     assert [message.startswith(f"NOTIFICATIONS: {name} ") for message in messages] == [True]
+
+
+# The guide.
+
+
+@pytest.fixture
+def followed(monkeypatch):
+    """Return what ``mysite/tenants.py`` of the guide defines; of django-tenants is there what it imports."""
+    packages = {
+        "django_tenants.middleware.main": {"TenantMainMiddleware": object},
+        "django_tenants.utils": dict.fromkeys(
+            ("get_public_schema_name", "get_tenant_domain_model", "schema_context"), lambda *_: None
+        ),
+    }
+    for name in ("django_tenants", "django_tenants.middleware"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    for name, content in packages.items():
+        monkeypatch.setitem(sys.modules, name, module := ModuleType(name))
+        vars(module).update(content)
+    namespace = {}
+    exec(files_of("tenants")["mysite/tenants.py"], namespace)
+    namespace["connection"] = SimpleNamespace(schema_name="of-the-thread")
+    return namespace
+
+
+def test_the_guide_knows_the_tenant_of_a_thread(followed):
+    """A view, a task and AUTHORIZE run in threads, whose connection has the schema."""
+    assert followed["current"]() == "of-the-thread"
+
+
+async def test_the_guide_knows_the_tenant_of_a_coroutine(followed):
+    """A socket has that of its host, and its threads that of their connections; without one it is nobody's."""
+    said = []
+
+    async def application(scope, receive, send):
+        said.append((followed["current"](), await asyncio.to_thread(followed["current"])))
+
+    async def find_schema(host):
+        return {"acme.example.com": ACME}.get(host)
+
+    async def send(event):
+        said.append(event["type"])
+
+    followed["find_schema"] = find_schema
+    with pytest.raises(LookupError):
+        followed["current"]()
+    sockets = followed["TenantSockets"](application)
+    for host in (b"ACME.example.com:8000", b"elsewhere.example.com"):
+        await asyncio.create_task(sockets({"headers": [(b"host", host)]}, None, send))
+
+    assert said == [(ACME, "of-the-thread"), "websocket.close"]
 
 
 # Real processes.

@@ -27,7 +27,7 @@ from .surroundings import examine_settings, examine_versions
 
 IN_A_TENANT: Final = (
     "Run this command in a tenant, as your package for tenants does it, and give the tenant's address as --site; "
-    "docs/security.md, Tenants."
+    "docs/how-to/tenants.md."
 )
 __all__ = ["ROAD", "Finding", "Level", "broken", "examine"]
 

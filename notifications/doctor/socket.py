@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from contextvars import copy_context
 from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
@@ -12,6 +13,7 @@ from channels.auth import AuthMiddleware
 from django.conf import settings as django_settings
 
 from ..exceptions import TopicError
+from ..tenants import remembered
 from .permissions import unknown_ids
 
 PATIENCE: Final = 5.0
@@ -87,7 +89,10 @@ class ProbeSocket:
 
         """
         self._in.put_nowait({"type": "websocket.connect"})
-        self._task = asyncio.create_task(self._application(self._scope, self._in.get, self._send))
+        as_from_outside = copy_context()
+        as_from_outside.run(remembered.set, None)  # whose socket it is says what stands before it
+        application = self._application(self._scope, self._in.get, self._send)
+        self._task = asyncio.create_task(application, context=as_from_outside)
         await self.wait(lambda: bool(self.frames))
 
     def say(self, frame: dict[str, Any]) -> None:

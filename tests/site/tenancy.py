@@ -5,6 +5,7 @@ The tenant of a request or socket stands in a header. Where ``SCHEMAS`` is set t
 thread, as with schemas of PostgreSQL; otherwise it is that of the context.
 """
 
+import asyncio
 import os
 import threading
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ def current():
     try:
         return tenant.get()
     except LookupError:
+        if asyncio._get_running_loop() is not None:
+            raise  # what is known of a thread, as a connection and its schema are, is not known of its coroutines
         return os.environ["TENANT"]  # a command is run in the tenant of its environment
 
 
@@ -53,7 +56,8 @@ class Middleware:
         self.inner = inner
 
     async def __call__(self, scope, receive, send):
-        if name := dict(scope["headers"]).get(b"x-tenant"):
+        default = os.environ.get("TENANT", "").encode()
+        if name := dict(scope["headers"]).get(b"x-tenant", default):
             tenant.set(name.decode())
         return await self.inner(scope, receive, send)
 

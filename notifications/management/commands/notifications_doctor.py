@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from argparse import ArgumentParser
+from contextlib import suppress
+from contextvars import copy_context
 from typing import Any
 
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
+from notifications import TopicError, tenants
 from notifications.doctor import ROAD, Finding, Level, broken, examine
 
 
@@ -37,7 +41,10 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, path: str | None, site: str | None, fail_level: str, **options: Any) -> None:
-        found = asyncio.run(examine(path, site))
+        here = copy_context()
+        with suppress(TopicError, ImproperlyConfigured):  # which is among what it reports
+            here.run(tenants.remembered.set, tenants.current() or None)
+        found = here.run(asyncio.run, examine(path, site))
         where = broken(found)
         if options["json"]:
             checks = [finding._asdict() for finding in found]
