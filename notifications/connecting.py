@@ -99,11 +99,9 @@ def greet(connection: Any) -> None:
     """Log in on a connection, and note what its server says of itself."""
     connection.limit(connection._until - time.monotonic())
     connection.on_connect()
-    answers = []
     for section in _SECTIONS:
         connection.send_command("INFO", section)
-        answers.append(connection.read_response())
-    connection.server = _server(b"".join(answers))
+    connection.server = _server(b"".join([connection.read_response() for _ in _SECTIONS]))
     connection.answered, connection.fresh = time.monotonic(), True
     connection.limit(SOCKET_TIMEOUT)
 
@@ -198,11 +196,9 @@ async def agreet(connection: Any) -> None:
 async def agreet_server(connection: Any) -> None:
     """Log in on a connection, and note what its server says of itself."""
     await agreet(connection)
-    answers = []
     for section in _SECTIONS:
         await connection.send_command("INFO", section)
-        answers.append(await connection.read_response())
-    connection.server = _server(b"".join(answers))
+    connection.server = _server(b"".join([await connection.read_response() for _ in _SECTIONS]))
 
 
 def last_words(reader: Any) -> str:

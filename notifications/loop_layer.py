@@ -295,7 +295,7 @@ class LoopLayer:
 
     async def _publish(self, key: bytes, data: bytes) -> None:
         publisher = self._publisher
-        if publisher is None or not publisher.ready or not publisher.proven:
+        if publisher is None or not publisher.ready:
             publisher = await self._ready_publisher()
         publisher.publish(key, data)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -57,44 +57,41 @@ async def arun(
     if connections.stand_in is not None:
         return connections.stand_in(script, keys, arguments)
 
-    async def say(caller: Caller) -> Any:
-        filled = connections.filled_in(arguments, caller.server)
-        try:
-            return await caller.call(*script.command(keys, filled, whole=False))
-        except redis.ResponseError as error:
-            if not str(error).startswith(NO_SCRIPT):
-                raise
-            return await caller.call(*script.command(keys, filled, whole=True))
+    def words(server: Server, whole: bool) -> tuple[Any, ...]:
+        return script.command(keys, connections.filled_in(arguments, server), whole=whole)
 
-    return await _exchange(say, within, again)
+    return await _exchange(words, within, again)
 
 
 async def acall(*words: Any, within: float = SOCKET_TIMEOUT, again: bool = False) -> Any:
     """Run a command and return its reply; see ``arun``."""
-    return await _exchange(lambda caller: caller.call(*words), within, again)
+    return await _exchange(lambda _server, _whole: words, within, again)
 
 
-async def _exchange(say: Callable[[Caller], Awaitable[Any]], within: float, again: bool) -> Any:
+async def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], within: float, again: bool) -> Any:
     line = _line()
     caller: Caller | None = None
+    whole = False
     tries = 0
     try:
         async with asyncio.timeout(within):
             while True:
-                tries += 1
                 caller = await line.caller()
                 try:
-                    return await say(caller)
+                    return await caller.call(*words(caller.server, whole))
                 except redis.ResponseError as error:
-                    if connections.from_replica(error):
-                        caller.close("not the primary any more")  # a new connection finds the one that is now
-                        if tries == 1:
-                            continue
-                    raise
-                except ConnectionError as error:
-                    if tries < MAX_TRIES and (again or isinstance(error, NotSentError)):
+                    if not whole and str(error).startswith(NO_SCRIPT):
+                        whole = True
                         continue
-                    raise
+                    if not connections.from_replica(error):
+                        raise
+                    caller.close("not the primary any more")  # a new connection finds the one that is now
+                    if tries:
+                        raise
+                except ConnectionError as error:
+                    if tries >= MAX_TRIES - 1 or not (again or isinstance(error, NotSentError)):
+                        raise
+                tries += 1
     except TimeoutError as error:
         if caller is not None and await line.died(caller, within):
             raise StaleConnectionError("the connection had died; Redis answers on a new one") from error
@@ -134,15 +131,12 @@ class Caller(Wire):
         await super().connect(pool)
         self.server = self._connection.server
 
-    async def call(self, *words: Any) -> Any:
+    def call(self, *words: Any) -> asyncio.Future[Any]:
         """
-        Send a command and return its reply.
+        Send a command and return what will have its reply.
 
-        Raises:
-            redis.ResponseError: Redis refuses.
-            NotSentError: The connection ended before.
-            ConnectionError: The connection ended; nobody knows whether it was done.
-
+        It fails with ``redis.ResponseError`` if Redis refuses, with ``NotSentError`` if the connection ended before
+        the command was sent, and with ``ConnectionError`` if nobody knows whether it was done.
         """
         if self.is_closed:
             raise NotSentError(self._closed.result())
@@ -150,7 +144,7 @@ class Caller(Wire):
         self.command(*words)
         self._unanswered.append(answer)
         self._unsent += 1
-        return await answer
+        return answer
 
     def silent_for(self, seconds: float) -> bool:
         """Say whether nothing has been heard for so long."""
@@ -172,6 +166,8 @@ class Caller(Wire):
         self._unsent += 1
 
     def got(self, reply: Any) -> None:
+        if not self._unanswered:
+            return  # it has been closed meanwhile
         answer = self._unanswered.popleft()
         if answer is None:
             if isinstance(reply, Exception) and not answers_ping(reply):
@@ -214,8 +210,8 @@ class Line:
     """
     An event loop's connection for calls, made when it is needed.
 
-    One that says nothing is retired: who calls next gets a new one, and whoever waits on the old one may have more
-    patience. When the new one answers and the old one does not, the old one had died.
+    Beside one that says nothing a new one is tried. Whoever waits on the old one may have more patience, so it is
+    retired then, and ends when what was asked of it is answered, or when the new one answers and it does not.
     """
 
     def __init__(self) -> None:
@@ -230,13 +226,12 @@ class Line:
             caller = self._caller
             if caller is None or caller.is_closed:
                 await asyncio.shield(self._connect())
-            elif not caller.proven:
-                if not await caller.prove():
-                    self._retire(caller)
             elif caller.ready:
                 return caller
-            else:
+            elif caller.proven:
                 await caller.room()
+            elif not await caller.prove():
+                await self._renew(caller)
 
     async def died(self, caller: Caller, within: float) -> bool:
         """
@@ -249,23 +244,24 @@ class Line:
         """
         if caller.is_closed or not caller.silent_for(max(PROOF, within / 2)):
             return False
-        self._retire(caller)
         with suppress(*connections.FAILURES):
             async with asyncio.timeout(PROOF):
-                await self.caller()
-                return True
+                if not caller.is_closed:
+                    await self._renew(caller)
+                if caller.is_closed or not caller.proven:
+                    await self.caller()
+                    return True
         return False
 
-    def _retire(self, caller: Caller) -> None:
-        if caller is self._caller:
-            self._caller = None
-            if not caller.is_closed:
-                self._retired.add(caller)
-                caller.retire()
+    async def _renew(self, caller: Caller) -> None:
+        """Wait for a new connection, or for a sign of life of the one there is, which may only be slow."""
+        connecting = self._connect()
+        await asyncio.wait([connecting, caller.hear()], return_when=asyncio.FIRST_COMPLETED)
+        if connecting.done() and not caller.proven:
+            connecting.result()  # raises why there is none
 
     def _silence(self, caller: Caller) -> None:
-        self._retire(caller)
-        if self._caller is None:
+        if caller is self._caller:
             self._connect()  # to find out whether Redis is silent, or only this connection
 
     def _connect(self) -> asyncio.Task[None]:
@@ -281,11 +277,13 @@ class Line:
         except BaseException:
             caller.close()
             raise
-        self._caller = caller
-        # Redis answers, so it has read what the others sent before: their answers are here, or on their way.
-        loop = asyncio.get_running_loop()
-        for retired in self._retired:
-            loop.call_later(PROOF, retired.end_if_silent, loop.time())
+        old, self._caller = self._caller, caller
+        if old is not None and not old.is_closed:
+            self._retired.add(old)
+            old.retire()
+            # Redis answers, so it has read what was sent on the old one: the answers are here, or on their way.
+            loop = asyncio.get_running_loop()
+            loop.call_later(PROOF, old.end_if_silent, loop.time())
 
     def _connected(self, task: asyncio.Task[None]) -> None:
         self._connecting = None

@@ -118,8 +118,13 @@ class Wire(asyncio.Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it may be written to at once: it lives, Redis keeps up, and others have had their turn."""
-        return self._writable is None and self._this_turn < PACKET and not self._closed.done()
+        """Whether it may be written to at once: it is known to live, Redis keeps up, and others have had their turn."""
+        return (
+            self._writable is None
+            and self._this_turn < PACKET
+            and not self._closed.done()
+            and self._loop.time() - self._worked < IDLE
+        )
 
     async def room(self) -> None:
         """Let others have their turn, and wait until Redis has taken enough of what was written before."""
@@ -133,20 +138,20 @@ class Wire(asyncio.Protocol):
         """Whether something that was asked on it has been answered so recently that it is known to live."""
         return self._loop.time() - self._worked < IDLE
 
+    def hear(self) -> asyncio.Future[None]:
+        """Ask it whether it lives, and return what is done when anything has been heard of it, or at its end."""
+        if self._hearing is None:
+            self._hearing = self._loop.create_future()
+            if self._closed.done():
+                self._hearing.set_result(None)
+            else:
+                self.ping()
+        return self._hearing
+
     async def prove(self) -> bool:
         """Ask it whether it lives; says no when nothing was heard of it within ``PROOF``."""
-        heard = self._hearing
-        if heard is None:
-            heard = self._hearing = self._loop.create_future()
-            self.ping()
-        ends: list[asyncio.Future[Any]] = [heard, self._closed]
-        await asyncio.wait(ends, timeout=PROOF, return_when=asyncio.FIRST_COMPLETED)
-        if self._hearing is heard:
-            self._hearing = None
-        if not heard.done() or self._closed.done():
-            return False
-        self._worked = self._heard
-        return True
+        await asyncio.wait([self.hear()], timeout=PROOF)
+        return self.proven and not self._closed.done()
 
     def got(self, reply: Any) -> None:
         """Take one reply."""
@@ -166,6 +171,8 @@ class Wire(asyncio.Protocol):
             self._watching.cancel()
         if not self._closed.done():
             self._closed.set_result(reason)
+            if self._hearing is not None:
+                self._hearing.set_result(None)
             if self._connection is not None:
                 self._transport.abort()
         self.resume_writing()
@@ -200,6 +207,7 @@ class Wire(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
         if self._hearing is not None:
+            self._worked = self._heard
             self._hearing.set_result(None)
             self._hearing = None
         self._parser.feed(data)

@@ -79,10 +79,9 @@ async def test_a_script_is_told_on_which_server_it_runs(server):
         assert await arun(ECHO, [], [RUN]) == client.info("server")["run_id"][:12].encode()
 
 
-async def test_a_silent_redis_is_a_time_out_for_all_and_the_next_call_has_a_new_connection(server):
-    """Nobody waits longer than he asked for; a connection that says nothing is not used again."""
+async def test_a_silent_redis_is_a_time_out_for_all_and_used_again_when_it_speaks(server):
+    """Nobody waits longer than they asked for."""
     await arun(ECHO, [], ["a"])
-    old = await caller()
     with paused(server.child):
         began = time.monotonic()
         results = await asyncio.gather(*(arun(ECHO, [], [n]) for n in range(20)), return_exceptions=True)
@@ -90,7 +89,6 @@ async def test_a_silent_redis_is_a_time_out_for_all_and_the_next_call_has_a_new_
         assert all(isinstance(result, TimeoutError | ConnectionError) for result in results)
 
     assert await arun(ECHO, [], ["b"], within=scaled(5)) == b"b"
-    assert await caller() is not old
 
 
 async def test_a_late_answer_to_one_does_not_end_the_connection_for_others(server, monkeypatch):
