@@ -185,6 +185,8 @@ class Access:
 
         They may be from before. Where it is not known since when they were read, they are looked up once more.
         """
+        if not self._endings:
+            return
         as_of = socket.credentials.as_of
         begin = asyncio.get_running_loop().time() - UNKNOWN_AGE if as_of is None else as_of
         for at, told in reversed(self._endings):
