@@ -204,6 +204,7 @@ class Listener:
         given_up = settlement.given_up if settlement is not None else 0
         if not told:
             given_up += self._backlog.give_up()
+            self._settlement = None
         self._gap_at = None
         self._settled = True
         self._give_up(given_up)

@@ -46,6 +46,7 @@ class Settlement:
         self._seen = dict(seen)
         self._live: dict[str, Position] = {}
         self._read: dict[str, Position] = {}
+        self._over = False
         self.given_up = 0
 
     def arrived(self, stamped: Stamped) -> bool:
@@ -53,7 +54,8 @@ class Settlement:
         topic, position = stamped.topic, stamped.position
         if position is None:
             return True
-        self._live.setdefault(topic, position)
+        if not self._over:  # later nobody asks, and topics are many
+            self._live.setdefault(topic, position)
         read = self._read.get(topic)
         return read is None or position.epoch != read.epoch or position.n > read.n
 
@@ -74,6 +76,8 @@ class Settlement:
             for topic, where in zip(part, await history.look(part), strict=True):
                 if not await self._settle_topic(topic, where, gap):
                     self.given_up += self._backlog.give_up(str(topic))
+        self._over = True
+        self._live.clear()
 
     async def _settle_topic(self, topic: Topic, where: Where, gap: float) -> bool:
         """Strike what was stamped on a topic; no if its history does not tell all of that."""

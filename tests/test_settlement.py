@@ -173,3 +173,16 @@ async def test_an_epoch_that_began_in_the_gap_is_read_whole(bridge, live_redis):
     await settlement.settle(1.0)
     assert settlement.given_up == 0
     assert bridge.left == [(A, tail(2))]
+
+
+async def test_it_remembers_nothing_of_what_arrives_when_it_is_over(bridge):
+    """A listener runs for months after its last gap, and topics come and go."""
+    settlement = bridge.gap()
+    for n in range(10):
+        assert settlement.arrived(Stamped("r", f"closed:{n}", Position(5, 1), b""))
+    await settlement.settle(1.0)
+
+    for n in range(1000):
+        assert settlement.arrived(Stamped("r", f"closed:{n}", Position(5, 2), b""))
+
+    assert len(settlement._live) == 0
