@@ -974,6 +974,22 @@ def test_page_that_repeats_itself_is_heard_once(tab: Tab) -> None:
     expect(shown(page, "title")).to_have_text(["Your trial has ended"])
 
 
+def test_page_shows_messages_of_other_topics(tab: Tab) -> None:
+    """What a page shows by itself is shown, also a message whose id says nothing of the user's topic."""
+    page = tab.open(KEEPING)
+    tab.notice(title="One")
+    expect(shown(page, "title")).to_have_text(["One"])
+    epoch = json.loads(kept(page))["last"].partition("-")[0]
+
+    page.evaluate(
+        "(id) => document.querySelector('notification-toasts').show({ title: 'Order', _meta: { id } })",
+        f"{epoch}-1",
+    )
+    tab.notice(title="Two")
+
+    expect(shown(page, "title")).to_have_text(["One", "Order", "Two"])
+
+
 def test_what_goes_along_is_bounded_and_only_text(tab: Tab) -> None:
     """The storage of a tab is small, and whatever stands in it is shown as text, or not at all."""
     page = tab.open('<notification-toasts timeout="0" max="99"></notification-toasts>')

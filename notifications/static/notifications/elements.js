@@ -409,7 +409,7 @@ export class NotificationToasts extends HTMLElement {
     if (this.#moving) return;
     const page = new AbortController();
     const listen = (where, type, act, capture) => where.addEventListener(type, act, { signal: page.signal, capture });
-    const off = connection.onUser((message) => message.action === "notice" && this.show(message));
+    const off = connection.onUser((message) => message.action === "notice" && this.#receive(message));
     const lifted = () => {
       if (!this.#finger) return;
       this.#finger = false;
@@ -419,8 +419,8 @@ export class NotificationToasts extends HTMLElement {
     listen(document, "upload-change", ({ detail }) => this.hasAttribute("uploads") && this.#uploadEnded(detail));
     // Told to the page: what was under the finger may be gone.
     for (const type of ["pointerup", "pointercancel"]) listen(window, type, lifted, true);
-    // The focus tells of dialogs in shadows, which nobody else tells of.
     if (this.#narrow) listen(this.#narrow, "change", () => this.#resume());
+    // The focus tells of dialogs in shadows, which nobody else tells of.
     for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
     const dialogs = new MutationObserver(() => this.#place());
     dialogs.observe(document, { subtree: true, attributeFilter: ["open"] });
@@ -456,16 +456,25 @@ export class NotificationToasts extends HTMLElement {
   }
 
   /** Show a notice: `title`, and perhaps `level`, `body` and `url`. */
-  show({ level, title, body, url, _meta: meta }) {
-    if (meta && !follows(meta.id, this.#last)) return; // the page before has shown it
-    if (meta) this.#last = meta.id;
+  show(notice) {
+    this.#show(notice);
+  }
+
+  #receive(message) {
+    const id = message._meta?.id;
+    if (id && !follows(id, this.#last)) return; // the page before has shown it
+    this.#last = id ?? this.#last;
+    this.#show(message, id);
+  }
+
+  #show({ level, title, body, url }, id) {
     level = LEVELS.includes(level) ? level : "info";
     // The address as it is from here: the next page may be elsewhere.
     const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url) };
     // A page that says the same each time it is opened says it once.
-    const same = ({ carried, id, ...each }) => carried && !id && JSON.stringify(each.notice) === JSON.stringify(notice);
-    if (!meta) this.#toasts.filter(same).forEach((toast) => this.#remove(toast));
-    const toast = this.#make(notice, level === "error" ? Infinity : this.#lifetime, meta?.id);
+    const same = (toast) => toast.carried && !toast.id && JSON.stringify(toast.notice) === JSON.stringify(notice);
+    if (!id) this.#toasts.filter(same).forEach((toast) => this.#remove(toast));
+    const toast = this.#make(notice, level === "error" ? Infinity : this.#lifetime, id);
     this.#toasts.push(toast);
     this.#makeRoom();
     // Screen readers read out what comes into a place that they know; this one has only just come into the dialog.
