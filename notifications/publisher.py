@@ -21,6 +21,7 @@ from .exceptions import MessageError, PublishError
 from .logs import describe
 from .messages import Message
 from .metrics import Sampler, count, microseconds
+from .surrogates import mend_text
 from .topics import Topic, TopicId
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = 
         topic = Topic.parse(topic)
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
         raise MessageError(f"an idempotency key has 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters")
+    if idempotency_key is not None and mend_text(idempotency_key) != idempotency_key:
+        raise MessageError("an idempotency key has no half characters: two keys could become one")
     data = messages.encode(message, settings.MAX_MESSAGE_SIZE)
     call = history.publish_command(topic, data, idempotency_key)
     return Prepared(str(topic), *call, again=idempotency_key is not None)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from notifications import PublishError, Topic, apublish, history, messages, publish
+from notifications import MessageError, PublishError, Topic, apublish, history, messages, publish
 from notifications.history import PAGE_BYTES, Position, Stamped, head, look, read, read_stamped, tail, tail_of
 from notifications.lease import Lease
 from notifications.topics import internal_name
@@ -349,6 +349,17 @@ def test_a_key_is_remembered_no_longer_because_a_clock_was_set_back(live_redis):
 
     assert publish(TOPIC, {"n": 1}, idempotency_key="once") == first
     assert 290 < live_redis.ttl(key) <= 300
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "\ud83d", "order-\udce9"], ids=ascii)
+async def test_a_key_that_is_none_is_refused_before_anything_is_sent(live_redis, key):
+    """Whatever is wrong with a key is a MessageError, as what is wrong with a message; nothing is published."""
+    with pytest.raises(MessageError, match="an idempotency key has"):
+        publish(TOPIC, {}, idempotency_key=key)
+    with pytest.raises(MessageError, match="an idempotency key has"):
+        await apublish(TOPIC, {}, idempotency_key=key)
+
+    assert live_redis.keys() == []
 
 
 def test_idempotency_keys_are_of_a_topic(live_redis):
