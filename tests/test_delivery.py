@@ -16,6 +16,7 @@ from notifications import Topic, apublish, credit, delivery, held, history, reco
 from notifications.delivery import Delivery
 from notifications.frames import Subscribed
 from notifications.history import Position
+from notifications.logs import LogBudget
 from notifications.metrics import counts
 from tests.waiting import await_for, scaled
 
@@ -605,6 +606,7 @@ async def test_messages_without_an_id_that_wait_are_not_lost_with_the_read(site,
 async def test_a_bug_in_one_read_strands_no_topic(site, monkeypatch, caplog):
     """Whatever is raised, the topics behind it are read at once, and the one that failed is with its next message."""
     monkeypatch.setattr(reconciler, "AFTER_JOIN", 600)
+    monkeypatch.setattr(delivery, "_log", LogBudget(delivery.logger))
     read, failed, fail = history.read, [], asyncio.Event()
 
     async def failing(topic, after):
