@@ -123,7 +123,16 @@ COUNTS: Final = {
         "task_restarts",
         "Times that a task went on which all sockets of a process depend on, after it had failed or was cancelled.",
         "task",
-        ("pump", "heartbeat", "reconciler", "control channel", "access checks", "permission checks"),
+        (
+            "pump",
+            "heartbeat",
+            "reconciler",
+            "control channel",
+            "access checks",
+            "permission checks",
+            "unanswered permissions",
+            "listener",
+        ),
     ),
     "withdrawn": Shown("withdrawn", "Subscriptions that ended because the user may not read the topic any more."),
     "control": Shown(

@@ -32,6 +32,7 @@ from .messages import check_raw
 from .metrics import Sampler, count, listening, microseconds
 from .recent import Recent
 from .settlement import Settlement
+from .tasks import going_on
 from .topics import Topic, internal_name, patterns
 from .wire import MAX_SILENCE, Subscription, backoff, confirmed, site_pool
 
@@ -90,7 +91,7 @@ class Listener:
         """Bridge until ``stop``. Redis may come and go; nothing but cancellation ends this earlier."""
         async with asyncio.TaskGroup() as tasks:
             running = [
-                tasks.create_task(job())
+                tasks.create_task(going_on("listener", job))
                 for job in (
                     self._keep_subscribed,
                     self._lead,
@@ -371,6 +372,8 @@ class Listener:
             logger.debug("could not give the lease back: %s", describe(error))  # it ends by itself
 
     async def _stamp(self) -> None:
+        self._stamping = False
+        self._work.set()
         while True:
             await self._work.wait()
             self._work.clear()

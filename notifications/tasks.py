@@ -70,9 +70,30 @@ class Supervised:
 
     def _restart(self, error: BaseException | None) -> None:
         self._timer = None
-        count("task_restarted", self._name)
-        logger.error("a task ended that all sockets depend on (%s); started again", self._name, exc_info=error)
+        _restarted(self._name, error)
         self.start()
+
+
+async def going_on(name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """
+    Run a job, and run it again if something that it waited for was cancelled, and it was not: counted and logged.
+
+    In a ``TaskGroup`` such a task would be gone without a word. Errors are raised.
+    """
+    task = asyncio.current_task()
+    while True:
+        try:
+            return await job()
+        except asyncio.CancelledError:
+            if task is None or task.cancelling():
+                raise
+            await asyncio.sleep(RESTART_DELAY)
+            _restarted(name, None)
+
+
+def _restarted(name: str, error: BaseException | None) -> None:
+    count("task_restarted", name)
+    logger.error("a task ended that all sockets depend on (%s); started again", name, exc_info=error)
 
 
 async def ended(task: asyncio.Task[Any]) -> None:

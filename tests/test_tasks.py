@@ -5,11 +5,13 @@ import contextlib
 from contextvars import ContextVar
 
 import pytest
+from channels.layers import InMemoryChannelLayer
 
 from notifications import tasks
-from notifications.metrics import counts
-from notifications.tasks import Supervised, ended
-from tests.waiting import await_for
+from notifications.listener import Listener
+from notifications.metrics import counts, listening
+from notifications.tasks import Supervised, ended, going_on
+from tests.waiting import await_for, scaled
 
 TENANT = ContextVar("TENANT", default="nobody's")
 
@@ -85,6 +87,54 @@ async def test_a_supervised_task_knows_nothing_of_the_socket_that_came_first():
     TENANT.reset(token)
 
     assert seen == ["nobody's"]
+
+
+async def test_a_job_of_a_group_goes_on_when_something_under_it_was_cancelled(caplog):
+    """A group takes a cancelled task for one that it has cancelled itself, and goes on without it."""
+    before, runs, gone_on = restarts(), [], asyncio.Event()
+
+    async def job():
+        runs.append(None)
+        if len(runs) == 1:
+            other = asyncio.get_running_loop().create_future()
+            other.cancel()
+            await other
+        gone_on.set()
+        await asyncio.Event().wait()
+
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(going_on("a test", job))
+        await asyncio.wait_for(gone_on.wait(), scaled())
+        task.cancel()
+
+    assert task.cancelled()
+    assert len(runs) == 2
+    assert restarts() == before + 1
+    assert "a task ended that all sockets depend on" in caplog.text
+
+
+async def test_a_listener_goes_on_when_something_under_it_was_cancelled(live_redis, monkeypatch):
+    """Half of a listener would be worse than none: another takes over only from one that is gone."""
+    for name in ("state", "waiting"):
+        monkeypatch.setattr(listening, name, getattr(listening, name))  # of this process, which is no listener
+    listener, cancelled = Listener(InMemoryChannelLayer()), []
+    take = listener._lease.take
+
+    async def be_cancelled():
+        if not cancelled:
+            cancelled.append(None)
+            other = asyncio.get_running_loop().create_future()
+            other.cancel()
+            await other
+        return await take()
+
+    monkeypatch.setattr(listener._lease, "take", be_cancelled)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: listener.status.state == "holder", what="a listener that leads")
+    listener.stop()
+    await running
+
+    assert cancelled
 
 
 async def test_a_task_that_swallows_a_cancellation_ends_all_the_same(monkeypatch):
