@@ -299,6 +299,15 @@ def test_bombs_of_nobody_cost_a_server_little(new_site: Site, kind: str) -> None
     assert peak(server) < before + 60
 
 
+def code_of_the_end(tab: ClientConnection) -> int | None:
+    """Wait until the server closes, whatever it says before, such as a ping, and return its code."""
+    try:
+        while True:
+            tab.recv(scaled())
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else None
+
+
 def test_gunicorn_runs_the_site(new_site: Site, tmp_path: Path) -> None:
     """The guide's worker opens sockets, refuses a frame that is too large, and tells sockets to come back."""
     pytest.importorskip("gunicorn")
@@ -322,8 +331,6 @@ def test_gunicorn_runs_the_site(new_site: Site, tmp_path: Path) -> None:
         tab.send(json.dumps({"type": "auth", "token": user.token}))
         assert json.loads(tab.recv(scaled()))["action"] == "auth_success"
         large.send("x" * (MAX_AUTH_FRAME_SIZE + 1))
-        with pytest.raises(ConnectionClosed, match="1009"):
-            large.recv(scaled())
+        assert code_of_the_end(large) == 1009
         assert server.terminate(30) == 0
-        with pytest.raises(ConnectionClosed, match="1012"):
-            tab.recv(scaled())
+        assert code_of_the_end(tab) == 1012

@@ -148,11 +148,9 @@ def test_htmx_loads_a_list_again(pages: tuple[Site, WebServer], page: Page, user
     assert "order:7" in files["orders.html"]
     template = '<body><script src="/htmx.js"></script>' + files["orders.html"].replace("order:7", f"order:{order}")
     query = {"template": template, "scripts": "script-src 'self' 'unsafe-inline'"}
-    with page.expect_event("websocket") as socket_:
-        page.goto(f"http://{server.address}/page/?{urlencode(query)}")
-        expect(page.locator("#orders li")).to_have_text("1 times")
-    socket_.value.wait_for_event("framereceived", lambda frame: '"subscribed"' in str(frame))
-    for times in (2, 3):
+    page.goto(f"http://{server.address}/page/?{urlencode(query)}")
+    expect(page.locator("#orders li")).to_have_text("1 times")
+    for times in (2, 3):  # the first perhaps before the page has subscribed
         publish(site, f"order:{order}", action="order_changed")
         expect(page.locator("#orders li")).to_have_text(f"{times} times")
 
@@ -211,8 +209,7 @@ def test_an_existing_site_shows_notices_in_the_admin(
         page.goto(f"http://127.0.0.1:{port}/admin/")
         page.get_by_label("Username").fill("admin")
         page.get_by_label("Password").fill("secret")
-        with page.expect_event("websocket") as socket_:
-            page.get_by_role("button", name="Log in").click()
-        socket_.value.wait_for_event("framereceived", lambda frame: "auth_success" in str(frame))
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("button", name="Log out")).to_be_visible()  # from here on nothing is missed
         manage("send_notification", "admin", "It works in the admin")
         expect(page.get_by_text("It works in the admin")).to_be_visible()
