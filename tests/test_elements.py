@@ -29,6 +29,12 @@ expect.set_options(timeout=MILLISECONDS)
 
 TOASTS = '<notification-toasts timeout="0" uploads></notification-toasts>'
 """They stay: on a busy machine ten seconds go by between two steps of a test."""
+CONNECTED = """async () => {
+    const connection = await notifications;
+    while (connection.state !== "open") {
+        await new Promise((go) => connection.addEventListener("state", go, { once: true }));
+    }
+}"""
 HOSTILE = "<img src=x onerror='window.broken=1'><script>window.broken=1</script>"
 
 
@@ -82,22 +88,16 @@ class Tab:
         tag: str = "{% notifications %}",
         before: Callable[[Page], object] = lambda page: None,
         live: bool = True,
+        page: Page | None = None,
         **query: str,
     ) -> Page:
-        """Open a page with this template, and wait until it is connected."""
-        page = self.context.new_page()
+        """Open a page with this template, in a new tab or in that of ``page``, and wait until it is connected."""
+        page = page or self.context.new_page()
         before(page)
         url = f"http://{self.server.address}/page/?"
         page.goto(url + urlencode({"template": f"{tag}<main><h1>Uploads</h1>{body}</main>", **query}))
         if live:
-            page.evaluate(
-                """async () => {
-                    const connection = await notifications;
-                    while (connection.state !== "open") {
-                        await new Promise((go) => connection.addEventListener("state", go, { once: true }));
-                    }
-                }"""
-            )
+            page.evaluate(CONNECTED)
         return page
 
     def publish(self, topic: str, **message: object) -> None:
@@ -274,6 +274,48 @@ def test_notices_before_the_rendering_are_not_shown(tab: Tab) -> None:
     tab.notice(title="New")
 
     expect(shown(page, "title")).to_have_text("New")
+
+
+CACHED = "{% load cache %}{% cache 600 head request.user.pk %}{% notifications %}{% endcache %}"
+
+
+def test_notices_do_not_come_again_out_of_a_cached_fragment(tab: Tab) -> None:
+    """A tag that is rendered once for many pages repeats nothing on the next page of the tab."""
+    page = tab.open(TOASTS, tag=CACHED, scripts="script-src 'self'")
+    for title in ("One", "Two", "Three"):
+        tab.notice(title=title)
+        expect(shown(page, "title")).to_have_text([title])
+        page.get_by_role("button", name="Close").click()
+        expect(shown(page, "title")).to_have_count(0)
+        page = tab.open(TOASTS, tag=CACHED, page=page, scripts="script-src 'self'")
+
+
+@pytest.mark.parametrize("how", ["opened", "duplicated"])
+def test_notices_do_not_come_again_in_another_tab(tab: Tab, how: str) -> None:
+    """A window that a page opens, or a tab that is duplicated, begins with a copy of what the first tab remembers."""
+    page = tab.open(TOASTS)
+    page = tab.open(TOASTS, page=page)  # which wrote where it was when it was left
+    for n in range(3):
+        tab.notice(title=f"Notice {n}")
+    expect(shown(page, "title").last).to_have_text("Notice 2")
+    # As soon as somebody can have read it.
+    page.wait_for_function("(id) => Object.values(sessionStorage).some((text) => text.includes(id))", arg=last_id(tab))
+    page.evaluate("document.querySelectorAll('notification-toasts').forEach((toasts) => toasts.remove())")
+
+    with tab.context.expect_page() as opened:
+        page.evaluate("(how) => void window.open(how === 'opened' ? location.href + '&x' : location.href)", how)
+    other = opened.value
+    other.wait_for_function("window.notifications")
+    other.evaluate(CONNECTED)
+    tab.notice(title="New")
+
+    expect(shown(other, "title")).to_have_text(["New"])
+
+
+def last_id(tab: Tab) -> str:
+    """Return the id of what was last published to the user."""
+    with tab.site.client() as client:
+        return client.xrevrange(f"notifications:history:user:{tab.user.pk}", count=1)[0][0].decode()
 
 
 def test_page_opened_late_shows_the_true_state(tab: Tab) -> None:

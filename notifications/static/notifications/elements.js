@@ -50,12 +50,18 @@ let carrier; // the one of the <notification-toasts> whose notices go along to t
 export function define(given, texts = {}, { user, url = "/ws/notifications/" } = {}) {
   connection = given;
   Object.assign(labels, texts);
-  if (user && window.top === window) memory = new TabMemory(user, url); // frames share the storage of the tab
+  keepFor({ user, url });
   connection.addEventListener("state", ({ detail: { state, code } }) => {
     if (state === "closed" && code !== 1000) memory?.forget(); // logged out, or another user has logged in
   });
   customElements.define("upload-progress", UploadProgress);
   customElements.define("notification-toasts", NotificationToasts);
+}
+
+/** Say whose notices go along to the next page of the tab from now on: another user has logged in, without a new page. */
+export function keepFor({ user, url }) {
+  if (memory?.user === user) return;
+  memory = user && window.top === window ? new TabMemory(user, url) : undefined; // frames share the storage of the tab
 }
 
 /** Only text and numbers are shown: a message may come from any program. */
@@ -122,7 +128,7 @@ function follows(id, last) {
  * whether one of them has it still. The page before may say so just before it is left; then it takes that back.
  */
 class TabMemory {
-  #user;
+  user; // whose they are
   #name;
   #page = Math.random().toString(36).slice(2);
   #tab; // who it is that has the notices: one page after the other
@@ -130,7 +136,7 @@ class TabMemory {
   #asked; // the page that we have told that we have them
 
   constructor(user, url) {
-    this.#user = user;
+    this.user = user;
     this.#name = `notifications toasts ${url}`;
   }
 
@@ -142,7 +148,7 @@ class TabMemory {
     } catch {
       // None, or not allowed.
     }
-    if (found?.user !== this.#user) found = undefined; // the first change overwrites it
+    if (found?.user !== this.user) found = undefined; // the first change overwrites it
     this.leave(); // if this page has had another element
     this.#tab = found?.tab ?? this.#page;
     this.#channel = new BroadcastChannel(this.#name);
@@ -171,7 +177,7 @@ class TabMemory {
       return { level, title: short(title), body: short(body), url, id, left: left - gone, runs: since !== undefined };
     });
     try {
-      const all = { user: this.#user, tab: this.#tab, at: Date.now(), last, notices };
+      const all = { user: this.user, tab: this.#tab, at: Date.now(), last, notices };
       sessionStorage.setItem(this.#name, JSON.stringify(all));
     } catch {
       // Not allowed, or full.
@@ -422,6 +428,8 @@ export class NotificationToasts extends HTMLElement {
     if (this.#narrow) listen(this.#narrow, "change", () => this.#resume());
     // The focus tells of dialogs in shadows, which nobody else tells of.
     for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
+    // What is shown was for whoever was logged in before.
+    listen(connection, "state", ({ detail }) => detail.code === 4003 && this.#toasts.forEach((toast) => this.#remove(toast)));
     const dialogs = new MutationObserver(() => this.#place());
     dialogs.observe(document, { subtree: true, attributeFilter: ["open"] });
     this.#stop = () => {

@@ -32,8 +32,8 @@ async function token() {
   return (await answer.json()).token;
 }
 
-/** Let the connection go on as the user of each new page: after a login, or as another one. */
-function follow(connection) {
+/** Let the connection, and the notices that go along, go on as the user of each new page: after a login, or as another. */
+function follow(connection, keepFor) {
   let open;
   let arrivedAt;
 
@@ -41,6 +41,7 @@ function follow(connection) {
     open = () => connection.open({ since, userTopic });
     arrivedAt = performance.now();
     open();
+    keepFor(userTopic);
   }
 
   // Turbo, and htmx where the tag is in the body.
@@ -68,11 +69,11 @@ function follow(connection) {
 }
 
 async function start() {
-  const [{ connect }, { define }] = await Promise.all([load(config.client), load(config.elements)]);
+  const [{ connect }, { define, keepFor }] = await Promise.all([load(config.client), load(config.elements)]);
   const { url, since, user_topic: userTopic } = config;
   const connection = connect({ url, since, userTopic, ...(config.token_url && { token }) });
-  define(connection, config.labels);
-  follow(connection);
+  define(connection, config.labels, { user: userTopic, url });
+  follow(connection, (user) => keepFor({ user, url }));
   return connection;
 }
 
