@@ -45,6 +45,8 @@ MARKER_TIMEOUT: Final = 2.0
 """Seconds in which our own word must come back on the internal channel; otherwise we are deaf."""
 CANCEL_INTERVAL: Final = 0.2
 """Seconds between two attempts to end a task."""
+ECHO: Final = 0.05
+"""Seconds in which what Redis has published comes back to us, at the least that we wait before we ask again."""
 SETTLE_TIMEOUT: Final = 3.0
 """Seconds after which what was read before a gap is given up, if Redis has not said whether it was stamped."""
 DRAIN_TIMEOUT: Final = 3.5
@@ -384,10 +386,13 @@ class Listener:
 
     async def _stamp_batch(self, batch: list[Entry]) -> None:
         self._batch += 1
-        messages = [(entry.topic, entry.tail) for entry in batch]
         delays = backoff()
         number, token = self._batch, self._lease.token
         while self._leading and self._lease.token == token:
+            # What has come back has been published: a full Redis cannot note the number of the batch.
+            messages = [(entry.topic, entry.tail) for entry in batch if not entry.struck]
+            if not messages:
+                return
             try:
                 stamped, refusal = await history.stamp_batch(self._lease.key, token, number, messages)
             except FAILURES as error:
@@ -396,13 +401,13 @@ class Listener:
                     self._step_down(f"Redis does not answer: {describe(error)}")
                     return
                 self._log.warning("stamping failed (%s); trying again", describe(error))
-                await asyncio.sleep(next(delays))
+                await asyncio.sleep(max(ECHO, next(delays)))
                 continue
             if stamped == history.NOT_HOLDER:
                 self._step_down("the lease is another's")
                 return
             self._backlog.confirm(batch)
             if refusal:
-                count("unstamped", amount=len(batch) - stamped)
+                count("unstamped", amount=len(messages) - stamped)
                 self._refusals.warning("Redis keeps no history (%s); messages go out without ids", refusal)
             return
