@@ -9,6 +9,7 @@ from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_K
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
 from django.utils import timezone
+from django.utils.functional import SimpleLazyObject
 
 from notifications import credentials
 from notifications.credentials import Verdict, credentials_of, judge, without_memories
@@ -139,6 +140,19 @@ async def test_users_with_a_composite_key_are_looked_up(settings):
     assert [await end_of(credentials_of(each)) for each in (first, second)] == [None, None]
     await get_user_model().objects.filter(name="ann").aupdate(is_active=False)
     assert [await end_of(credentials_of(each)) for each in (first, second)] == [CloseCode.ACCESS_REVOKED, None]
+
+
+async def test_a_user_of_a_session_is_copied_without_memories(user):
+    """The user of a session is a lazy object around the account; the copy is an account that remembers nothing."""
+    user._perm_cache = {"auth.view_user"}
+    lazy = SimpleLazyObject(lambda: user)
+
+    for each in (user, lazy):
+        copy = credentials.without_memories(each)
+        assert type(copy) is type(user)
+        assert copy == user
+        assert copy is not user
+        assert "_perm_cache" not in vars(copy)
 
 
 async def test_the_verdict_has_the_account_as_it_is_now(user):

@@ -41,7 +41,7 @@ from tests.conftest import point_to
 from tests.guides import files_of
 from tests.processes import LAYERS, Site, User
 from tests.site import tenancy
-from tests.waiting import scaled
+from tests.waiting import await_for, scaled
 
 ACME, GLOBEX = "acme", "globex"
 ONE = SimpleNamespace(pk=1)
@@ -399,7 +399,11 @@ async def tab_of(site, name):
 
 @asynccontextmanager
 async def both_tabs(site):
+    client = site.client()
     async with tab_of(site, ACME) as acme, tab_of(site, GLOBEX) as globex:
+        await await_for(
+            lambda: client.pubsub_numsub("notifications:control")[0][1], what="the server hears what is told"
+        )
         yield acme, globex
 
 
