@@ -280,6 +280,26 @@ async def test_revoke_ends_a_subscription(site, server, here):
         await stranger.expect_message(json.dumps({"of": shared}, separators=(",", ":")))
 
 
+async def test_revoke_ends_the_subscription_of_a_session_that_has_just_come(site, server, here):
+    """Who came with a session is the lazy user of the handshake until the first look at their account."""
+    alice = site.add_user()
+    mine = alice.new_upload()
+    browser = await browser_of(server, alice)
+    async with open_tab(server, alice) as first:
+        await listening(site)
+        await asyncio.sleep(2)  # the look at those who came before we heard anything is over
+        async with browser.tab() as tab, browser.tab() as other:
+            for each in (tab, other):
+                await each.expect("auth_success")
+            for each in (tab, other, first):
+                await each.watch(mine)
+
+            await notifications.arevoke(f"upload:{mine}", alice.pk)
+
+            for each in (tab, other, first):
+                await each.expect("unsubscribed", topic=f"upload:{mine}")
+
+
 async def test_what_was_revoked_is_not_remembered(site, server, here):
     """Who subscribes again at once is answered from what is true now: Django's users remember their permissions."""
     alice = site.add_user()

@@ -191,3 +191,13 @@ async def test_an_account_can_be_made_to_forget(user, django_assert_num_queries)
     assert not hasattr(copy, "_perm_cache")
     assert not copy._state.adding
     assert without_memories(None) is None
+
+
+def test_the_lazy_user_of_a_handshake_can_be_made_to_forget(user):
+    """Middlewares put a lazy object into the scope: not the account, though it says that it is one."""
+    user._perm_cache = {"auth.view_user"}
+
+    copy = without_memories(SimpleLazyObject(lambda: user))
+
+    assert (type(copy), copy) == (get_user_model(), user)
+    assert not hasattr(copy, "_perm_cache")
