@@ -130,10 +130,10 @@ def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], again: bool) -> 
     pool: Any = _pool()
     until = time.monotonic() + SOCKET_TIMEOUT
     connection = pool.get_connection()
-    whole = repeated = False
+    whole = repeated = limited = False
     try:
         while True:
-            limited = _prove(connection, until)
+            limited = _prove(connection, until) or limited
             fresh, connection.fresh, sent = connection.fresh, False, False
             try:
                 connection.send_command(*words(connection.server, whole))
@@ -168,10 +168,10 @@ def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], again: bool) -> 
                 raise
             else:
                 connection.answered = time.monotonic()
-                if limited:
-                    connection.limit(SOCKET_TIMEOUT)
                 return reply
     finally:
+        if limited and connection.connected:  # also when Redis refused: whoever is next has all of their time
+            connection.limit(SOCKET_TIMEOUT)
         pool.release(connection)
 
 

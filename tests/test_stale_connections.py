@@ -267,6 +267,30 @@ async def test_retired_connections_end(server, settings):
         await await_for(lambda: len(client.client_list()) == 2, what="one connection of ours, and this one")
 
 
+@pytest.mark.parametrize("answer", ["refusal", "unknown script"])
+def test_a_proof_that_took_long_leaves_whoever_is_next_all_of_their_time(server, settings, monkeypatch, answer):
+    """What is left of a second after a slow proof is the limit of one call, whatever Redis answers to that."""
+    point_to(settings, server.url)
+    publish(TOPIC, {"n": 1})
+    prove = connections._prove
+    with monkeypatch.context() as slow, redis.Redis.from_url(server.url) as client:
+        slow.setattr(connections, "IDLE", 0.0)
+        slow.setattr(connections, "_prove", lambda connection, until: prove(connection, until - scaled(1)))
+        if answer == "refusal":
+            with pytest.raises(redis.ResponseError):
+                connections.call("NO", "SUCH", "COMMAND")
+        else:
+            client.script_flush()
+            slow.setattr(connections, "IDLE", IDLE)
+            monkeypatch.setattr(connections, "_doubted", time.monotonic())
+            publish(TOPIC, {"n": 2})
+
+    pooled = connections._pool().get_connection()
+    limit = pooled._sock.gettimeout()
+    connections._pool().release(pooled)
+    assert limit == connections.SOCKET_TIMEOUT
+
+
 async def test_the_kernel_asks_idle_peers(server, settings):
     """On every connection: synchronous, asynchronous, pipelined, of the layer and of subscriptions."""
     point_to(settings, server.url)
