@@ -206,6 +206,10 @@ async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[
         How many Redis has kept, and why it did not keep the others. -1 if somebody else has the lease,
         -2 if a batch of this number was done before.
 
+    Raises:
+        redis.RedisError, OSError, TimeoutError: Perhaps it was done, and a full Redis cannot note its number: look at
+            what has come back before it is asked for again.
+
     """
     keys = [lease]
     arguments: list[Any] = [RUN, internal_name(STAMPED), token, number]
@@ -213,7 +217,7 @@ async def stamp_batch(lease: str, token: str, number: int, messages: list[tuple[
         key, size, ttl, name, begin = _fixed(topic)
         keys.append(key)
         arguments += (size, ttl, name, begin, rest)
-    stamped, refusal = await pipeline.arun(_BATCH, keys, arguments, again=True)
+    stamped, refusal = await pipeline.arun(_BATCH, keys, arguments)
     return int(stamped), refusal.decode()
 
 

@@ -23,11 +23,13 @@ from notifications import (
 )
 from notifications.connections import IDLE, breaker
 from notifications.layers import RedisPubSubLayer
+from notifications.lease import Lease
+from notifications.topics import internal_name
 from notifications.wire import Subscription, site_pool
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.faults import Proxy, paused
-from tests.waiting import await_for, scaled
+from tests.waiting import await_for, scaled, wait_for
 
 TOPIC = Topic.for_user(1)
 SECOND = 3.0
@@ -83,6 +85,12 @@ def published(client):
 def entries(client):
     found = client.xrange(TOPIC.history_key)
     return [{b"f": fields[next(name for name in fields if b'"n":' in fields[name])]} for _, fields in found]
+
+
+def told(watched):
+    """Yield what was published, up to "end"."""
+    while (data := wait_for(watched.get_message)["data"]) != b"end":
+        yield data
 
 
 @pytest.mark.parametrize("reset", [True, False], ids=["reset", "silence"])
@@ -168,6 +176,24 @@ def test_with_an_idempotency_key_it_is_sent_again(proxy, redis_itself, send):
     assert published(redis_itself) == [1, 2]
     assert send(2, idempotency_key="two") == id_
     assert published(redis_itself) == [1, 2]
+
+
+async def test_a_batch_whose_answer_is_lost_is_not_sent_again_within_the_call(proxy, redis_itself):
+    """A full Redis cannot note its number: the listener first looks at what has come back."""
+    lease = Lease()
+    assert await lease.take()
+    watched = redis_itself.pubsub(ignore_subscribe_messages=True)
+    watched.subscribe(internal_name(history.STAMPED))
+    wait_for(lambda: redis_itself.pubsub_numsub(internal_name(history.STAMPED))[0][1])
+    redis_itself.config_set("maxmemory", 1)
+    await history.stamp_batch(lease.key, lease.token, 1, [(TOPIC, b',"n":1}')])
+    proxy.lose_the_next_answer()
+
+    with pytest.raises(ConnectionError):
+        await history.stamp_batch(lease.key, lease.token, 2, [(TOPIC, b',"n":2}')])
+
+    redis_itself.publish(internal_name(history.STAMPED), "end")
+    assert list(told(watched)) == [b'u6 - - user:1{"n":1}', b'u6 - - user:1{"n":2}']
 
 
 def test_a_server_that_is_not_the_primary_any_more_is_left_within_the_call(server, redis_program, settings, send):
