@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 from . import auth, control
 from .conf import settings
 from .control import Control, ControlError
-from .credentials import Credentials, judge, sessions_have_lasting_keys, without_memories
+from .credentials import Credentials, judge, sessions_have_lasting_keys
 from .frames import CloseCode
 from .logs import LogBudget, describe, outages
 from .loops import PerLoop
@@ -65,6 +65,7 @@ class Socket(Protocol):
 
     Attributes:
         user: Who it is; replaced by what the database says now, because Django's users remember their permissions.
+        is_account_old: Whether something was revoked since ``user`` was read.
         credentials: What its access rests on.
         authorized: The topics that ``AUTHORIZE`` has allowed, and when it was asked.
         unanswered: The topics of which nobody could say.
@@ -72,6 +73,7 @@ class Socket(Protocol):
     """
 
     user: Any
+    is_account_old: bool
     credentials: Credentials
     authorized: dict[str, float]
 
@@ -106,6 +108,8 @@ class Access:
         self._heard_since = 0.0
         self._endings: deque[tuple[float, Control]] = deque(maxlen=MAX_ENDINGS)
         self._later: dict[Pair, None] = {}
+        self._asked: dict[Pair, object] = {}
+        """By whom each pair was last asked about that nobody has revoked since."""
         self._wanted = asyncio.Event()
         self._silent: Counter[str] = Counter()
 
@@ -163,8 +167,8 @@ class Access:
             count("refused", "control")
             self._log.warning("refused a control message: %s", error)
             return
-        if told.do != "revoke":
-            self._endings.append((asyncio.get_running_loop().time(), told))
+        self._endings.append((asyncio.get_running_loop().time(), told))
+        self._asked.pop((told.user, told.what), None)
         for socket in list(self._sockets.get(told.user, ())):
             self._obey(told, socket)
 
@@ -172,7 +176,7 @@ class Access:
         if told.do == "check":
             self._look_at(told.user)
         elif told.do == "revoke":
-            socket.user = without_memories(socket.user)
+            socket.is_account_old = True
             socket.withdraw(told.what)
         elif not told.what or told.what == socket.credentials.fingerprint:
             socket.end_access(CloseCode.ACCESS_REVOKED, "logged out" if told.what else "access was revoked")
@@ -241,7 +245,30 @@ class Access:
             elif verdict.user is not None:
                 socket.user = verdict.user
 
-    # What we ask again.
+    # What we ask.
+
+    async def ask(self, socket: Socket, topic: Topic) -> bool | None:
+        """
+        Ask ``AUTHORIZE`` whether a socket's user may read a topic; None if nobody can say.
+
+        If something was revoked since their account was read, it is read again: what a site asks may be one of its
+        fields, or what Django's users remember.
+        """
+        if self.is_out(topic.kind) or (socket.is_account_old and not await _survives(self._renew(socket), 1)):
+            return None
+        allowed = await auth.authorized(socket.user, topic)
+        self.heard_of(topic.kind, allowed)
+        return allowed
+
+    async def _renew(self, socket: Socket) -> None:
+        socket.is_account_old = False  # first: what is revoked while it is read counts
+        try:
+            (verdict,) = await judge([socket.credentials._replace(session_key=None)])
+        except BaseException:
+            socket.is_account_old = True
+            raise
+        if verdict.user is not None:  # otherwise the next check closes it
+            socket.user = verdict.user
 
     async def _ask_on(self) -> None:
         loop = asyncio.get_running_loop()
@@ -261,6 +288,16 @@ class Access:
                 await _survives(self._ask_again(some), len(some))
 
     async def _ask_again(self, pairs: dict[Pair, Credentials]) -> None:
+        question = object()
+        self._asked |= dict.fromkeys(pairs, question)  # before the accounts are read
+        try:
+            await self._ask_about(pairs, question)
+        finally:
+            for pair in pairs:
+                if self._asked.get(pair) is question:
+                    del self._asked[pair]
+
+    async def _ask_about(self, pairs: dict[Pair, Credentials], question: object) -> None:
         verdicts = await judge([each._replace(session_key=None) for each in pairs.values()])
         tenants = [each.tenant for each in pairs.values()]
         questions = iter([(*each, verdict.user) for *each, verdict in zip(pairs, tenants, verdicts, strict=True)])
@@ -275,7 +312,8 @@ class Access:
                 self.heard_of(topic.kind, allowed)
                 if allowed is not None:
                     silent.pop(topic.kind, None)
-                    self._answered(user, name, allowed)
+                    if not allowed or self._asked.get((user, name)) is question:  # otherwise revoked meanwhile
+                        self._answered(user, name, allowed)
                     continue
                 silent[topic.kind] += 1
                 if (user, name) in self._later:

@@ -71,6 +71,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.user: Any = None
+        self.is_account_old = False
         self.credentials: Credentials
         self.authorized: dict[str, float] = {}
         self.unanswered: dict[str, Unanswered] = {}
@@ -346,11 +347,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     async def _may_read(self, topic: Topic) -> bool | None:
         """Ask ``AUTHORIZE``; None if nobody could say, or the topic was revoked meanwhile: the answer may be older."""
         self._asking = str(topic)
-        if not access().is_out(topic.kind):
-            allowed = await self._jobs.aside(auth.authorized(self.user, topic))
-            access().heard_of(topic.kind, allowed)
-        else:
-            allowed = None
+        allowed = await self._jobs.aside(access().ask(self, topic))
         if self._asking is None:
             allowed = allowed and None
         self._asking = None

@@ -19,7 +19,6 @@ from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends import cache, signed_cookies
 from django.core.cache import caches
 from django.utils import timezone
-from django.utils.functional import LazyObject
 
 from . import sessions
 from .control import fingerprint
@@ -167,16 +166,6 @@ def _end(credentials: Credentials, user: Any, auth_hash: str | None, good: bool 
         return None
     by_token = credentials.session_key is None
     return End(CloseCode.ACCESS_REVOKED if by_token else CloseCode.TRY_AGAIN, "the password was changed")
-
-
-def without_memories(user: Any) -> Any:
-    """Copy an account as it was read, without what it was asked since: Django's users remember their permissions."""
-    if not isinstance(user, get_user_model()):
-        return user
-    while isinstance(user, LazyObject):  # whom a session names
-        user = user._wrapped
-    names = [field.attname for field in user._meta.concrete_fields if field.attname in user.__dict__]
-    return type(user).from_db(user._state.db, names, [user.__dict__[name] for name in names])
 
 
 def sessions_have_lasting_keys() -> bool:

@@ -39,6 +39,7 @@ def site_settings(check_interval, **notifications_settings):
             "TOPICS": {
                 "upload": {"AUTHORIZE": "tests.site.permissions.may_watch"},
                 "vault": {"AUTHORIZE": "tests.site.permissions.may_watch_vault"},
+                "report": {"AUTHORIZE": "tests.site.permissions.may_watch_report"},
             },
             **notifications_settings,
         },
@@ -313,6 +314,22 @@ async def test_what_was_revoked_is_not_remembered(site, server, here):
         await notifications.arevoke("vault:1", alice.pk)
         await tab.expect("unsubscribed", topic="vault:1")
         await tab.send({"action": "subscribe", "topic": "vault:1"})
+        await tab.expect("error", code="forbidden")
+
+
+async def test_a_permission_that_is_a_field_of_the_account_is_not_remembered(site, server, here):
+    """Who subscribes again after ``revoke`` is asked for as the account is now, not as it was at the last look."""
+    alice = site.add_user()
+    change(site, "UPDATE auth_user SET is_staff = 1 WHERE id = ?", alice.pk)
+    async with open_tab(server, alice) as tab:
+        await listening(site)
+        await asyncio.sleep(2)  # the look after the first subscription is over, and brings no new account
+        await tab.subscribe("report:1")
+        change(site, "UPDATE auth_user SET is_staff = 0 WHERE id = ?", alice.pk)
+
+        await notifications.arevoke("report:1", alice.pk)
+        await tab.expect("unsubscribed", topic="report:1")
+        await tab.send({"action": "subscribe", "topic": "report:1"})
         await tab.expect("error", code="forbidden")
 
 

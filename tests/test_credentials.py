@@ -9,10 +9,9 @@ from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_K
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
 from django.utils import timezone
-from django.utils.functional import SimpleLazyObject
 
 from notifications import credentials
-from notifications.credentials import Verdict, credentials_of, judge, without_memories
+from notifications.credentials import Verdict, credentials_of, judge
 from notifications.frames import CloseCode
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -142,19 +141,6 @@ async def test_users_with_a_composite_key_are_looked_up(settings):
     assert [await end_of(credentials_of(each)) for each in (first, second)] == [CloseCode.ACCESS_REVOKED, None]
 
 
-async def test_a_user_of_a_session_is_copied_without_memories(user):
-    """The user of a session is a lazy object around the account; the copy is an account that remembers nothing."""
-    user._perm_cache = {"auth.view_user"}
-    lazy = SimpleLazyObject(lambda: user)
-
-    for each in (user, lazy):
-        copy = credentials.without_memories(each)
-        assert type(copy) is type(user)
-        assert copy == user
-        assert copy is not user
-        assert "_perm_cache" not in vars(copy)
-
-
 async def test_the_verdict_has_the_account_as_it_is_now(user):
     """Django's users remember their permissions: a verdict brings one who does not."""
     mine = credentials_of(user)
@@ -177,27 +163,3 @@ async def test_more_than_one_query_holds_are_asked_in_several(user, settings, mo
     verdicts = await judge([credentials_of(user, key) for key in [*keys, "other"]])
 
     assert [verdict.end is None for verdict in verdicts] == [True] * 5 + [False]
-
-
-async def test_an_account_can_be_made_to_forget(user, django_assert_num_queries):
-    """What it is stays, deferred fields as well; what it was asked is asked again."""
-    deferred = await get_user_model().objects.only("username").aget(pk=user.pk)
-    deferred._perm_cache = {"auth.view_user"}
-
-    copy = without_memories(deferred)
-
-    assert (copy, copy.username) == (user, "ann")
-    assert copy.get_deferred_fields() == deferred.get_deferred_fields()
-    assert not hasattr(copy, "_perm_cache")
-    assert not copy._state.adding
-    assert without_memories(None) is None
-
-
-def test_the_lazy_user_of_a_handshake_can_be_made_to_forget(user):
-    """Middlewares put a lazy object into the scope: not the account, though it says that it is one."""
-    user._perm_cache = {"auth.view_user"}
-
-    copy = without_memories(SimpleLazyObject(lambda: user))
-
-    assert (type(copy), copy) == (get_user_model(), user)
-    assert not hasattr(copy, "_perm_cache")

@@ -2,16 +2,19 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
 
 import pytest
 
 import notifications
+from notifications.access import Access
 from notifications.auth import MAX_THREADS, MAX_TOKEN_THREADS
 from notifications.control import channel
+from notifications.credentials import credentials_of
 from tests.clients import OldClient, open_tab
 from tests.conftest import SERVERS, point_to
 from tests.processes import LAYERS, Site
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 HERE = "tests.site.strange_permissions"
 TOPICS = {
@@ -274,3 +277,56 @@ async def test_an_outage_leaves_one_line(site, server, here, away):
 
     assert len([line for line in lines if "AUTHORIZE" in line]) <= 1
     assert "Traceback" not in "\n".join(lines)
+
+
+class Socket:
+    """What is to be known of a socket whose topics nobody could answer."""
+
+    def __init__(self, user):
+        self.user = user
+        self.is_account_old = False
+        self.credentials = credentials_of(user)
+        self.authorized = {}
+        self.unanswered = set()
+        self.told = asyncio.Queue()
+
+    def admit(self, topic):
+        self.told.put_nowait(("admit", topic))
+
+    def withdraw(self, topic):
+        self.unanswered.discard(topic)
+        self.told.put_nowait(("withdraw", topic))
+
+    def end_access(self, code, reason):
+        self.told.put_nowait(("end", reason))
+
+
+async def test_an_answer_from_before_a_revoke_lets_nobody_in_who_asked_after_it(live_redis, settings):
+    """What is being asked when a topic is revoked was perhaps allowed before; it is asked once more."""
+    asked, answers = asyncio.Queue(), asyncio.Queue()
+
+    async def may_watch(user, id_):
+        asked.put_nowait(id_)
+        return await answers.get()
+
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"order": {"AUTHORIZE": may_watch}}}
+    access, socket = Access(), Socket(SimpleNamespace(pk=7, is_active=True))
+    access.add("7", socket)
+    try:
+        await await_for(lambda: live_redis.pubsub_numsub(channel())[0][1] == 1, what="subscribed")
+        socket.unanswered.add("order:1")
+        access.ask_later("7", "order:1")
+        await asyncio.wait_for(asked.get(), scaled())
+
+        await notifications.arevoke("order:1", 7)
+        assert await asyncio.wait_for(socket.told.get(), scaled()) == ("withdraw", "order:1")
+        socket.unanswered.add("order:1")  # the page subscribed once more, and nobody could answer
+        access.ask_later("7", "order:1")
+        answers.put_nowait(True)
+        await asyncio.wait_for(asked.get(), scaled())
+        answers.put_nowait(False)
+
+        assert await asyncio.wait_for(socket.told.get(), scaled()) == ("withdraw", "order:1")
+        assert socket.told.empty()
+    finally:
+        access.remove("7", socket)
