@@ -46,6 +46,9 @@ ASKED_EARLY: Final = 0.9
 """Part of ``REAUTHORIZE_INTERVAL`` after which a permission is asked again; what is left of it is for the asking."""
 MAX_ENDINGS: Final = 1000
 """Ends of access that are remembered for sockets which are being opened."""
+AFTERMATH: Final = 5.0
+"""Seconds after an end of access in which new sockets of that user are looked up once more: Django tells of a logout,
+and only then deletes the session."""
 UNKNOWN_AGE: Final = 60.0
 """Seconds that credentials may be old where nobody knows it: behind Channels' own middleware."""
 ASK_LATER_FIRST, ASK_LATER_LONGEST = 1.0, 15.0
@@ -187,17 +190,18 @@ class Access:
         """
         End the access of a socket of which we were told while its credentials were being read.
 
-        They may be from before. Where it is not known since when they were read, they are looked up once more.
+        They may be from before. Where it is not known since when they were read, they are looked up once more; and
+        where they were read soon after, because what we were told may not have been done by then.
         """
         if not self._endings:
             return
         as_of = socket.credentials.as_of
         begin = asyncio.get_running_loop().time() - UNKNOWN_AGE if as_of is None else as_of
         for at, told in reversed(self._endings):
-            if at < begin:
+            if at < begin - AFTERMATH:
                 return
             if told.user == user:
-                if as_of is None:
+                if as_of is None or at < begin:
                     self._look_at(user)
                 else:
                     self._obey(told, socket)

@@ -138,6 +138,26 @@ async def test_who_comes_after_a_disconnect_stays(site, server, here):
         await again.expect("pong")
 
 
+async def test_a_socket_that_comes_between_the_word_of_a_logout_and_its_end_is_closed(site, server, here):
+    """Django tells of a logout before it deletes the session: until then the session opens sockets as before."""
+    alice, bob = site.add_user(), site.add_user()
+    browser, other = await browser_of(server, alice), await browser_of(server, bob)
+    async with other.tab() as stranger, browser.tab() as first:
+        await stranger.expect("auth_success")
+        await first.expect("auth_success")
+        await listening(site)
+        await notifications.adisconnect_user(alice.pk, session_key=browser.session_key)
+        await closed(first, 4005)
+        async with browser.tab() as late:
+            await late.expect("auth_success")
+
+            change(site, "DELETE FROM django_session WHERE session_key = ?", browser.session_key)
+
+            await closed(late, 4101)
+            await stranger.send({"action": "ping"})
+            await stranger.expect("pong")
+
+
 async def test_a_deactivation_meanwhile_is_found_at_once(site, either, here, files):
     """What has to be looked up is looked up once more for a socket that was being opened, with either middleware."""
     alice, bob = site.add_user(), site.add_user()
