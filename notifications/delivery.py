@@ -25,7 +25,7 @@ from .logs import LogBudget, describe
 from .metrics import count, tally
 from .pump import Outbox
 from .reconciler import reconciler
-from .tasks import ended
+from .tasks import ended, new_task
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -306,7 +306,7 @@ class Delivery:
         self._held.begin(cursor)
         self._behind.append(cursor)
         if self._catch_up_task is None:
-            self._catch_up_task = asyncio.create_task(self._catch_up_all())
+            self._catch_up_task = new_task(self._catch_up_all())
 
     async def _catch_up_all(self) -> None:
         try:

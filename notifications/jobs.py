@@ -8,7 +8,7 @@ from contextvars import Context
 from typing import Any, TypeVar
 
 from .eager import CutShortError
-from .tasks import ended
+from .tasks import ended, new_task
 
 T = TypeVar("T")
 Job = Callable[[], Awaitable[None]]
@@ -106,7 +106,7 @@ class Jobs:
 
     def _begin(self) -> None:
         if self._task is None:
-            self._task = asyncio.create_task(self._work(), context=self.context)
+            self._task = new_task(self._work(), context=self.context)
 
     async def _work(self) -> None:
         task = asyncio.current_task()

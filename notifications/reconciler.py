@@ -20,7 +20,7 @@ from .history import Page, Position, Where
 from .logs import describe
 from .loops import PerLoop
 from .metrics import count
-from .tasks import Supervised
+from .tasks import Supervised, new_task
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class Reconciler:
         answer: asyncio.Future[Where] = asyncio.get_running_loop().create_future()
         self._questions.append((topic, answer))
         if self._answering is None:
-            self._answering = asyncio.create_task(self._answer())
+            self._answering = new_task(self._answer())
         self._waiting += 1
         try:
             return await answer
@@ -161,7 +161,7 @@ class Reconciler:
         key = topic, after
         task = self._reads.get(key)
         if task is None:
-            task = self._reads[key] = asyncio.create_task(self._read(key))
+            task = self._reads[key] = new_task(self._read(key))
             self._owned.add(task)
             task.add_done_callback(self._read_done)
         return await asyncio.shield(task)

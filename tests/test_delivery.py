@@ -18,6 +18,7 @@ from notifications.frames import Subscribed
 from notifications.history import Position
 from notifications.logs import LogBudget
 from notifications.metrics import counts
+from tests.eager_tasks import use_eager_tasks
 from tests.waiting import await_for, scaled
 
 TOPIC = Topic("closed", "7")
@@ -285,6 +286,16 @@ async def test_a_hole_is_filled_before_what_came_after_it(site):
 
     await socket.has(1, 2, 3, 4)
     assert socket.told == []
+
+
+async def test_holes_are_filled_with_eager_tasks(site):
+    """A site may set Python's eager task factory: what is read for many sockets is read as before."""
+    use_eager_tasks()
+    socket = await site.joined()
+    for hole in (1, 4):
+        await site.lose(hole, hole + 1)
+        await site.say(hole + 2)
+        await socket.has(*range(1, hole + 3))
 
 
 async def test_doubled_and_late_messages_are_dropped(site):

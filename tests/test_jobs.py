@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from notifications.jobs import Jobs
+from tests.eager_tasks import use_eager_tasks
 from tests.waiting import await_for, scaled
 
 
@@ -44,6 +45,17 @@ async def test_jobs_are_done_in_order_and_one_may_go_first(jobs):
     await await_for(lambda: not jobs.busy)
 
     assert done == ["runs", "next", "waits"]
+
+
+async def test_jobs_that_never_wait_are_done_with_eager_tasks(jobs):
+    """A site may set Python's eager task factory, which makes the first step of a task before anybody knows it."""
+    use_eager_tasks()
+    done = []
+    for name in ("first", "second"):
+        jobs.add(job(done, name))
+        await await_for(lambda: not jobs.busy)
+
+    assert done == ["first", "second"]
 
 
 async def test_a_job_that_raises_is_told_and_the_rest_forgotten(jobs, failures):
