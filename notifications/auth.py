@@ -55,9 +55,19 @@ def is_outage(error: BaseException) -> bool:
     """
     Say whether an error means that nobody could say, because something did not answer.
 
-    Everything else that a site's function raises is a bug of it, or a no.
+    Everything else that a site's function raises is a bug of it, or a no. So is a file that is not there, and the
+    status by which a service of HTTP refuses: its libraries raise an ``OSError`` for that, too.
     """
-    return isinstance(error, OUTAGES) and not isinstance(error, PermissionError | DataError)
+    if not isinstance(error, OUTAGES) or isinstance(error, PermissionError | DataError):
+        return False
+    if isinstance(error, FileNotFoundError):
+        return error.filename is None  # of the Unix socket of a server, which errors do not name
+    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", None))
+    return not isinstance(status, int) or status in COME_BACK or not 400 <= status < 500
+
+
+COME_BACK: Final = frozenset({408, 425, 429})
+"""Of the statuses of HTTP that refuse, those that do not answer."""
 
 
 OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError, CutShortError)

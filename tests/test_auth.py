@@ -4,7 +4,11 @@ import asyncio
 import logging
 import threading
 import time
+from email.message import Message
+from errno import ENOENT
 from functools import partial
+from types import SimpleNamespace
+from urllib.error import HTTPError
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
@@ -55,6 +59,19 @@ async def may(text, grant=None, user=ANN):
 # Subscriptions.
 
 
+def answered(status):
+    """What urllib raises when a service has answered so."""
+    return HTTPError("http://permissions.example/", status, "", Message(), None)
+
+
+class RefusedError(OSError):
+    """What requests raises then."""
+
+    def __init__(self, status):
+        super().__init__(f"{status} for url")
+        self.response = SimpleNamespace(status_code=status)
+
+
 @pytest.mark.parametrize(
     ("error", "answer"),
     [
@@ -62,6 +79,14 @@ async def may(text, grant=None, user=ANN):
         (ConnectionRefusedError(), None),
         (TimeoutError(), None),
         (PermissionError("no"), False),
+        (FileNotFoundError(ENOENT, "No such file or directory", "upload"), False),
+        (FileNotFoundError(ENOENT, "No such file or directory"), None),  # the Unix socket of a server
+        (answered(403), False),
+        (answered(404), False),
+        (answered(429), None),
+        (answered(503), None),
+        (RefusedError(403), False),
+        (RefusedError(502), None),
         (KeyError("bug"), False),
         (ObjectDoesNotExist(), False),
         (ValueError("no such id"), False),
