@@ -474,6 +474,8 @@ def test_page_looks_right(
     expect(tab.toast("Hello from the shell")).to_be_visible()
     look("working")
     expect(tab.page.locator("#underneath summary")).to_be_in_viewport()  # however many files there are below it
+    cards = [card.bounding_box() for card in tab.page.locator(".looks details").all()]
+    assert max(card["y"] for card in cards) - cards[0]["y"] <= cards[0]["height"] + 12  # nor do these push them apart
     tab.page.mouse.wheel(0, 9_000)
     expect(tab.page.locator("#connection")).to_be_in_viewport(ratio=1)
     tab.page.mouse.wheel(0, -9_000)
@@ -483,3 +485,5 @@ def test_page_looks_right(
     tab.open_underneath()
     tab.open("Send a notice from a shell")
     look("open")
+    heading, box = tab.page.locator("h1").bounding_box(), tab.page.locator(".drop").bounding_box()
+    assert box["y"] - heading["y"] < 60  # nor does what is open beside them push these apart
