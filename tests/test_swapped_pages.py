@@ -28,6 +28,10 @@ HEAD = '<script src="/lib.js"></script>{tag}'
 BODY = """<body hx-boost="true" hx-boost:inherited="true">{tag}<h1>{{% firstof request.user.pk 'nobody' %}}</h1>
 <a href="{{{{ request.get_full_path }}}}&amp;again">next</a>{forms}
 <notification-toasts timeout="0"></notification-toasts>"""
+LASTING = """<body><main hx-boost="true" hx-boost:inherited="true" hx-target="main" hx-target:inherited="main"
+hx-select="main" hx-select:inherited="main" hx-swap="outerHTML" hx-swap:inherited="outerHTML">{tag}
+<h1>{{% firstof request.user.pk 'nobody' %}}</h1>{forms}</main>
+<notification-toasts id="toasts" timeout="0" data-turbo-permanent></notification-toasts>"""
 TAG = "{% notifications %}"
 
 
@@ -61,13 +65,13 @@ class Visitor:
     sockets: list[WebSocket] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
-    def open(self, library: str, where: str = "head") -> Page:
+    def open(self, library: str, where: str = "head", body: str = BODY) -> Page:
         """Open a page with the tag in its head or body, as whoever is logged in."""
         page = self.context.new_page()
         page.on("websocket", lambda socket: self.sockets.append(socket))
         page.route("**/lib.js", lambda route: route.fulfill(path=node_module(LIBRARIES[library])))
         forms = [("log_out", self.ada, "out"), ("log_in", self.ada, "as ada"), ("log_in", self.bob, "as bob")]
-        template = HEAD.format(tag=TAG if where == "head" else "") + BODY.format(
+        template = HEAD.format(tag=TAG if where == "head" else "") + body.format(
             tag=TAG if where == "body" else "",
             forms="".join(FORM.format(action=action, user=user.pk, label=label) for action, user, label in forms),
         )
@@ -153,6 +157,29 @@ def test_login_as_somebody_else(visitor: Visitor, library: str, where: str) -> N
     visitor.notice(visitor.bob, "for bob")
 
     expect(shown(page, "title").last).to_have_text("for bob")
+    expect(shown(page, "title")).to_have_text(["for bob"])
+
+
+@SOME
+def test_notices_that_no_page_replaces(visitor: Visitor, library: str, where: str) -> None:
+    """Notices outside of what is replaced leave when another user has logged in, and those of that user go along."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where, LASTING)
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.ada, "for ada")
+    expect(shown(page, "title")).to_have_text("for ada")
+    page.evaluate("window.toasts = document.querySelector('notification-toasts')")
+
+    visitor.press(page, "out", None)
+    visitor.wait_until(page, "closed")
+    visitor.press(page, "as bob", visitor.bob)
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.bob, "for bob")
+
+    expect(shown(page, "title").last).to_have_text("for bob")
+    expect(shown(page, "title")).to_have_text(["for bob"])
+    assert page.evaluate("window.toasts === document.querySelector('notification-toasts')")
+    page.reload()
     expect(shown(page, "title")).to_have_text(["for bob"])
 
 

@@ -44,8 +44,8 @@ export interface Owner {
 /** Define both elements to work on this connection; once a page. `texts` replaces words of the elements. */
 export function define(connection: Notifications, texts?: Record<string, string>, owner?: Owner): void;
 
-/** Say whose notices go along to the next page of the tab from now on, where another user has logged in without one. */
-export function keepFor(whose: { user?: string; url: string }): void;
+/** Say whose page it is from now on, where another user has logged in without a new one: notices of the one before go. */
+export function keepFor(whose: Owner): void;
 
 declare global {
   interface HTMLElementTagNameMap {

@@ -38,6 +38,8 @@ const TEXTS = ["status", "stage", "message"];
 let connection;
 let memory; // of the tab; none without a user to keep it for
 let carrier; // the one of the <notification-toasts> whose notices go along to the next page
+let owner; // whose page it is
+const owners = new EventTarget(); // tells of another one
 
 /**
  * Make the elements work on this connection; once a page.
@@ -59,9 +61,12 @@ export function define(given, texts = {}, { user, url = "/ws/notifications/" } =
 }
 
 /** Say whose notices go along to the next page of the tab from now on: another user has logged in, without a new page. */
-export function keepFor({ user, url }) {
-  if (memory?.user === user) return;
+export function keepFor({ user, url = "/ws/notifications/" }) {
+  if (owner === user) return;
+  owner = user;
+  memory?.leave();
   memory = user && window.top === window ? new TabMemory(user, url) : undefined; // frames share the storage of the tab
+  owners.dispatchEvent(new Event("change"));
 }
 
 /** Only text and numbers are shown: a message may come from any program. */
@@ -428,7 +433,8 @@ export class NotificationToasts extends HTMLElement {
     if (this.#narrow) listen(this.#narrow, "change", () => this.#resume());
     // The focus tells of dialogs in shadows, which nobody else tells of.
     for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
-    // What is shown was for whoever was logged in before.
+    // What is shown was for whoever was logged in before: of the one that the page names, or that the server does.
+    listen(owners, "change", () => this.#startAnew());
     listen(connection, "state", ({ detail }) => detail.code === 4003 && this.#toasts.forEach((toast) => this.#remove(toast)));
     const dialogs = new MutationObserver(() => this.#place());
     dialogs.observe(document, { subtree: true, attributeFilter: ["open"] });
@@ -520,6 +526,13 @@ export class NotificationToasts extends HTMLElement {
   }
 
   // From page to page
+
+  /** The page goes on as another user's. */
+  #startAnew() {
+    this.#toasts.forEach((toast) => this.#remove(toast));
+    this.#last = undefined;
+    if (memory && carrier === this) this.#recall();
+  }
 
   /** Show what the page before has left in this tab. */
   #recall() {
