@@ -139,7 +139,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         found: sessions.Found | None = self.scope.get(sessions.SCOPE_KEY)
         known = found is None or found.is_known
         user = auth.session_user(self.scope) if known else None
-        if user is None and strangers().is_crowded(settings.MAX_UNAUTHENTICATED):
+        address = address_of(self.scope)
+        if user is None and strangers().is_crowded(address, settings.MAX_UNAUTHENTICATED):
             self._count_crowd()
             await self.close()  # before accept: those who were told to go need not, and a server waits for them
             return
@@ -151,7 +152,6 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             return
         self._jobs.context = self._tenant.context
         await self.accept()
-        address = address_of(self.scope)
         if not addresses.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS):
             await self._too_many("address")
             return

@@ -157,13 +157,21 @@ class Strangers:
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[Stranger, None]] = {}
-        self._leaving: set[Stranger] = set()
+        self._leaving: dict[Stranger, str] = {}
         """Told to go, and still there: a program need not answer a close, and servers wait for it."""
+        self._leaving_of: Counter[str] = Counter()
         self._count = 0
 
-    def is_crowded(self, limit: int) -> bool:
-        """Say whether as many as may be are there once more, on their way out: then nobody is to be let in."""
-        return bool(limit) and self._count + len(self._leaving) >= 2 * limit
+    def is_crowded(self, address: str, limit: int) -> bool:
+        """
+        Say whether as many as may be are there once more, on their way out: then nobody is to be let in.
+
+        One address may have its share of these as well, and keeps nobody else out.
+        """
+        if not limit:
+            return False
+        mine = len(self._waiting.get(address, ())) + self._leaving_of[address]
+        return self._count + len(self._leaving) >= 2 * limit or mine >= 2 * max(1, limit // SHARE_OF_AN_ADDRESS)
 
     def add(self, address: str, stranger: Stranger, limit: int) -> bool:
         """
@@ -193,14 +201,18 @@ class Strangers:
         for stranger in self._waiting[address]:
             if stranger.has_said_nothing:
                 self.remove(address, stranger)
-                self._leaving.add(stranger)
+                self._leaving[stranger] = address
+                self._leaving_of[address] += 1
                 stranger.give_way()
                 return True
         return False
 
     def remove(self, address: str | None, stranger: Stranger) -> None:
         """Give a place back: it has authenticated, or has gone. No error if it had none."""
-        self._leaving.discard(stranger)
+        if (left := self._leaving.pop(stranger, None)) is not None:
+            self._leaving_of[left] -= 1
+            if not self._leaving_of[left]:
+                del self._leaving_of[left]
         if address is None or stranger not in (waiting := self._waiting.get(address, {})):
             return
         del waiting[stranger]

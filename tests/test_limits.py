@@ -115,24 +115,36 @@ def test_a_place_that_was_given_back_is_free():
     strangers.remove(None, sockets[0])
 
     assert leaves == []
-    assert (strangers._waiting, strangers._leaving, strangers._count) == ({}, set(), 0)
+    assert (strangers._waiting, strangers._leaving, strangers._count) == ({}, {}, 0)
 
 
 def test_those_that_do_not_leave_are_counted_until_they_have():
     """A program need not answer a close: with as many on their way out as there are places nobody more is let in."""
     strangers, leaves = Strangers(), []
-    sockets = [Socket(str(number), leaves) for number in range(6)]
-    for socket in sockets:
-        assert not strangers.is_crowded(4)
-        strangers.add("a", socket, 4)
-    strangers.add("b", Socket("b", leaves), 4)
-    strangers.add("c", Socket("c", leaves), 4)
-    assert leaves == ["0", "1", "2", "3"]
-    assert strangers.is_crowded(4)
-    assert not strangers.is_crowded(0)
+    sockets = [Socket(str(number), leaves) for number in range(8)]
+    for socket, address in zip(sockets, "aaaabbbb", strict=True):
+        assert not strangers.is_crowded(address, 4)
+        strangers.add(address, socket, 4)
+    assert leaves == ["0", "1", "4", "5"]
+    assert strangers.is_crowded("c", 4)
+    assert not strangers.is_crowded("c", 0)
 
     strangers.remove("a", sockets[0])
-    assert not strangers.is_crowded(4)
+    assert not strangers.is_crowded("c", 4)
+
+
+def test_one_address_whose_sockets_do_not_leave_keeps_nobody_else_out():
+    """Of those on their way out, too, one address may have half: then it is let in no more, and all others are."""
+    strangers, leaves = Strangers(), []
+    sockets = []
+    while not strangers.is_crowded("a", 4):
+        sockets.append(Socket(str(len(sockets)), leaves))
+        assert strangers.add("a", sockets[-1], 4)
+    assert len(sockets) == 4
+    assert not strangers.is_crowded("b", 4)
+
+    strangers.remove("a", sockets[0])
+    assert not strangers.is_crowded("a", 4)
 
 
 def test_a_user_who_comes_back_does_not_begin_anew():
