@@ -89,7 +89,8 @@ def _look_up(host: str, answer: _Answer) -> None:
     except BaseException as error:  # noqa: BLE001  whoever waits gets it
         with _lock:
             _forget(host, answer)
-        answer.set_exception(error)
+        # Of a label that is empty or too long the codec for names says so, and nobody expects that of a network.
+        answer.set_exception(OSError(f"{host} is no host name") if isinstance(error, UnicodeError) else error)
     else:
         with _lock:
             if _asked.get(host, (None, 0.0))[0] is answer:

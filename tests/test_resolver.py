@@ -42,6 +42,18 @@ def looking_up():
     return [thread for thread in threading.enumerate() if thread.name.startswith("look up")]
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 70 + ".internal"], ids=["empty label", "long label"])
+def test_a_name_that_cannot_be_one_is_a_redis_that_is_not_there(settings, host):
+    """Publishing fails as it does without a Redis, and silently where that was asked for."""
+    point_to(settings, f"redis://{host}:6379/0")
+
+    with pytest.raises(PublishError, match="no host name"):
+        publish(TOPIC, {"n": 1})
+    with pytest.raises(PublishError, match="no host name"):
+        asyncio.run(apublish(TOPIC, {"n": 1}))
+    assert publish(TOPIC, {"n": 1}, fail_silently=True) is None
+
+
 @pytest.mark.parametrize("kind", ["sync", "async", "silently"])
 def test_a_silent_name_server_costs_a_publish_about_a_second(server, kind):
     """And then nothing: the breaker spares whoever comes next."""
