@@ -69,6 +69,7 @@ class Forwarder:
     async def run(self) -> None:
         """Forward until cancelled."""
         queue = self._queue
+        self._wake.set()  # something may wait from before we were started again
         try:
             while True:
                 await self._wake.wait()

@@ -5,10 +5,11 @@ import logging
 
 import pytest
 
-from notifications import forwarder
+from notifications import forwarder, tasks
 from notifications.forwarder import Forwarder
 from notifications.history import Position, Stamped
 from notifications.logs import LogBudget
+from notifications.tasks import going_on
 from tests.waiting import await_for
 
 
@@ -70,3 +71,31 @@ async def test_a_layer_that_cancels_its_task_costs_one_message(wrap, monkeypatch
     task.cancel()
     await asyncio.wait([task])
     await await_for(lambda: len(asyncio.all_tasks()) == 1, what="the end of all tasks")
+
+
+async def test_what_waits_when_the_bridge_is_started_again_is_forwarded(monkeypatch):
+    """Something that it waited for was cancelled, and nothing new comes: the queue is not empty all the same."""
+    monkeypatch.setattr(tasks, "RESTART_DELAY", 0.01)
+    interrupted = asyncio.Event()
+
+    def interrupt():
+        running.cancel()
+        running.uncancel()
+        interrupted.set()
+
+    async def interrupt_once():
+        if not interrupted.is_set():
+            asyncio.get_running_loop().call_soon(interrupt)
+            await asyncio.Event().wait()
+
+    layer = Layer(interrupt_once)
+    forwards = Forwarder(layer, LogBudget(logging.getLogger("notifications")))
+    running = asyncio.create_task(going_on("a test", forwards.run))
+    forwards.add(Stamped("p", "user:1", Position(1, 1), b"wrapped"))
+    forwards.add(Stamped("p", "user:1", Position(1, 2), b"behind"))
+    try:
+        await await_for(lambda: layer.taken == ["wrapped", "behind"])
+        assert interrupted.is_set()
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
