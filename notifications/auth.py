@@ -150,9 +150,13 @@ def session_user(scope: dict[str, Any]) -> Any:
     return user if user is not None and user.is_authenticated and user.is_active and has_origin(scope) else None
 
 
-async def token_user(token: str) -> Any:
+async def token_user(token: str, address: str = "") -> Any:
     """
     Ask ``AUTHENTICATE_TOKEN`` whose token this is.
+
+    Args:
+        token: What a browser sent.
+        address: Where it comes from: each address has its turn, however many tokens another sends.
 
     Returns:
         An active user, or None.
@@ -163,7 +167,7 @@ async def token_user(token: str) -> Any:
     """
     try:
         function = within(current(), settings.authenticate_token)
-        user = await tokens().call("", settings.AUTH_TIMEOUT, function, token)
+        user = await tokens().call(address, settings.AUTH_TIMEOUT, function, token)
     except Exception as error:
         if is_outage(error):
             count("auth_failed", "unavailable")

@@ -126,7 +126,7 @@ class Callbacks:
         Call a function, sync or async, when it is its turn.
 
         Args:
-            whose: The user who waits for it, or an empty text.
+            whose: The user who waits for it, or the address where nobody knows who that is.
             seconds: What it may take, from its turn on.
             function: What to call.
             arguments: What to call it with.

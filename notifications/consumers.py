@@ -280,7 +280,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._invalid_frame(error)
         as_of = asyncio.get_running_loop().time()
         try:
-            user = await auth.token_user(frame.token)
+            user = await auth.token_user(frame.token, self._address or "")
         except auth.AuthUnavailableError:
             await self._closing.close(CloseCode.TRY_AGAIN)
             return

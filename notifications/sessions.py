@@ -67,8 +67,15 @@ class Found(NamedTuple):
     as_of: float
 
 
-async def find(session_key: str | None) -> Found:
-    """Say whom a session names; logs and counts if nobody can say."""
+async def find(session_key: str | None, address: str = "") -> Found:
+    """
+    Say whom a session names; logs and counts if nobody can say.
+
+    Args:
+        session_key: What a browser sent.
+        address: Where it comes from: each address has its turn, however many sessions another shows.
+
+    """
     as_of = asyncio.get_running_loop().time()
     if session_key is None:
         return Found(None, True, False, as_of)
@@ -76,7 +83,7 @@ async def find(session_key: str | None) -> Found:
     with suppress(TopicError):  # nobody's: the consumer says so
         tenant = tenants.current()
     try:
-        user, is_gone = await reads().call("", settings.AUTH_TIMEOUT, tenants.within(tenant, user_of), session_key)
+        user, is_gone = await reads().call(address, settings.AUTH_TIMEOUT, tenants.within(tenant, user_of), session_key)
     except Exception as error:
         count("auth_failed", "unavailable")
         if times := outages.due(f"sessions {type(error).__name__}"):

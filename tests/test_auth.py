@@ -395,6 +395,25 @@ async def test_an_authenticator_that_cannot_answer_refuses_nobody(settings, func
         await token_user("token")
 
 
+async def test_who_sends_many_tokens_keeps_others_waiting_for_one_turn_only(settings):
+    """Made-up tokens cost time as good ones do: those of one address wait for each other."""
+    gate, asked = threading.Event(), []
+
+    def find(token):
+        asked.append(token)
+        gate.wait(scaled())
+
+    configure(settings, AUTHENTICATE_TOKEN=find)
+    flood = [asyncio.create_task(token_user("flood", "192.0.2.1")) for _ in range(10 * auth.MAX_TOKEN_THREADS)]
+    await await_for(lambda: len(asked) == auth.MAX_TOKEN_THREADS)
+    one = asyncio.create_task(token_user("one", "192.0.2.2"))
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(one, *flood)
+
+    assert asked.index("one") < 3 * auth.MAX_TOKEN_THREADS
+
+
 # Origins.
 
 

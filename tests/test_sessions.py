@@ -1,5 +1,8 @@
 """Whom a session names: every backend that Django has, rotated keys, and nothing that is ever written."""
 
+import asyncio
+import threading
+
 import pytest
 from asgiref.sync import sync_to_async as in_orm
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
@@ -10,6 +13,7 @@ from django.db import OperationalError
 from notifications import logs, sessions
 from notifications.credentials import _session_store
 from notifications.sessions import Found, find, is_in_doubt
+from tests.waiting import await_for, scaled
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -154,6 +158,26 @@ async def test_a_cache_that_is_away_ends_no_session(user, settings, monkeypatch,
 
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
     assert not (await find("x" * 32)).is_known
+
+
+async def test_whoever_shows_many_sessions_keeps_others_waiting_for_one_turn_only(monkeypatch):
+    """Made-up cookies cost time as good ones do: those of one address wait for each other."""
+    gate, asked = threading.Event(), []
+
+    def look(key):
+        asked.append(key)
+        gate.wait(scaled())
+        return None, True
+
+    monkeypatch.setattr(sessions, "user_of", look)
+    flood = [asyncio.create_task(find("flood", "192.0.2.1")) for _ in range(10 * sessions.THREADS)]
+    await await_for(lambda: len(asked) == sessions.THREADS)
+    one = asyncio.create_task(find("one", "192.0.2.2"))
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(one, *flood)
+
+    assert asked.index("one") < 3 * sessions.THREADS
 
 
 async def test_a_database_that_is_away_ends_no_session(user, settings, caplog):
