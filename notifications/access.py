@@ -86,8 +86,8 @@ class Socket(Protocol):
     def end_access(self, code: CloseCode, reason: str) -> None:
         """Deliver nothing more, and close."""
 
-    def admit(self, topic: str) -> None:
-        """Subscribe to what was unanswered."""
+    def admit(self, topic: str, as_of: float) -> None:
+        """Subscribe to what was unanswered, and was asked then."""
 
     def withdraw(self, topic: str) -> None:
         """Unsubscribe from a topic, or refuse what was unanswered."""
@@ -111,8 +111,8 @@ class Access:
         self._heard_since = 0.0
         self._endings: deque[tuple[float, Control]] = deque(maxlen=MAX_ENDINGS)
         self._later: dict[Pair, None] = {}
-        self._asked: dict[Pair, object] = {}
-        """By whom each pair was last asked about that nobody has revoked since."""
+        self._asked: dict[Pair, float] = {}
+        """Since when each pair is being asked about that nobody has revoked meanwhile."""
         self._wanted = asyncio.Event()
         self._silent: Counter[str] = Counter()
 
@@ -292,16 +292,16 @@ class Access:
                 await _survives(self._ask_again(some), len(some))
 
     async def _ask_again(self, pairs: dict[Pair, Credentials]) -> None:
-        question = object()
-        self._asked |= dict.fromkeys(pairs, question)  # before the accounts are read
+        as_of = asyncio.get_running_loop().time()  # before the accounts are read
+        self._asked |= dict.fromkeys(pairs, as_of)
         try:
-            await self._ask_about(pairs, question)
+            await self._ask_about(pairs, as_of)
         finally:
             for pair in pairs:
-                if self._asked.get(pair) is question:
+                if self._asked.get(pair) == as_of:
                     del self._asked[pair]
 
-    async def _ask_about(self, pairs: dict[Pair, Credentials], question: object) -> None:
+    async def _ask_about(self, pairs: dict[Pair, Credentials], as_of: float) -> None:
         verdicts = await judge([each._replace(session_key=None) for each in pairs.values()])
         tenants = [each.tenant for each in pairs.values()]
         questions = iter([(*each, verdict.user) for *each, verdict in zip(pairs, tenants, verdicts, strict=True)])
@@ -316,8 +316,8 @@ class Access:
                 self.heard_of(topic.kind, allowed)
                 if allowed is not None:
                     silent.pop(topic.kind, None)
-                    if not allowed or self._asked.get((user, name)) is question:  # otherwise revoked meanwhile
-                        self._answered(user, name, allowed)
+                    if not allowed or self._asked.get((user, name)) == as_of:  # otherwise revoked meanwhile
+                        self._answered(user, name, allowed, as_of)
                     continue
                 silent[topic.kind] += 1
                 if (user, name) in self._later:
@@ -327,8 +327,7 @@ class Access:
             for _ in range(MAX_QUESTIONS):
                 tasks.create_task(ask())
 
-    def _answered(self, user: str, topic: str, allowed: bool) -> None:
-        now = asyncio.get_running_loop().time()
+    def _answered(self, user: str, topic: str, allowed: bool, as_of: float) -> None:
         self._later.pop((user, topic), None)
         for socket in list(self._sockets.get(user, ())):
             if topic not in socket.authorized and topic not in socket.unanswered:
@@ -336,9 +335,9 @@ class Access:
             if not allowed:
                 socket.withdraw(topic)
             elif topic in socket.authorized:
-                socket.authorized[topic] = now
+                socket.authorized[topic] = as_of
             else:
-                socket.admit(topic)
+                socket.admit(topic, as_of)
 
     # What nobody could answer.
 

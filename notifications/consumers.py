@@ -324,17 +324,18 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._say(frames.Subscribed(topic=topic.told, recovered=None, id=self._delivery.position(name)))
             return
         most = settings.MAX_SUBSCRIPTIONS
+        self._forget_unanswered(name)  # it has its place
         if len(self._delivery.cursors) + len(self.unanswered) > most:  # the user's own is among them
             await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
-        self._forget_unanswered(name)
         position = Position.since(since)
         if auth.is_given(self.user, topic, grant):
             await self._join(topic, position)
             return
+        as_of = asyncio.get_running_loop().time()
         allowed = await self._may_read(topic)
         if allowed:
-            self.authorized[name] = asyncio.get_running_loop().time()
+            self.authorized[name] = as_of
             await self._join(topic, position)
         elif allowed is None:
             self.unanswered[name] = Unanswered(topic, position)
@@ -364,13 +365,13 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         await self._say(frames.Subscribed(topic=topic.told, recovered=recovered, id=position and str(position)))
         self._delivery.release(topic)
 
-    def admit(self, topic: str) -> None:
-        """Subscribe to what waits for an answer."""
-        self._jobs.add(partial(self._admit, topic))
+    def admit(self, topic: str, as_of: float) -> None:
+        """Subscribe to what waits for an answer, and was asked then."""
+        self._jobs.add(partial(self._admit, topic, as_of))
 
-    async def _admit(self, topic: str) -> None:
+    async def _admit(self, topic: str, as_of: float) -> None:
         if (waiting := self._forget_unanswered(topic)) is not None:
-            self.authorized[topic] = asyncio.get_running_loop().time()
+            self.authorized[topic] = as_of
             await self._join(*waiting, unasked=True)
 
     def _forget_unanswered(self, topic: str) -> Unanswered | None:

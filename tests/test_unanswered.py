@@ -11,6 +11,7 @@ from notifications.access import Access
 from notifications.auth import MAX_THREADS, MAX_TOKEN_THREADS
 from notifications.control import channel
 from notifications.credentials import credentials_of
+from notifications.limits import MAX_SUBSCRIPTIONS
 from tests.clients import OldClient, open_tab
 from tests.conftest import SERVERS, point_to
 from tests.processes import LAYERS, Site
@@ -279,6 +280,20 @@ async def test_an_outage_leaves_one_line(site, server, here, away):
     assert "Traceback" not in "\n".join(lines)
 
 
+async def test_what_waits_may_be_asked_for_again(site, server, here, away):
+    """A topic that waits has its place already: also the last that a socket may have can be asked for once more."""
+    alice = site.add_user()
+    uploads = [alice.new_upload() for _ in range(MAX_SUBSCRIPTIONS + 1)]
+    async with open_tab(server, alice) as tab:
+        for upload, code in zip(uploads, ["unavailable"] * MAX_SUBSCRIPTIONS + ["too_many_subscriptions"], strict=True):
+            await tab.send({"action": "subscribe_upload", "upload_id": upload})
+            await tab.expect("error", code=code)
+
+        await tab.send({"action": "subscribe_upload", "upload_id": uploads[0]})
+
+        await tab.expect("error", code="unavailable")
+
+
 class Socket:
     """What is to be known of a socket whose topics nobody could answer."""
 
@@ -290,8 +305,8 @@ class Socket:
         self.unanswered = set()
         self.told = asyncio.Queue()
 
-    def admit(self, topic):
-        self.told.put_nowait(("admit", topic))
+    def admit(self, topic, as_of=None):
+        self.told.put_nowait(("admit", topic, as_of))
 
     def withdraw(self, topic):
         self.unanswered.discard(topic)
@@ -328,5 +343,44 @@ async def test_an_answer_from_before_a_revoke_lets_nobody_in_who_asked_after_it(
 
         assert await asyncio.wait_for(socket.told.get(), scaled()) == ("withdraw", "order:1")
         assert socket.told.empty()
+    finally:
+        access.remove("7", socket)
+
+
+async def test_a_permission_is_as_old_as_its_question(live_redis, settings):
+    """What was withdrawn while ``AUTHORIZE`` was being asked, and not heard of, is asked again as what is older."""
+    asked, answers = asyncio.Queue(), asyncio.Queue()
+
+    async def may_watch(user, id_):
+        asked.put_nowait(id_)
+        return await answers.get()
+
+    settings.NOTIFICATIONS = {
+        **settings.NOTIFICATIONS,
+        "TOPICS": {"order": {"AUTHORIZE": may_watch}},
+        "REAUTHORIZE_INTERVAL": 1,
+    }
+    access, socket, loop = Access(), Socket(SimpleNamespace(pk=7, is_active=True)), asyncio.get_running_loop()
+    socket.authorized["order:1"] = before = loop.time()
+    access.add("7", socket)
+    try:
+        await asyncio.wait_for(asked.get(), scaled())
+        begun = loop.time()
+        await asyncio.sleep(0.01)
+        answers.put_nowait(True)
+        await await_for(lambda: socket.authorized["order:1"] > before)
+
+        assert socket.authorized["order:1"] <= begun
+
+        socket.authorized.clear()
+        socket.unanswered.add("order:1")
+        access.ask_later("7", "order:1")
+        await asyncio.wait_for(asked.get(), scaled())
+        begun = loop.time()
+        await asyncio.sleep(0.01)
+        answers.put_nowait(True)
+        did, topic, as_of = await asyncio.wait_for(socket.told.get(), scaled())
+        assert (did, topic) == ("admit", "order:1")
+        assert as_of <= begun
     finally:
         access.remove("7", socket)
