@@ -507,6 +507,22 @@ test("it goes on for another user, who sees nothing of the one before, and misse
   assert.deepEqual(Object.values(tab.remembered), [{ user: "user:43", left: { "user:43": "200-2" } }]);
 });
 
+test("the next user is shown nothing that a topic said to the one before", async (t) => {
+  const { tab, notifications } = await opened(t, { userTopic: "user:42" });
+  notifications.subscribe("order:7", () => {}, { since: "last", error: () => {} });
+  tab.socket.subscribed("order:7").publish("order:7", "100-1");
+
+  notifications.open({ userTopic: "user:43" });
+  await settled();
+  tab.socket.welcome({ user_id: "43", id: "200-0" });
+  tab.socket.say({ action: "error", code: "forbidden", message: "no", topic: "order:7" });
+  const seen = [];
+  notifications.subscribe("order:7", (message) => seen.push(message), { since: "last" });
+  await settled();
+
+  assert.deepEqual(seen, []);
+});
+
 test("a connection that is open as this user stays as it is; one that waits does not wait any longer", async (t) => {
   const { tab, notifications } = await opened(t, { userTopic: "user:42" });
   tab.socket.publish("user:42", "100-5");

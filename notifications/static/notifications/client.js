@@ -114,7 +114,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     socket = attempt = reason = undefined;
     joined = new Map();
     asked = [];
-    // Browsers complain of closing what is not open.
+    // Else browsers complain.
     if (dropped?.readyState === 0) dropped.onopen = () => dropped.close();
     else dropped?.close();
   }
@@ -142,7 +142,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
 
   const wake = () => (state === "waiting" ? dial() : probe());
 
-  /** Browsers keep a page for their back button only without a socket. */
+  /** Browsers keep a page only without a socket. */
   function sleep() {
     if (state === "closed") return;
     drop();
@@ -372,7 +372,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     const [[epoch], [lastEpoch, n]] = [since, left[user]].map(pair);
     own.since = start(n && epoch > lastEpoch ? since : left[user], since);
     own.topic = userTopic;
-    own.last = own.known = own.message = undefined;
+    own.last = own.known = undefined;
   }
 
   begin(options);
@@ -406,8 +406,10 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     },
     onUser: (handler, options) => add(own.listeners, { ...options, handler }),
     open(options = {}) {
-      if (options.userTopic !== own.topic) another();
-      else if (state === "open") return;
+      if (options.userTopic !== own.topic) {
+        another();
+        for (const each of topics.values()) each.message = undefined;
+      } else if (state === "open") return;
       drop();
       remember();
       begin(options);
