@@ -1,11 +1,15 @@
 """
 Django's own events that end access: logout, a changed password, an account that is deactivated or deleted.
 
-They make access end at once. What raises no signal, such as ``queryset.update``, is found by the next check.
+They make access end at once. What raises no signal, such as ``queryset.update``, is found by the next check. What the
+site does never fails because nobody can be told of it: Django deletes a session only after the receivers of its logout.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.apps import apps
@@ -16,13 +20,27 @@ from django.db.models.signals import class_prepared, post_delete, post_save
 from django.dispatch import receiver
 
 from .control import check_user, disconnect_user
+from .exceptions import TopicError
+from .logs import LogBudget
+
+_log = LogBudget(logging.getLogger(__name__))
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Log, and go on, if nobody knows whose topic a user's is: what is done by no tenant, or to an id that is none."""
+    try:
+        yield
+    except TopicError as error:
+        _log.warning("nobody is told that a user's access may end: %s", error)
 
 
 @receiver(user_logged_out, dispatch_uid="notifications")
 def _logged_out(*, request: Any, user: Any, **_: Any) -> None:
     session_key = getattr(getattr(request, "session", None), "session_key", None)
     if user is not None and session_key:  # otherwise nobody was logged in, or nobody knows where
-        disconnect_user(user, session_key=session_key, on_commit=True, fail_silently=True)
+        with _harmless():
+            disconnect_user(user, session_key=session_key, on_commit=True, fail_silently=True)
 
 
 @receiver(post_save, dispatch_uid="notifications")  # no sender: proxies of the user model are saved as themselves
@@ -33,11 +51,13 @@ def _saved(*, instance: Any, created: bool, using: str, **_: Any) -> None:
     password_changed = getattr(instance, "_password", None) is not None
     inactive = "is_active" not in instance.get_deferred_fields() and not instance.is_active
     if password_changed or inactive:
-        check_user(instance, using=using)
+        with _harmless():
+            check_user(instance, using=using)
 
 
 def _deleted(*, instance: Any, using: str, **_: Any) -> None:
-    check_user(instance, using=using)
+    with _harmless():
+        check_user(instance, using=using)
 
 
 @receiver(class_prepared, dispatch_uid="notifications")

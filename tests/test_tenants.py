@@ -13,10 +13,12 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.contrib.auth import logout
 from django.core.checks import run_checks
 from django.db import DatabaseError, transaction
 from django.http import HttpRequest
 from django.template import engines
+from django.test import Client
 
 from notifications import (
     Topic,
@@ -188,6 +190,25 @@ def test_a_token_is_of_one_tenant(tenants, django_user_model):
     tenants.NOTIFICATIONS = {**tenants.NOTIFICATIONS, "TENANT": None}
     assert check_token(acme) is None
     assert check_token(make_token(user)) == user
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_done_in_no_tenant_does_not_fail_for_it(tenants, django_user_model, caplog):
+    """A logout must end its session, and an account be saved and deleted, also where nobody knows whose it is."""
+    user = django_user_model.objects.create_user("ann", password="x")
+    client = Client()
+    client.force_login(user)
+    request = HttpRequest()
+    request.session, request.user = client.session, user
+
+    logout(request)
+    user.set_password("y")
+    user.save()
+    user.delete()
+
+    assert request.session.is_empty()
+    assert not django_user_model.objects.exists()
+    assert "TENANT could not say" in caplog.text
 
 
 @pytest.mark.django_db
