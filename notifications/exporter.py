@@ -126,6 +126,7 @@ COUNTS: Final = {
         (
             "pump",
             "heartbeat",
+            "channel layer",
             "reconciler",
             "control channel",
             "access checks",

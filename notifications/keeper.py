@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Final
 
+from . import tasks
 from .connections import FAILURES
 from .logs import describe
 from .metrics import count
@@ -19,7 +21,11 @@ STEADY: Final = 5.0
 
 
 class Keeper:
-    """Connects again and again, with pauses in between, and says so."""
+    """
+    Connects again and again, with pauses in between, and says so.
+
+    Whatever ends its task but ``stop``, another one goes on: all channels of the event loop depend on it.
+    """
 
     def __init__(self, connect_once: Callable[[], Awaitable[str]]) -> None:
         """
@@ -36,7 +42,18 @@ class Keeper:
         """Begin, if nothing runs; returns at once."""
         # ``asyncio.run`` cancels all tasks first; one of them may still have something to send.
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._keep())
+            self._task = tasks.new_task(self._keep(), name="notifications: channel layer", context=Context())
+            self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task is self._task:
+            # Later: an event loop that ends cancels everything, and is gone by then.
+            task.get_loop().call_later(tasks.RESTART_DELAY, self._restart, task)
+
+    def _restart(self, ended: asyncio.Task[None]) -> None:
+        if ended is self._task:  # neither stopped nor started meanwhile
+            tasks.restarted("channel layer", None if ended.cancelled() else ended.exception())
+            self.start()
 
     async def stop(self) -> None:
         """End the connection; ``start`` may begin again."""

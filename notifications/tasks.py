@@ -83,7 +83,7 @@ class Supervised:
 
     def _restart(self, error: BaseException | None) -> None:
         self._timer = None
-        _restarted(self._name, error)
+        restarted(self._name, error)
         self.start()
 
 
@@ -101,10 +101,11 @@ async def going_on(name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> N
             if task is None or task.cancelling():
                 raise
             await asyncio.sleep(RESTART_DELAY)
-            _restarted(name, None)
+            restarted(name, None)
 
 
-def _restarted(name: str, error: BaseException | None) -> None:
+def restarted(name: str, error: BaseException | None) -> None:
+    """Count and log that a task goes on after it had failed with an error, or was cancelled."""
     count("task_restarted", name)
     logger.error("a task ended that all sockets depend on (%s); started again", name, exc_info=error)
 

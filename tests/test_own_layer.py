@@ -16,7 +16,7 @@ import redis
 from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 
-from notifications import box, connections, loop_layer, wire
+from notifications import box, connections, loop_layer, tasks, wire
 from notifications.delivery import Delivery
 from notifications.layers import RedisPubSubLayer
 from notifications.metrics import counts
@@ -244,6 +244,20 @@ async def test_after_a_gap_everything_is_subscribed_again_and_told_once(breakabl
             await await_for(lambda: "the channel layer is not connected" in caplog.text)
 
         await everything_is_heard_again(layer, sender, told)
+
+
+async def test_a_layer_whose_tasks_are_cancelled_goes_on(breakable, monkeypatch, caplog):
+    """By whoever it was, such as code that cancels all tasks it finds: consumers hear all their groups again."""
+    monkeypatch.setattr(tasks, "RESTART_DELAY", 0.01)
+    async with opened(breakable.url) as sender, opened(breakable.url) as layer:
+        before = asyncio.all_tasks()
+        told = await join_and_count(layer)
+        await layer.group_send("group", {"type": "x"})
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+
+        await everything_is_heard_again(layer, sender, told)
+        assert "a task ended that all sockets depend on (channel layer)" in caplog.text
 
 
 async def test_a_connection_that_has_silently_died_is_replaced(breakable, hasty, caplog):
