@@ -114,7 +114,7 @@ class Access:
         self._asked: dict[Pair, float] = {}
         """Since when each pair is being asked about that nobody has revoked meanwhile."""
         self._wanted = asyncio.Event()
-        self._silent: Counter[str] = Counter()
+        self._silent: Counter[tuple[str, str]] = Counter()
 
     def add(self, user: str, socket: Socket) -> bool:
         """Take care of a socket, until ``remove``; says no if the user has too many."""
@@ -258,10 +258,10 @@ class Access:
         If something was revoked since their account was read, it is read again: what a site asks may be one of its
         fields, or what Django's users remember.
         """
-        if self.is_out(topic.kind) or (socket.is_account_old and not await _survives(self._renew(socket), 1)):
+        if self.is_out(topic) or (socket.is_account_old and not await _survives(self._renew(socket), 1)):
             return None
         allowed = await auth.authorized(socket.user, topic)
-        self.heard_of(topic.kind, allowed)
+        self.heard_of(topic, allowed)
         return allowed
 
     async def _renew(self, socket: Socket) -> None:
@@ -305,21 +305,21 @@ class Access:
         verdicts = await judge([each._replace(session_key=None) for each in pairs.values()])
         tenants = [each.tenant for each in pairs.values()]
         questions = iter([(*each, verdict.user) for *each, verdict in zip(pairs, tenants, verdicts, strict=True)])
-        silent = Counter[str]()  # a few calls that are not answered are enough to know
+        silent = Counter[tuple[str, str]]()  # a few calls that are not answered are enough to know
 
         async def ask() -> None:
             for (user, name), tenant, account in questions:
                 topic = Topic.checked_elsewhere(name)
-                if account is None or silent[topic.kind] >= MAX_QUESTIONS:
+                if account is None or silent[_who_answers(topic)] >= MAX_QUESTIONS:
                     continue  # the next check closes the socket; or the question stays due
                 allowed = await in_context(tenant.fresh_context(), auth.authorized(account, topic))
-                self.heard_of(topic.kind, allowed)
+                self.heard_of(topic, allowed)
                 if allowed is not None:
-                    silent.pop(topic.kind, None)
+                    silent.pop(_who_answers(topic), None)
                     if not allowed or self._asked.get((user, name)) == as_of:  # otherwise revoked meanwhile
                         self._answered(user, name, allowed, as_of)
                     continue
-                silent[topic.kind] += 1
+                silent[_who_answers(topic)] += 1
                 if (user, name) in self._later:
                     self._later[user, name] = self._later.pop((user, name))  # the others first, next time
 
@@ -341,16 +341,16 @@ class Access:
 
     # What nobody could answer.
 
-    def is_out(self, kind: str) -> bool:
-        """Say whether nobody answers for a kind, so that it need not be asked now."""
-        return self._silent[kind] >= OUT_AFTER
+    def is_out(self, topic: Topic) -> bool:
+        """Say whether nobody answers for a kind, in that tenant, so that it need not be asked now."""
+        return self._silent[_who_answers(topic)] >= OUT_AFTER
 
-    def heard_of(self, kind: str, allowed: bool | None) -> None:
+    def heard_of(self, topic: Topic, allowed: bool | None) -> None:
         """Note whether ``AUTHORIZE`` of a kind could answer."""
         if allowed is None:
-            self._silent[kind] += 1
+            self._silent[_who_answers(topic)] += 1
         else:
-            self._silent.pop(kind, None)
+            self._silent.pop(_who_answers(topic), None)
 
     def ask_later(self, user: str, topic: str) -> None:
         """Ask again whether a user may read a topic, until there is an answer; then tell those sockets that wait."""
@@ -375,6 +375,11 @@ class Access:
 
     def _waiting_for(self, user: str, topic: str) -> Socket | None:
         return next((socket for socket in self._sockets.get(user, ()) if topic in socket.unanswered), None)
+
+
+def _who_answers(topic: Topic) -> tuple[str, str]:
+    """Name what is away together: the permissions of a kind, whose rows each tenant may have in another database."""
+    return topic.tenant, topic.kind
 
 
 async def _survives(job: Awaitable[None], waiting: int) -> bool:

@@ -32,6 +32,7 @@ from notifications import (
     publish,
     publish_to_user,
 )
+from notifications.access import OUT_AFTER, Access
 from notifications.credentials import NOBODY_KNOWS, Credentials, Verdict, judge
 from notifications.history import Position, Stamped, head, tail, tail_of
 from notifications.tenants import Tenant
@@ -190,6 +191,25 @@ def test_a_token_is_of_one_tenant(tenants, django_user_model):
     tenants.NOTIFICATIONS = {**tenants.NOTIFICATIONS, "TENANT": None}
     assert check_token(acme) is None
     assert check_token(make_token(user)) == user
+
+
+async def test_a_tenant_whose_database_is_away_keeps_no_other_waiting(tenants):
+    """Nobody is asked at once where nobody answers: in that tenant, and in no other."""
+
+    async def may_watch(user, id_):
+        if tenancy.current() == ACME:
+            raise DatabaseError("away")
+        return True
+
+    tenants.NOTIFICATIONS = {**tenants.NOTIFICATIONS, "TOPICS": {"order": {"AUTHORIZE": may_watch}}}
+    access, socket = Access(), SimpleNamespace(user=SimpleNamespace(pk=1), is_account_old=False)
+
+    async def ask(tenant):
+        with in_tenant(tenant):
+            return await access.ask(socket, Topic.parse("order:7"))
+
+    assert [await ask(ACME) for _ in range(OUT_AFTER)] == [None] * OUT_AFTER
+    assert await ask(GLOBEX) is True
 
 
 @pytest.mark.django_db(transaction=True)
