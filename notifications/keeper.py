@@ -12,12 +12,16 @@ from . import tasks
 from .connections import FAILURES
 from .logs import describe
 from .metrics import count
-from .wire import backoff
+from .wire import HANDSHAKE_TIMEOUT, backoff
 
 logger = logging.getLogger(__name__)
 
 STEADY: Final = 5.0
 """Seconds that a connection has to last for the next attempt to come soon again."""
+
+
+FINISH: Final = HANDSHAKE_TIMEOUT + 0.5
+"""Seconds that a connection which is to end has, to hear what became of what it has sent."""
 
 
 class Keeper:
@@ -60,7 +64,8 @@ class Keeper:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=FINISH)
+            await tasks.ended(task)  # again, if it must be: what is under redis-py can swallow a cancellation
 
     async def _keep(self) -> None:
         loop, delays = asyncio.get_running_loop(), backoff()
