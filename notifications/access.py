@@ -237,14 +237,14 @@ class Access:
                 self._due = min(self._due, loop.time() + AFTER_FAILURE)
 
     async def _check(self, users: Iterable[str]) -> None:
-        sockets = [socket for user in users for socket in self._sockets.get(user, ())]
+        sockets = [(user, socket) for user in users for socket in self._sockets.get(user, ())]
         if not sockets:
             return
-        shown = [socket.credentials for socket in sockets]
-        for socket, credentials, verdict in zip(sockets, shown, await judge(shown), strict=True):
+        shown = [socket.credentials for _, socket in sockets]
+        for (user, socket), credentials, verdict in zip(sockets, shown, await judge(shown), strict=True):
             if socket.credentials is not credentials:
-                continue  # renewed meanwhile
-            if verdict.end is not None:
+                self._look_at(user)  # renewed meanwhile, perhaps with what was read before
+            elif verdict.end is not None:
                 socket.end_access(*verdict.end)
             elif verdict.user is not None:
                 socket.user = verdict.user

@@ -7,13 +7,16 @@ import re
 import sqlite3
 import time
 from contextlib import AsyncExitStack, closing
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 import notifications
+from notifications import access, control
 from notifications.control import channel
+from notifications.credentials import credentials_of, judge
 from notifications.limits import BURST
 from tests.clients import RawRedis, open_tab
 from tests.conftest import SERVERS, point_to
@@ -601,3 +604,33 @@ async def test_frames_are_limited_for_a_user_over_all_his_sockets(new_site, serv
     assert answers[-1] == "error"
     async with open_tab(server, bob) as tab:
         assert set(await ping_often(tab)) == {"pong"}
+
+
+async def test_credentials_that_are_renewed_during_a_look_are_looked_at_again(live_redis, monkeypatch):
+    """Their account may have been read before what the look was for; nobody waits for the next one, in a minute."""
+    ended = asyncio.Event()
+    user = SimpleNamespace(pk=7, is_active=True)
+    socket = SimpleNamespace(user=user, credentials=credentials_of(user), authorized={}, unanswered=())
+    socket.end_access = lambda code, reason: ended.set()
+    looks = []
+
+    async def judge_slowly(shown):
+        verdicts = await judge(shown)
+        looks.append(shown)
+        if len(looks) == 2:
+            socket.credentials = credentials_of(user)  # another token was shown meanwhile
+        return verdicts
+
+    monkeypatch.setattr(access, "judge", judge_slowly)
+    sockets = access.Access()
+    sockets.add("7", socket)
+    try:
+        await await_for(lambda: looks)  # at those who came before we heard anything
+        user.is_active = False
+        await control._asend(control.Control("check", "7"), False)
+
+        await asyncio.wait_for(ended.wait(), scaled())
+
+        assert len(looks) == 3
+    finally:
+        sockets.remove("7", socket)
