@@ -395,7 +395,11 @@ class Listener:
                 return
             try:
                 stamped, refusal = await history.stamp_batch(self._lease.key, token, number, messages)
-            except FAILURES as error:
+            except (*FAILURES, asyncio.CancelledError) as error:
+                if isinstance(error, asyncio.CancelledError) and (
+                    (task := asyncio.current_task()) is None or task.cancelling()
+                ):
+                    raise
                 # Whether it was done is not known: the number tells Redis that it is the same batch.
                 if not self._lease.held:
                     self._step_down(f"Redis does not answer: {describe(error)}")

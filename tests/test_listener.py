@@ -44,3 +44,34 @@ async def test_what_was_published_without_an_id_is_not_published_again(live_redi
         live_redis.config_set("maxmemory", 0)
         listener.stop()
         await running
+
+
+async def test_a_batch_is_stamped_though_what_it_waited_for_was_cancelled(live_redis, monkeypatch):
+    """And not the listener itself: whether it was done is not known, so it is asked for again, and done once."""
+    stamp_batch, answers = history.stamp_batch, []
+
+    async def be_cancelled_after_the_first(*arguments):
+        answers.append(await stamp_batch(*arguments))
+        if len(answers) == 1:
+            raise asyncio.CancelledError
+        return answers[-1]
+
+    async def be_cancelled_before_the_second(*arguments):
+        if len(answers) == 2:
+            answers.append(None)
+            raise asyncio.CancelledError
+        return await be_cancelled_after_the_first(*arguments)
+
+    monkeypatch.setattr(history, "stamp_batch", be_cancelled_before_the_second)
+    listener = Listener(layer := Layer())
+    running = asyncio.create_task(listener.run())
+    try:
+        await await_for(lambda: listener.status.state == "holder")
+        for n in range(1, 4):
+            live_redis.publish("user:1", f'{{"n":{n}}}')
+            await await_for(lambda n=n: len(layer.texts) == n)
+
+        assert [text[-8:] for text in layer.texts] == ['},"n":1}', '},"n":2}', '},"n":3}']
+    finally:
+        listener.stop()
+        await running
