@@ -113,7 +113,8 @@ class Tab:
                 return text
             self.pings.append(ping := json.loads(text))
             if self._answers_pings:
-                await self.send({"action": "pong", "n": ping["n"]})
+                with suppress(ConnectionClosed):  # what came before the close is still to be read
+                    await self.send({"action": "pong", "n": ping["n"]})
 
     async def next_frame(self) -> dict[str, Any]:
         """Wait for the next frame; see ``next_text``."""
