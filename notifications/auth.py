@@ -8,10 +8,11 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
-from django.core.exceptions import DisallowedHost, ObjectDoesNotExist, ValidationError
+from django.core.exceptions import DisallowedHost, ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.core.handlers.asgi import ASGIRequest
 from django.db import DataError
 from django.db import Error as DatabaseError
+from django.http import Http404
 from django.utils.http import is_same_domain
 from redis.exceptions import RedisError
 
@@ -56,8 +57,15 @@ def is_outage(error: BaseException) -> bool:
     Say whether an error means that nobody could say, because something did not answer.
 
     Everything else that a site's function raises is a bug of it, or a no. So is a file that is not there, and the
-    status by which a service of HTTP refuses: its libraries raise an ``OSError`` for that, too.
+    status by which a service of HTTP refuses: its libraries raise an ``OSError`` for that, too. Libraries such as httpx
+    raise errors of their own for what did not answer, from the ``OSError`` that they got.
     """
+    for _ in range(MAX_CAUSES):
+        if isinstance(error, OUTAGES):
+            break
+        if isinstance(error, PermissionDenied | Http404) or error.__cause__ is None:
+            return False
+        error = error.__cause__
     if not isinstance(error, OUTAGES) or isinstance(error, PermissionError | DataError):
         return False
     if isinstance(error, FileNotFoundError):
@@ -65,6 +73,9 @@ def is_outage(error: BaseException) -> bool:
     status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", None))
     return not isinstance(status, int) or status in COME_BACK or not 400 <= status < 500
 
+
+MAX_CAUSES: Final = 10
+"""Errors that are looked at behind the one that was raised; httpx has three."""
 
 COME_BACK: Final = frozenset({408, 425, 429})
 """Of the statuses of HTTP that refuse, those that do not answer."""

@@ -12,8 +12,9 @@ from urllib.error import HTTPError
 
 import pytest
 from django.contrib.auth.models import AnonymousUser, User
-from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import OperationalError
+from django.http import Http404
 
 from notifications import Topic, auth
 from notifications.auth import (
@@ -72,10 +73,24 @@ class RefusedError(OSError):
         self.response = SimpleNamespace(status_code=status)
 
 
+class LibraryError(Exception):
+    """What httpx raises for a service that is not there: none of the errors of Python."""
+
+
+def raised_from(error, cause):
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "answer"),
     [
         (OperationalError("away"), None),
+        (LibraryError("all attempts failed"), False),
+        (raised_from(LibraryError(), raised_from(LibraryError(), ConnectionRefusedError())), None),
+        (raised_from(LibraryError(), KeyError()), False),
+        (raised_from(PermissionDenied(), TimeoutError()), False),
+        (raised_from(Http404(), OperationalError("away")), False),
         (ConnectionRefusedError(), None),
         (TimeoutError(), None),
         (PermissionError("no"), False),
