@@ -60,13 +60,13 @@ $(GUIDES_STAMP): requirements.txt docs/how-to/requirements.txt tests/pages/packa
 	  else echo "npm is not here: the guides of React and HTMX will be left out (with CI set: fail)"; fi
 	@touch $@
 
-# The supported versions, as far as their Pythons are here: docs/versions.md.
+# The supported versions, as far as their Pythons are here: docs/versions.md. SESSION="…" names one of `nox --list`.
 NOX_VENV := .venv-nox
 
 matrix:
 	$(PYTHON) -m venv $(NOX_VENV)
 	$(NOX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check nox==2026.10.20
-	$(NOX_VENV)/bin/nox -r
+	$(NOX_VENV)/bin/nox -r $(if $(SESSION),-s "$(SESSION)")
 
 # What a delivery costs, beside the peers. The benchmarks have an environment of their own: users need none of it.
 BENCH_VENV := .venv-bench
