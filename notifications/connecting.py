@@ -9,8 +9,11 @@ connection can say the wrong one.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -185,12 +188,37 @@ async def agreet(connection: Any) -> None:
 
     """
     reader = connection.reader_at_first = connection._reader
+    with _second_handle(connection) as handle:
+        try:
+            await connection.on_connect()
+        except redis.ConnectionError as error:
+            if words := last_words(reader) or _refusal(_rest(handle)):
+                raise redis.ConnectionError(words) from error
+            raise
+
+
+@contextmanager
+def _second_handle(connection: Any) -> Iterator[int | None]:
+    """
+    Hold a connection's socket open a second time; None where the system cannot.
+
+    When a write fails, asyncio closes its own handle at once, and what the server said before would be lost unread.
+    """
+    handle = None
+    with suppress(OSError):  # Windows duplicates no sockets this way
+        handle = os.dup(connection._writer.get_extra_info("socket").fileno())
     try:
-        await connection.on_connect()
-    except redis.ConnectionError as error:
-        if words := last_words(reader):
-            raise redis.ConnectionError(words) from error
-        raise
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _rest(handle: int | None) -> bytes:
+    """Return what has arrived and nobody has read."""
+    with suppress(OSError):
+        return b"" if handle is None else os.read(handle, 512)
+    return b""
 
 
 async def agreet_server(connection: Any) -> None:
@@ -208,7 +236,12 @@ def last_words(reader: Any) -> str:
     It says why, such as that it has all the clients it may have, and closes. Whoever is just writing then hears from
     asyncio that the connection is lost, and nothing else.
     """
-    line, _, _ = bytes(getattr(reader, "_buffer", b"")).partition(b"\r\n")
+    return _refusal(bytes(getattr(reader, "_buffer", b"")))
+
+
+def _refusal(data: bytes) -> str:
+    """Read the error that a server's words begin with; empty if they do not."""
+    line, _, _ = data.partition(b"\r\n")
     return line[1:].decode(errors="replace") if line.startswith(b"-") else ""
 
 

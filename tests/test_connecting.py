@@ -14,6 +14,7 @@ import uvloop
 
 from notifications import PublishError, Topic, apublish, publish
 from notifications.connecting import ASYNC_CLASSES, CLASSES, named
+from notifications.connections import async_client
 from notifications.layers import RedisPubSubLayer
 from notifications.wire import Wire, site_pool
 from project.local_redis import LocalRedis
@@ -67,6 +68,18 @@ async def test_a_connection_that_is_refused_many_times_says_it_each_time(full):
         with pytest.raises(redis.ConnectionError, match="max number of clients"):
             await wire.connect(site_pool())
         wire.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_the_client_of_commands_says_it_each_time(full, run):
+    """Also when the server has hung up before anything of its refusal was read."""
+
+    async def ask():
+        with pytest.raises(redis.ConnectionError, match="max number of clients"):
+            await (await async_client()).info()
+
+    for _ in range(30):
+        run(ask())
 
 
 # What of redis-py is not part of its documentation, and is used all the same.

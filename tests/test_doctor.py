@@ -169,6 +169,17 @@ def test_redis_hangs(quiet_site):
     assert "does not answer" in report.of("redis")
 
 
+def test_redis_has_all_the_clients_it_may_have(quiet_site):
+    """That it takes no more connections is said as such each time, however early it hangs up."""
+    quiet_site.client().config_set("maxclients", 1)
+    reports = [ask(quiet_site) for _ in range(2)]
+
+    for report in reports:
+        assert report.broken == "redis"
+        assert "takes no more connections (maxclients)" in report.of("redis")
+        assert "Raise maxclients" in report.of("redis")
+
+
 @pytest.mark.parametrize("user", ["", "nobody"])
 def test_wrong_password(quiet_site, user):
     """A wrong password, or one that is missing, is named as such and not shown."""
