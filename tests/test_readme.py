@@ -1,9 +1,9 @@
 """
-The README, done for real.
+Follow the README and the documents, and compare them with the code.
 
 A newcomer builds the wheel, installs it into a fresh site by the README's five steps, starts the README's
-processes and sees his notice arrive. The steps, examples and tables are taken out of README.md itself: they
-are the code blocks and tables behind marks such as ``<!-- step: settings -->``.
+processes and sees their notice arrive. The steps, examples and tables are taken out of the documents themselves:
+they are the code blocks and tables behind marks such as ``<!-- step: settings -->``.
 """
 
 import ast
@@ -70,6 +70,9 @@ from tests.guides import table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+MESSAGES, OPERATIONS, PROTOCOL, SECURITY = (
+    ROOT / "docs" / name for name in ("messages.md", "operations.md", "protocol.md", "security.md")
+)
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 TIMEOUT = 30
 """Seconds for what takes one or two on an idle machine."""
@@ -394,10 +397,34 @@ def find_chromium() -> str | None:
 
 
 @pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
-def test_snippet_works_in_a_browser(site: Site) -> None:
-    """
-    The README's script, pasted into the console of the admin, writes there what is published, also while it was away.
-    """
+def test_script_of_the_readme_works_in_a_browser(site: Site) -> None:
+    """The README's script, pasted into the console of the admin, writes there what is published."""
+    from playwright.sync_api import sync_playwright
+
+    with (
+        site.serving("runserver") as url,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"]) as browser,
+    ):
+        page = browser.new_page()
+        log_in_by_the_form(page, url)
+        with page.expect_event("websocket") as opening:
+            page.evaluate(f"(async () => {{ {marked('step: browser')} }})()")
+        opening.value.wait_for_event("framereceived", lambda frame: "auth_success" in str(frame))
+        with page.expect_console_message(lambda line: "success It works" in line.text):
+            site.run(marked("step: send"))
+
+
+def log_in_by_the_form(page, url: str) -> None:
+    page.goto(f"{url}/admin/")
+    page.fill("[name=username]", "admin")
+    page.fill("[name=password]", PASSWORD)
+    page.click("[type=submit]")
+
+
+@pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
+def test_script_without_the_client_recovers(site: Site) -> None:
+    """The script of docs/protocol.md writes what is published to the console, also what came while it was away."""
     from playwright.sync_api import sync_playwright
 
     with (
@@ -412,12 +439,9 @@ def test_snippet_works_in_a_browser(site: Site) -> None:
             "const wait = setTimeout;"
             "window.setTimeout = (f, ms) => { if (ms >= 1000) window.comeBack = () => f(); else return wait(f, ms); };"
         )
-        page.goto(f"{url}/admin/")
-        page.fill("[name=username]", "admin")
-        page.fill("[name=password]", PASSWORD)
-        page.click("[type=submit]")
+        log_in_by_the_form(page, url)
         with page.expect_event("websocket") as opening:
-            page.evaluate(marked("step: browser"))
+            page.evaluate(marked("example: script", PROTOCOL))
         opening.value.wait_for_event("framereceived", lambda frame: "subscribed" in str(frame))
         lines: list[str] = []
         page.on("console", lambda line: lines.append(line.text))
@@ -458,10 +482,10 @@ def published(redis_server: LocalRedis, settings: types.SimpleNamespace) -> Iter
         yield receive_one
 
 
-def example(mark: str) -> dict[str, object]:
-    """Run an example of the README as a module, and return what it defines."""
+def example(mark: str, document: Path = MESSAGES) -> dict[str, object]:
+    """Run an example of a document as a module, and return what it defines."""
     namespace: dict[str, object] = {"__name__": "example"}
-    exec(compile(marked(f"example: {mark}"), f"README.md, {mark}", "exec"), namespace)
+    exec(compile(marked(f"example: {mark}", document), f"{document.name}, {mark}", "exec"), namespace)
     return namespace
 
 
@@ -483,14 +507,14 @@ def user(transactional_db: None) -> object:
 
 def test_view_publishes(published, user) -> None:
     """The view of the README publishes its notice to its user."""
-    assert example("view")["export"](request_of(user)).status_code == 204
+    assert example("view", ROOT / "README.md")["export"](request_of(user)).status_code == 204
 
     channel, message = published()
     assert (channel, message["title"], message["url"]) == (f"user:{user.pk}", "Your export is ready", "/exports/7/")
 
 
 async def test_async_view_publishes(published, user) -> None:
-    """The async view of the README publishes a mapping to its user."""
+    """The async view of docs/messages.md publishes a mapping to its user."""
     assert (await example("async-view")["greet"](request_of(user))).status_code == 204
 
     assert published() == (f"user:{user.pk}", {"action": "greeting", "text": "Hello"})
@@ -506,7 +530,7 @@ def test_view_with_a_transaction_publishes_when_it_commits(published, user) -> N
 
 
 def test_celery_task_publishes(published, monkeypatch) -> None:
-    """The task of the README publishes ten times its progress and then the result, under Celery's decorator."""
+    """The task of docs/messages.md publishes ten times its progress and then the result, under Celery's decorator."""
     celery = types.ModuleType("celery")
     celery.shared_task = lambda function: function  # Celery itself is not needed to prove what the task says
     monkeypatch.setitem(sys.modules, "celery", celery)
@@ -527,7 +551,7 @@ def test_topic_of_ones_own_is_published(published) -> None:
 
 
 def test_publishing_again_under_a_key_publishes_once(published) -> None:
-    """The function of the README may be called twice: one message is published, and both calls return its id."""
+    """The function of docs/messages.md may be called twice: one message is published, and both calls return its id."""
     order = types.SimpleNamespace(pk=7, parcel="JD014600")
 
     first, second = example("idempotency")["tell"](order), example("idempotency")["tell"](order)
@@ -537,15 +561,15 @@ def test_publishing_again_under_a_key_publishes_once(published) -> None:
     assert published() == published() == ("order:7", {"action": "order_shipped", "parcel": "JD014600"})
 
 
-def test_access_is_ended_by_the_calls_of_the_readme(live_redis, user) -> None:
-    """The functions of the README tell the web processes whom to disconnect, and from which topic."""
+def test_access_is_ended_by_the_calls_of_the_documents(live_redis, user) -> None:
+    """The functions of docs/security.md tell the web processes whom to disconnect, and from which topic."""
     order = types.SimpleNamespace(pk=7, watchers={user})
     with live_redis.pubsub(ignore_subscribe_messages=True) as watch:
         watch.subscribe(control.channel())
         watch.get_message(timeout=1)
 
-        example("end-access")["suspend"](user)
-        example("end-access")["unshare"](order, user)
+        example("end-access", SECURITY)["suspend"](user)
+        example("end-access", SECURITY)["unshare"](order, user)
 
         told = [control.Control.read(watch.get_message(timeout=TIMEOUT)["data"]) for _ in range(2)]
     assert told == [("disconnect", str(user.pk), ""), ("revoke", str(user.pk), "order:7")]
@@ -565,18 +589,18 @@ def test_line_for_the_shell_publishes(published, redis_server: LocalRedis) -> No
 
 
 def test_token_view_makes_a_token_of_its_user(user) -> None:
-    """The view of the README answers with a token that names its user."""
+    """The view of docs/security.md answers with a token that names its user."""
     from notifications.tokens import check_token
 
-    answer = example("token-view")["notification_token"](request_of(user))
+    answer = example("token-view", SECURITY)["notification_token"](request_of(user))
 
     assert check_token(json.loads(answer.content)["token"]) == user
 
 
 def test_redis_account_may_publish_on_raw_channels_and_nothing_else(redis_server: LocalRedis) -> None:
-    """The account of the README publishes on raw channels; our own, the layer's and all keys are closed to it."""
+    """The account of docs/operations.md publishes on raw channels; no other channel and no key."""
     with redis.Redis.from_url(redis_server.url) as admin:
-        words = shlex.split(marked("example: acl"))
+        words = shlex.split(marked("example: acl", OPERATIONS))
         assert words[:3] == ["ACL", "SETUSER", "worker"]
         assert admin.execute_command(*words)
         try:
@@ -634,8 +658,8 @@ def test_tests_of_a_site_use_the_kit(site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mark", "described"), [("settings", conf.Settings), ("kind", conf.Kind)])
 def test_tables_of_settings_are_those_of_the_code(mark: str, described: type) -> None:
-    """The README's tables name every setting and its default, in the order of conf.py."""
-    rows = table(ROOT / "README.md", mark)
+    """The tables of docs/operations.md name every setting and its default, in the order of conf.py."""
+    rows = table(OPERATIONS, mark)
     names = list(described.__dataclass_fields__)
 
     assert list(rows) == names
@@ -664,6 +688,11 @@ def test_links_lead_somewhere(document: Path) -> None:
         if heading:
             headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
             assert heading in [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in headings]
+
+
+def test_readme_is_short() -> None:
+    """The README has at most 250 lines; the rest is in the pages it links to."""
+    assert len(README.splitlines()) <= 250
 
 
 def test_picture_of_the_demo_is_small() -> None:
@@ -858,6 +887,5 @@ def wait_for_states(site: Site, wanted: list[str]) -> None:
 
 
 def test_account_for_workers_is_the_same_everywhere() -> None:
-    """The documents repeat the README's line for foreign programs to the letter."""
-    for name in ("operations.md", "security.md"):
-        assert marked("example: acl").strip() in (ROOT / "docs" / name).read_text()
+    """docs/security.md repeats the line of docs/operations.md for foreign programs to the letter."""
+    assert marked("example: acl", OPERATIONS).strip() in SECURITY.read_text()
