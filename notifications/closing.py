@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Protocol
+from typing import Final
 
+from .connection.transport import Transport
 from .frames import AuthError, CloseCode, encode
 from .metrics import count
 from .tasks import ended
@@ -15,36 +17,27 @@ RESTART_SPREAD: Final = 0.5
 """Seconds over which the sockets of a process that stops are told so."""
 FLUSH: Final = 0.1
 """Seconds for the last close frame to leave the process."""
-HELD_BACK: Final = 0.2
-"""Seconds after which a close that the server has not sent is taken for one that it keeps back."""
 LAST_WORDS: Final = 2.0
 """Seconds that a browser has to take the frame that says why it is closed."""
-
-
-class Closable(Protocol):
-    """What is done to a socket at its end."""
-
-    async def close(self, code: int) -> None:
-        """Send the close."""
-
-    async def send(self, text: str) -> None:
-        """Send a text at once, before what may wait to be sent."""
-
-    def stop(self) -> None:
-        """End all that would still send something."""
-
-    def interrupt(self) -> None:
-        """End the wait for what the browser says; what comes next may be waited for again."""
 
 
 class Closing:
     """Closes a socket once, for whoever wants it first."""
 
-    __slots__ = ("_socket", "_task", "begun")
+    __slots__ = ("_stop", "_task", "_transport", "begun")
 
-    def __init__(self, socket: Closable) -> None:
+    def __init__(self, transport: Transport, stop: Callable[[], None]) -> None:
+        """
+        Prepare the end.
+
+        Args:
+            transport: What is closed.
+            stop: Ends all that would still send something.
+
+        """
         self.begun = False  # from here on nobody else may send: servers take nothing after a close
-        self._socket = socket
+        self._transport = transport
+        self._stop = stop
         self._task: asyncio.Task[None] | None = None
 
     async def close(self, code: CloseCode) -> None:
@@ -66,13 +59,13 @@ class Closing:
 
     async def _finish(self, code: CloseCode, message: str | None = None) -> None:
         count("closed", str(int(code)))
-        self._socket.stop()
+        self._stop()
         with suppress(OSError, TimeoutError):
             if message is not None:
                 async with asyncio.timeout(LAST_WORDS):
-                    await self._socket.send(encode(AuthError(message=message)))
+                    await self._transport.send_text(encode(AuthError(message=message)))
         with suppress(OSError):
-            await self._close(code)
+            await self._transport.close(code)
 
     async def server_stops(self) -> None:
         """
@@ -91,16 +84,3 @@ class Closing:
         self.begun = True
         if self._task is not None:
             await ended(self._task)
-
-    async def _close(self, code: CloseCode) -> None:
-        # Granian keeps a close back for as long as somebody waits in ``receive``: until the browser says something.
-        timer = asyncio.get_running_loop().call_later(HELD_BACK, self._socket.interrupt)
-        try:
-            await self._socket.close(int(code))
-        except Exception:
-            if code is not CloseCode.SERVICE_RESTART:
-                raise
-            # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
-            await self._socket.close(int(CloseCode.TRY_AGAIN))
-        finally:
-            timer.cancel()

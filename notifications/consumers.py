@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +25,7 @@ from .closing import Closing
 from .conf import settings
 from .credentials import Credentials, credentials_of
 from .delivery import Delivery
+from .eager import coroutine_function
 from .exceptions import TopicError
 from .frames import CloseCode, FrameError
 from .heartbeat import Heartbeat
@@ -55,6 +56,9 @@ class Unanswered(NamedTuple):
     since: Position | str | None
 
 
+HELD_BACK: Final = 0.2
+"""Seconds after which a close that the server has not sent is taken for one that it keeps back."""
+
 _crowd: Final = LogBudget(logger, lines=1, period=60.0)
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 strangers = PerLoop(Strangers)
@@ -82,7 +86,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self._pace = Pace()
         self._invalid = 0
         self._jobs = Jobs(self._failed)
-        self._closing = Closing(self)
+        self._closing = Closing(self, self._stop)
         self._task: asyncio.Task[Any] | None = None
         self._receiving = self._interrupted = False
         self._auth_timer: asyncio.TimerHandle | None = None
@@ -97,7 +101,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         self.channel_layer = get_channel_layer(self.channel_layer_alias)
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
-        self._delivery = Delivery(self.channel_layer, send, self._delivery_failed)
+        self._send_event = coroutine_function(send)
+        self._delivery = Delivery(self.channel_layer, self.send_text, self._delivery_failed)
         self._task = asyncio.current_task()
         tally.connections += 1
         try:
@@ -121,7 +126,25 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             tally.connections -= 1
             await self._end()
 
-    def interrupt(self) -> None:
+    def send_text(self, text: str) -> Coroutine[Any, Any, None]:
+        """Hand a text to the server, before what may wait to be sent."""
+        return self._send_event({"type": "websocket.send", "text": text})
+
+    async def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Send the close."""
+        # Granian keeps a close back for as long as somebody waits in ``receive``: until the browser says something.
+        timer = asyncio.get_running_loop().call_later(HELD_BACK, self._interrupt)
+        try:
+            await super().close(None if code is None else int(code), reason)
+        except Exception:
+            if code != CloseCode.SERVICE_RESTART:
+                raise
+            # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
+            await super().close(int(CloseCode.TRY_AGAIN), reason)
+        finally:
+            timer.cancel()
+
+    def _interrupt(self) -> None:
         """End the wait for what the browser says; what comes next may be waited for again."""
         if self._receiving and not self._interrupted and self._task is not None:
             self._interrupted = True
@@ -454,7 +477,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self._pace.refused >= MAX_REFUSED_FRAMES:
             await self._closing.close(CloseCode.TOO_SLOW)
 
-    def stop(self) -> None:
+    def _stop(self) -> None:
         """Send nothing more, and begin nothing."""
         self._jobs.clear()
         self._delivery.stop()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from .conf import settings
@@ -52,7 +52,7 @@ class Delivery:
     def __init__(
         self,
         layer: Any,
-        send: Callable[[dict[str, Any]], Awaitable[None]],
+        send: Callable[[str], Coroutine[Any, Any, None]],
         failed: Callable[[], None],
     ) -> None:
         """
@@ -60,7 +60,7 @@ class Delivery:
 
         Args:
             layer: The channel layer.
-            send: The ASGI ``send`` of the socket.
+            send: Hands a text to the client's transport; see ``Transport.send_text``.
             failed: Called when the layer breaks so that nothing will be delivered any more.
 
         """

@@ -11,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final
 
 from . import metrics
-from .eager import CutShortError, Runner, coroutine_function
+from .eager import CutShortError, Runner
 from .logs import LogBudget
 from .loops import PerLoop
 
@@ -74,17 +74,18 @@ class Outbox:
 
     __slots__ = ("_behind", "_failed", "_open", "_pump", "_runner", "_send")
 
-    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]], failed: Callable[[], None]) -> None:
+    def __init__(self, send: Callable[[str], Coroutine[Any, Any, None]], failed: Callable[[], None]) -> None:
         """
         Prepare the way; ``close`` ends it.
 
         Args:
-            send: The ASGI ``send`` of the socket. It is called in a copy of the present context, and in a task in which
-                nothing else runs: it may use time-outs and cancel scopes, and cancel itself.
+            send: Hands a text to the client's transport; see ``Transport.send_text``. It runs in a copy of the present
+                context, and in a task in which nothing else runs: it may use time-outs and cancel scopes, and cancel
+                itself.
             failed: Called when ``send`` did not do its work, and not because the browser has gone.
 
         """
-        self._send = coroutine_function(send)
+        self._send = send
         self._failed = failed
         self._runner = Runner()
         self._behind: deque[str | Mark] | None = None
@@ -138,7 +139,7 @@ class Outbox:
             _set(what, sent=self._open)
         elif self._open:
             try:
-                return self._runner.begin(self._send({"type": "websocket.send", "text": what}))
+                return self._runner.begin(self._send(what))
             except Exception as error:  # noqa: BLE001  a server, or a middleware, may raise anything
                 self._broke(error)
         return None
@@ -166,7 +167,7 @@ class Outbox:
             return  # it was cancelled by ourselves
         self.close()
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
-            return  # the browser has gone; the server says so with ``websocket.disconnect``
+            return  # the browser has gone; its transport ends the connection in its own time
         reason = type(error).__name__
         metrics.count("send_failed", reason)
         _log.warning(

@@ -41,11 +41,11 @@ class Socket:
     def fail(self):
         self.failed = True
 
-    async def send(self, event):
+    async def send(self, text):
         self.sends += 1
         if self.gone:
             raise OSError
-        frame = json.loads(event["text"])
+        frame = json.loads(text)
         if self.stuck_at in (None, frame.get("action")):
             await self.reading.wait()
         if frame.get("action") == "ping":

@@ -55,7 +55,7 @@ async def read_histories():
 
 
 async def send():
-    async def take(event):
+    async def take(text):
         await asyncio.sleep(0)
 
     outbox = pump.Outbox(take, lambda: None)
@@ -77,7 +77,7 @@ async def beat():
 async def die_with_everything_open():
     """As a loop does that is closed by whoever made it, without a word to those who use it."""
 
-    async def take(event):
+    async def take(text):
         await asyncio.Event().wait()
 
     pump.Outbox(take, lambda: None).put("x")

@@ -899,7 +899,7 @@ async def test_a_socket_that_ends_leaves_no_channel_behind(redis_server, live_re
     layer = make_layer(kind, live_redis, redis_server.url)
     sends = 0
 
-    async def count_and_send(_event):
+    async def count_and_send(_text):
         nonlocal sends
         sends += 1
         await send()

@@ -20,7 +20,7 @@ WHO = ContextVar("WHO", default="nobody")
 
 
 class Server:
-    """An ASGI ``send`` that can be told to wait, as uvicorn's does for a browser that does not read."""
+    """A transport that can be told to wait, as uvicorn's ``send`` does for a browser that does not read."""
 
     def __init__(self):
         self.taken = []
@@ -28,11 +28,11 @@ class Server:
         self.ready.set()
         self.error = None
 
-    async def send(self, event):
+    async def send(self, text):
         await self.ready.wait()
         if self.error is not None:
             raise self.error
-        self.taken.append(event["text"])
+        self.taken.append(text)
 
 
 @pytest.fixture(autouse=True)
@@ -129,33 +129,13 @@ async def test_one_browser_that_does_not_read_holds_up_nobody(outbox, server):
     assert server.taken == []
 
 
-async def test_a_server_may_return_any_awaitable(failures):
-    """ASGI asks for no coroutine; servers written in other languages return what they like."""
-    taken = []
-
-    def send(event):
-        taken.append(event["text"])
-        done = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().call_soon(done.set_result, None)
-        return done
-
-    outbox = Outbox(send, lambda: failures.append("failed"))
-    for number in range(5):
-        outbox.put(str(number))
-    await outbox.mark()
-    outbox.close()
-
-    assert taken == ["0", "1", "2", "3", "4"]
-    assert failures == []
-
-
 async def test_what_wraps_send_sees_the_context_of_its_socket(server):
     """Middlewares keep there who the user is, or which trace this belongs to; also after a wait."""
     seen = []
 
-    async def send(event):
+    async def send(text):
         token = WHO.set(WHO.get() + "'s frame")
-        await server.send(event)
+        await server.send(text)
         seen.append(WHO.get())
         WHO.reset(token)
 
@@ -180,9 +160,9 @@ async def test_what_wraps_send_sees_the_context_of_its_socket(server):
 async def test_a_time_out_around_a_send_may_be_used(server):
     """``asyncio.timeout`` needs a task, and it has one."""
 
-    async def send(event):
+    async def send(text):
         async with asyncio.timeout(10):
-            await server.send(event)
+            await server.send(text)
 
     outbox = Outbox(send, lambda: None)
     outbox.put("x")
@@ -192,36 +172,36 @@ async def test_a_time_out_around_a_send_may_be_used(server):
     assert server.taken == ["x"]
 
 
-async def time_out(send, event):
+async def time_out(send, text):
     async with asyncio.timeout(0.01):
-        await send(event)
+        await send(text)
 
 
-async def cancel_oneself(send, event):
+async def cancel_oneself(send, text):
     asyncio.current_task().cancel()
-    await send(event)
+    await send(text)
 
 
-async def cancel_oneself_later(send, event):
+async def cancel_oneself_later(send, text):
     asyncio.get_running_loop().call_later(0.01, asyncio.current_task().cancel)
-    await send(event)
+    await send(text)
 
 
-async def cancel_oneself_and_raise(send, event):
+async def cancel_oneself_and_raise(send, text):
     asyncio.current_task().cancel()
     raise ValueError
 
 
-async def fail_in_a_group(send, event):
+async def fail_in_a_group(send, text):
     async def fail():
         raise ValueError
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(fail())
-        await send(event)
+        await send(text)
 
 
-async def be_told_that_something_else_was_cancelled(send, event):
+async def be_told_that_something_else_was_cancelled(send, text):
     other = asyncio.get_running_loop().create_future()
     other.cancel()
     await other
@@ -243,7 +223,7 @@ async def test_what_a_middleware_does_to_its_task_ends_its_own_socket_only(middl
     server.ready.clear()
     others = [Server() for _ in range(3)]
     theirs = [Outbox(other.send, lambda: failures.append("another")) for other in others]
-    outbox = Outbox(lambda event: middleware(server.send, event), lambda: failures.append("its own"))
+    outbox = Outbox(lambda text: middleware(server.send, text), lambda: failures.append("its own"))
 
     for number in range(5):
         outbox.put(str(number))
@@ -266,17 +246,18 @@ async def test_browsers_that_do_not_read_silence_nobody_on_a_real_server():
     """With a time-out around each ``send``, as a middleware may have it, those that read get everything."""
     outboxes, failures, messages = [], [], 60
 
-    async def timed(send, event):
-        async with asyncio.timeout(scaled(1)):  # long enough for a browser that reads on a busy machine
-            await send(event)
-
     async def read(reader):
         return [int((await reader.recv()).split()[0]) for _ in range(messages)]
 
     async def application(scope, receive, send):
         await receive()
         await send({"type": "websocket.accept"})
-        outboxes.append(Outbox(lambda event: timed(send, event), lambda: failures.append("failed")))
+
+        async def send_text(text):
+            async with asyncio.timeout(scaled(1)):  # long enough for a browser that reads on a busy machine
+                await send({"type": "websocket.send", "text": text})
+
+        outboxes.append(Outbox(send_text, lambda: failures.append("failed")))
         while (await receive())["type"] != "websocket.disconnect":
             pass
 
@@ -316,7 +297,7 @@ async def test_browsers_that_do_not_read_silence_nobody_on_a_real_server():
 
 async def test_a_timer_that_a_middleware_forgot_ends_nothing(outbox, server):
     """It cancels a task that nobody needs any more; what is sent later gets another."""
-    wrapped = Outbox(lambda event: cancel_oneself_later(server.send, event), lambda: None)
+    wrapped = Outbox(lambda text: cancel_oneself_later(server.send, text), lambda: None)
     for number in range(5):
         wrapped.put(str(number))
         await wrapped.mark()
@@ -332,9 +313,9 @@ async def test_a_timer_that_a_middleware_forgot_ends_nothing(outbox, server):
 async def test_a_middleware_that_swallows_its_time_out_goes_on(outbox, server, failures):
     """Then it is its own decision what becomes of the text; what follows is sent in order."""
 
-    async def send(event):
+    async def send(text):
         with contextlib.suppress(TimeoutError):
-            await time_out(server.send, event)
+            await time_out(server.send, text)
 
     patient = Outbox(send, lambda: failures.append("failed"))
     server.ready.clear()
@@ -355,7 +336,7 @@ async def test_a_socket_closed_from_within_its_send_leaves_no_task(server):
     """A middleware may find out there that the browser is to go."""
     closes = asyncio.Event()
 
-    async def send(event):
+    async def send(text):
         outbox.close()
         closes.set()
 

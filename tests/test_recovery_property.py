@@ -209,9 +209,9 @@ class Browser:
     def failed(self):
         raise AssertionError("the delivery gave up")
 
-    async def send(self, event):
+    async def send(self, text):
         try:
-            self.read(json.loads(event["text"]))
+            self.read(json.loads(text))
         except AssertionError as error:
             self.complaints.append(error)  # here it would only end a task of the delivery
 
