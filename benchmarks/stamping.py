@@ -38,7 +38,9 @@ def main() -> None:
 
 async def _measure() -> None:
     from benchmarks.publishing import message
-    from notifications import connections, history
+    from notifications import connections
+    from notifications.history import get_store
+    from notifications.history.stamped import tail
     from notifications.topics import Topic
 
     client = await connections.async_client()
@@ -49,12 +51,12 @@ async def _measure() -> None:
         await client.publish(topics[number % TOPICS].channel, data)
 
     async def published(number: int) -> None:
-        await connections.arun(*history.publish_command(topics[number % TOPICS], data, None))
+        await get_store().apublish(topics[number % TOPICS], data)
 
     def stamp(size: int) -> Any:
         async def call(number: int) -> None:
-            batch = [(topics[at % TOPICS], history.tail(data)) for at in range(number * size, (number + 1) * size)]
-            stamped, refusal = await history.stamp_batch("lease", TOKEN, number, batch)
+            batch = [(topics[at % TOPICS], tail(data)) for at in range(number * size, (number + 1) * size)]
+            stamped, refusal = await get_store().stamp_batch("lease", TOKEN, number, batch)
             assert stamped == size, (stamped, refusal)
 
         return call
@@ -87,13 +89,13 @@ async def _empty(client: Any) -> None:
 
 
 async def _bytes_kept(client: Any, topics: list[Any], data: bytes, kept: int) -> float:
-    from notifications import connections, history
+    from notifications.history import get_store
 
     await _empty(client)
     before = (await client.info("memory"))["used_memory"]
     for topic in topics:
         for _ in range(kept):
-            await connections.arun(*history.publish_command(topic, data, None))
+            await get_store().apublish(topic, data)
     return ((await client.info("memory"))["used_memory"] - before) / len(topics) / kept
 
 

@@ -28,7 +28,7 @@ class Entry:
     One raw message.
 
     Attributes:
-        tail: The rest of its frame, as ``history.tail`` writes it.
+        tail: The rest of its frame, as ``stamped.tail`` writes it.
         at: When it was read.
         struck: Its stamp has been seen, or it was given up.
         stamped: Redis has told us that it is, and the stamp is on its way.

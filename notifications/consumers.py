@@ -29,7 +29,7 @@ from .eager import coroutine_function
 from .exceptions import TopicError
 from .frames import CloseCode, FrameError
 from .heartbeat import Heartbeat
-from .history import Position
+from .history.position import Position
 from .jobs import Jobs
 from .limits import (
     MAX_INVALID_FRAMES,

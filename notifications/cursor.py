@@ -11,7 +11,7 @@ from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple
 
-from .history import Frame, Page, Position, Where
+from .history.position import Frame, Page, Position, Where
 from .metrics import tally
 from .topics import Topic
 

@@ -19,7 +19,7 @@ from .credit import Credit
 from .cursor import Cursor, Start, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .held import Held
-from .history import Position
+from .history.position import Position
 from .layers import RedisPubSubLayer
 from .logs import LogBudget, describe
 from .metrics import count, tally

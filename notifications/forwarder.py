@@ -13,7 +13,7 @@ from .conf import settings
 from .connections import FAILURES
 from .eager import Runner, coroutine_function
 from .exceptions import TopicError
-from .history import STAMPED, Stamped
+from .history.stamped import STAMPED, Stamped
 from .logs import LogBudget
 from .metrics import bridging, count, tally
 from .topics import Topic, internal_name

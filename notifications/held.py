@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from .cursor import Cursor
-from .history import Position
+from .history.position import Position
 from .metrics import count
 
 MAX_HELD: Final = 256 * 1024

@@ -19,13 +19,15 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from . import connections, health, history, pipeline
+from . import connections, health, pipeline
 from .backlog import Backlog, Entry
 from .conf import settings
 from .connections import FAILURES
 from .exceptions import MessageError, TopicError
 from .forwarder import Forwarder
-from .history import STAMPED, Stamped
+from .history import get_store
+from .history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
+from .history.store import NOT_HOLDER
 from .lease import POLL_INTERVAL, RENEW_INTERVAL, Lease
 from .logs import LogBudget, describe
 from .messages import check_raw
@@ -195,7 +197,7 @@ class Listener:
             async with asyncio.timeout(SETTLE_TIMEOUT):
                 for delay in backoff():
                     try:
-                        self._run = await history.server()
+                        self._run = await get_store().server()
                         # Histories of another server do not tell what this one has lost.
                         if settlement is not None and self._gap_at is not None and self._run == before:
                             await settlement.settle(asyncio.get_running_loop().time() - self._gap_at)
@@ -248,7 +250,7 @@ class Listener:
         now = asyncio.get_running_loop().time()
         if expired := self._backlog.expire(now):
             self._log.lost("nobody stamped it in time", expired)
-        if self._backlog.add(topic, history.tail(text.encode()), now):
+        if self._backlog.add(topic, tail(text.encode()), now):
             self._work.set()
         else:
             self._log.lost("the backlog is full")
@@ -258,13 +260,13 @@ class Listener:
             self._begin_to_lead()
             return
         try:
-            stamped = history.read_stamped(data)
+            stamped = read_stamped(data)
         except ValueError:
             return  # the marker of another listener
         if self._backlog.knows(stamped.topic):
             new = self._settlement is None or self._settlement.arrived(stamped)
             if new and stamped.road != "p":
-                entry = self._backlog.strike(stamped.topic, history.tail_of(stamped))
+                entry = self._backlog.strike(stamped.topic, tail_of(stamped))
                 if entry is not None and self._leading and self._sampler.due():
                     stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - entry.at))
                 if self._backlog.kept and entry is not None and not entry.kept:
@@ -351,9 +353,9 @@ class Listener:
             try:
                 for begin in range(0, len(topics), BATCH_MESSAGES):
                     part = topics[begin : begin + BATCH_MESSAGES]
-                    for topic, where in zip(part, await history.look(part), strict=True):
+                    for topic, where in zip(part, await get_store().look(part), strict=True):
                         if where.last is not None and where.last != seen[str(topic)]:
-                            page = await history.read(topic, seen[str(topic)])
+                            page = await get_store().read(topic, seen[str(topic)])
                             for position, text in page.frames:
                                 self._forwarder.add(Stamped("p", str(topic), position, text.encode()))
             except FAILURES as error:
@@ -394,7 +396,7 @@ class Listener:
             if not messages:
                 return
             try:
-                stamped, refusal = await history.stamp_batch(self._lease.key, token, number, messages)
+                stamped, refusal = await get_store().stamp_batch(self._lease.key, token, number, messages)
             except (*FAILURES, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and (
                     (task := asyncio.current_task()) is None or task.cancelling()
@@ -407,7 +409,7 @@ class Listener:
                 self._log.warning("stamping failed (%s); trying again", describe(error))
                 await asyncio.sleep(max(ECHO, next(delays)))
                 continue
-            if stamped == history.NOT_HOLDER:
+            if stamped == NOT_HOLDER:
                 self._step_down("the lease is another's")
                 return
             self._backlog.confirm(batch)

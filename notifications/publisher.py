@@ -2,7 +2,7 @@
 Publishing: what Django views and workers call.
 
 Everything is checked and written before anything is sent, by code that the sync and the async functions
-share; what remains of them is one script call, which keeps the message and tells it in one step.
+share; what remains of them is one call of the history store, which keeps the message and tells it in one step.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from . import connections, history, messages, pipeline
+from . import connections, messages
 from .conf import settings
-from .connections import Script
 from .exceptions import MessageError, PublishError
+from .history import get_store
 from .logs import describe
 from .messages import Message
 from .metrics import Sampler, count, microseconds
@@ -32,19 +32,11 @@ _sampler = Sampler()
 
 
 class Prepared(NamedTuple):
-    """
-    A script call that is ready to be sent, whatever happens to the objects the message was made of.
+    """A message that is ready to be stamped, whatever happens to the objects that it was made of."""
 
-    Attributes:
-        again: It may be sent twice, because the script knows its idempotency key.
-
-    """
-
-    topic: str
-    script: Script
-    keys: list[str]
-    arguments: list[Any]
-    again: bool
+    topic: Topic
+    data: bytes
+    idempotency_key: str | None
 
 
 def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = None) -> Prepared:
@@ -56,8 +48,7 @@ def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = 
     if idempotency_key is not None and mend_text(idempotency_key) != idempotency_key:
         raise MessageError("an idempotency key has no half characters: two keys could become one")
     data = messages.encode(message, settings.MAX_MESSAGE_SIZE)
-    call = history.publish_command(topic, data, idempotency_key)
-    return Prepared(str(topic), *call, again=idempotency_key is not None)
+    return Prepared(topic, data, idempotency_key)
 
 
 def publish(
@@ -162,30 +153,27 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 
 def _send(prepared: Prepared, fail_silently: bool) -> str | None:
     try:
-        with connections.breaker.guarding():
-            return _published(connections.run(prepared.script, prepared.keys, _now(prepared), again=prepared.again))
+        id_ = get_store().publish(*prepared, _now())
     except connections.FAILURES as error:
-        failed(prepared.topic, error, fail_silently)
+        failed(str(prepared.topic), error, fail_silently)
         return None
+    count("published")
+    return id_
 
 
 async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
     try:
-        with connections.breaker.guarding():
-            return _published(await pipeline.arun(prepared.script, prepared.keys, _now(prepared), again=prepared.again))
+        id_ = await get_store().apublish(*prepared, _now())
     except connections.FAILURES as error:
-        failed(prepared.topic, error, fail_silently)
+        failed(str(prepared.topic), error, fail_silently)
         return None
-
-
-def _now(prepared: Prepared) -> list[Any]:
-    """Return the arguments, for a message that is timed with the time of its publishing."""
-    return [*prepared.arguments, history.timed(microseconds())] if _sampler.due() else prepared.arguments
-
-
-def _published(id_: bytes) -> str | None:
     count("published")
-    return id_.decode() or None
+    return id_
+
+
+def _now() -> int:
+    """Return the time for a message that is to be timed; otherwise 0."""
+    return microseconds() if _sampler.due() else 0
 
 
 def failed(where: str, error: Exception, fail_silently: bool) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from .history import Position, Stamped
+from .history.position import Position
+from .history.stamped import Stamped
 
 MAX_AGE: Final = 10.0
 """Seconds; a lease ends after 3, a stand-by asks every half, and the holder may have been slow before."""

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
-from . import history
 from .connections import FAILURES
 from .cursor import Cursor
-from .history import Page, Position, Where
+from .history import get_store
+from .history.position import Page, Position, Where
 from .logs import describe
 from .loops import PerLoop
 from .metrics import count
@@ -138,7 +138,7 @@ class Reconciler:
                 asked = self._questions[:TOPICS_PER_LOOK]
                 del self._questions[:TOPICS_PER_LOOK]
                 try:
-                    found = await history.look([topic for topic, _ in asked])
+                    found = await get_store().look([topic for topic, _ in asked])
                 except Exception as error:  # noqa: BLE001  it is for those who asked
                     for _, answer in asked:
                         if not answer.done():
@@ -169,7 +169,7 @@ class Reconciler:
     async def _read(self, key: tuple[Topic, Position]) -> Page:
         async with self._free:
             del self._reads[key]  # from here on it may be too old for somebody who asks now
-            return await history.read(*key)
+            return await get_store().read(*key)
 
     def _read_done(self, task: asyncio.Task[Page]) -> None:
         self._owned.discard(task)
@@ -198,7 +198,7 @@ class Reconciler:
             again = now() + watched.interval - 2 * TICK  # for one tick we are late, in another it is confirmed
             watched.due = min(again, joined) if joined > now() else again
         try:
-            found = await history.look(topics)
+            found = await get_store().look(topics)
         except FAILURES as error:
             logger.debug("could not compare positions: %s", describe(error))
             for topic in topics:

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from . import history
 from .backlog import Backlog
 from .conf import settings
-from .history import Position, Stamped, Where
+from .history import get_store
+from .history.position import Position, Where
+from .history.stamped import Stamped, tail_of
 from .topics import Topic
 
 TOPICS_PER_LOOK: Final = 500
@@ -73,7 +74,7 @@ class Settlement:
         topics = self._backlog.kept_topics()
         for begin in range(0, len(topics), TOPICS_PER_LOOK):
             part = topics[begin : begin + TOPICS_PER_LOOK]
-            for topic, where in zip(part, await history.look(part), strict=True):
+            for topic, where in zip(part, await get_store().look(part), strict=True):
                 if not await self._settle_topic(topic, where, gap):
                     self.given_up += self._backlog.give_up(str(topic))
         self._over = True
@@ -89,7 +90,7 @@ class Settlement:
             return True
         after = seen if seen is not None and seen.epoch == last.epoch else Position(last.epoch, 0)
         while True:
-            page = await history.read(topic, after)
+            page = await get_store().read(topic, after)
             follows = page.first is not None and page.first <= Position(after.epoch, after.n + 1)
             if not follows and name in self._seen:
                 return False  # what followed has been trimmed, or has expired
@@ -98,7 +99,7 @@ class Settlement:
                 if live is not None and position.epoch == live.epoch and position.n >= live.n:
                     return True  # what follows arrives live
                 frame = Stamped("r", name, position, text.encode())
-                self._backlog.strike(name, history.tail_of(frame))
+                self._backlog.strike(name, tail_of(frame))
                 self._seen[name] = self._read[name] = after = position
             if not page.frames or after == page.last:
                 return True

@@ -14,6 +14,7 @@ from django.core.management import CommandError, call_command
 
 from notifications import PublishError, publish_to_user
 from notifications.address import AddressError, read, secrets, shown
+from notifications.history import get_store
 from notifications.layers import RedisPubSubLayer
 from notifications.logs import LONGEST, describe
 from tests.conftest import point_to
@@ -181,13 +182,13 @@ async def test_options_that_are_not_ours_are_named_and_left_out(live_redis, redi
 async def use_everything():
     from asgiref.sync import sync_to_async
 
-    from notifications import Topic, apublish_to_user, disconnect_user, history
+    from notifications import Topic, apublish_to_user, disconnect_user
     from notifications.connections import async_client
 
     assert await sync_to_async(publish_to_user)(1, {"n": 1}, fail_silently=True)
     assert await apublish_to_user(1, {"n": 2}, fail_silently=True)
     await sync_to_async(disconnect_user)(1)
-    [where] = await history.look([Topic.for_user(1)])
+    [where] = await get_store().look([Topic.for_user(1)])
     assert where.last is not None
     assert await (await async_client()).ping()
     from channels.layers import get_channel_layer

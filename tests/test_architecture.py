@@ -15,17 +15,15 @@ ROOT = PACKAGE.parent
 
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
-    | {"surrogates", "address", "mount", "signed", "tenants"},
+    | {"surrogates", "address", "mount", "signed", "tenants"}
+    | {"history.position", "history.stamped", "history.store", "cursor", "held", "backlog", "recent"},
     {"connections", "connecting", "resolver", "loops", "tasks", "eager"},
     {
         "wire",
         "pipeline",
-        "history",
-        "cursor",
-        "held",
+        "history.__init__",
+        "history.redis",
         "reconciler",
-        "backlog",
-        "recent",
         "settlement",
         "lease",
         "health",

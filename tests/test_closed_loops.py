@@ -11,8 +11,9 @@ import pytest
 import redis
 import uvloop
 
-from notifications import adisconnect_user, apublish, history
+from notifications import adisconnect_user, apublish
 from notifications.connections import async_client
+from notifications.history import get_store
 from notifications.layers import RedisPubSubLayer
 from notifications.loops import PerLoop
 from notifications.topics import Topic
@@ -56,7 +57,7 @@ USES = {
     "layer": lambda layer: layer.group_send("group", {"type": "x"}),
     "layer's channel": lambda layer: layer.new_channel(),
     "publish": lambda _layer: apublish("user:1", {"n": 1}),
-    "histories": lambda _layer: history.look([Topic.for_user(1)]),
+    "histories": lambda _layer: get_store().look([Topic.for_user(1)]),
     "control": lambda _layer: adisconnect_user(1),
     "client": call_the_client,
 }

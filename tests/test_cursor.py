@@ -3,7 +3,7 @@
 import pytest
 
 from notifications.cursor import Cursor, Start, Verdict, start
-from notifications.history import Frame, Page, Position, Where
+from notifications.history.position import Frame, Page, Position, Where
 from notifications.topics import Topic
 
 TTL = 100.0

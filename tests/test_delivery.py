@@ -12,10 +12,11 @@ import pytest
 import redis
 from channels.layers import InMemoryChannelLayer
 
-from notifications import Topic, apublish, credit, delivery, held, history, reconciler, tasks
+from notifications import Topic, apublish, credit, delivery, held, reconciler, tasks
 from notifications.delivery import Delivery
 from notifications.frames import Subscribed
-from notifications.history import Position
+from notifications.history import get_store
+from notifications.history.position import Position
 from notifications.logs import LogBudget
 from notifications.metrics import counts
 from tests.eager_tasks import use_eager_tasks
@@ -154,13 +155,13 @@ def small_bound(monkeypatch):
 @pytest.fixture
 def reads(monkeypatch):
     """Note each read of a history."""
-    noted, read = [], history.read
+    noted, read = [], get_store().read
 
     async def noting(topic, after):
         noted.append((topic, after))
         return await read(topic, after)
 
-    monkeypatch.setattr(history, "read", noting)
+    monkeypatch.setattr(get_store(), "read", noting)
     return noted
 
 
@@ -365,7 +366,7 @@ async def test_a_comparison_that_failed_is_made_again_soon(site, quick, monkeypa
     monkeypatch.setattr(reconciler, "AFTER_FAILURE", 0.02)
     socket = await site.joined()
     await site.lose(1)
-    look, failures = history.look, []
+    look, failures = get_store().look, []
 
     async def failing(topics):
         if len(failures) < 3:
@@ -373,7 +374,7 @@ async def test_a_comparison_that_failed_is_made_again_soon(site, quick, monkeypa
             raise redis.ConnectionError
         return await look(topics)
 
-    monkeypatch.setattr(history, "look", failing)
+    monkeypatch.setattr(get_store(), "look", failing)
 
     await socket.has(1)
     assert len(failures) == 3
@@ -382,7 +383,7 @@ async def test_a_comparison_that_failed_is_made_again_soon(site, quick, monkeypa
 async def test_hurry_is_not_forgotten_during_a_comparison(site, quick, monkeypatch):
     """A gap that is told while the histories are being looked at is looked for afterwards."""
     socket = await site.joined()
-    look, asked, answer = history.look, asyncio.Event(), asyncio.Event()
+    look, asked, answer = get_store().look, asyncio.Event(), asyncio.Event()
 
     async def slow(topics):
         found = await look(topics)
@@ -390,7 +391,7 @@ async def test_hurry_is_not_forgotten_during_a_comparison(site, quick, monkeypat
         await answer.wait()
         return found
 
-    monkeypatch.setattr(history, "look", slow)
+    monkeypatch.setattr(get_store(), "look", slow)
     await asked.wait()
     await site.lose(1)
     reconciler.reconciler().hurry(TOPIC)
@@ -425,7 +426,7 @@ async def test_a_thousand_sockets_share_one_read(site, reads):
 
 async def test_a_socket_that_goes_does_not_take_the_read_of_others_along(site, monkeypatch):
     """A shared read belongs to the process."""
-    read, asked, answer = history.read, asyncio.Event(), asyncio.Event()
+    read, asked, answer = get_store().read, asyncio.Event(), asyncio.Event()
 
     async def slow(topic, after):
         asked.set()
@@ -436,7 +437,7 @@ async def test_a_socket_that_goes_does_not_take_the_read_of_others_along(site, m
     await site.say(1)
     for socket in sockets:
         await socket.has(1)
-    monkeypatch.setattr(history, "read", slow)
+    monkeypatch.setattr(get_store(), "read", slow)
     await site.lose(2)
     await site.say(3)
     await asked.wait()
@@ -452,7 +453,7 @@ async def test_a_read_that_failed_is_made_again_with_the_next_message(site, monk
     socket = await site.joined()
     await site.say(1)
     await socket.has(1)
-    read, failures = history.read, []
+    read, failures = get_store().read, []
 
     async def failing(topic, after):
         if not failures:
@@ -460,7 +461,7 @@ async def test_a_read_that_failed_is_made_again_with_the_next_message(site, monk
             raise redis.TimeoutError
         return await read(topic, after)
 
-    monkeypatch.setattr(history, "read", failing)
+    monkeypatch.setattr(get_store(), "read", failing)
     await site.lose(2)
     await site.say(3)
     await await_for(lambda: failures)
@@ -501,7 +502,7 @@ async def test_what_redis_lost_is_told(site, live_redis):
 
 async def test_other_topics_do_not_wait_for_a_hole(site, monkeypatch):
     """While one topic is read from the history, the others of the socket go on."""
-    answer, read = asyncio.Event(), history.read
+    answer, read = asyncio.Event(), get_store().read
 
     async def slow(topic, after):
         if topic == TOPIC:
@@ -513,7 +514,7 @@ async def test_other_topics_do_not_wait_for_a_hole(site, monkeypatch):
     for topic, number in ((TOPIC, 1), (UPLOAD, 10)):
         await site.say(number, topic=topic)
         await await_for(lambda number=number: number in socket.numbers)
-    monkeypatch.setattr(history, "read", slow)
+    monkeypatch.setattr(get_store(), "read", slow)
     await site.lose(2)
     await site.say(3)
     await site.say(11, topic=UPLOAD)
@@ -541,7 +542,7 @@ async def test_messages_without_an_id_are_sent_as_they_come(site):
 @pytest.fixture
 def held_up(monkeypatch):
     """Let reads of the history wait until this is set; what they bring was read when they began."""
-    go_on, read = asyncio.Event(), history.read
+    go_on, read = asyncio.Event(), get_store().read
     go_on.began = asyncio.Event()
 
     async def waiting(topic, after):
@@ -550,7 +551,7 @@ def held_up(monkeypatch):
         await go_on.wait()
         return page
 
-    monkeypatch.setattr(history, "read", waiting)
+    monkeypatch.setattr(get_store(), "read", waiting)
     return go_on
 
 
@@ -602,7 +603,7 @@ async def test_messages_without_an_id_that_wait_are_not_lost_with_the_read(site,
         await fail.wait()
         raise redis.TimeoutError
 
-    monkeypatch.setattr(history, "read", failing)
+    monkeypatch.setattr(get_store(), "read", failing)
     socket = await site.joined()
     await site.lose(1)
     await site.say(2)
@@ -618,7 +619,7 @@ async def test_a_bug_in_one_read_strands_no_topic(site, monkeypatch, caplog):
     """Whatever is raised, the topics behind it are read at once, and the one that failed is with its next message."""
     monkeypatch.setattr(reconciler, "AFTER_JOIN", 600)
     monkeypatch.setattr(delivery, "_log", LogBudget(delivery.logger))
-    read, failed, fail = history.read, [], asyncio.Event()
+    read, failed, fail = get_store().read, [], asyncio.Event()
 
     async def failing(topic, after):
         if topic == TOPIC and not failed:
@@ -627,7 +628,7 @@ async def test_a_bug_in_one_read_strands_no_topic(site, monkeypatch, caplog):
             raise ZeroDivisionError
         return await read(topic, after)
 
-    monkeypatch.setattr(history, "read", failing)
+    monkeypatch.setattr(get_store(), "read", failing)
     socket = await site.joined()
     await socket.join(UPLOAD)
     await site.lose(1)
@@ -884,7 +885,7 @@ async def test_the_end_leaves_nothing_behind(live_redis, quick, monkeypatch, sta
     if state == "catching up":
         await site.say(1)
         await socket.has(1)
-        monkeypatch.setattr(history, "read", lambda *_: asyncio.Event().wait())
+        monkeypatch.setattr(get_store(), "read", lambda *_: asyncio.Event().wait())
         await site.lose(2)
         await site.say(3)
         await await_for(lambda: socket.delivery._catch_up_task is not None)
@@ -956,7 +957,7 @@ async def test_a_join_that_failed_or_was_cancelled_leaves_nothing_behind(live_re
 
     with monkeypatch.context() as patch:
         if at == "look":
-            patch.setattr(history, "look", hang)
+            patch.setattr(get_store(), "look", hang)
         else:
             patch.setattr(site.layer, "group_add", hang)
         joining = asyncio.create_task(socket.join())
@@ -976,7 +977,7 @@ async def test_a_join_that_redis_did_not_answer_leaves_nothing_behind(live_redis
     async def fail(topics):
         raise redis.ConnectionError
 
-    monkeypatch.setattr(history, "look", fail)
+    monkeypatch.setattr(get_store(), "look", fail)
     with pytest.raises(redis.ConnectionError):
         await socket.join()
     await socket.delivery.end()

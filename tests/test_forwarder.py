@@ -7,7 +7,8 @@ import pytest
 
 from notifications import forwarder, tasks
 from notifications.forwarder import Forwarder
-from notifications.history import Position, Stamped
+from notifications.history.position import Position
+from notifications.history.stamped import Stamped
 from notifications.logs import LogBudget
 from notifications.tasks import going_on
 from tests.waiting import await_for

@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from notifications import MessageError, PublishError, Topic, apublish, history, messages, publish
-from notifications.history import PAGE_BYTES, Position, Stamped, head, look, read, read_stamped, tail, tail_of
+from notifications import MessageError, PublishError, Topic, apublish, messages, publish
+from notifications.history import get_store
+from notifications.history.position import Position
+from notifications.history.stamped import STAMPED, Stamped, head, read_stamped, tail, tail_of
+from notifications.history.store import NOT_HOLDER, PAGE_BYTES
 from notifications.lease import Lease
 from notifications.topics import internal_name
 from tests.clients import message_of
@@ -80,7 +83,7 @@ class Ear:
 
     def stamped(self):
         """Return what was said on the internal channel."""
-        return [read_stamped(data) for channel, data in self.heard() if channel == internal_name(history.STAMPED)]
+        return [read_stamped(data) for channel, data in self.heard() if channel == internal_name(STAMPED)]
 
 
 @pytest.fixture
@@ -182,7 +185,7 @@ def check_frame(client, ear, id_, payload):
     assert message_of(frame).encode() == message
     assert json.loads(frame) == {"_meta": {"topic": str(topic), "id": position}, **payload}
     (internal, told), (channel, echoed) = ear.heard()
-    assert (internal, channel) == (internal_name(history.STAMPED), topic.channel)
+    assert (internal, channel) == (internal_name(STAMPED), topic.channel)
     assert echoed.decode() == frame
     stamped = read_stamped(told)
     assert replace(stamped, run="", at=0) == Stamped("p", str(topic), Position.parse(position), frame.encode())
@@ -419,9 +422,9 @@ async def test_forgotten_scripts_are_brought_again(live_redis, ear):
     live_redis.script_flush()
     await apublish(TOPIC, {})
     live_redis.script_flush()
-    await look([TOPIC])
+    await get_store().look([TOPIC])
     live_redis.script_flush()
-    page = await read(TOPIC, Position(0, 0))
+    page = await get_store().read(TOPIC, Position(0, 0))
 
     assert [frame.position.n for frame in page.frames] == [1, 2, 3]
     assert len(ear.stamped()) == 3
@@ -447,7 +450,7 @@ async def test_a_batch_is_stamped_in_its_order(live_redis, lease, ear):
     other = Topic("closed", 'o"ther')
     batch = [*raw(1), *raw(2, topic=other), *raw(3, 4), *raw(5, topic=other)]
 
-    assert await history.stamp_batch(lease, "mine", 1, batch) == (5, "")
+    assert await get_store().stamp_batch(lease, "mine", 1, batch) == (5, "")
 
     told = ear.stamped()
     assert [(stamped.road, stamped.topic, stamped.position.n) for stamped in told] == [
@@ -467,7 +470,7 @@ async def test_a_batch_is_stamped_in_its_order(live_redis, lease, ear):
 async def test_both_roads_share_one_count(live_redis, lease, ear):
     """Raw and published messages of a topic have one order."""
     published()
-    await history.stamp_batch(lease, "mine", 1, raw(7))
+    await get_store().stamp_batch(lease, "mine", 1, raw(7))
     published()
 
     assert [(stamped.road, stamped.position.n) for stamped in ear.stamped()] == [("p", 1), ("r", 2), ("p", 3)]
@@ -480,7 +483,7 @@ async def test_who_has_no_lease_stamps_nothing(live_redis, lease, ear, holder):
     if holder:
         live_redis.hset(lease, "token", holder)
 
-    assert await history.stamp_batch(lease, "mine", 1, raw(1)) == (history.NOT_HOLDER, "")
+    assert await get_store().stamp_batch(lease, "mine", 1, raw(1)) == (NOT_HOLDER, "")
 
     assert ear.heard() == []
     assert kept(live_redis) == []
@@ -490,13 +493,13 @@ async def test_who_has_no_lease_stamps_nothing(live_redis, lease, ear, holder):
 
 async def test_a_batch_whose_reply_was_lost_is_not_stamped_again(live_redis, lease, ear):
     """The same number is the same batch: it is answered with -2, and nothing is kept or told twice."""
-    await history.stamp_batch(lease, "mine", 1, raw(1, 2))
+    await get_store().stamp_batch(lease, "mine", 1, raw(1, 2))
     ear.heard()
 
-    assert await history.stamp_batch(lease, "mine", 1, raw(1, 2)) == (-2, "")
+    assert await get_store().stamp_batch(lease, "mine", 1, raw(1, 2)) == (-2, "")
     assert ear.heard() == []
 
-    assert await history.stamp_batch(lease, "mine", 2, raw(3)) == (1, "")
+    assert await get_store().stamp_batch(lease, "mine", 2, raw(3)) == (1, "")
     assert [position.n for position in positions(live_redis)] == [1, 2, 3]
 
 
@@ -511,7 +514,7 @@ async def test_what_redis_refuses_to_keep_goes_out_without_an_id(live_redis, lea
         live_redis.delete(lease)
 
     with refuse(live_redis):
-        stamped, refusal = await history.stamp_batch(lease, "mine", 1, batch)
+        stamped, refusal = await get_store().stamp_batch(lease, "mine", 1, batch)
         told = ear.stamped()
 
     assert stamped == 0
@@ -525,7 +528,7 @@ async def test_kinds_without_a_history_go_out_without_an_id(live_redis, lease, e
     """HISTORY_SIZE 0 is no refusal; other messages of the same batch are stamped."""
     configure(settings, HISTORY_SIZE=0)
 
-    answer = await history.stamp_batch(lease, "mine", 1, [*raw(1), *raw(2, topic=Topic("user", "7"))])
+    answer = await get_store().stamp_batch(lease, "mine", 1, [*raw(1), *raw(2, topic=Topic("user", "7"))])
 
     assert answer == (1, "")
     assert [(stamped.road, stamped.position and stamped.position.n) for stamped in ear.stamped()] == [
@@ -566,7 +569,7 @@ async def test_look_says_where_many_histories_are(live_redis, settings):
     found = published(3)
     before = milliseconds(live_redis.time())
 
-    here, nowhere = await look([TOPIC, Topic("closed", "nothing")])
+    here, nowhere = await get_store().look([TOPIC, Topic("closed", "nothing")])
 
     assert (here.first, here.last) == (found[1], found[2])
     assert 49 < here.ttl <= 50
@@ -588,7 +591,7 @@ async def test_several_pages_make_the_whole(live_redis):
     found = [Position.parse(publish(TOPIC, {"n": n, "text": "x" * size})) for n in range(20)]
     frames, pages, after = [], 0, Position(0, 0)
     while after != found[-1]:
-        page = await read(TOPIC, after)
+        page = await get_store().read(TOPIC, after)
         assert sum(len(frame.text) for frame in page.frames) >= PAGE_BYTES or page.frames[-1].position == found[-1]
         assert sum(len(frame.text) for frame in page.frames) < PAGE_BYTES + size + 200
         assert (page.first, page.last) == (found[0], found[-1])
@@ -607,7 +610,7 @@ async def test_a_page_of_many_small_messages_is_complete(live_redis):
         topic = Topic("closed", str(amount))
         found = published(amount, topic)
 
-        page = await read(topic, Position(found[0].epoch, 0))
+        page = await get_store().read(topic, Position(found[0].epoch, 0))
 
         assert [frame.position for frame in page.frames] == found
 
@@ -616,10 +619,10 @@ async def test_reading_begins_after_the_position(live_redis):
     """The message at the position itself does not come again; from the last position nothing comes."""
     found = published(3)
 
-    assert [frame.position for frame in (await read(TOPIC, found[0])).frames] == found[1:]
-    assert (await read(TOPIC, found[2])).frames == []
-    assert (await read(TOPIC, Position(found[0].epoch + 1, 0))).frames == []
-    empty = await read(Topic("closed", "nothing"), found[0])
+    assert [frame.position for frame in (await get_store().read(TOPIC, found[0])).frames] == found[1:]
+    assert (await get_store().read(TOPIC, found[2])).frames == []
+    assert (await get_store().read(TOPIC, Position(found[0].epoch + 1, 0))).frames == []
+    empty = await get_store().read(Topic("closed", "nothing"), found[0])
     assert (empty.first, empty.last, empty.frames) == (None, None, [])
 
 
@@ -651,8 +654,8 @@ async def test_it_is_said_whether_the_end_of_a_history_is_known(live_redis, serv
     field = own_field(live_redis) if server == "this" else {RUN: "{}"}
     live_redis.xadd(TOPIC.history_key, field, id="9" * 15 + "-1")
 
-    [where] = await look([TOPIC])
-    page = await read(TOPIC, Position(0, 0))
+    [where] = await get_store().look([TOPIC])
+    page = await get_store().read(TOPIC, Position(0, 0))
 
     assert (where.whole, page.whole) == (whole, whole)
     assert (page.run, page.now >= where.now) == (where.run, True)

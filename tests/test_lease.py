@@ -5,7 +5,9 @@ import asyncio
 import pytest
 import redis
 
-from notifications import Topic, history
+from notifications import Topic
+from notifications.history import get_store
+from notifications.history.store import NOT_HOLDER
 from notifications.lease import Lease
 from tests.conftest import point_to
 from tests.waiting import scaled
@@ -275,8 +277,8 @@ async def test_an_earlier_tenure_stamps_nothing(live_redis):
     await holder.take()
     batch = [(Topic("closed", "7"), b"}")]
 
-    assert await history.stamp_batch(holder.key, earlier, 1, batch) == (history.NOT_HOLDER, "")
-    assert await history.stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
+    assert await get_store().stamp_batch(holder.key, earlier, 1, batch) == (NOT_HOLDER, "")
+    assert await get_store().stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
 
 
 async def test_batches_of_a_new_tenure_are_counted_anew(live_redis):
@@ -285,7 +287,7 @@ async def test_batches_of_a_new_tenure_are_counted_anew(live_redis):
     for _ in range(2):
         holder = listening()
         await holder.take()
-        assert await history.stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
+        assert await get_store().stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
         await holder.release()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from notifications import history
+from notifications.history import get_store
 from notifications.listener import Listener
 from tests.waiting import await_for
 
@@ -19,7 +19,7 @@ class Layer:
 
 async def test_what_was_published_without_an_id_is_not_published_again(live_redis, monkeypatch):
     """A full Redis cannot note which batch was done: when its answer is lost, what came back has been done."""
-    stamp_batch, answers = history.stamp_batch, []
+    stamp_batch, answers = get_store().stamp_batch, []
 
     async def lose_the_first_answer(*arguments):
         answers.append(await stamp_batch(*arguments))
@@ -27,7 +27,7 @@ async def test_what_was_published_without_an_id_is_not_published_again(live_redi
             raise ConnectionError("closed by Redis")
         return answers[-1]
 
-    monkeypatch.setattr(history, "stamp_batch", lose_the_first_answer)
+    monkeypatch.setattr(get_store(), "stamp_batch", lose_the_first_answer)
     listener = Listener(layer := Layer())
     running = asyncio.create_task(listener.run())
     try:
@@ -48,7 +48,7 @@ async def test_what_was_published_without_an_id_is_not_published_again(live_redi
 
 async def test_a_batch_is_stamped_though_what_it_waited_for_was_cancelled(live_redis, monkeypatch):
     """And not the listener itself: whether it was done is not known, so it is asked for again, and done once."""
-    stamp_batch, answers = history.stamp_batch, []
+    stamp_batch, answers = get_store().stamp_batch, []
 
     async def be_cancelled_after_the_first(*arguments):
         answers.append(await stamp_batch(*arguments))
@@ -62,7 +62,7 @@ async def test_a_batch_is_stamped_though_what_it_waited_for_was_cancelled(live_r
             raise asyncio.CancelledError
         return await be_cancelled_after_the_first(*arguments)
 
-    monkeypatch.setattr(history, "stamp_batch", be_cancelled_before_the_second)
+    monkeypatch.setattr(get_store(), "stamp_batch", be_cancelled_before_the_second)
     listener = Listener(layer := Layer())
     running = asyncio.create_task(listener.run())
     try:

@@ -7,8 +7,10 @@ from typing import ClassVar
 
 import pytest
 
-from notifications import access, heartbeat, history, pump, reconciler
+from notifications import access, heartbeat, pump, reconciler
 from notifications.cursor import Cursor
+from notifications.history import get_store
+from notifications.history.position import Position
 from notifications.loops import PerLoop
 from notifications.reconciler import MAX_READS
 from notifications.topics import Topic
@@ -49,7 +51,7 @@ async def read_histories():
     topic = Topic("user", "1")
     cursor = Cursor(topic, 60)
     reconciler.reconciler().add(cursor, lambda cursor: None, 1.0)
-    reads = [reconciler.reconciler().read(topic, history.Position(1, n)) for n in range(2 * MAX_READS)]
+    reads = [reconciler.reconciler().read(topic, Position(1, n)) for n in range(2 * MAX_READS)]
     await asyncio.gather(*reads, return_exceptions=True)
     reconciler.reconciler().remove(cursor)
 
@@ -95,7 +97,7 @@ def test_no_event_loop_is_kept_by_what_it_was_used_for(use, monkeypatch):
     async def read(topic, position):  # connections to Redis are closed by other means, and replaced by the next loop's
         await asyncio.sleep(0)
 
-    monkeypatch.setattr(history, "read", read)
+    monkeypatch.setattr(get_store(), "read", read)
 
     async def main():
         ended.append(weakref.ref(asyncio.get_running_loop()))

@@ -34,7 +34,8 @@ from notifications import (
     publish_progress,
     publish_to_user,
 )
-from notifications.history import STAMPED, Position
+from notifications.history.position import Position
+from notifications.history.stamped import STAMPED
 from notifications.messages import UploadFailed
 from notifications.metrics import counts
 from notifications.topics import internal_name

@@ -53,7 +53,6 @@ from notifications import (
     health,
     heartbeat,
     held,
-    history,
     layers,
     lease,
     limits,
@@ -64,6 +63,8 @@ from notifications import (
     topics,
     wire,
 )
+from notifications.history.stamped import STAMPED
+from notifications.history.store import IDEMPOTENCY_TTL, PAGE_BYTES
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
 from tests.guides import table
@@ -749,7 +750,7 @@ def test_delivery_states_the_numbers_of_the_code() -> None:
     assert stated == [
         conf.Settings().HISTORY_SIZE,
         conf.Settings().HISTORY_TTL,
-        history.IDEMPOTENCY_TTL,
+        IDEMPOTENCY_TTL,
         publisher.MAX_IDEMPOTENCY_KEY_LENGTH,
         lease.TTL,
         lease.POLL_INTERVAL,
@@ -769,7 +770,7 @@ def test_delivery_states_the_numbers_of_the_code() -> None:
         credit.BOUND / kibi,
         credit.ANONYMOUS_PONGS,
         heartbeat.PATIENCE,
-        history.PAGE_BYTES / kibi,
+        PAGE_BYTES / kibi,
         reconciler.MAX_READS,
     ]
 
@@ -787,7 +788,7 @@ def test_states_of_the_health_check_are_those_of_the_code() -> None:
 def test_names_in_redis_are_those_of_the_code() -> None:
     """docs/operations.md lists every key and channel of our own."""
     source = "".join(path.read_text() for path in (ROOT / "notifications").rglob("*.py"))
-    names = set(re.findall(r'internal_name\(f?"([a-z]+)', source)) | {history.STAMPED, health._KEY}
+    names = set(re.findall(r'internal_name\(f?"([a-z]+)', source)) | {STAMPED, health._KEY}
     stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}
 
     assert stated == names

@@ -3,7 +3,8 @@
 import pytest
 
 from notifications import recent as module
-from notifications.history import Position, Stamped
+from notifications.history.position import Position
+from notifications.history.stamped import Stamped
 from notifications.recent import GAP_AGE, MAX_AGE, Recent
 
 

@@ -4,9 +4,9 @@ import asyncio
 
 import redis
 
-from notifications import history
 from notifications.cursor import Cursor
-from notifications.history import Position, Where
+from notifications.history import get_store
+from notifications.history.position import Position, Where
 from notifications.reconciler import Reconciler
 from notifications.topics import Topic
 from tests.waiting import scaled
@@ -25,7 +25,7 @@ async def test_a_comparison_that_redis_did_not_answer_is_soon_tried_again(monkey
             raise redis.ConnectionError("away")
         return [Where("run", 0, 0, Position(1, 1), Position(1, 1), 60.0, True)]
 
-    monkeypatch.setattr(history, "look", look)
+    monkeypatch.setattr(get_store(), "look", look)
     cursor = Cursor(Topic.parse("upload:1"), 60.0)
     cursor.busy = False
     told = asyncio.get_running_loop().create_future()
@@ -48,7 +48,7 @@ async def test_those_who_join_at_once_share_a_question(monkeypatch):
         await answer.wait()
         return [Where("run", 0, number, None, None, 0.0, False) for number, _ in enumerate(topics)]
 
-    monkeypatch.setattr(history, "look", look)
+    monkeypatch.setattr(get_store(), "look", look)
     reconciler = Reconciler()
     asking = [asyncio.create_task(reconciler.look(Topic("upload", 0)))]
     await asyncio.sleep(0)
@@ -73,7 +73,7 @@ async def test_a_question_that_nobody_waits_for_is_dropped_and_does_not_spoil_th
         await silent.wait()
         return [Where("run", 0, 1, None, None, 0.0, False)] * len(topics)
 
-    monkeypatch.setattr(history, "look", look)
+    monkeypatch.setattr(get_store(), "look", look)
     reconciler = Reconciler()
     gone = asyncio.create_task(reconciler.look(Topic("upload", 1)))
     await asyncio.sleep(0)

@@ -21,10 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from notifications import credit, history
+from notifications import credit
 from notifications.delivery import Delivery
 from notifications.frames import Subscribed
-from notifications.history import Frame, Page, Position, Where
+from notifications.history import get_store
+from notifications.history.position import Frame, Page, Position, Where
 from notifications.topics import Topic
 
 HEARTBEAT = 30
@@ -275,8 +276,8 @@ class Recovery(RuleBasedStateMachine):
         kinds = {kind: {"HISTORY_SIZE": size, "HISTORY_TTL": ttl}}
         values = {"REDIS_URL": "redis://127.0.0.1:1/0", "TOPICS": kinds, "HEARTBEAT_INTERVAL": HEARTBEAT}
         self.stack.enter_context(override_settings(NOTIFICATIONS=values))
-        self.stack.enter_context(mock.patch.object(history, "look", self.redis.look))
-        self.stack.enter_context(mock.patch.object(history, "read", self.redis.read))
+        self.stack.enter_context(mock.patch.object(get_store(), "look", self.redis.look))
+        self.stack.enter_context(mock.patch.object(get_store(), "read", self.redis.read))
         self.stack.enter_context(mock.patch.object(credit, "BOUND", 600))
         self.browsers = [Browser(self.redis, Topic(kind, "7")) for _ in range(3)]
         self.connecting = []

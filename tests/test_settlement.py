@@ -2,9 +2,11 @@
 
 import pytest
 
-from notifications import Topic, history
+from notifications import Topic
 from notifications.backlog import Backlog
-from notifications.history import Position, Stamped
+from notifications.history import get_store, stamped
+from notifications.history.position import Position
+from notifications.history.stamped import Stamped
 from notifications.lease import Lease
 from notifications.settlement import Settlement
 
@@ -26,8 +28,9 @@ class Bridge:
         assert await self._lease.take()
         self._batches += 1
         batch = [(topic, tail(n)) for topic, n in messages]
-        assert (await history.stamp_batch(self._lease.key, self._lease.token, self._batches, batch))[0] == len(batch)
-        return [(await history.look([topic]))[0].last for topic, _ in messages]
+        kept, _ = await get_store().stamp_batch(self._lease.key, self._lease.token, self._batches, batch)
+        assert kept == len(batch)
+        return [(await get_store().look([topic]))[0].last for topic, _ in messages]
 
     def read(self, *messages):
         """Read raw messages, as every listener does."""
@@ -45,7 +48,7 @@ class Bridge:
 
 
 def tail(n):
-    return history.tail(b'{"n":%d}' % n)
+    return stamped.tail(b'{"n":%d}' % n)
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ async def test_each_frame_strikes_once_whichever_way_it_comes(bridge, first):
 
 async def test_long_histories_are_read_page_by_page(bridge, monkeypatch):
     """However much was stamped in the gap."""
-    monkeypatch.setattr("notifications.history.PAGE_BYTES", 100)
+    monkeypatch.setattr("notifications.history.redis.PAGE_BYTES", 100)
     [bridge.seen[str(A)]] = await bridge.stamp((A, 0))
     bridge.read(*((A, n) for n in range(1, 51)))
     settlement = bridge.gap()

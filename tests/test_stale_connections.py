@@ -17,11 +17,13 @@ from notifications import (
     connecting,
     connections,
     disconnect_user,
-    history,
     pipeline,
     publish,
 )
 from notifications.connections import IDLE, breaker
+from notifications.history import get_store
+from notifications.history.redis import READ_TIMEOUT
+from notifications.history.stamped import STAMPED
 from notifications.layers import RedisPubSubLayer
 from notifications.lease import Lease
 from notifications.topics import internal_name
@@ -183,16 +185,16 @@ async def test_a_batch_whose_answer_is_lost_is_not_sent_again_within_the_call(pr
     lease = Lease()
     assert await lease.take()
     watched = redis_itself.pubsub(ignore_subscribe_messages=True)
-    watched.subscribe(internal_name(history.STAMPED))
-    wait_for(lambda: redis_itself.pubsub_numsub(internal_name(history.STAMPED))[0][1])
+    watched.subscribe(internal_name(STAMPED))
+    wait_for(lambda: redis_itself.pubsub_numsub(internal_name(STAMPED))[0][1])
     redis_itself.config_set("maxmemory", 1)
-    await history.stamp_batch(lease.key, lease.token, 1, [(TOPIC, b',"n":1}')])
+    await get_store().stamp_batch(lease.key, lease.token, 1, [(TOPIC, b',"n":1}')])
     proxy.lose_the_next_answer()
 
     with pytest.raises(ConnectionError):
-        await history.stamp_batch(lease.key, lease.token, 2, [(TOPIC, b',"n":2}')])
+        await get_store().stamp_batch(lease.key, lease.token, 2, [(TOPIC, b',"n":2}')])
 
-    redis_itself.publish(internal_name(history.STAMPED), "end")
+    redis_itself.publish(internal_name(STAMPED), "end")
     assert list(told(watched)) == [b'u6 - - user:1{"n":1}', b'u6 - - user:1{"n":2}']
 
 
@@ -255,8 +257,8 @@ async def test_reads_on_a_connection_that_died_are_asked_again_on_a_new_one(prox
     await apublish(TOPIC, {"n": 1})
     await asyncio.to_thread(proxy.forget, reset=False)
 
-    async with asyncio.timeout(scaled(history.READ_TIMEOUT)):
-        [where] = await history.look([TOPIC])
+    async with asyncio.timeout(scaled(READ_TIMEOUT)):
+        [where] = await get_store().look([TOPIC])
 
     assert where.last is not None
 
@@ -264,9 +266,9 @@ async def test_reads_on_a_connection_that_died_are_asked_again_on_a_new_one(prox
 async def test_a_publish_out_of_time_leaves_reads_their_patience(server, settings):
     """A Redis that stalls for longer than a publish waits answers the reads under way, which wait for longer."""
     point_to(settings, server.url)
-    await history.look([TOPIC])
+    await get_store().look([TOPIC])
     with paused(server.child):
-        reads = [asyncio.create_task(history.look([TOPIC])) for _ in range(20)]
+        reads = [asyncio.create_task(get_store().look([TOPIC])) for _ in range(20)]
         publishes = [asyncio.create_task(apublish(TOPIC, {"n": n})) for n in range(5)]
         refused = await asyncio.gather(*publishes, return_exceptions=True)
         assert [type(each) for each in refused] == [PublishError] * 5
@@ -282,14 +284,14 @@ async def test_retired_connections_end(server, settings):
     point_to(settings, server.url)
     with redis.Redis.from_url(server.url) as client:
         for _ in range(3):
-            await history.look([TOPIC])
+            await get_store().look([TOPIC])
             with paused(server.child):
-                read = asyncio.create_task(history.look([TOPIC]))
+                read = asyncio.create_task(get_store().look([TOPIC]))
                 with pytest.raises(PublishError):
                     await apublish(TOPIC, {"n": 1})
             breaker.worked()
             await read
-        await history.look([TOPIC])
+        await get_store().look([TOPIC])
         await await_for(lambda: len(client.client_list()) == 2, what="one connection of ours, and this one")
 
 

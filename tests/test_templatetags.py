@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy
 
 from notifications import publish_to_user
-from notifications.history import Position
+from notifications.history.position import Position
 from notifications.logs import LogBudget
 from notifications.metrics import counts
 from notifications.routing import websocket_urlpatterns

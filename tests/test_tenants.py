@@ -34,7 +34,8 @@ from notifications import (
 )
 from notifications.access import OUT_AFTER, Access
 from notifications.credentials import NOBODY_KNOWS, Credentials, Verdict, judge
-from notifications.history import Position, Stamped, head, tail, tail_of
+from notifications.history.position import Position
+from notifications.history.stamped import Stamped, head, tail, tail_of
 from notifications.tenants import Tenant
 from notifications.testing import assert_notified, assert_published, captured, connect_as
 from notifications.tokens import check_grant, check_token, make_grant, make_token

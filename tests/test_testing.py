@@ -23,12 +23,12 @@ from notifications import (
     apublish,
     callbacks,
     connections,
-    history,
     publish,
     publish_progress,
     publish_to_user,
 )
-from notifications.history import Position
+from notifications.history import get_store
+from notifications.history.position import Position
 from notifications.limits import MAX_INVALID_FRAMES
 from notifications.messages import Notice, UploadProgress, UploadProgressPayload
 from notifications.metrics import counts
@@ -160,9 +160,9 @@ async def test_stand_in_answers_as_redis_does(live_redis, settings):
     async def answers():
         ids = [await apublish(topic, {"n": n, "pad": "x" * 60_000}, idempotency_key=f"{n % 9}") for n in range(10)]
         epoch = Position.parse(ids[0]).epoch
-        looks = await history.look([topic, empty])
-        pages = [await history.read(topic, Position(epoch, n)) for n in (0, 3, 5, 8, 9)]
-        pages.append(await history.read(empty, Position(epoch, 1)))
+        looks = await get_store().look([topic, empty])
+        pages = [await get_store().read(topic, Position(epoch, n)) for n in (0, 3, 5, 8, 9)]
+        pages.append(await get_store().read(empty, Position(epoch, 1)))
         assert all(look.started <= epoch <= look.now for look in looks)
         assert all(page.now >= epoch for page in pages)
         return [

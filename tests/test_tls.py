@@ -13,8 +13,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from notifications import apublish, history, loop_layer, publish
-from notifications.history import Position
+from notifications import apublish, loop_layer, publish
+from notifications.history import get_store
+from notifications.history.position import Position
 from notifications.layers import RedisPubSubLayer
 from notifications.topics import Topic
 from tests.clients import open_tab
@@ -118,8 +119,8 @@ async def test_publishing_and_histories_work(live_redis, redis_server, settings,
         first = await asyncio.to_thread(publish, topic, {"n": 1})
         second = await apublish(topic, {"n": 2})
 
-        [where] = await history.look([topic])
-        page = await history.read(topic, Position.parse(first))
+        [where] = await get_store().look([topic])
+        page = await get_store().read(topic, Position.parse(first))
 
     assert str(where.last) == second
     assert [str(frame.position) for frame in page.frames] == [second]

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .. import health
 from ..connections import FAILURES, SOCKET_TIMEOUT
-from ..history import STAMPED
+from ..history.stamped import STAMPED
 from ..topics import internal_name
 from .findings import Finding, Level, explain
 

@@ -11,7 +11,7 @@ import redis
 from ..address import shown
 from ..conf import settings
 from ..connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
-from ..history import STAMPED
+from ..history.stamped import STAMPED
 from ..topics import internal_name
 from .findings import ACCOUNT, PRIMARY, Finding, Level, explain, missing_right
 

@@ -14,7 +14,7 @@ from .. import control, health, messages
 from ..conf import settings
 from ..connections import FAILURES, SOCKET_TIMEOUT, async_client
 from ..exceptions import MessageError, PublishError, TopicError
-from ..history import STAMPED
+from ..history.stamped import STAMPED
 from ..logs import describe
 from ..mount import PATH, socket_path
 from ..publisher import apublish

@@ -17,9 +17,9 @@ from django.templatetags.static import static
 from django.utils.html import escape, format_html, format_html_join, json_script
 from django.utils.safestring import SafeString
 
-from notifications import history
 from notifications.conf import settings
 from notifications.connections import FAILURES
+from notifications.history import get_store
 from notifications.logs import LogBudget, describe
 from notifications.metrics import count
 from notifications.mount import socket_path
@@ -132,7 +132,7 @@ def _position(topic: Topic) -> str | None:
     if not settings.kinds[topic.kind].HISTORY_SIZE:
         return None
     try:
-        return str(history.position(topic))
+        return str(get_store().position(topic))
     except FAILURES as error:
         count("position_failed", type(error).__name__)
         _log.warning("a page was rendered without its user's position: %s", describe(error))

@@ -24,7 +24,8 @@ from asgiref.sync import sync_to_async
 
 from .. import callbacks, connections
 from ..connections import Script
-from ..history import Frame, Position, Stamped
+from ..history.position import Frame, Position
+from ..history.stamped import Stamped
 from ..messages import META
 
 RUN: Final = "testing"

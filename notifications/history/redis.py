@@ -1,0 +1,138 @@
+"""
+The histories in Redis: a stream for each topic, and for each operation one script, which is one step.
+
+The files in ``lua/`` say what a script takes, does and returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from django.core.signals import setting_changed
+
+from .. import connections, pipeline
+from ..conf import settings
+from ..connections import RUN, STARTED, Script
+from ..topics import Topic, internal_name
+from .position import Frame, Page, Position, Where
+from .stamped import STAMPED, head, tail
+from .store import IDEMPOTENCY_TTL, PAGE_BYTES
+
+READ_TIMEOUT: Final = 3.0
+"""Seconds that a read may take: a socket can wait longer than a web request."""
+
+_PUBLISH: Final = Script("stamp", "publish")
+_BATCH: Final = Script("stamp", "batch")
+_LOOK: Final = Script("look")
+_PAGE: Final = Script("page")
+
+
+class RedisStore:
+    """
+    The ``Store`` of a site.
+
+    What web requests wait for, ``publish`` and ``position``, is refused at once when Redis has just let another caller
+    wait for nothing.
+    """
+
+    def publish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+        keys, arguments = _publishing(topic, data, idempotency_key, at)
+        with connections.breaker.guarding():
+            id_ = connections.run(_PUBLISH, keys, arguments, again=idempotency_key is not None)
+        return id_.decode() or None
+
+    async def apublish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+        keys, arguments = _publishing(topic, data, idempotency_key, at)
+        with connections.breaker.guarding():
+            id_ = await pipeline.arun(_PUBLISH, keys, arguments, again=idempotency_key is not None)
+        return id_.decode() or None
+
+    async def stamp_batch(
+        self, lease: str, token: str, number: int, messages: Sequence[tuple[Topic, bytes]]
+    ) -> tuple[int, str]:
+        # Perhaps it was done, though it failed, and a full Redis cannot note its number: whoever asks again looks
+        # first at what has come back.
+        keys = [lease]
+        arguments: list[Any] = [RUN, internal_name(STAMPED), token, number]
+        for topic, rest in messages:
+            key, size, ttl, name, begin = _fixed(topic)
+            keys.append(key)
+            arguments += (size, ttl, name, begin, rest)
+        stamped, refusal = await pipeline.arun(_BATCH, keys, arguments)
+        return int(stamped), refusal.decode()
+
+    async def look(self, topics: Sequence[Topic]) -> list[Where]:
+        keys = [topic.history_key for topic in topics]
+        return _where(await pipeline.arun(_LOOK, keys, [RUN, STARTED], READ_TIMEOUT, again=True))
+
+    async def read(self, topic: Topic, after: Position) -> Page:
+        arguments = [str(after), PAGE_BYTES, RUN]
+        reply = await pipeline.arun(_PAGE, [topic.history_key], arguments, READ_TIMEOUT, again=True)
+        frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(6, len(reply), 2)]
+        run, now, first, last, whole, ttl = reply[:6]
+        return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames, int(ttl) / 1000)
+
+    def position(self, topic: Topic) -> Position:
+        with connections.breaker.guarding():
+            [where] = _where(connections.run(_LOOK, [topic.history_key], [RUN, STARTED], again=True))
+        return where.position
+
+    async def aposition(self, topic: Topic) -> Position:
+        with connections.breaker.guarding():
+            [where] = _where(await pipeline.arun(_LOOK, [topic.history_key], [RUN, STARTED], again=True))
+        return where.position
+
+    async def server(self) -> str:
+        reply = await pipeline.arun(_LOOK, [], [RUN, STARTED], READ_TIMEOUT, again=True)
+        return str(reply[0].decode())
+
+
+def _publishing(topic: Topic, data: bytes, idempotency_key: str | None, at: int) -> tuple[list[str], list[Any]]:
+    """Write the keys and arguments of ``publish.lua``."""
+    key, size, ttl, name, begin = _fixed(topic)
+    keys = [key]
+    if idempotency_key is not None:
+        keys.append(internal_name(f"once:{len(name)}:{name}:{idempotency_key}"))
+    arguments = [
+        RUN,
+        size,
+        ttl,
+        begin,
+        tail(data) if size else data,
+        internal_name(STAMPED),
+        name,
+        topic.channel,
+        IDEMPOTENCY_TTL * 1000,
+    ]
+    if at:
+        arguments.append(f"@{at}")
+    return keys, arguments
+
+
+@lru_cache(maxsize=10_000)
+def _fixed(topic: Topic) -> tuple[str, int, int, str, bytes]:
+    """Write what all messages of a topic have in common: key, size, age in ms, name, and beginning of the frame."""
+    kind, name = settings.kinds[topic.kind], str(topic)
+    return topic.history_key, kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, head(topic.told)
+
+
+def _where(reply: list[Any]) -> list[Where]:
+    run, started, now, ends = reply[0].decode(), int(reply[1]), int(reply[2]), reply[3:]
+    return [
+        Where(run, started, now, _position(first), _position(last), int(ttl) / 1000, bool(whole))
+        for first, last, ttl, whole in zip(*[iter(ends)] * 4, strict=True)
+    ]
+
+
+def _position(id_: bytes) -> Position | None:
+    return Position.parse(id_.decode()) if id_ else None
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting == "NOTIFICATIONS":
+        _fixed.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="notifications.history.redis")
