@@ -33,8 +33,10 @@ class Lease:
     paused and wakes, or a batch that was delayed on its way, changes nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, ttl: float = TTL, candidate_ttl: float = CANDIDATE_TTL) -> None:
         self.token = ""
+        self._ttl = ttl
+        self._candidate_ttl = candidate_ttl
         self._until = 0.0
         self._me = secrets.token_hex(8)
         self._fresh = True
@@ -82,13 +84,13 @@ class Lease:
             if not self.held:
                 self.token = secrets.token_hex(8)
             try:
-                taken = await self._ask(int(TTL * 1000))
+                taken = await self._ask(int(self._ttl * 1000))
             except redis.ResponseError:
                 # Redis refuses to write. Then nobody else can take the lease either, and the holder goes on.
                 if not self.held:
                     raise
                 taken = 1
-            self._until = now + TTL if taken else 0.0
+            self._until = now + self._ttl if taken else 0.0
             return self.held
 
     def lost(self) -> None:
@@ -115,4 +117,4 @@ class Lease:
         # heard everything, is no newcomer.
         listened = int((time.monotonic() - self._since) * 1e6) if ttl_ms >= 0 else 0
         keys = [self.key, internal_name("candidates")]
-        return keys, [token, ttl_ms, self._me, fresh, int(CANDIDATE_TTL * 1000), listened]
+        return keys, [token, ttl_ms, self._me, fresh, int(self._candidate_ttl * 1000), listened]

@@ -3,14 +3,13 @@
 import re
 import socket
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 from django.core.checks import run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
-import notifications
+from tests import source
 
 CORE = "channels_redis.core.RedisChannelLayer"
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
@@ -229,9 +228,7 @@ def test_a_token_for_metrics_that_nobody_can_show_is_found(settings, install):
 
 def test_every_check_has_a_number_of_its_own_that_a_test_triggers():
     """No two mistakes share an id, and each id in the source stands in a test of this file."""
-    package = Path(notifications.__file__).parent
-    source = (package / "conf.py").read_text() + (package / "checks.py").read_text()
-    ids = re.findall(r'"(?:notifications\.)?([EW]\d{3})"', source)
+    ids = [found[1] for text in source.strings() if (found := re.fullmatch(r"(?:notifications\.)?([EW]\d{3})", text))]
     tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "E016", "W004", "W005", "W006", "W008"}
 
     assert len(ids) == len(set(ids))

@@ -18,8 +18,8 @@ def lease_key(live_redis):
     return Lease().key
 
 
-def listening() -> Lease:
-    lease = Lease()
+def listening(**times: float) -> Lease:
+    lease = Lease(**times)
     lease.subscribed()
     return lease
 
@@ -90,11 +90,10 @@ async def test_who_subscribed_first_gets_the_lease_though_another_asks_first(liv
     assert await first.take()
 
 
-async def test_who_was_announced_and_never_came_is_not_waited_for_long(live_redis, monkeypatch):
+async def test_who_was_announced_and_never_came_is_not_waited_for_long(live_redis):
     """Its connection may have ended before it could subscribe."""
-    monkeypatch.setattr("notifications.lease.CANDIDATE_TTL", 0.2)
-    live_redis.execute_command(*Lease().announcement())
-    other = listening()
+    live_redis.execute_command(*Lease(candidate_ttl=0.2).announcement())
+    other = listening(candidate_ttl=0.2)
 
     assert not await other.take()
     async with asyncio.timeout(scaled()):
@@ -115,10 +114,9 @@ async def test_an_announcement_takes_no_lease(live_redis, lease_key):
     assert not live_redis.exists(lease_key)
 
 
-async def test_a_stand_by_that_died_keeps_nobody_from_the_lease_for_long(live_redis, lease_key, monkeypatch):
+async def test_a_stand_by_that_died_keeps_nobody_from_the_lease_for_long(live_redis, lease_key):
     """A stand-by counts only as long as it asks."""
-    monkeypatch.setattr("notifications.lease.CANDIDATE_TTL", -0.001)
-    holder, dead, living = listening(), listening(), listening()
+    holder, dead, living = (listening(candidate_ttl=-0.001) for _ in range(3))
     await holder.take()
     await dead.take()
     await living.take()
@@ -155,10 +153,9 @@ async def test_a_full_redis_leaves_the_lease_with_its_holder(live_redis):
     assert await stand_by.take()
 
 
-async def test_a_lease_that_is_not_renewed_ends(live_redis, monkeypatch):
+async def test_a_lease_that_is_not_renewed_ends(live_redis):
     """The lease of a holder that died or hangs is free after its time, and the holder knows that by itself."""
-    monkeypatch.setattr("notifications.lease.TTL", 0.2)
-    holder, stand_by = listening(), listening()
+    holder, stand_by = listening(ttl=0.2), listening(ttl=0.2)
     await holder.take()
     assert not await stand_by.take()
 
@@ -170,10 +167,9 @@ async def test_a_lease_that_is_not_renewed_ends(live_redis, monkeypatch):
     assert not await holder.take()
 
 
-async def test_a_lease_that_outlives_a_lease_ends_when_its_holder_is_dead(live_redis, lease_key, monkeypatch):
+async def test_a_lease_that_outlives_a_lease_ends_when_its_holder_is_dead(live_redis, lease_key):
     """Redis's clock was set back by an hour, so the key would live for an hour longer: a stand-by sees to that."""
-    monkeypatch.setattr("notifications.lease.TTL", 0.2)
-    dead, stand_by = listening(), listening()
+    dead, stand_by = listening(ttl=0.2), listening(ttl=0.2)
     await dead.take()
     live_redis.pexpire(lease_key, 3_600_200)
 
@@ -182,10 +178,9 @@ async def test_a_lease_that_outlives_a_lease_ends_when_its_holder_is_dead(live_r
             await asyncio.sleep(0.02)
 
 
-async def test_a_lease_without_an_end_gets_one(live_redis, lease_key, monkeypatch):
+async def test_a_lease_without_an_end_gets_one(live_redis, lease_key):
     """Whoever made it immortal: nobody would ever take over."""
-    monkeypatch.setattr("notifications.lease.TTL", 0.2)
-    dead, stand_by = listening(), listening()
+    dead, stand_by = listening(ttl=0.2), listening(ttl=0.2)
     await dead.take()
     live_redis.persist(lease_key)
 
@@ -227,13 +222,13 @@ async def test_seniority_does_not_hang_on_the_clock_of_redis(live_redis, lease_k
     assert await stand_by.take()
 
 
-async def test_a_dead_stand_by_of_a_later_time_keeps_nobody_from_the_lease(live_redis, lease_key, monkeypatch):
+async def test_a_dead_stand_by_of_a_later_time_keeps_nobody_from_the_lease(live_redis, lease_key):
     """The clock was set back after it had asked for the last time: it counts for a moment, not for an hour."""
-    monkeypatch.setattr("notifications.lease.CANDIDATE_TTL", 0.2)
-    holder, dead = listening(), listening()
+    holder, dead = listening(candidate_ttl=0.2), listening(candidate_ttl=0.2)
+    dead._since -= scaled()  # it listened long before the other, however slow the machine is
     await holder.take()
     await dead.take()
-    living = listening()
+    living = listening(candidate_ttl=0.2)
     set_back(live_redis, 3600)
     live_redis.delete(lease_key)
 
@@ -243,7 +238,7 @@ async def test_a_dead_stand_by_of_a_later_time_keeps_nobody_from_the_lease(live_
             await asyncio.sleep(0.02)
 
 
-async def test_a_renewed_lease_goes_on(live_redis, lease_key, monkeypatch):
+async def test_a_renewed_lease_goes_on(live_redis, lease_key):
     """Each renewal gives the holder the whole time again."""
     holder = listening()
     await holder.take()

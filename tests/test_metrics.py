@@ -1,5 +1,6 @@
 """What Prometheus is told: that the numbers are true, who may read them, and that several processes are added up."""
 
+import ast
 import asyncio
 import json
 import os
@@ -20,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from notifications import exporter, metrics, monitoring
 from notifications.exporter import COUNTS, Exporter
+from tests import source
 from tests.clients import RawRedis, open_tab
 from tests.processes import START_SECONDS, WebServer
 from tests.waiting import await_for, scaled, wait_for
@@ -333,21 +335,27 @@ def test_a_sample_is_taken_from_time_to_time():
     assert sum(sampler.due() for _ in range(1000)) <= 1
 
 
-SOURCES = "".join(path.read_text() for path in (ROOT / "notifications").rglob("*.py"))
-
-
 def test_everything_that_is_counted_is_shown():
     """Each name that the package counts has a metric, and each metric is counted somewhere."""
-    assert set(re.findall(r'\bcount\("(\w+)"', SOURCES)) == set(COUNTS)
-    assert set(re.findall(r"tally\.(\w+) [+-]= 1", SOURCES)) == {*exporter.TALLIES, *exporter.LEVELS}
+    tallied = {
+        node.target.attr
+        for node in source.nodes()
+        if isinstance(node, ast.AugAssign)
+        and isinstance(node.target, ast.Attribute)
+        and getattr(node.target.value, "id", None) == "tally"
+    }
+
+    assert {source.text(call.args[0]) for call in source.calls("count")} == set(COUNTS)
+    assert tallied == {*exporter.TALLIES, *exporter.LEVELS}
 
 
 def test_every_reason_begins_at_0():
     """Reasons that the code names are shown before they happen: Prometheus sees no increase of what was not there."""
     for name in ("dropped", "auth_failed", "recovered"):
-        reasons = set(re.findall(rf'\bcount\("{name}", "([^"{{:]+)', SOURCES))
+        told = [call.args[1] for call in source.calls("count") if call.args[1:] and source.text(call.args[0]) == name]
         if name == "dropped":
-            reasons |= set(re.findall(r'(?:_log|log)\.lost\(f?"([^"{:]+)', SOURCES))
+            told += [call.args[0] for call in source.calls("lost")]
+        reasons = {source.text(reason).partition(":")[0] for reason in told} - {""}
         assert reasons <= set(COUNTS[name].reasons), name
         assert name == "recovered" or reasons == set(COUNTS[name].reasons), name
 

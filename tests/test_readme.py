@@ -67,6 +67,7 @@ from notifications.history.stamped import STAMPED
 from notifications.history.store import IDEMPOTENCY_TTL, PAGE_BYTES
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
+from tests import source
 from tests.guides import table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -711,8 +712,7 @@ def cells(document: str, mark: str) -> dict[str, list[str]]:
 
 def test_protocol_names_every_action_error_and_close_code() -> None:
     """docs/protocol.md has each action a client may use, each error and each close code, and no other."""
-    source = (ROOT / "notifications/consumers.py").read_text() + (ROOT / "notifications/frames.py").read_text()
-    errors = set(re.findall(r'(?:_error|FrameError)\(\s*"(\w+)"', source))
+    errors = {source.text(call.args[0]) for call in source.calls("_error", "FrameError")} - {""}
 
     assert set(cells("protocol.md", "actions")) == frames._ACTIONS
     assert set(cells("protocol.md", "errors")) == errors
@@ -787,8 +787,8 @@ def test_states_of_the_health_check_are_those_of_the_code() -> None:
 
 def test_names_in_redis_are_those_of_the_code() -> None:
     """docs/operations.md lists every key and channel of our own."""
-    source = "".join(path.read_text() for path in (ROOT / "notifications").rglob("*.py"))
-    names = set(re.findall(r'internal_name\(f?"([a-z]+)', source)) | {STAMPED, health._KEY}
+    written = {source.text(call.args[0]).partition(":")[0] for call in source.calls("internal_name")}
+    names = written - {"", "*"} | {STAMPED, health._KEY}
     stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}
 
     assert stated == names
@@ -810,17 +810,8 @@ def test_examples_of_messages_are_what_the_code_writes() -> None:
 
 def test_log_lines_are_explained() -> None:
     """docs/operations.md explains every line from info upwards that the app can log, and no other."""
-    logged = set()
-    for path in (ROOT / "notifications").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Attribute)
-                and node.func.attr in ("info", "warning", "error", "exception")
-                and isinstance(node.args[0] if node.args else None, ast.Constant)
-            ):
-                logged.add(node.args[0].value)
-    logged.discard("%s")  # the publisher's: the text of its PublishError
+    logged = {source.text(call.args[0]) for call in source.calls("info", "warning", "error", "exception")}
+    logged -= {"", "%s"}  # what is not a log line, and the publisher's: the text of its PublishError
     logged.add(str(PublishError("%s", "%s")).replace("'%s'", "%s"))
 
     assert set(cells("operations.md", "log")) == {re.sub(r"%[\d.]*[a-z]", "…", line) for line in logged}

@@ -4,6 +4,7 @@ import asyncio
 
 import redis
 
+from notifications import reconciler
 from notifications.cursor import Cursor
 from notifications.history import get_store
 from notifications.history.position import Position, Where
@@ -14,9 +15,9 @@ from tests.waiting import scaled
 
 async def test_a_comparison_that_redis_did_not_answer_is_soon_tried_again(monkeypatch):
     """A message that nothing follows does not wait another interval because Redis was away for a moment."""
-    monkeypatch.setattr("notifications.reconciler.AFTER_JOIN", 0.0)
-    monkeypatch.setattr("notifications.reconciler.AFTER_FAILURE", 0.0)
-    monkeypatch.setattr("notifications.reconciler.TICK", 0.01)
+    monkeypatch.setattr(reconciler, "AFTER_JOIN", 0.0)
+    monkeypatch.setattr(reconciler, "AFTER_FAILURE", 0.0)
+    monkeypatch.setattr(reconciler, "TICK", 0.01)
     attempts = []
 
     async def look(topics):
@@ -29,13 +30,13 @@ async def test_a_comparison_that_redis_did_not_answer_is_soon_tried_again(monkey
     cursor = Cursor(Topic.parse("upload:1"), 60.0)
     cursor.busy = False
     told = asyncio.get_running_loop().create_future()
-    reconciler = Reconciler()
-    reconciler.add(cursor, told.set_result, interval=3600.0)
+    comparing = Reconciler()
+    comparing.add(cursor, told.set_result, interval=3600.0)
     try:
         async with asyncio.timeout(scaled()):
             assert await told is cursor
     finally:
-        reconciler.remove(cursor)
+        comparing.remove(cursor)
     assert len(attempts) == 4  # two that failed, and two that agree
 
 
