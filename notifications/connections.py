@@ -66,14 +66,9 @@ class Script:
     A Lua script, made of one or more files of ``lua/``.
 
     It is one command: what it does happens at once or not at all.
-
-    Attributes:
-        name: Of the last file, which says what the script does.
-
     """
 
     def __init__(self, *names: str) -> None:
-        self.name = names[-1]
         folder = Path(__file__).parent / "lua"
         self.source = "\n".join((folder / f"{name}.lua").read_text() for name in names)
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
@@ -88,10 +83,6 @@ RUN: Final = object()
 """Stands in a script's arguments for the server's ``run``."""
 STARTED: Final = object()
 """Stands in a script's arguments for the server's ``started``."""
-
-
-stand_in: Callable[[Script, Sequence[str], Sequence[Any]], Any] | None = None
-"""Answers scripts in Redis's place while a test of a site wants that; ``testing`` sets it, and nobody else."""
 
 
 class StaleConnectionError(redis.TimeoutError):
@@ -112,8 +103,6 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any], *, again:
         redis.RedisError, OSError: As ``FAILURES``.
 
     """
-    if stand_in is not None:
-        return stand_in(script, keys, arguments)
 
     def words(server: Server, whole: bool) -> tuple[Any, ...]:
         return script.command(keys, filled_in(arguments, server), whole=whole)

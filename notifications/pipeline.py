@@ -54,8 +54,6 @@ async def arun(
         redis.RedisError, OSError, TimeoutError: As ``connections.FAILURES``.
 
     """
-    if connections.stand_in is not None:
-        return connections.stand_in(script, keys, arguments)
 
     def words(server: Server, whole: bool) -> tuple[Any, ...]:
         return script.command(keys, connections.filled_in(arguments, server), whole=whole)

@@ -16,7 +16,8 @@ ROOT = PACKAGE.parent
 STOREYS = [
     {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
     | {"surrogates", "address", "mount", "signed", "tenants"}
-    | {"history.position", "history.stamped", "history.store", "cursor", "held", "backlog", "recent"},
+    | {"history.position", "history.stamped", "history.store", "history.memory"}
+    | {"cursor", "held", "backlog", "recent"},
     {"connections", "connecting", "resolver", "loops", "tasks", "eager"},
     {
         "wire",

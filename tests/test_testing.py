@@ -40,6 +40,7 @@ from notifications.testing import (
     connect_as,
     redis_outage,
 )
+from tests.waiting import await_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -47,9 +48,15 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(autouse=True)
 def nothing_stands_in():
     """Each block gives Redis its place back."""
+    site = get_store()
     yield
-    assert connections.stand_in is None
+    assert get_store() is site
     assert callbacks.in_thread is None
+
+
+@pytest.fixture
+def ada():
+    return User(pk=7, username="ada")
 
 
 # Capturing
@@ -152,35 +159,15 @@ def test_ids_and_keys_work_as_on_redis(settings):
     assert len(sent) == 1, "the next block remembers nothing"
 
 
-async def test_stand_in_answers_as_redis_does(live_redis, settings):
-    """The same calls are answered alike by Redis and by the stand-in, but for the clock."""
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_SIZE": 6}
-    topic, empty = Topic("user", 7), Topic("user", 8)
-
-    async def answers():
-        ids = [await apublish(topic, {"n": n, "pad": "x" * 60_000}, idempotency_key=f"{n % 9}") for n in range(10)]
-        epoch = Position.parse(ids[0]).epoch
-        looks = await get_store().look([topic, empty])
-        pages = [await get_store().read(topic, Position(epoch, n)) for n in (0, 3, 5, 8, 9)]
-        pages.append(await get_store().read(empty, Position(epoch, 1)))
-        assert all(look.started <= epoch <= look.now for look in looks)
-        assert all(page.now >= epoch for page in pages)
-        return [
-            [Position.parse(id_).n for id_ in ids],
-            [(n_of(look.first), n_of(look.last), look.whole, look.ttl > 0) for look in looks],
-            [(n_of(page.first), n_of(page.last), page.whole, page.ttl > 0) for page in pages],
-            [[(frame.position.n, frame.text.replace(str(epoch), "epoch")) for frame in page.frames] for page in pages],
-        ]
-
-    def n_of(position):
-        return position and position.n
-
+async def test_histories_end_by_age_as_on_redis(ada, settings):
+    """After HISTORY_TTL seconds nothing is left to recover, and a page that comes back is told so."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_TTL": 1}
     with captured():
-        stood_in = await answers()
-    real = await answers()
-
-    assert real == stood_in
-    assert [len(frames) for frames in real[-1]] == [5, 5, 4, 1, 0, 0]
+        id_ = await apublish("upload:ada-1", {"action": "progress", "n": 1})
+        await await_for(lambda: get_store().position(Topic("upload", "ada-1")).n == 0)
+        async with connect_as(ada) as socket:
+            assert (await socket.subscribe("upload:ada-1", since=id_))["recovered"] is False
+            await socket.receive_nothing()
 
 
 # On commit
@@ -311,20 +298,36 @@ def test_outage_ends():
     assert len(sent) == 1
 
 
-def test_real_redis_that_hung_does_not_disturb_the_next_test():
-    """What is remembered of a Redis that did not answer says nothing of the stand-in."""
-    connections.breaker._open_until = float("inf")
+async def test_outage_keeps_everybody_from_the_histories():
+    """Whatever a page, a socket or a listener asks of the store fails as it does without a Redis."""
+    topic, start = Topic("user", 7), Position(0, 0)
+    with redis_outage():
+        store = get_store()
+        asked = [
+            store.apublish(topic, b"{}"),
+            store.stamp_batch("lease", "token", 1, []),
+            store.look([topic]),
+            store.read(topic, start),
+            store.aposition(topic),
+            store.server(),
+        ]
+        for answer in asked:
+            with pytest.raises(connections.FAILURES, match="redis_outage"):
+                await answer
+        for ask in (lambda: store.publish(topic, b"{}"), lambda: store.position(topic)):
+            with pytest.raises(connections.FAILURES, match="redis_outage"):
+                ask()
+
+
+def test_real_redis_that_hung_does_not_disturb_the_next_test(monkeypatch):
+    """What is remembered of a Redis that did not answer says nothing of what stands in its place."""
+    monkeypatch.setattr(connections.breaker, "_open_until", float("inf"))
     with captured() as sent:
         publish("user:7", {})
     assert len(sent) == 1
 
 
 # Sockets
-
-
-@pytest.fixture
-def ada():
-    return User(pk=7, username="ada")
 
 
 async def test_socket_receives_what_is_published(ada):

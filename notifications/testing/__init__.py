@@ -5,12 +5,12 @@ For the tests of sites: see what your code publishes, and be a browser that rece
         client.post("/orders/7/ship/")
         assert_notified(user, action="order_shipped")
 
-What stands in Redis's place is in ``stand_in.py``; docs/testing.md says what tests with it do not prove.
+In Redis's place stands ``history/memory.py``; docs/testing.md says what tests with it do not prove.
 """
 
 from .assertions import assert_notified, assert_published
+from .capture import Published, captured, redis_outage
 from .sockets import Socket, connect_as
-from .stand_in import Published, captured, redis_outage
 
 __all__ = [
     "Published",

@@ -10,7 +10,7 @@ import msgspec
 from ..exceptions import MessageError
 from ..messages import encode
 from ..topics import Topic
-from .stand_in import Published, stand_in
+from .capture import Published, blocks
 
 SHOWN: Final = 20
 """Messages that a failed assertion lists, the latest ones."""
@@ -50,13 +50,13 @@ def assert_published(topic: Topic | str, /, **fields: Any) -> dict[str, Any]:
 
     """
     __tracebackhide__ = True
-    if not stand_in.captures:
+    if not blocks.captures:
         raise RuntimeError(
             "nothing is being captured: call this within `with captured():` of notifications.testing, "
             "or use the fixture notifications_sent"
         )
     topic = Topic.parse(topic) if isinstance(topic, str) else topic
-    sent = list(stand_in.captures.values())[-1]
+    sent = list(blocks.captures.values())[-1]
     wanted = {name: _as_json(value) for name, value in fields.items()}
     for published in sent:
         if published.topic == str(topic) and not any(_differences(wanted, published.message)):

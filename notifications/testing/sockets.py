@@ -17,7 +17,7 @@ from ..consumers import NotificationConsumer
 from ..forwarder import Forwarder
 from ..logs import LogBudget
 from ..topics import Topic
-from .stand_in import stand_in
+from .capture import blocks
 
 logger = logging.getLogger(__name__)
 
@@ -179,16 +179,16 @@ async def connect_as(user: Any) -> AsyncIterator[Socket]:
     consumer.channel_layer_alias = alias
     forwarder = Forwarder(layer, LogBudget(logger))
     loop = asyncio.get_running_loop()
-    with stand_in.remembering():
+    with blocks.remembering():
         channel_layers.set(alias, layer)
-        stand_in.hearers[alias] = lambda stamped: loop.call_soon_threadsafe(forwarder.add, stamped)
+        blocks.hearers[alias] = lambda stamped: loop.call_soon_threadsafe(forwarder.add, stamped)
         forwarding = asyncio.create_task(forwarder.run())
         socket = Socket(consumer, scope)
         try:
             await socket.expect("auth_success", user_id=str(user.pk))
             yield socket
         finally:
-            del stand_in.hearers[alias]
+            del blocks.hearers[alias]
             channel_layers.backends.pop(alias, None)
             forwarding.cancel()
             await socket._end()

@@ -1,0 +1,223 @@
+"""
+Histories in the memory of one process: for the tests of sites, and the shortest way to see what a store does.
+
+No other process hears of what is published here, and nothing outlives the store. Epochs are read off the wall clock,
+which tests may set; ages off the clock of event loops, which sockets go by as well.
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Final
+
+from ..conf import settings
+from ..topics import Topic
+from .position import Frame, Page, Position, Where
+from .stamped import Stamped, head, tail
+from .store import DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES
+
+MAX_BYTES: Final = 256 * 1024 * 1024
+"""Bytes of frames that all histories keep together. What has no room is refused, as a full Redis does."""
+ENTRY_BYTES: Final = 400
+"""What a message takes beside its frame, about."""
+
+
+class History:
+    """
+    The last messages of one topic; never empty.
+
+    Attributes:
+        expires: When it is gone, if nothing more is published.
+
+    """
+
+    __slots__ = ("expires", "frames")
+
+    def __init__(self) -> None:
+        self.frames: deque[Frame] = deque()
+        self.expires = 0.0
+
+
+class Tenure:
+    """
+    What is known of a lease.
+
+    Attributes:
+        token: Of its holder.
+        batch: The number of the last batch that it had stamped.
+
+    """
+
+    __slots__ = ("batch", "token")
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+        self.batch: int | None = None
+
+
+class MemoryStore:
+    """The ``Store`` of a process without a Redis."""
+
+    def __init__(self, tell: Callable[[Stamped], object], max_bytes: int = MAX_BYTES) -> None:
+        """
+        Begin without any history, as a server that has just started.
+
+        Args:
+            tell: Called with each message, in the thread that publishes it; it must only take note.
+            max_bytes: As ``MAX_BYTES``.
+
+        """
+        self._tell = tell
+        self._max_bytes = max_bytes
+        self._lock = threading.RLock()
+        self._run = secrets.token_hex(6)
+        self._clock = self._ended = 0
+        self._started = self._now()
+        self._histories: dict[Topic, History] = {}
+        self._bytes = 0
+        self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
+        self._leases: dict[str, Tenure] = {}
+
+    def publish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+        with self._lock:
+            once = None if idempotency_key is None else (topic, idempotency_key)
+            if once is not None:
+                self._forget_keys()
+                if once in self._once:
+                    return self._once[once][1]
+            id_ = None
+            if settings.kinds[topic.kind].HISTORY_SIZE:
+                position, frame = self._stamp(topic, tail(data))
+                id_ = str(position)
+                told = Stamped("p", str(topic), position, frame, self._run, at)
+            else:
+                told = Stamped("u", str(topic), None, data)
+            if once is not None:
+                self._once[once] = time.monotonic() + IDEMPOTENCY_TTL, id_
+            self._tell(told)
+            return id_
+
+    async def apublish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+        return self.publish(topic, data, idempotency_key, at)
+
+    def give_lease(self, lease: str, token: str) -> None:
+        """Make ``token`` the holder; who had the lease before has it no more."""
+        with self._lock:
+            self._leases[lease] = Tenure(token)
+
+    async def stamp_batch(
+        self, lease: str, token: str, number: int, messages: Sequence[tuple[Topic, bytes]]
+    ) -> tuple[int, str]:
+        with self._lock:
+            tenure = self._leases.get(lease)
+            if tenure is None or tenure.token != token:
+                return NOT_HOLDER, ""
+            if tenure.batch is not None and tenure.batch >= number:
+                return DONE_BEFORE, ""
+            kept, refusal = 0, ""
+            for topic, rest in messages:
+                told = Stamped("u", str(topic), None, b"{" + rest.removeprefix(b","))
+                if settings.kinds[topic.kind].HISTORY_SIZE:
+                    try:
+                        position, frame = self._stamp(topic, rest)
+                    except OSError as error:
+                        refusal = str(error)
+                    else:
+                        told = Stamped("r", str(topic), position, frame, self._run)
+                        kept += 1
+                self._tell(told)
+            tenure.batch = number
+            return kept, refusal
+
+    async def look(self, topics: Sequence[Topic]) -> list[Where]:
+        with self._lock:
+            return [self._where(topic) for topic in topics]
+
+    async def read(self, topic: Topic, after: Position) -> Page:
+        with self._lock:
+            where, frames, left = self._where(topic), list[Frame](), PAGE_BYTES
+            if where.last is not None:
+                for frame in self._histories[topic].frames:
+                    if left > 0 and frame.position > after:
+                        frames.append(frame)
+                        left -= len(frame.text.encode())
+            return Page(where.run, where.now, where.first, where.last, where.whole, frames, where.ttl)
+
+    def position(self, topic: Topic) -> Position:
+        with self._lock:
+            return self._where(topic).position
+
+    async def aposition(self, topic: Topic) -> Position:
+        return self.position(topic)
+
+    async def server(self) -> str:
+        return self._run
+
+    def _stamp(self, topic: Topic, rest: bytes) -> tuple[Position, bytes]:
+        """
+        Give a message its id, and keep it.
+
+        Raises:
+            OSError: There is no room.
+
+        """
+        kind, now = settings.kinds[topic.kind], time.monotonic()
+        history = self._history(topic, now) or History()
+        last = history.frames[-1].position if history.frames else Position(max(self._now(), self._ended + 1), 0)
+        position = Position(last.epoch, last.n + 1)
+        data = head(topic.told) + str(position).encode() + b'"}' + rest
+        frame = Frame(position, data.decode())
+        trimmed = max(0, len(history.frames) + 1 - kind.HISTORY_SIZE)
+        more = _size(frame) - sum(map(_size, islice(history.frames, trimmed)))
+        if self._bytes + more > self._max_bytes:
+            for other in list(self._histories):
+                self._history(other, now)
+            if self._bytes + more > self._max_bytes:
+                raise OSError(errno.ENOMEM, "the histories in memory are full")
+        self._bytes += more
+        history.frames.append(frame)
+        for _ in range(trimmed):
+            history.frames.popleft()
+        history.expires = now + kind.HISTORY_TTL
+        self._histories[topic] = history
+        return position, data
+
+    def _history(self, topic: Topic, now: float) -> History | None:
+        """Return a topic's history; forget it first if its time is over."""
+        history = self._histories.get(topic)
+        if history is None or now < history.expires:
+            return history
+        # The clock may stand still: what comes after it must have another epoch all the same.
+        self._ended = max(self._ended, history.frames[-1].position.epoch)
+        self._bytes -= sum(map(_size, history.frames))
+        del self._histories[topic]
+        return None
+
+    def _where(self, topic: Topic) -> Where:
+        age = time.monotonic()
+        history, now = self._history(topic, age), self._now()
+        if history is None:
+            return Where(self._run, self._started, now, None, None, 0.0, whole=False)
+        first, last = history.frames[0].position, history.frames[-1].position
+        return Where(self._run, self._started, now, first, last, history.expires - age, whole=True)
+
+    def _forget_keys(self) -> None:
+        """Forget the idempotency keys whose time is over; the oldest is the first."""
+        now = time.monotonic()
+        while self._once and (oldest := next(iter(self._once))) and self._once[oldest][0] <= now:
+            del self._once[oldest]
+
+    def _now(self) -> int:
+        """Say what time it is, in ms; never earlier than before, even when the clock is set back."""
+        self._clock = max(self._clock, int(time.time() * 1000), self._ended)
+        return self._clock
+
+
+def _size(frame: Frame) -> int:
+    return len(frame.text) + ENTRY_BYTES

@@ -1,0 +1,155 @@
+"""
+What publishers and sockets find in place of the site's history store while a block of the kit is open.
+
+Everything that publishes, and everything that reads histories for sockets and pages, asks ``history.get_store()``.
+There a store in memory is put in place: what is before that is the real code, with its checks and its errors.
+
+As Django's ``mail.outbox`` it is one for the process: what threads publish, such as those of a live server, is
+captured as well.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, NoReturn
+
+import msgspec
+import redis
+from asgiref.sync import sync_to_async
+
+from .. import callbacks, history
+from ..history.memory import MemoryStore
+from ..history.stamped import Stamped
+from ..history.store import Store
+from ..messages import META
+
+
+class Published(NamedTuple):
+    """
+    One message that would have been published.
+
+    Attributes:
+        topic: As text: ``"user:42"``, and ``"user:acme/42"`` on a site with tenants.
+        message: What browsers receive, read back from its JSON, without ``_meta``.
+        id: What ``publish`` returned; None where ``HISTORY_SIZE`` is 0.
+
+    """
+
+    topic: str
+    message: dict[str, Any]
+    id: str | None
+
+
+class Outage:
+    """The ``Store`` of a site whose Redis refuses connections."""
+
+    def publish(self, *_: object, **__: object) -> NoReturn:
+        raise redis.ConnectionError("connection refused, because redis_outage() is open")
+
+    async def apublish(self, *_: object, **__: object) -> NoReturn:
+        self.publish()
+
+    position = publish
+    stamp_batch = look = read = aposition = server = apublish
+
+
+class Blocks:
+    """
+    The blocks that are open, and what is in place because of them.
+
+    Attributes:
+        captures: What each open ``captured`` block has seen, the innermost last.
+        hearers: Called with each message, in the thread that publishes.
+
+    """
+
+    def __init__(self) -> None:
+        self.captures: dict[object, list[Published]] = {}
+        self.hearers: dict[object, Callable[[Stamped], object]] = {}
+        self._lock = threading.Lock()
+        self._memory: MemoryStore | None = None
+        self._remembering = self._failing = 0
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Keep histories in memory. Blocks may overlap; when the last one ends they are forgotten."""
+        with self._lock:
+            self._remembering += 1
+            self._put_in_place()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._remembering -= 1
+                self._put_in_place()
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Let nobody reach a store."""
+        with self._lock:
+            self._failing += 1
+            self._put_in_place()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._failing -= 1
+                self._put_in_place()
+
+    def _put_in_place(self) -> None:
+        if not self._remembering:
+            self._memory = None
+        elif self._memory is None:
+            self._memory = MemoryStore(self._hear)
+        store: Store | None = Outage() if self._failing else self._memory
+        history.put_in_place(store)
+        callbacks.in_thread = sync_to_async if self._remembering else None
+
+    def _hear(self, stamped: Stamped) -> None:
+        message = msgspec.json.decode(stamped.frame)
+        message.pop(META, None)
+        id_ = None if stamped.position is None else str(stamped.position)
+        for capture in list(self.captures.values()):
+            capture.append(Published(stamped.topic, message, id_))
+        for hear in list(self.hearers.values()):
+            hear(stamped)
+
+
+blocks: Final = Blocks()
+
+
+@contextmanager
+def captured() -> Iterator[list[Published]]:
+    """
+    Capture what is published in this process, instead of publishing it.
+
+    Everything up to the call of Redis is the real code: bad topics and messages raise what they always raise,
+    ``on_commit`` waits for the commit, ids are returned and idempotency keys work. In blocks one within the
+    other each captures what is published while it is open.
+
+    Yields:
+        A list that grows: one ``Published`` for each message, in their order.
+
+    """
+    block, sent = object(), list[Published]()
+    with blocks.remembering():
+        blocks.captures[block] = sent
+        try:
+            yield sent
+        finally:
+            del blocks.captures[block]
+
+
+@contextmanager
+def redis_outage() -> Iterator[None]:
+    """
+    Let every publish of this process fail as it does when Redis refuses connections.
+
+    ``publish`` and its sisters raise ``PublishError``, or log it and return None with ``fail_silently``; pages and
+    sockets cannot read histories, so that new sockets are told to come back (4101). It comes at once: a Redis that
+    does not answer costs a request about a second.
+    """
+    with blocks.failing():
+        yield
