@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Any, Final, Protocol
 
@@ -40,16 +41,15 @@ class TokenBucket:
     def __init__(self, sockets: int = 1) -> None:
         self._sockets = sockets
         self._tokens = float(BURST * sockets)
-        self._at = time.monotonic()
+        self._at = 0.0
 
     @property
     def rested(self) -> bool:
         """Whether the haste is over: half of the burst has come back."""
         return self._tokens >= BURST * self._sockets / 2
 
-    def take(self) -> bool:
-        """Say whether one more is allowed now, and count it if so."""
-        now = time.monotonic()
+    def take(self, now: float) -> bool:
+        """Say whether one more is allowed now, in seconds of any clock, and count it if so."""
         self._tokens = min(BURST * self._sockets, self._tokens + (now - self._at) * RATE * self._sockets)
         self._at = now
         if self._tokens < 1:
@@ -68,7 +68,7 @@ class Senders:
     def __init__(self) -> None:
         self._buckets: dict[str, TokenBucket] = {}
 
-    def take(self, name: str | None, sockets: int) -> bool:
+    def take(self, name: str | None, sockets: int, now: float) -> bool:
         """Say whether one more frame is allowed, and count it if so; ``sockets`` is how many it may have, 0 any."""
         if name is None or not sockets:
             return True
@@ -76,7 +76,7 @@ class Senders:
         self._buckets[name] = bucket  # behind all who have sent nothing since
         if len(self._buckets) > MAX_SENDERS:
             del self._buckets[next(iter(self._buckets))]
-        return bucket.take()
+        return bucket.take(now)
 
 
 class Pace:
@@ -88,18 +88,20 @@ class Pace:
 
     """
 
-    __slots__ = ("_bucket", "refused")
+    __slots__ = ("_bucket", "_clock", "refused")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._bucket = TokenBucket()
+        self._clock = clock
         self.refused = 0
 
     def take(self, user: str | None, address: str | None) -> bool:
         """Say whether one more frame is allowed now, and count it."""
+        now = self._clock()
         if (
-            self._bucket.take()
-            and users_frames.take(user, settings.MAX_CONNECTIONS_PER_USER)
-            and addresses_frames.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS)
+            self._bucket.take(now)
+            and users_frames.take(user, settings.MAX_CONNECTIONS_PER_USER, now)
+            and addresses_frames.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS, now)
         ):
             if self._bucket.rested:
                 self.refused = 0

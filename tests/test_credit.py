@@ -60,6 +60,29 @@ def test_a_pong_that_nothing_asked_for_counts_nothing():
     assert not Credit().pong(1, now=0)
 
 
+def test_a_ping_of_the_browsers_own_confirms_everything():
+    """The replaced service's client answers no ping of ours; that it pings at all says that it reads."""
+    credit, _ = exhausted()
+    credit.ping()
+
+    assert credit.asked(now=0)
+
+    assert not credit.exhausted
+    assert not credit.pong(None, now=1e9)
+
+
+def test_pings_of_the_browsers_own_count_as_seldom_as_anonymous_pongs():
+    """Both may come from a timer: one after the other they do not confirm more."""
+    credit, _ = exhausted()
+    assert not Credit().asked(now=0)
+    assert credit.asked(now=0)
+    credit.ping()
+
+    assert not credit.asked(now=ANONYMOUS_PONGS - 0.1)
+    assert not credit.pong(None, now=ANONYMOUS_PONGS - 0.1)
+    assert credit.asked(now=ANONYMOUS_PONGS)
+
+
 def test_a_socket_pauses_above_the_bound_and_not_before():
     """The bound itself may be used."""
     credit = Credit()

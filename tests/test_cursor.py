@@ -229,6 +229,34 @@ def test_an_epoch_that_ended_too_early_is_told():
     assert cursor.follow(page(P(NEXT, 1), now=NOW + 50_000), 50.0)[0]
 
 
+@pytest.mark.parametrize(("late", "told"), [(-0.9, False), (-1.1, True)])
+def test_two_clocks_may_disagree_by_a_moment_on_an_age(late, told):
+    """By our clock a history may end up to ``EXPIRY_TOLERANCE`` before its time, and no earlier: it ended by age."""
+    for found_before_the_next_message in (True, False):
+        cursor = cursor_at(P(E, 3))
+        assert not cursor.behind(where(P(E, 1), P(E, 3), now=NOW + 50_000), 50.0)
+        if found_before_the_next_message:
+            assert not cursor.behind(where(now=NOW + 100_001), TTL + late)
+        now = TTL + (20 if found_before_the_next_message else late)
+
+        assert cursor.follow(page(P(NEXT, 1), now=NOW + 120_000), now)[0] is told
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_what_was_published_and_not_sent_is_no_proof_of_having_everything(sent):
+    """A history may end by age, and with it a message that was let go: the next epoch is told, unless it was sent."""
+    cursor = cursor_at(P(E, 3))
+    cursor.let_go(E, 4)
+    if sent:
+        cursor.move(P(E, 4), 1.0)
+        assert not cursor.behind(where(P(E, 1), P(E, 4), now=NOW + 1000), 1.0)
+    cursor.let_go(NEXT, 1)
+
+    told, _ = cursor.follow(page(P(NEXT, 1), P(NEXT, 2), now=NOW + 99_999), LATER)
+
+    assert told is not sent
+
+
 def test_a_history_that_vanished_is_remembered():
     """Also when the next message comes so late that the history could have ended by age."""
     cursor = cursor_at(P(E, 3))

@@ -1,53 +1,56 @@
 """The heartbeats of many sockets on one timer."""
 
 import asyncio
-import time
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
+from notifications.conf import settings
 from notifications.heartbeat import GROUPS, PATIENCE, Heartbeat
 from notifications.metrics import counts
-from tests.waiting import scaled
-
-INTERVAL = 0.05
+from tests.virtual_time import in_virtual_time
 
 
 class Socket:
-    """A socket that notes what is asked of it."""
+    """A socket that notes what is asked of it, and a browser that answers unless it is told not to."""
 
-    def __init__(self, *, takes: bool = True) -> None:
+    def __init__(self, *, answers: bool = True, takes: bool = True) -> None:
         self.paused = False
-        self.pinged: asyncio.Queue[float] = asyncio.Queue()
-        self.given_up: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.pings: list[float] = []
+        self.given_up = False
         self.heartbeat = Heartbeat(self)
-        self._takes = takes
+        self._answers, self._takes = answers, takes
 
-    def ping(self) -> asyncio.Future[None]:
+    def ping(self) -> asyncio.Future[bool]:
         loop = asyncio.get_running_loop()
-        self.pinged.put_nowait(loop.time())
+        self.pings.append(loop.time())
         taken = loop.create_future()
         if self._takes:
-            taken.set_result(None)
+            taken.set_result(True)
+        if self._answers:
+            self.heartbeat.heard()
         return taken
 
     def give_up(self) -> None:
-        self.given_up.set_result(None)
+        self.given_up = True
 
 
-@pytest.fixture(autouse=True)
-def fast(settings):
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HEARTBEAT_INTERVAL": INTERVAL}
+@pytest.fixture
+def interval() -> float:
+    return settings.HEARTBEAT_INTERVAL
 
 
-async def pinged(socket: Socket) -> float:
-    async with asyncio.timeout(scaled()):
-        return await socket.pinged.get()
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
-async def given_up(socket: Socket) -> None:
-    async with asyncio.timeout(scaled()):
-        await socket.given_up
+def begun(amount: int) -> list[Socket]:
+    """Return some sockets that came at once."""
+    sockets = [Socket() for _ in range(amount)]
+    for socket in sockets:
+        socket.heartbeat.begin()
+    return sockets
 
 
 def crowded(times: list[float], interval: float) -> int:
@@ -55,89 +58,86 @@ def crowded(times: list[float], interval: float) -> int:
     return max(sum(begin <= time <= begin + interval / 10 for time in times) for begin in times)
 
 
-async def first_pings(sockets: list[Socket]) -> list[float]:
-    times = []
-    for socket in sockets:
-        times.append(await pinged(socket))
-        socket.heartbeat.heard()
-    return times
-
-
-@pytest.fixture
-def slow(settings):
-    """An interval in which the turns of a burst can be told from one another."""
-    interval = scaled(0.6)
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HEARTBEAT_INTERVAL": interval}
-    return interval
-
-
-async def test_each_socket_is_pinged_within_an_interval_and_once_in_each(slow):
+@in_virtual_time
+async def test_each_socket_is_pinged_within_an_interval_and_once_in_each(interval):
     """Also those that come while others are waiting for their turn: none waits for a turn of the others."""
-    loop, sockets, began = asyncio.get_running_loop(), [], []
+    sockets, began = [], []
     for _ in range(5):
-        sockets.append(Socket())
-        began.append(loop.time())
-        sockets[-1].heartbeat.begin()
-        await asyncio.sleep(slow * 0.13)
-    times = [[await pinged(socket) for _ in range(2)] for socket in sockets if socket.heartbeat.heard() is None]
-    for socket in sockets:
-        socket.heartbeat.end()
+        sockets += begun(1)
+        began.append(now())
+        await asyncio.sleep(interval * 0.13)
+    await asyncio.sleep(10 * interval)
 
-    late = slow * 1.3  # the machine may be busy; two intervals are what must not happen
-    assert all(0 < first - begin < late for begin, (first, _) in zip(began, times, strict=True))
-    assert all(slow / 2 < second - first < late for first, second in times)
+    for begin, socket in zip(began, sockets, strict=True):
+        times = [begin, *socket.pings]
+        assert 0 < times[1] - begin <= interval
+        for earlier, later in pairwise(times[1:]):
+            assert interval * 0.98 < later - earlier <= interval
 
 
-async def test_a_burst_of_sockets_is_spread_over_the_interval(slow):
+@in_virtual_time
+async def test_a_burst_of_sockets_is_spread_over_the_interval(interval):
     """A thousand tabs that come back together are not pinged together for the rest of their lives."""
-    sockets = [Socket() for _ in range(30)]
-    for socket in sockets:
-        socket.heartbeat.begin()
+    began, sockets = now(), begun(1000)
+    await asyncio.sleep(2 * interval)
 
-    first = await first_pings(sockets)
-    second = await first_pings(sockets)
-    for socket in sockets:
-        socket.heartbeat.end()
-
-    assert max(crowded(first, slow), crowded(second, slow)) <= 9
-    assert max(first) - min(first) > slow / 2
+    for turn in range(2):
+        times = [socket.pings[turn] for socket in sockets]
+        assert crowded(times, interval) <= 120
+        assert min(times) - began < (turn + 0.1) * interval
+        assert max(times) - began > (turn + 0.9) * interval
 
 
-async def test_an_event_loop_that_stood_still_does_not_ping_all_at_once(slow):
+@in_virtual_time
+async def test_a_few_sockets_are_spread_as_well(interval):
+    """Those of a quiet site do not sit in one corner of the interval."""
+    sockets = begun(4)
+    await asyncio.sleep(2 * interval)
+    times = sorted(socket.pings[1] for socket in sockets)
+
+    assert min(later - earlier for earlier, later in pairwise(times)) > interval / 8
+
+
+@in_virtual_time
+async def test_an_event_loop_that_stood_still_does_not_ping_all_at_once(interval):
     """All are as late as the loop was, and still one after the other."""
-    sockets = [Socket() for _ in range(30)]
-    for socket in sockets:
-        socket.heartbeat.begin()
-    await first_pings(sockets)
+    sockets = begun(300)
+    await asyncio.sleep(interval)
 
-    time.sleep(slow * 1.5)  # noqa: ASYNC251  what stands still is the loop
-    went_on = asyncio.get_running_loop().time()
-    times = await first_pings(sockets)
-    for socket in sockets:
-        socket.heartbeat.end()
+    asyncio.get_running_loop().stand_still(1.5 * interval)
+    went_on = now()
+    await asyncio.sleep(interval)
+    times = [next(time for time in socket.pings if time >= went_on) for socket in sockets]
 
-    assert crowded(times, slow) <= 9
-    assert max(times) - went_on < slow * 1.3
+    assert crowded(times, interval) <= 40
+    assert max(times) - went_on <= interval
 
 
+@in_virtual_time
+async def test_a_turn_that_comes_late_delays_no_other(interval):
+    """A busy event loop is late by a little all the time; beats do not become rarer by that."""
+    [socket] = begun(1)
+    for _ in range(100 * GROUPS):
+        await asyncio.sleep(interval / GROUPS)
+        asyncio.get_running_loop().stand_still(interval / GROUPS / 2)
+
+    assert len(socket.pings) >= 148
+
+
+@in_virtual_time
 async def test_sockets_that_end_leave_room_for_those_that_come():
     """The groups stay even, whoever ends: with each of sixty pinged alone nobody waits behind another."""
-    sockets = [Socket() for _ in range(4 * GROUPS)]
-    for socket in sockets:
-        socket.heartbeat.begin()
+    sockets = begun(4 * GROUPS)
     for socket in sockets[::3]:
         socket.heartbeat.end()
-    late = [Socket() for _ in range(len(sockets[::3]))]
-    for socket in late:
-        socket.heartbeat.begin()
+    late = begun(len(sockets[::3]))
     groups = Counter(socket.heartbeat.group for socket in sockets + late if socket.heartbeat.group is not None)
-    for socket in sockets + late:
-        socket.heartbeat.end()
 
     assert set(groups.values()) == {4}
 
 
-async def test_a_socket_that_fails_stops_no_other(caplog):
+@in_virtual_time
+async def test_a_socket_that_fails_stops_no_other(caplog, interval):
     """It is logged and counted, and the others are pinged as before."""
 
     class Broken(Socket):
@@ -145,70 +145,118 @@ async def test_a_socket_that_fails_stops_no_other(caplog):
             raise ZeroDivisionError
 
     before = counts["task_restarted", "heartbeat"]
-    broken, lively = Broken(), Socket()
+    broken = Broken()
     broken.heartbeat.begin()
-    lively.heartbeat.begin()
-    for _ in range(3):
-        await pinged(lively)
-        lively.heartbeat.heard()
-    broken.heartbeat.end()
-    lively.heartbeat.end()
+    [lively] = begun(1)
+    await asyncio.sleep(2 * interval)
 
     assert counts["task_restarted", "heartbeat"] > before
     assert "ZeroDivisionError" in caplog.text
+    assert len(lively.pings) == 2
 
 
-async def test_a_silent_browser_is_given_up_and_asked_no_more():
+@in_virtual_time
+async def test_a_silent_browser_is_given_up_and_asked_no_more(interval):
     """Two beats without a word are enough, and a socket that was given up does not beat."""
-    silent, lively = Socket(), Socket()
+    silent = Socket(answers=False)
     silent.heartbeat.begin()
-    lively.heartbeat.begin()
+    [lively] = begun(1)
 
-    while not silent.given_up.done():
-        lively.heartbeat.heard()
-        await asyncio.sleep(INTERVAL / 10)
-    before = lively.pinged.qsize()
-    while lively.pinged.qsize() < before + PATIENCE:
-        lively.heartbeat.heard()
-        await asyncio.sleep(INTERVAL / 10)
+    await asyncio.sleep(PATIENCE * interval)
+    assert not silent.given_up
+    await asyncio.sleep(3 * interval)
 
-    assert not lively.given_up.done()
-    assert silent.pinged.qsize() == PATIENCE
-    lively.heartbeat.end()
+    assert silent.given_up
+    assert len(silent.pings) == PATIENCE
+    assert not lively.given_up
+    assert len(lively.pings) == PATIENCE + 3
 
 
-async def test_a_browser_that_only_talks_is_given_up_while_it_is_paused():
+@in_virtual_time
+async def test_a_browser_that_only_talks_is_given_up_while_it_is_paused(interval):
     """Who confirms nothing is too slow, whatever it says meanwhile."""
-    socket = Socket()
+    [socket] = begun(1)
     socket.paused = True
-    socket.heartbeat.begin()
+    await asyncio.sleep(PATIENCE * interval)
 
-    while not socket.given_up.done():
-        socket.heartbeat.heard()
-        await asyncio.sleep(INTERVAL / 10)
-
-    assert socket.pinged.qsize() < PATIENCE
+    assert socket.given_up
+    assert len(socket.pings) == PATIENCE - 1
 
 
-async def test_a_ping_that_the_server_did_not_take_gives_the_browser_up():
+@in_virtual_time
+async def test_a_slow_browser_that_confirms_is_kept(interval):
+    """It may be paused at each beat: as long as it confirms something between two, it is slow and not dead."""
+    [socket] = begun(1)
+    socket.paused = True
+    for _ in range(20):
+        await asyncio.sleep(interval / 2)
+        socket.heartbeat.confirmed()
+
+    assert not socket.given_up
+
+
+@in_virtual_time
+async def test_a_browser_that_was_paused_for_a_moment_is_kept(interval):
+    """What counts is to be paused at one beat after the other."""
+    [socket] = begun(1)
+    for _ in range(10):
+        socket.paused = not socket.paused
+        await asyncio.sleep(interval)
+
+    assert not socket.given_up
+
+
+@in_virtual_time
+async def test_a_ping_that_the_server_did_not_take_gives_the_browser_up(interval):
     """A server whose ``send`` waits until the next beat has a browser that takes nothing."""
     socket = Socket(takes=False)
     socket.heartbeat.begin()
+    await asyncio.sleep(2 * interval)
 
-    await given_up(socket)
+    assert socket.given_up
+    assert len(socket.pings) == 1
 
-    assert socket.pinged.qsize() == 1
 
-
-async def test_a_socket_that_ended_is_not_asked():
+@in_virtual_time
+async def test_a_socket_that_ended_is_not_asked(interval):
     """Nothing is left of it, not even a timer when it was the last; and a new one begins anew."""
-    first, second = Socket(), Socket()
-    first.heartbeat.begin()
+    [first] = begun(1)
     first.heartbeat.end()
     first.heartbeat.end()
-    second.heartbeat.begin()
+    assert asyncio.get_running_loop().timers == 0
 
-    await pinged(second)
+    [second] = begun(1)
+    await asyncio.sleep(interval)
 
-    assert first.pinged.empty()
-    second.heartbeat.end()
+    assert first.pings == []
+    assert len(second.pings) == 1
+
+
+@in_virtual_time
+async def test_a_socket_that_never_began_may_end():
+    """It may be gone before it has authenticated."""
+    [lively] = begun(1)
+    Socket().heartbeat.end()
+    await asyncio.sleep(settings.HEARTBEAT_INTERVAL)
+
+    assert len(lively.pings) == 1
+
+
+@in_virtual_time
+async def test_a_beat_may_end_another_of_the_same_turn(interval):
+    """Who is closed by what another was asked is not asked itself, and the turn goes on."""
+    sockets = begun(2 * GROUPS)
+    first, second = (socket for socket in sockets if socket.heartbeat.group == 0)
+
+    class Ending:
+        paused = False
+
+        def ping(self):
+            for socket in (first, second):
+                socket.heartbeat.end()
+            return asyncio.get_running_loop().create_future()
+
+    first.heartbeat._socket = second.heartbeat._socket = Ending()
+    await asyncio.sleep(interval)
+
+    assert sum(bool(socket.pings) for socket in sockets) == len(sockets) - 2

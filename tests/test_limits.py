@@ -3,7 +3,7 @@
 import pytest
 
 from notifications import limits
-from notifications.limits import BURST, UNREADABLE, Addresses, Senders, Strangers, address_of
+from notifications.limits import BURST, RATE, UNREADABLE, Addresses, Pace, Senders, Strangers, address_of
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,39 @@ def test_one_address_whose_sockets_do_not_leave_keeps_nobody_else_out():
     assert not strangers.is_crowded("a", 4)
 
 
+def burst(senders, name, sockets, at):
+    """Say how many frames of somebody are allowed at once."""
+    frames = 0
+    while senders.take(name, sockets, at):
+        frames += 1
+    return frames
+
+
+@pytest.mark.parametrize("sockets", [1, 3])
+def test_frames_come_back_at_the_rate(sockets):
+    """After a burst a sender goes on with ``RATE`` frames a second for each socket, and saves up a burst at most."""
+    senders = Senders()
+
+    assert burst(senders, "a", sockets, 1000) == BURST * sockets
+    assert burst(senders, "a", sockets, 1000.5) == RATE / 2 * sockets
+    assert burst(senders, "a", sockets, 1002.5) == 2 * RATE * sockets
+    assert burst(senders, "a", sockets, 9000) == BURST * sockets
+
+
 def test_a_user_who_comes_back_does_not_begin_anew():
     """What a user has sent over one socket counts for the next, and nobody else's frames are fewer for it."""
     senders = Senders()
 
-    assert [senders.take("a", 2) for _ in range(2 * BURST + 1)] == [True] * 2 * BURST + [False]
-    assert not senders.take("a", 2)
-    assert senders.take("b", 2)
+    assert burst(senders, "a", 2, 0) == 2 * BURST
+    assert not senders.take("a", 2, 0)
+    assert senders.take("b", 2, 0)
 
 
 def test_without_a_limit_or_a_name_frames_are_not_counted():
     """0 sockets are any number; before it has authenticated a socket has no user."""
     senders = Senders()
 
-    assert all(senders.take("a", 0) and senders.take(None, 1) for _ in range(10 * BURST))
+    assert all(senders.take("a", 0, 0) and senders.take(None, 1, 0) for _ in range(10 * BURST))
     assert senders._buckets == {}
 
 
@@ -168,10 +187,62 @@ def test_of_very_many_senders_the_quietest_are_forgotten(monkeypatch):
     """Memory is bounded, and who sends goes on being counted."""
     monkeypatch.setattr(limits, "MAX_SENDERS", 3)
     senders = Senders()
-    for _ in range(BURST):
-        senders.take("hasty", 1)
+    burst(senders, "hasty", 1, 0)
     for n in range(10):
-        senders.take(f"quiet {n}", 1)
-        assert not senders.take("hasty", 1)
+        senders.take(f"quiet {n}", 1, 0)
+        assert not senders.take("hasty", 1, 0)
 
     assert len(senders._buckets) == 3
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def pace(clock, monkeypatch):
+    """The pace of a socket, in a process that has seen no other."""
+    for name in ("users_frames", "addresses_frames"):
+        monkeypatch.setattr(limits, name, Senders())
+    return Pace(clock)
+
+
+def send(pace, frames):
+    """Send some frames at once; return how many were allowed."""
+    return sum(pace.take("user", "192.0.2.1") for _ in range(frames))
+
+
+def test_frames_beyond_the_rate_are_counted_until_the_haste_is_over(pace, clock):
+    """Whoever pauses until half of the burst has come back was hasty once; whoever goes on at the rate still is."""
+    assert send(pace, BURST + 7) == BURST
+    assert pace.refused == 7
+
+    clock.now += 1
+    assert send(pace, int(RATE) + 3) == RATE
+    assert pace.refused == 10
+
+    clock.now += BURST / RATE / 2
+    assert send(pace, 1) == 1  # which leaves less than half
+    assert pace.refused == 10
+
+    clock.now += 2.1 / RATE
+    assert send(pace, 1) == 1
+    assert pace.refused == 0
+
+
+@pytest.mark.parametrize("setting", ["MAX_CONNECTIONS_PER_USER", "MAX_CONNECTIONS_PER_ADDRESS"])
+def test_sockets_of_one_user_or_address_share_what_so_many_may_send(pace, clock, setting, settings):
+    """Each new socket has a burst of its own, and all together have that of as many as there may be."""
+    others = {"MAX_CONNECTIONS_PER_USER": 0, "MAX_CONNECTIONS_PER_ADDRESS": 0}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **others, setting: 2}
+
+    assert [send(socket, BURST + 1) for socket in (pace, Pace(clock), Pace(clock))] == [BURST, BURST, 0]

@@ -405,6 +405,32 @@ async def test_nothing_is_sent_after_a_close(outbox, server, waits):
     assert server.taken == ([] if waits else ["0", "1", "2"])
 
 
+async def test_the_end_is_waited_for(failures):
+    """Nothing of a socket runs any more when ``wait_closed`` returns, however long a server takes to clean up."""
+    began, ended = asyncio.Event(), []
+
+    async def send(text):
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            ended.append("cleaned up")
+
+    outbox = Outbox(send, lambda: failures.append("failed"))
+    outbox.put("1")
+    await began.wait()
+    outbox.close()
+    assert ended == []
+
+    await outbox.wait_closed()
+
+    assert ended == ["cleaned up"]
+    assert tasks_of_the_pump() == []
+    assert failures == []
+
+
 async def test_what_was_never_sent_is_not_timed(server, monkeypatch):
     """A text that waits when its socket is closed took no time to arrive: it did not."""
     times = []

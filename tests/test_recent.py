@@ -57,6 +57,18 @@ def test_memory_is_bounded(monkeypatch):
     assert list(recent.before_gap(0.0)) == ["a:3", "a:4", "a:5"]
 
 
+def test_the_topics_that_have_been_silent_for_longest_are_forgotten(monkeypatch):
+    """A topic that goes on speaking is known, however long ago it spoke for the first time."""
+    monkeypatch.setattr(module, "MAX_TOPICS", 3)
+    recent = Recent()
+    for n, topic in enumerate(["a:1", "a:2", "a:3", "a:1", "a:4"], start=1):
+        recent.add(stamped(topic, n), n * 2 * MAX_AGE)
+
+    recent.gap(12 * MAX_AGE)
+
+    assert recent.seen == {"a:3": Position(5, 3), "a:1": Position(5, 4), "a:4": Position(5, 5)}
+
+
 def test_replacing_a_frame_frees_its_bytes(monkeypatch):
     """A topic that speaks all the time takes the room of one frame."""
     monkeypatch.setattr(module, "MAX_BYTES", 20)
