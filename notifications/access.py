@@ -11,11 +11,12 @@ import asyncio
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Container, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Container, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
 from . import auth, control
+from .broker.reconnect import connected, keep_connected
 from .conf import settings
 from .control import Control, ControlError
 from .credentials import Credentials, judge, sessions_have_lasting_keys
@@ -25,7 +26,7 @@ from .loops import PerLoop
 from .metrics import count, tally
 from .tasks import Supervised, in_context
 from .topics import Topic
-from .wire import Subscription, backoff, confirmed, site_pool
+from .wire import Subscription, confirmed, site_pool
 
 logger = logging.getLogger(__name__)
 
@@ -144,24 +145,19 @@ class Access:
     # What we are told.
 
     async def _listen(self) -> None:
-        delays = backoff()
-        while True:
-            subscription = Subscription(self._heard)
-            try:
-                await subscription.connect(site_pool())
-                await confirmed(subscription.subscribe(control.channel()))
-                delays = backoff()
-                self._look_at_everybody()  # whoever came before we heard anything
-                self._heard_since = asyncio.get_running_loop().time()  # what was allowed before may be revoked since
-                reason = await subscription.wait_closed()
-            except Exception as error:  # noqa: BLE001  whatever it is, the next attempt may do better
-                reason = describe(error)
-            finally:
-                subscription.close()
-            count("control_gap")
-            delay = next(delays)
-            logger.warning("not told of access that ends (%s); trying again in %.1f s", describe(reason), delay)
-            await asyncio.sleep(delay)
+        await keep_connected(self._subscribed, self._not_told)
+
+    @asynccontextmanager
+    async def _subscribed(self) -> AsyncIterator[Subscription]:
+        async with connected(Subscription(self._heard), site_pool()) as subscription:
+            await confirmed(subscription.subscribe(control.channel()))
+            self._look_at_everybody()  # whoever came before we heard anything
+            self._heard_since = asyncio.get_running_loop().time()  # what was allowed before may be revoked since
+            yield subscription
+
+    async def _not_told(self, reason: str, delay: float) -> None:
+        count("control_gap")
+        logger.warning("not told of access that ends (%s); trying again in %.1f s", reason, delay)
 
     def _heard(self, channel: bytes, data: bytes) -> None:
         try:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from functools import lru_cache
 from typing import Any, Final
 
+from .broker.reconnect import backoff
 from .conf import settings
 from .connections import FAILURES
 from .eager import Runner, coroutine_function
@@ -17,7 +18,6 @@ from .history.stamped import STAMPED, Stamped
 from .logs import LogBudget
 from .metrics import bridging, count, tally
 from .topics import Topic, internal_name
-from .wire import backoff
 
 logger = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from . import connections, health, pipeline
 from .backlog import Backlog, Entry
+from .broker.reconnect import backoff, connected, keep_connected
 from .conf import settings
 from .connections import FAILURES
 from .exceptions import MessageError, TopicError
@@ -36,7 +37,7 @@ from .recent import Recent
 from .settlement import Settlement
 from .tasks import going_on
 from .topics import Topic, internal_name, patterns
-from .wire import MAX_SILENCE, Subscription, backoff, confirmed, site_pool
+from .wire import MAX_SILENCE, Subscription, confirmed, site_pool
 
 logger = logging.getLogger(__name__)
 
@@ -134,37 +135,34 @@ class Listener:
     # Reading.
 
     async def _keep_subscribed(self) -> None:
-        delays = backoff()
-        while True:
-            subscription = Subscription(self._received)
+        # Listeners are few, and one that is not connected misses what is published: it comes back as soon as it can.
+        await keep_connected(self._subscribed, self._disconnected, steady=0.0)
+
+    @asynccontextmanager
+    async def _subscribed(self) -> AsyncIterator[Subscription]:
+        async with connected(Subscription(self._received), site_pool()) as subscription:
+            self._settled = self._overtaken = False
+            self._settlement = Settlement(self._backlog, self._recent.seen) if self._backlog.kept else None
+            subscription.command(*self._lease.announcement())
+            await confirmed(
+                subscription.subscribe(self._stamped_channel)
+                + subscription.subscribe(*patterns(), command="PSUBSCRIBE")
+            )
+            self._subscription = subscription
             try:
-                await subscription.connect(site_pool())
-                try:
-                    self._settled = self._overtaken = False
-                    self._settlement = Settlement(self._backlog, self._recent.seen) if self._backlog.kept else None
-                    subscription.command(*self._lease.announcement())
-                    await confirmed(
-                        subscription.subscribe(self._stamped_channel)
-                        + subscription.subscribe(*patterns(), command="PSUBSCRIBE")
-                    )
-                    self._subscription = subscription
-                    logger.info("listening on %s", " ".join(patterns()))
-                    delays = backoff()
-                    self._lease.subscribed()
-                    await self._settle()
-                    self.status.now("stand-by")
-                    self._connected.set()
-                    reason = await subscription.wait_closed()
-                finally:
-                    subscription.close()
-                    self._subscription = None
-            except FAILURES as error:
-                reason = describe(error)
-            self.status.now(f"deaf: {reason}")
-            await self._gap()
-            delay = next(delays)
-            logger.warning("not connected to Redis (%s); trying again in %.1f s", describe(reason), delay)
-            await asyncio.sleep(delay)
+                logger.info("listening on %s", " ".join(patterns()))
+                self._lease.subscribed()
+                await self._settle()
+                self.status.now("stand-by")
+                self._connected.set()
+                yield subscription
+            finally:
+                self._subscription = None
+
+    async def _disconnected(self, reason: str, delay: float) -> None:
+        self.status.now(f"deaf: {reason}")
+        await self._gap()
+        logger.warning("not connected to Redis (%s); trying again in %.1f s", reason, delay)
 
     async def _gap(self) -> None:
         """

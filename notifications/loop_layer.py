@@ -12,22 +12,25 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
 from .box import Box, Item
+from .broker.reconnect import connected, keep_connected
 from .carried import decode, encode, encode_for, own, shareable
-from .keeper import Keeper
 from .logs import LogBudget, describe
 from .metrics import count
-from .wire import Publisher, Subscription, confirmed
+from .tasks import Supervised
+from .wire import HANDSHAKE_TIMEOUT, Publisher, Subscription, confirmed
 
 logger = logging.getLogger(__name__)
 
 WAIT: Final = 5.0
 """Seconds that a caller waits for Redis before ``TimeoutError``."""
+FINISH: Final = HANDSHAKE_TIMEOUT + 0.5
+"""Seconds that a connection which is to end has, to hear what became of what it has sent."""
 
 _ID: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 
@@ -69,8 +72,8 @@ class LoopLayer:
         self._connected = asyncio.Event()
         self._can_publish = asyncio.Event()
         self._had_gap = False
-        self._subscribing = Keeper(self._subscribe_once)
-        self._publishing = Keeper(self._publish_once)
+        self._subscribing = Supervised("channel layer", self._keep_subscribed)
+        self._publishing = Supervised("channel layer", self._keep_publishing)
 
     def _key(self, *parts: str) -> bytes:
         return "/".join((self._prefix, *parts)).encode()
@@ -88,50 +91,60 @@ class LoopLayer:
         """Forget all channels and groups, and close the connections."""
         self._boxes.clear()
         self._members.clear()
-        await self._subscribing.stop()
-        await self._publishing.stop()
+        await self._subscribing.end(FINISH)
+        await self._publishing.end(FINISH)
         self._had_gap = False
 
     # Connections.
 
-    async def _subscribe_once(self) -> str:
-        subscription = Subscription(self._received)
-        try:
-            await subscription.connect(self._pool())
+    async def _keep_subscribed(self) -> None:
+        await keep_connected(self._subscribed, self._disconnected)
+
+    async def _keep_publishing(self) -> None:
+        await keep_connected(self._publishes, self._disconnected)
+
+    async def _disconnected(self, reason: str, delay: float) -> None:
+        count("layer_gap")
+        logger.warning("the channel layer is not connected (%s); trying again in %.1f s", reason, delay)
+
+    @asynccontextmanager
+    async def _subscribed(self) -> AsyncIterator[Subscription]:
+        async with connected(Subscription(self._received), self._pool()) as subscription:
             names = [self._own, *self._members]
             futures = subscription.subscribe(*names)
             self._confirmations = dict(zip(names, futures, strict=True))
             self._subscription = subscription
             self._connected.set()
-            await confirmed(futures)
-            if self._had_gap:
-                self._had_gap = False
-                for box in list(self._boxes.values()):
-                    box.resync()
-            return await subscription.wait_closed()
-        finally:
-            self._had_gap = self._had_gap or self._connected.is_set()
-            self._connected.clear()
-            self._subscription = None
-            self._confirmations = {}
-            subscription.close()
+            try:
+                await confirmed(futures)
+                if self._had_gap:
+                    self._had_gap = False
+                    for box in list(self._boxes.values()):
+                        box.resync()
+                yield subscription
+            finally:
+                self._had_gap = True
+                self._connected.clear()
+                self._subscription = None
+                self._confirmations = {}
 
-    async def _publish_once(self) -> str:
+    @asynccontextmanager
+    async def _publishes(self) -> AsyncIterator[Publisher]:
         publisher = Publisher(lambda error: self._log.lost(f"Redis refused to publish: {describe(error)}"))
-        try:
-            await publisher.connect(self._pool())
+        async with connected(publisher, self._pool()):
             self._publisher = publisher
             self._can_publish.set()
-            return await publisher.wait_closed()
-        except asyncio.CancelledError:
-            await publisher.finish()  # closing now would throw away what Redis has not read
-            raise
-        finally:
-            self._can_publish.clear()
-            self._publisher = None
-            publisher.close()
-            if publisher.unanswered:
-                self._log.lost("the connection ended before Redis confirmed", publisher.unanswered)
+            try:
+                yield publisher
+            except asyncio.CancelledError:
+                await publisher.finish()  # closing now would throw away what Redis has not read
+                raise
+            finally:
+                self._can_publish.clear()
+                self._publisher = None
+                publisher.close()
+                if publisher.unanswered:
+                    self._log.lost("the connection ended before Redis confirmed", publisher.unanswered)
 
     async def _confirmed(self, key: bytes) -> None:
         """
@@ -141,22 +154,21 @@ class LoopLayer:
         """
         if self._confirmations.get(key, key) is None:
             return
-        self._subscribing.start()
+        self._subscribing.start(now=True)
         async with asyncio.timeout(WAIT):
             while key in self._members or key == self._own:
-                if self._subscription is None:
+                subscription = self._subscription
+                if subscription is None or subscription.is_closed:
+                    self._connected.clear()  # whoever keeps it connected hears of its end a moment later
                     await self._connected.wait()
                     continue
                 if key not in self._confirmations:
-                    [self._confirmations[key]] = self._subscription.subscribe(key)
+                    [self._confirmations[key]] = subscription.subscribe(key)
                 confirmation = self._confirmations[key]
                 if confirmation is None:
                     return
-                try:
+                with suppress(ConnectionError):
                     await asyncio.shield(confirmation)
-                except ConnectionError:
-                    await asyncio.sleep(0.01)
-                else:
                     if self._confirmations.get(key) is confirmation:
                         self._confirmations[key] = None
 
@@ -303,7 +315,7 @@ class LoopLayer:
         """Wait before anything is written: who gets an error knows that nothing was sent."""
         async with asyncio.timeout(WAIT):
             while True:
-                self._publishing.start()
+                self._publishing.start(now=True)
                 await self._can_publish.wait()
                 publisher = self._publisher
                 if publisher is None:

@@ -56,9 +56,19 @@ class Supervised:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    def start(self) -> None:
-        """Begin, if it does not run."""
-        if self._task is None and self._timer is None:
+    def start(self, *, now: bool = False) -> None:
+        """
+        Begin, if it does not run.
+
+        Args:
+            now: Also if it has ended and is to be started again in a moment. ``asyncio.run`` cancels all tasks first,
+                and one of them may still have something to send.
+
+        """
+        if now and self._task is not None and self._task.done():
+            self._task = None  # nobody has told us yet
+        if self._task is None and (now or self._timer is None):
+            self._cancel_restart()
             self._task = new_task(self._job(), name=f"notifications: {self._name}", context=Context())
             self._task.add_done_callback(self._ended)
 
@@ -67,6 +77,23 @@ class Supervised:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
+        self._cancel_restart()
+
+    async def end(self, within: float) -> None:
+        """
+        Stop it, and wait for its end.
+
+        Args:
+            within: Seconds that it may take to finish, before it is cancelled again and again.
+
+        """
+        task = self._task
+        self.stop()
+        if task is not None:
+            await asyncio.wait([task], timeout=within)
+            await ended(task)  # again, if it must be: what is under redis-py can swallow a cancellation
+
+    def _cancel_restart(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -9,9 +9,8 @@ without a word; here silence ends the connection and the owner is told.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -308,9 +307,10 @@ class Publisher(Wire):
 
     async def finish(self) -> None:
         """Wait until Redis has answered everything; not for long."""
-        deadline = self._loop.time() + HANDSHAKE_TIMEOUT
-        while self.unanswered and not self.is_closed and self._loop.time() < deadline:  # noqa: ASYNC110  once
-            await asyncio.sleep(0.001)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                while self.unanswered and not self.is_closed:
+                    await asyncio.shield(self.hear())
 
 
 def _abort(connection: Any) -> None:
@@ -340,11 +340,3 @@ async def confirmed(futures: list[asyncio.Future[None]]) -> None:
     async with asyncio.timeout(HANDSHAKE_TIMEOUT):
         for future in futures:
             await asyncio.shield(future)
-
-
-def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
-    """Yield seconds to wait before each next try: exponential, with full jitter, so that clients spread out."""
-    limit = first
-    while True:
-        yield random.uniform(0, limit)  # noqa: S311  jitter, not a secret
-        limit = min(limit * 2, longest)

@@ -29,7 +29,7 @@ STOREYS = [
         "lease",
         "health",
     }
-    | {"box", "carried", "keeper", "loop_layer", "layers"},
+    | {"broker.__init__", "broker.reconnect", "box", "carried", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks", "sessions"}
     | {"control", "credentials", "signals"},
     {"connection.__init__", "connection.transport"}

@@ -175,3 +175,93 @@ async def test_a_task_that_swallows_every_cancellation_is_left_alone(monkeypatch
 
     let_go.set()
     await task
+
+
+async def test_a_supervised_task_that_is_to_end_and_swallows_its_cancellation_ends():
+    """Whoever stops it does not wait for ever, and nothing of it is left."""
+    running, swallowed = asyncio.Event(), []
+
+    async def job():
+        running.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            swallowed.append(None)
+        await asyncio.Event().wait()
+
+    supervised = Supervised("a test", job)
+    supervised.start()
+    async with asyncio.timeout(scaled()):
+        await running.wait()
+        await supervised.end(0.01)
+        await supervised.end(0.01)  # it does not run
+
+    assert swallowed
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_supervised_task_is_let_finish_when_it_ends():
+    """What it does after its cancellation is waited for, for as long as it is given."""
+    running, finished = asyncio.Event(), []
+
+    async def job():
+        try:
+            running.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            finished.append(None)
+
+    supervised = Supervised("a test", job)
+    supervised.start()
+    await running.wait()
+    await supervised.end(scaled())
+
+    assert finished
+
+
+@pytest.mark.parametrize(("now", "runs"), [(False, 1), (True, 2)])
+async def test_a_supervised_task_that_was_cancelled_begins_at_once_for_who_needs_it(monkeypatch, now, runs):
+    """The others wait for its restart: one that fails each time is not run once for each who asks."""
+    monkeypatch.setattr(tasks, "RESTART_DELAY", scaled())
+    begun = []
+
+    async def job():
+        begun.append(asyncio.current_task())
+        await asyncio.Event().wait()
+
+    supervised = Supervised("a test", job)
+    supervised.start()
+    await await_for(lambda: begun)
+    begun[0].cancel()
+    await asyncio.wait(begun)
+    for _ in range(3):
+        supervised.start(now=now)
+        await asyncio.sleep(0)
+
+    assert len(begun) == runs
+    await supervised.end(0.01)
+
+
+async def test_a_supervised_task_begins_at_once_where_its_end_is_not_known_yet():
+    """It is started in the same turn of the event loop in which it ended."""
+    begun = []
+
+    async def job():
+        begun.append(asyncio.current_task())
+        await asyncio.Event().wait()
+
+    supervised = Supervised("a test", job)
+    supervised.start()
+    await await_for(lambda: begun)
+    begun[0].cancel()
+    while not begun[0].done():
+        supervised.start(now=True)
+        await asyncio.sleep(0)
+    supervised.start(now=True)
+    await await_for(lambda: len(begun) == 2)
+    supervised.start(now=True)
+    await asyncio.sleep(0)
+
+    assert len(begun) == 2
+    await supervised.end(0.01)

@@ -1,0 +1,82 @@
+"""
+The loop that keeps a watched connection: connect, wait for its end, pause, connect again.
+
+Whoever needs such a connection says how it is opened, and what to do when it has ended: the listener, the control
+channel of the web processes, and the two connections of the channel layer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, NoReturn, TypeVar
+
+import redis.asyncio
+
+from ..connections import FAILURES
+from ..logs import describe
+from ..wire import Wire
+
+logger = logging.getLogger(__name__)
+
+W = TypeVar("W", bound=Wire)
+
+STEADY: Final = 5.0
+"""Seconds that a connection has to last before the pauses are short again: a Redis that accepts everybody and cuts
+everybody off at once must not be asked by all processes of a site ten times a second."""
+
+
+def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
+    """Yield seconds to wait before each next try: exponential, with full jitter, so that clients spread out."""
+    limit = first
+    while True:
+        yield random.uniform(0, limit)  # noqa: S311  jitter, not a secret
+        limit = min(limit * 2, longest)
+
+
+@asynccontextmanager
+async def connected(wire: W, pool: redis.asyncio.ConnectionPool) -> AsyncIterator[W]:
+    """Connect, and close at the end; raises as ``Wire.connect``."""
+    try:
+        await wire.connect(pool)
+        yield wire
+    finally:
+        wire.close()
+
+
+async def keep_connected(
+    opened: Callable[[], AbstractAsyncContextManager[Wire]],
+    lost: Callable[[str, float], Awaitable[None]],
+    *,
+    steady: float = STEADY,
+) -> NoReturn:
+    """
+    Keep a connection until cancelled.
+
+    Args:
+        opened: Opens one and makes it ready, each step with a time-out; what it does at its exit is done however the
+            connection ends, also when we are cancelled.
+        lost: Told after each connection that ended, or could not be opened: why, and the seconds until the next one.
+        steady: Seconds that a connection has to last before the pauses are short again.
+
+    """
+    loop, delays = asyncio.get_running_loop(), backoff()
+    while True:
+        since: float | None = None
+        try:
+            async with opened() as wire:
+                since = loop.time()
+                reason = describe(await wire.wait_closed())
+        except FAILURES as error:
+            reason = describe(error)
+        except Exception as error:  # such as an option that redis-py does not know: nobody else would say so
+            logger.exception("a connection to Redis could not be opened or kept")
+            reason = type(error).__name__
+        if since is not None and loop.time() - since >= steady:
+            delays = backoff()
+        delay = next(delays)
+        await lost(reason, delay)
+        await asyncio.sleep(delay)
