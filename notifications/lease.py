@@ -11,6 +11,7 @@ import redis
 
 from . import pipeline
 from .connections import Script
+from .history.store import term_key
 from .topics import internal_name
 
 TTL: Final = 3.0
@@ -31,10 +32,15 @@ class Lease:
 
     Each time it is taken it gets a new token. Redis compares the token before it stamps, so a holder that was
     paused and wakes, or a batch that was delayed on its way, changes nothing.
+
+    Attributes:
+        term: Names the time in which one listener has held the lease and every raw message was given an id, as Redis
+            last said. Empty while messages go out without ids.
+
     """
 
     def __init__(self, *, ttl: float = TTL, candidate_ttl: float = CANDIDATE_TTL) -> None:
-        self.token = ""
+        self.token = self.term = ""
         self._ttl = ttl
         self._candidate_ttl = candidate_ttl
         self._until = 0.0
@@ -84,7 +90,7 @@ class Lease:
             if not self.held:
                 self.token = secrets.token_hex(8)
             try:
-                taken = await self._ask(int(self._ttl * 1000))
+                taken, self.term = await self._ask(int(self._ttl * 1000))
             except redis.ResponseError:
                 # Redis refuses to write. Then nobody else can take the lease either, and the holder goes on.
                 if not self.held:
@@ -92,6 +98,12 @@ class Lease:
                 taken = 1
             self._until = now + self._ttl if taken else 0.0
             return self.held
+
+    async def read_term(self) -> str:
+        """Read the ``term`` as it is now; raises as ``take``."""
+        term = await pipeline.acall("GET", term_key(self.key), again=True)
+        self.term = term.decode() if term else ""
+        return self.term
 
     def lost(self) -> None:
         """Note that Redis says it is somebody else's."""
@@ -103,10 +115,11 @@ class Lease:
             self._until = 0.0
             await self._ask(0)
 
-    async def _ask(self, ttl_ms: int) -> int:
+    async def _ask(self, ttl_ms: int) -> tuple[int, str]:
         fresh, self._fresh = self._fresh, False
         try:
-            return int(await pipeline.arun(_LEASE, *self._question(self.token, ttl_ms, int(fresh)), again=True))
+            taken, term = await pipeline.arun(_LEASE, *self._question(self.token, ttl_ms, int(fresh)), again=True)
+            return int(taken), term.decode()
         except BaseException:
             self._fresh = self._fresh or fresh
             raise
@@ -116,5 +129,6 @@ class Lease:
         # By our own clock, which nobody sets. Redis forgets a candidate that gets the lease; one that had it, and has
         # heard everything, is no newcomer.
         listened = int((time.monotonic() - self._since) * 1e6) if ttl_ms >= 0 else 0
-        keys = [self.key, internal_name("candidates")]
-        return keys, [token, ttl_ms, self._me, fresh, int(self._candidate_ttl * 1000), listened]
+        keys = [self.key, internal_name("candidates"), term_key(self.key)]
+        candidate_ttl = int(self._candidate_ttl * 1000)
+        return keys, [token, ttl_ms, self._me, fresh, candidate_ttl, listened, secrets.token_hex(8)]

@@ -80,6 +80,7 @@ class Listener:
         self._settlement: Settlement | None = None
         self._settled = self._overtaken = False
         self._gap_at: float | None = None
+        self._gap_term = ""
         self._run = ""
         self._connected = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -183,6 +184,7 @@ class Listener:
         self._recent.gap(asyncio.get_running_loop().time())
         if self._gap_at is None:  # otherwise we have not been subscribed since
             self._gap_at = asyncio.get_running_loop().time() - MAX_SILENCE  # it may have been dead for so long
+            self._gap_term = self._lease.term
 
     async def _settle(self) -> None:
         """
@@ -190,12 +192,13 @@ class Listener:
 
         If their holder is dead, we may be the only one that has them.
         """
-        settlement, before, self._run, told = self._settlement, self._run, "", False
+        settlement, before, self._run, told, term = self._settlement, self._run, "", False, ""
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_TIMEOUT):
                 for delay in backoff():
                     try:
                         self._run = await get_store().server()
+                        term = await self._lease.read_term()
                         # Histories of another server do not tell what this one has lost.
                         if settlement is not None and self._gap_at is not None and self._run == before:
                             await settlement.settle(asyncio.get_running_loop().time() - self._gap_at)
@@ -208,6 +211,10 @@ class Listener:
         if not told:
             given_up += self._backlog.give_up()
             self._settlement = None
+        elif term != self._gap_term or not term:
+            # Another has led meanwhile, perhaps without having heard these messages, or some went out without ids.
+            # What is left now would come again, or behind later messages of its topic.
+            given_up += self._backlog.give_up()
         self._gap_at = None
         self._settled = True
         self._give_up(given_up)
@@ -265,6 +272,9 @@ class Listener:
             new = self._settlement is None or self._settlement.arrived(stamped)
             if new and stamped.road != "p":
                 entry = self._backlog.strike(stamped.topic, tail_of(stamped))
+                if entry is None and self._backlog.kept:
+                    # It was published in the gap, after all that is kept of its topic.
+                    self._give_up(self._backlog.give_up(stamped.topic))
                 if entry is not None and self._leading and self._sampler.due():
                     stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - entry.at))
                 if self._backlog.kept and entry is not None and not entry.kept:

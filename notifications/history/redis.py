@@ -18,7 +18,7 @@ from ..connections import RUN, STARTED, Script
 from ..topics import Topic, internal_name
 from .position import Frame, Page, Position, Where
 from .stamped import STAMPED, head, tail
-from .store import IDEMPOTENCY_TTL, PAGE_BYTES
+from .store import IDEMPOTENCY_TTL, PAGE_BYTES, term_key
 
 READ_TIMEOUT: Final = 3.0
 """Seconds that a read may take: a socket can wait longer than a web request."""
@@ -54,7 +54,7 @@ class RedisStore:
     ) -> tuple[int, str]:
         # Perhaps it was done, though it failed, and a full Redis cannot note its number: whoever asks again looks
         # first at what has come back.
-        keys = [lease]
+        keys = [lease, term_key(lease)]
         arguments: list[Any] = [RUN, internal_name(STAMPED), token, number]
         for topic, rest in messages:
             key, size, ttl, name, begin = _fixed(topic)

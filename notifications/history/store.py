@@ -34,6 +34,11 @@ DONE_BEFORE: Final = -2
 """What ``stamp_batch`` says when a batch of this number was done before."""
 
 
+def term_key(lease: str) -> str:
+    """Name the key beside a lease that says whether the histories show all that was stamped; see ``Lease.term``."""
+    return f"{lease}:term"
+
+
 class Store(Protocol):
     """The histories of all topics. One serves all threads and event loops of a process."""
 
@@ -64,7 +69,8 @@ class Store(Protocol):
         """
         Stamp raw messages in their order, in one step, if ``token`` has the lease.
 
-        What cannot be kept is told without an id, in its place.
+        What cannot be kept is told without an id, in its place, and the ``term_key`` of the lease is deleted: no
+        history shows what went out.
 
         Args:
             lease: Its name. It is kept where the histories are, so that nobody loses it between the look and the step.

@@ -1,6 +1,6 @@
 -- Stamp raw messages for the lease holder, in their order.
 --
--- KEYS  1 lease   2... history of each message's topic
+-- KEYS  1 lease   2 term of the lease   3... history of each message's topic
 -- ARGV  1 run   2 stamped channel   3 the holder's token   4 number of the batch
 --       5... for each message: size (0: no history)   ttl (ms)   topic   head   tail
 -- Returns how many were stamped and Redis's last refusal or an empty text; -1 if the lease is not the
@@ -21,9 +21,9 @@ elseif holder or type(pcall_('HSET', KEYS[1], 'token', '')) ~= 'table' then
   end
   return {-1, ''}
 end
-local stamped, refusal = 0, ''
+local stamped, refusal = 0, nil
 local at = 5
-for i = 2, #KEYS do
+for i = 3, #KEYS do
   local size, topic = ARGV[at], ARGV[at + 2]
   local id, frame
   if size ~= '0' then
@@ -42,6 +42,11 @@ for i = 2, #KEYS do
   end
   at = at + 5
 end
+if refusal then
+  -- No history shows what went out now, so whoever did not hear it must not go by the histories. A full Redis lets us
+  -- delete.
+  pcall_('DEL', KEYS[2])
+end
 -- In a pcall: a full Redis refuses it, and what has been published must not be said to have failed.
 pcall_('HSET', KEYS[1], 'batch', ARGV[4])
-return {stamped, refusal}
+return {stamped, refusal or ''}

@@ -2,9 +2,11 @@
 --
 -- KEYS  1 lease, a hash: token, batch (the number of the last batch it stamped)
 --       2 candidates, a hash: stand-by -> "<listening since> <last asked>" (µs)
+--       3 term: changes with each holder, and is gone once messages went out without ids
 -- ARGV  1 token   2 time to live (ms); 0 gives it back, -1 only announces the caller   3 the caller   4 1 if it has just begun to listen
 --       5 how long a candidate that does not ask any more counts (ms)   6 how long the caller has listened (µs)
--- Returns 1 if the lease is now the caller's, otherwise 0.
+--       7 a term that nobody has used
+-- Returns 1 if the lease is now the caller's, otherwise 0, and the term; an empty text if there is none.
 --
 -- A free lease goes to the stand-by subscribed longest: a newcomer has not seen what the dead holder left unstamped.
 -- After a failover the new primary may know none of them; so each is announced before it subscribes there.
@@ -14,13 +16,18 @@
 -- is alive renews it, and who is not has a life-time left, from when the next one asks.
 
 local holder = redis.call('HGET', KEYS[1], 'token')
+local term = redis.call('GET', KEYS[3]) or ''
 if ARGV[2] == '0' then
   if holder == ARGV[1] then
     redis.call('DEL', KEYS[1])
   end
-  return 0
+  return {0, term}
 end
-if holder ~= ARGV[1] then
+if holder == ARGV[1] then
+  if term == '' and type(redis.pcall('SET', KEYS[3], ARGV[7])) == 'table' then
+    term = ARGV[7]
+  end
+else
   local time = redis.call('TIME')
   local now = time[1] * 1000000 + time[2]
   local since = now - ARGV[6]
@@ -32,14 +39,14 @@ if holder ~= ARGV[1] then
   -- In a pcall: a full Redis refuses it, and does without candidates.
   redis.pcall('HSET', KEYS[2], ARGV[3], string.format('%d %d', since, now))
   if ARGV[2] == '-1' then
-    return 0
+    return {0, term}
   end
   if holder then
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 or left > tonumber(ARGV[2]) then
       redis.call('PEXPIRE', KEYS[1], ARGV[2])
     end
-    return 0
+    return {0, term}
   end
   local candidates = redis.call('HGETALL', KEYS[2])
   for i = 1, #candidates, 2 do
@@ -52,11 +59,13 @@ if holder ~= ARGV[1] then
     if now - last > ARGV[5] * 1000 then
       redis.call('HDEL', KEYS[2], candidates[i])
     elseif others < since then
-      return 0
+      return {0, term}
     end
   end
   redis.call('HSET', KEYS[1], 'token', ARGV[1])
+  redis.call('SET', KEYS[3], ARGV[7])
   redis.call('HDEL', KEYS[2], ARGV[3])
+  term = ARGV[7]
 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
-return 1
+return {1, term}
