@@ -173,6 +173,7 @@ class Browser:
         self.closes: Counter[int | None] = Counter()
         self.wrong: list[str] = []
         self._last: dict[tuple[str, str], int] = defaultdict(int)
+        self._last_without_id: dict[str, int] = defaultdict(int)
         self._joined: set[str] = set()
         self._connection: ClientConnection | None = None
         self._absences: list[list[float]] = [[0.0, float("inf")]]
@@ -285,11 +286,15 @@ class Browser:
             self.twice.append(key)
             return
         self.arrived[key] = time.monotonic()
+        # A message without an id may overtake those that have one and that the socket does not know to be missing.
         last = self._last[key.road, key.topic]
+        if meta is None:
+            last = max(last, self._last_without_id[key.topic])
+            self._last_without_id[key.topic] = max(last, key.n)
+        else:
+            self._last[key.road, key.topic] = max(last, key.n)
         if key.n < last:
             self.disordered.append((key, last))
-        else:
-            self._last[key.road, key.topic] = key.n
 
 
 Fault = Callable[["Run"], Awaitable[None]]
