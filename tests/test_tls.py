@@ -21,7 +21,7 @@ from notifications.topics import Topic
 from tests.clients import open_tab
 from tests.conftest import point_to
 from tests.faults import Proxy
-from tests.waiting import scaled
+from tests.waiting import await_for, scaled
 
 BURST = 2_000
 PADDING = "x" * 2_000
@@ -108,7 +108,7 @@ async def test_a_certificate_of_nobody_is_refused(live_redis, redis_server, tls,
         async with opened(f"rediss://127.0.0.1:{proxy.port}/0") as layer:
             with pytest.raises(TimeoutError):
                 await layer.group_send("group", {"type": "x"})
-    assert "certificate" in caplog.text.lower()
+            await await_for(lambda: "certificate" in caplog.text.lower())
 
 
 async def test_publishing_and_histories_work(live_redis, redis_server, settings, certificate, tls):
