@@ -1,8 +1,8 @@
-"""Stamping and history, on a real Redis: ids count without holes and never come twice, frames are exact."""
+"""
+Histories in Redis, beyond what every store must do (test_store.py): past the scripts, and where somebody disturbs them.
+"""
 
-import asyncio
 import json
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -13,8 +13,8 @@ from msgspec.structs import replace
 from notifications import MessageError, PublishError, Topic, apublish, messages, publish
 from notifications.history import get_store
 from notifications.history.position import Position
-from notifications.history.stamped import STAMPED, Stamped, head, read_stamped, tail, tail_of
-from notifications.history.store import NOT_HOLDER, PAGE_BYTES
+from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
+from notifications.history.store import NOT_HOLDER
 from notifications.lease import Lease
 from notifications.topics import internal_name
 from tests.clients import message_of
@@ -94,68 +94,7 @@ def ear(live_redis):
         yield Ear(live_redis, subscription)
 
 
-# Ids.
-
-
-def test_ids_count_without_holes_in_one_epoch(live_redis):
-    """From two ids of one epoch anyone can tell next, duplicate and hole."""
-    before = int(time.time() * 1000) - 1
-
-    found = published(12)
-
-    assert [position.n for position in found] == list(range(1, 13))
-    assert len({position.epoch for position in found}) == 1
-    assert before <= found[0].epoch <= time.time() * 1000 + 1
-    assert positions(live_redis) == found
-
-
-async def test_sync_and_async_callers_share_the_count(live_redis):
-    """publish and apublish, and callers at the same time, stamp one topic without a hole and without a repeat."""
-    at_once = asyncio.gather(*(apublish(TOPIC, {"n": n}) for n in range(50)))
-    ids = [publish(TOPIC, {}), *await at_once, await asyncio.to_thread(publish, TOPIC, {})]
-
-    assert sorted(Position.parse(id_) for id_ in ids) == positions(live_redis)
-    assert [position.n for position in positions(live_redis)] == list(range(1, 53))
-
-
-def test_topics_count_apart(live_redis):
-    """Each topic has a history of its own."""
-    published(3)
-
-    assert published(1, Topic("closed", "8"))[0].n == 1
-    assert published(1, Topic("user", "7"))[0].n == 1
-    assert published(1)[0].n == 4
-
-
-@pytest.mark.parametrize("size", [1, 3, 100])
-def test_exactly_the_last_messages_are_kept(live_redis, settings, size):
-    """A history has HISTORY_SIZE messages and not one more, and trimming does not disturb the count."""
-    configure(settings, HISTORY_SIZE=size)
-
-    found = published(size + 5)
-
-    assert positions(live_redis) == found[-size:]
-    assert [position.n for position in found] == list(range(1, size + 6))
-
-
-def test_a_history_lives_its_time_after_the_last_message(live_redis, settings):
-    """Each message gives the history HISTORY_TTL seconds more."""
-    configure(settings, HISTORY_TTL=500)
-    published()
-    live_redis.pexpire(TOPIC.history_key, 100_000)
-
-    published()
-
-    assert 490_000 < live_redis.pttl(TOPIC.history_key) <= 500_000
-
-
-@pytest.mark.parametrize(
-    "payload", [{}, {"a": 1}, {"": ""}, {"text": '"}{"_meta":{'}, {"text": "ü\u2028\x00"}, {"_metal": {"_meta": 1}}]
-)
-@pytest.mark.parametrize("id_", ["7", '"', '{"_meta":{}}', "\\", "ü €", "a b\n", "%s %d", "\x00", "'" * 200])
-def test_the_frame_is_the_message_with_meta_first(live_redis, ear, payload, id_):
-    """What is kept, echoed on the channel and told to listeners is one and the same frame."""
-    check_frame(live_redis, ear, id_, payload)
+# Frames.
 
 
 json_values = st.recursive(
@@ -170,17 +109,13 @@ ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(id_=ids, payload=payloads)
 def test_the_frame_is_exact_for_any_topic_and_message(live_redis, ear, id_, payload):
-    """Quotes, braces and any character in ids and messages arrive as they were given."""
-    check_frame(live_redis, ear, id_, payload)
-
-
-def check_frame(client, ear, id_, payload):
+    """Quotes, braces and any character arrive as they were given; the topic's own channel has the frame, too."""
     topic = Topic("closed", id_)
     message = messages.encode(payload, 100_000)
 
     position = publish(topic, payload)
 
-    _, frame = kept(client, topic)[-1]
+    _, frame = kept(live_redis, topic)[-1]
     assert frame.startswith('{"_meta":{"topic":')
     assert message_of(frame).encode() == message
     assert json.loads(frame) == {"_meta": {"topic": str(topic), "id": position}, **payload}
@@ -212,15 +147,6 @@ def next_millisecond(client):
 
 def milliseconds(time_):
     return time_[0] * 1000 + time_[1] // 1000
-
-
-def test_a_history_that_has_expired_begins_anew(live_redis):
-    """What comes after the life-time of a history is another epoch."""
-    *_, last = published(3)
-    live_redis.pexpire(TOPIC.history_key, 1)
-    wait_for(lambda: not live_redis.exists(TOPIC.history_key))
-
-    began_anew(live_redis, last)
 
 
 @pytest.mark.parametrize("ahead", [-1000, 0, 100_000_000])
@@ -330,20 +256,6 @@ def test_no_id_is_given_out_twice(live_redis, steps):
 # Idempotency.
 
 
-async def test_the_same_idempotency_key_publishes_once(live_redis, ear):
-    """A retry, sync or async, returns the first id, and nobody hears of it again."""
-    first = publish(TOPIC, {"n": 1}, idempotency_key="once")
-    ear.heard()
-
-    assert publish(TOPIC, {"n": 2}, idempotency_key="once") == first
-    assert await apublish(TOPIC, {"n": 3}, idempotency_key="once") == first
-
-    assert ear.heard() == []
-    assert len(kept(live_redis)) == 1
-    (key,) = live_redis.keys("*once*")
-    assert 290 < live_redis.ttl(key) <= 300
-
-
 def test_a_key_is_remembered_no_longer_because_a_clock_was_set_back(live_redis):
     """Redis's clock was set back by an hour, so the key would live for that much longer; a retry gives it its time."""
     first = publish(TOPIC, {"n": 1}, idempotency_key="once")
@@ -363,36 +275,6 @@ async def test_a_key_that_is_none_is_refused_before_anything_is_sent(live_redis,
         await apublish(TOPIC, {}, idempotency_key=key)
 
     assert live_redis.keys() == []
-
-
-def test_idempotency_keys_are_of_a_topic(live_redis):
-    """The same key on another topic, and another key on the same, are other messages."""
-    publish(TOPIC, {}, idempotency_key="a")
-    publish(TOPIC, {}, idempotency_key="b")
-    publish(Topic("closed", "7:a"), {}, idempotency_key="a")
-
-    assert len(kept(live_redis)) == 2
-    assert len(kept(live_redis, Topic("closed", "7:a"))) == 1
-
-
-def test_a_refused_message_may_be_sent_again_under_its_key(live_redis):
-    """A key is remembered only when its message was kept."""
-    with full(live_redis), pytest.raises(PublishError):
-        publish(TOPIC, {"n": 1}, idempotency_key="once")
-
-    publish(TOPIC, {"n": 1}, idempotency_key="once")
-
-    assert len(kept(live_redis)) == 1
-
-
-def test_idempotency_needs_no_history(live_redis, settings, ear):
-    """Where HISTORY_SIZE is 0 a key still holds a repeat back."""
-    configure(settings, HISTORY_SIZE=0)
-
-    assert publish(TOPIC, {"n": 1}, idempotency_key="once") is None
-    assert publish(TOPIC, {"n": 1}, idempotency_key="once") is None
-
-    assert ear.heard() == [(TOPIC.channel, b'{"n":1}')]
 
 
 # Redis refuses, or has forgotten the scripts.
@@ -445,37 +327,6 @@ def raw(*numbers, topic=TOPIC):
     return [(topic, tail(b'{"n":%d}' % number)) for number in numbers]
 
 
-async def test_a_batch_is_stamped_in_its_order(live_redis, lease, ear):
-    """Raw messages of several topics are kept and told in the order in which the holder read them."""
-    other = Topic("closed", 'o"ther')
-    batch = [*raw(1), *raw(2, topic=other), *raw(3, 4), *raw(5, topic=other)]
-
-    assert await get_store().stamp_batch(lease, "mine", 1, batch) == (5, "")
-
-    told = ear.stamped()
-    assert [(stamped.road, stamped.topic, stamped.position.n) for stamped in told] == [
-        ("r", "closed:7", 1),
-        ("r", 'closed:o"ther', 1),
-        ("r", "closed:7", 2),
-        ("r", "closed:7", 3),
-        ("r", 'closed:o"ther', 2),
-    ]
-    assert [json.loads(stamped.frame)["n"] for stamped in told] == [1, 2, 3, 4, 5]
-    assert [tail_of(stamped) for stamped in told] == [rest for _, rest in batch]
-    assert [stamped.frame.decode() for stamped in told if stamped.topic == "closed:7"] == [
-        frame for _, frame in kept(live_redis)
-    ]
-
-
-async def test_both_roads_share_one_count(live_redis, lease, ear):
-    """Raw and published messages of a topic have one order."""
-    published()
-    await get_store().stamp_batch(lease, "mine", 1, raw(7))
-    published()
-
-    assert [(stamped.road, stamped.position.n) for stamped in ear.stamped()] == [("p", 1), ("r", 2), ("p", 3)]
-
-
 @pytest.mark.parametrize("holder", ["another", None])
 async def test_who_has_no_lease_stamps_nothing(live_redis, lease, ear, holder):
     """A holder that was paused and wakes, with or without a successor, neither keeps nor tells anything."""
@@ -489,18 +340,6 @@ async def test_who_has_no_lease_stamps_nothing(live_redis, lease, ear, holder):
     assert kept(live_redis) == []
     assert live_redis.hget(lease, "token") == (holder and holder.encode())
     assert live_redis.exists(lease) == (holder is not None)
-
-
-async def test_a_batch_whose_reply_was_lost_is_not_stamped_again(live_redis, lease, ear):
-    """The same number is the same batch: it is answered with -2, and nothing is kept or told twice."""
-    await get_store().stamp_batch(lease, "mine", 1, raw(1, 2))
-    ear.heard()
-
-    assert await get_store().stamp_batch(lease, "mine", 1, raw(1, 2)) == (-2, "")
-    assert ear.heard() == []
-
-    assert await get_store().stamp_batch(lease, "mine", 2, raw(3)) == (1, "")
-    assert [position.n for position in positions(live_redis)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("leased", [True, False])
@@ -522,42 +361,6 @@ async def test_what_redis_refuses_to_keep_goes_out_without_an_id(live_redis, lea
     assert told == [Stamped("u", str(TOPIC), None, frame) for frame in (b'{"n":1}', b"{}", b'{ "n" : 2 }')]
     assert [tail_of(stamped) for stamped in told] == [rest for _, rest in batch]
     assert len(kept(live_redis)) == 1
-
-
-async def test_kinds_without_a_history_go_out_without_an_id(live_redis, lease, ear, settings):
-    """HISTORY_SIZE 0 is no refusal; other messages of the same batch are stamped."""
-    configure(settings, HISTORY_SIZE=0)
-
-    answer = await get_store().stamp_batch(lease, "mine", 1, [*raw(1), *raw(2, topic=Topic("user", "7"))])
-
-    assert answer == (1, "")
-    assert [(stamped.road, stamped.position and stamped.position.n) for stamped in ear.stamped()] == [
-        ("u", None),
-        ("r", 1),
-    ]
-
-
-@given(road=st.sampled_from("pr"), topic=ids, epoch=st.integers(0, 10**14), n=st.integers(0, 10**14), payload=payloads)
-def test_what_listeners_are_told_can_be_read_back(road, topic, epoch, n, payload):
-    """Topic, id, frame and the tail it was made with survive the way, with whatever characters."""
-    position, data = Position(epoch, n), messages.encode(payload, 100_000)
-    frame = head(topic) + str(position).encode() + b'"}' + tail(data)
-    size = len(topic.encode())
-
-    stamped = read_stamped(
-        b"%s%d %s 0123456789ab %s%s" % (road.encode(), size, str(position).encode(), topic.encode(), frame)
-    )
-
-    assert stamped == Stamped(road, topic, position, frame, "0123456789ab")
-    assert tail_of(stamped) == tail(data)
-    assert json.loads(frame) == {"_meta": {"topic": topic, "id": str(position)}, **payload}
-
-
-@pytest.mark.parametrize("data", [b"", b"m0123456789abcdef", b"p", b"p5", b"px 1-1 abc"])
-def test_a_marker_is_no_stamped_message(data):
-    """What is not ours, or another listener's marker, is a ValueError and nothing worse."""
-    with pytest.raises(ValueError):
-        read_stamped(data)
 
 
 # Reading.
@@ -583,60 +386,6 @@ async def test_look_says_where_many_histories_are(live_redis, settings):
         started = before - live_redis.info("server")["uptime_in_seconds"] * 1000
         assert abs(here.started - started) <= 1500
     assert here.run == live_redis.info("server")["run_id"][:12]
-
-
-async def test_several_pages_make_the_whole(live_redis):
-    """Each page has a bounded number of bytes, and from page to page nothing is missing or doubled."""
-    size = 40_000
-    found = [Position.parse(publish(TOPIC, {"n": n, "text": "x" * size})) for n in range(20)]
-    frames, pages, after = [], 0, Position(0, 0)
-    while after != found[-1]:
-        page = await get_store().read(TOPIC, after)
-        assert sum(len(frame.text) for frame in page.frames) >= PAGE_BYTES or page.frames[-1].position == found[-1]
-        assert sum(len(frame.text) for frame in page.frames) < PAGE_BYTES + size + 200
-        assert (page.first, page.last) == (found[0], found[-1])
-        frames += page.frames
-        pages += 1
-        after = page.frames[-1].position
-
-    assert [frame.position for frame in frames] == found
-    assert [tuple(frame) for frame in frames] == kept(live_redis)
-    assert pages == 3
-
-
-async def test_a_page_of_many_small_messages_is_complete(live_redis):
-    """The script's own steps, 16 entries each, are not seen from outside."""
-    for amount in (1, 15, 16, 17, 33):
-        topic = Topic("closed", str(amount))
-        found = published(amount, topic)
-
-        page = await get_store().read(topic, Position(found[0].epoch, 0))
-
-        assert [frame.position for frame in page.frames] == found
-
-
-async def test_reading_begins_after_the_position(live_redis):
-    """The message at the position itself does not come again; from the last position nothing comes."""
-    found = published(3)
-
-    assert [frame.position for frame in (await get_store().read(TOPIC, found[0])).frames] == found[1:]
-    assert (await get_store().read(TOPIC, found[2])).frames == []
-    assert (await get_store().read(TOPIC, Position(found[0].epoch + 1, 0))).frames == []
-    empty = await get_store().read(Topic("closed", "nothing"), found[0])
-    assert (empty.first, empty.last, empty.frames) == (None, None, [])
-
-
-@pytest.mark.parametrize("text", ["", "1", "-", "1-", "-1", "a-1", "1-b", "1-1-1"])
-def test_what_is_no_id_cannot_be_read(text):
-    """An id is two numbers; anything else is a ValueError."""
-    with pytest.raises(ValueError):
-        Position.parse(text)
-
-
-def test_ids_are_compared_as_numbers():
-    """10 comes after 9, which text would not know."""
-    assert Position.parse("5-10") > Position.parse("5-9")
-    assert str(Position.parse("5-10")) == "5-10"
 
 
 def test_redis_does_not_hold_what_it_refused(live_redis):
