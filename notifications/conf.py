@@ -34,6 +34,8 @@ MAY_BE_NONE: Final = frozenset(
 """Numbers that may be 0, for none."""
 RESERVED_KIND: Final = "notifications"
 """Our own keys and channels begin with ``<PREFIX>notifications:``."""
+OWN_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {"upload": {"STATE": True}, "job": {"STATE": True}}
+"""Kinds whose options have defaults of their own."""
 
 
 class Problem(NamedTuple):
@@ -64,6 +66,10 @@ class Kind:
     HISTORY_TTL: int = 3600
     """Seconds after the last message at which a history is gone. Default: the site's ``HISTORY_TTL``."""
 
+    STATE: bool = False
+    """The latest message is the whole truth, such as progress or a status: whoever subscribes without a position, or
+    after a gap, gets it first. Default: true for ``upload`` and ``job``."""
+
     @cached_property
     def authorize(self) -> Callable[..., Any] | None:
         return _load(self.AUTHORIZE)
@@ -80,9 +86,9 @@ class Settings:
     REDIS_URL: str = ""
     """Where messages are published: ``redis://``, ``rediss://`` (TLS) or ``unix://``. Required."""
 
-    TOPICS: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"upload": {}})
+    TOPICS: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {kind: {} for kind in OWN_DEFAULTS})
     """Kinds of topics beside ``user``, each with the options of ``Kind``. ``user`` may be listed to set
-    its options. Default: ``upload``, which nobody may read until it has an ``AUTHORIZE``."""
+    its options. Default: ``upload`` and ``job``, which nobody may read until they have an ``AUTHORIZE``."""
 
     PREFIX: str = ""
     """Put before every channel, key and group, such as ``"shop:"``. Redis pub/sub knows no database
@@ -152,7 +158,7 @@ class Settings:
         """Every kind by its name."""
         defaults = {"HISTORY_SIZE": self.HISTORY_SIZE, "HISTORY_TTL": self.HISTORY_TTL}
         kinds: dict[str, Mapping[str, Any]] = {"user": {}, **self.TOPICS}
-        return {name: Kind(**{**defaults, **options}) for name, options in kinds.items()}
+        return {name: Kind(**{**defaults, **OWN_DEFAULTS.get(name, {}), **options}) for name, options in kinds.items()}
 
     @cached_property
     def authenticate_token(self) -> Callable[..., Any]:
@@ -263,7 +269,29 @@ def _problems_of_topics(topics: Any) -> list[Problem]:
                 )
             )
         else:
-            problems += _problems_of_numbers(f"NOTIFICATIONS['TOPICS'][{kind!r}]", options, Kind)
+            where = f"NOTIFICATIONS['TOPICS'][{kind!r}]"
+            problems += _problems_of_numbers(where, options, Kind)
+            problems += _problems_of_flags(where, kind, options)
+    return problems
+
+
+def _problems_of_flags(where: str, kind: Any, options: Mapping[str, Any]) -> list[Problem]:
+    flags = [f.name for f in fields(Kind) if f.type == "bool"]
+    problems = [
+        Problem("E017", f"{where}[{name!r}] is not valid.", f"Set {name} to True or False.")
+        for name in flags
+        if not isinstance(options.get(name, False), bool)
+    ]
+    if kind == "user":
+        problems += [
+            Problem(
+                "E018",
+                f"{where} has {name}, which a user's own topic cannot have.",
+                "Publish on topics of another kind, and set it there.",
+            )
+            for name in flags
+            if options.get(name) is True
+        ]
     return problems
 
 

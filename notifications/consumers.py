@@ -24,7 +24,7 @@ from .access import access
 from .closing import Closing
 from .conf import settings
 from .credentials import Credentials, credentials_of
-from .delivery import Delivery
+from .delivery import Delivery, subscribed
 from .eager import coroutine_function
 from .exceptions import TopicError
 from .frames import CloseCode, FrameError
@@ -344,7 +344,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     async def _subscribe(self, topic: Topic, since: str | None, grant: str | None) -> None:
         name = str(topic)
         if name in self._delivery.cursors:
-            await self._say(frames.Subscribed(topic=topic.told, recovered=None, id=self._delivery.position(name)))
+            await self._say(subscribed(topic, None, self._delivery.position(name)))
             return
         most = settings.MAX_SUBSCRIPTIONS
         self._forget_unanswered(name)  # it has its place
@@ -385,7 +385,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             return
         if unasked:
             recovered = False  # so clients know that it is no answer; and much may have happened meanwhile
-        await self._say(frames.Subscribed(topic=topic.told, recovered=recovered, id=position and str(position)))
+        await self._say(subscribed(topic, recovered, position and str(position)))
         self._delivery.release(topic)
 
     def admit(self, topic: str, as_of: float) -> None:

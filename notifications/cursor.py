@@ -41,7 +41,7 @@ class Start(NamedTuple):
     position: Position
 
 
-def start(where: Where, since: Position | str | None, ttl: float, *, show_latest: bool) -> Start:
+def start(where: Where, since: Position | str | None, ttl: float, *, state: bool) -> Start:
     """
     Decide where a subscription begins.
 
@@ -49,17 +49,16 @@ def start(where: Where, since: Position | str | None, ttl: float, *, show_latest
         where: What the history holds now.
         since: The browser's position; ``"last"`` for the latest message first; None for none of the past.
         ttl: Seconds that a history outlives its last message.
-        show_latest: Whether a browser that could not be brought up to date gets the latest message.
+        state: Whether the latest message is the whole truth, so that it comes first unless the browser is known to
+            have it.
 
     """
     latest = where.position if where.last is None else Position(where.last.epoch, where.last.n - 1)
-    if since is None:
-        return Start(None, where.position)
-    if isinstance(since, str):
-        return Start(None, latest)
+    if since is None or isinstance(since, str):
+        return Start(None, latest if since or state else where.position)
     if (position := _recover(where, since, ttl)) is not None:
         return Start(True, position)
-    return Start(False, latest if show_latest else where.position)
+    return Start(False, latest if state else where.position)
 
 
 def _recover(where: Where, since: Position, ttl: float) -> Position | None:

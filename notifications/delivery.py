@@ -35,10 +35,14 @@ LAYER_TIMEOUT: Final = 5.0
 INTERVAL_WITH_GAPS_TOLD: Final = 5.0
 """Seconds between two comparisons with the history on a layer that tells of its gaps; what it cannot know is what
 Redis lost or a listener did not forward. On other layers the comparison keeps to ``HEARTBEAT_INTERVAL``."""
-LATEST_AFTER_GAP: Final = frozenset({"upload"})
-"""Kinds whose latest message is the whole truth: it is shown when the way there is lost."""
 
 _log: Final = LogBudget(logger, lines=10, period=60.0)
+
+
+def subscribed(topic: Topic, recovered: bool | None, position: str | None) -> Subscribed:
+    """Tell a browser that a topic is subscribed, and of which sort it is."""
+    state = settings.kinds[topic.kind].STATE
+    return Subscribed(topic=topic.told, recovered=recovered, id=position, state=state)
 
 
 class Delivery:
@@ -129,7 +133,7 @@ class Delivery:
     async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
         where = await reconciler().look(cursor.topic)
         now = asyncio.get_running_loop().time()
-        begin = start(where, since, cursor.ttl, show_latest=cursor.topic.kind in LATEST_AFTER_GAP)
+        begin = start(where, since, cursor.ttl, state=settings.kinds[cursor.topic.kind].STATE)
         cursor.begin(begin.position, where, now)
         return begin
 
@@ -350,7 +354,7 @@ class Delivery:
             incomplete, frames = cursor.follow(page, loop.time())
             if incomplete:
                 count("recovered", "false")
-                self._put(encode(Subscribed(topic=cursor.topic.told, recovered=False, id=str(cursor.position))))
+                self._put(encode(subscribed(cursor.topic, False, str(cursor.position))))
             for frame in frames:
                 for text in self._held.take(cursor, frame.position):
                     self._deliver(text)

@@ -285,6 +285,13 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
     topic: TopicName
     recovered: Recovered
     id: Here
+    state: Annotated[
+        bool,
+        Meta(
+            description="Whether the latest message of the topic is the whole truth, such as progress: then it follows "
+            "where the client gave no position from which to go on."
+        ),
+    ]
 
 
 class Unsubscribed(Struct, tag="unsubscribed", tag_field="action"):

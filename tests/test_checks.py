@@ -114,7 +114,8 @@ NOTIFICATIONS = [
     ("E011", {**GOOD, "TOPICS": {"user": {"CLEAN_ID": 7}}}),
     ("E014", {**GOOD, "METRICS_TOKEN": None}),
     ("W001", {**GOOD, "TOPICS": {"closed": {}}}),
-    ("W001", {"REDIS_URL": HOST}),
+    ("E017", {**GOOD, "TOPICS": {"order": {"STATE": "no"}}}),
+    ("E018", {**GOOD, "TOPICS": {"user": {"STATE": True}}}),
     ("W007", {**GOOD, "REDIS_URL": f"{HOST}?decode_responses=True"}),
 ]
 
@@ -128,6 +129,13 @@ def test_each_mistake_in_notifications_is_found(settings, id_, value):
 
     assert message.id == f"notifications.{id_}"
     assert message.hint
+
+
+def test_kinds_that_nobody_configured_are_closed(settings):
+    """The kinds that every site has are of use to nobody until the site says who may read them."""
+    settings.NOTIFICATIONS = {"REDIS_URL": HOST}
+
+    assert found() == ["W001", "W001"]
 
 
 def test_a_site_without_the_setting_is_told(settings):

@@ -16,7 +16,7 @@ def test_only_the_address_has_no_default():
     """A site that sets REDIS_URL has the values of the documentation for all else."""
     assert load(GOOD) == Settings(
         REDIS_URL="redis://127.0.0.1:6379/0",
-        TOPICS={"upload": {}},
+        TOPICS={"upload": {}, "job": {}},
         PREFIX="",
         AUTHENTICATE_TOKEN="notifications.tokens.check_token",
         AUTH_TIMEOUT=5.0,
@@ -55,6 +55,14 @@ def test_only_the_address_has_no_default():
 def test_a_good_dict_has_no_problem(change):
     """Everything that the documentation allows is accepted."""
     assert find_problems({**GOOD, **change}) == []
+
+
+def test_progress_is_a_state_unless_the_site_says_otherwise():
+    """Uploads and jobs are states also where the site has set another option; other kinds if it says so."""
+    assert {name: kind.STATE for name, kind in load(GOOD).kinds.items()} == {"user": False, "upload": True, "job": True}
+    topics = {"upload": {"HISTORY_SIZE": 5}, "job": {"STATE": False}, "order": {}, "lamp": {"STATE": True}}
+    kinds = load({**GOOD, "TOPICS": topics}).kinds
+    assert [kinds[name].STATE for name in topics] == [True, False, False, True]
 
 
 WRONG = [
@@ -105,6 +113,10 @@ WRONG = [
     ("E009", {**GOOD, "TOPICS": {"order": {"AUTHORISE": "a.b"}}}),
     ("E009", {**GOOD, "TOPICS": {"order": None}}),
     ("E009", {**GOOD, "TOPICS": {"order": "shop.may_watch"}}),
+    ("E017", {**GOOD, "TOPICS": {"order": {"STATE": 1}}}),
+    ("E017", {**GOOD, "TOPICS": {"upload": {"STATE": None}}}),
+    ("E017", {**GOOD, "TOPICS": {"user": {"STATE": "yes"}}}),
+    ("E018", {**GOOD, "TOPICS": {"user": {"STATE": True}}}),
 ]
 
 

@@ -42,10 +42,11 @@ def cursor_at(position, *, last=None, now=0.0, **fields):
 
 
 @pytest.mark.parametrize(
-    ("found", "since", "show_latest", "wanted"),
+    ("found", "since", "state", "wanted"),
     [
-        # Without a position nothing of the past, with "last" its latest.
-        (where(P(E, 1), P(E, 5)), None, True, Start(None, P(E, 5))),
+        # Without a position nothing of the past; its latest with "last", and where that is the whole truth.
+        (where(P(E, 1), P(E, 5)), None, False, Start(None, P(E, 5))),
+        (where(P(E, 1), P(E, 5)), None, True, Start(None, P(E, 4))),
         (where(), None, True, Start(None, P(NOW, 0))),
         (where(P(E, 1), P(E, 5)), "last", False, Start(None, P(E, 4))),
         (where(), "last", True, Start(None, P(NOW, 0))),
@@ -76,9 +77,9 @@ def cursor_at(position, *, last=None, now=0.0, **fields):
         (where(P(E - 9, 1), P(E, 5)), P(E - 20, 0), False, Start(False, P(E, 5))),
     ],
 )
-def test_recovered_is_true_only_when_it_is_proven(found, since, show_latest, wanted):
+def test_recovered_is_true_only_when_it_is_proven(found, since, state, wanted):
     """A subscription begins where nothing is missing, or the browser is told that something may be."""
-    assert start(found, since, TTL, show_latest=show_latest) == wanted
+    assert start(found, since, TTL, state=state) == wanted
 
 
 # Live messages.

@@ -13,8 +13,7 @@ import redis
 from channels.layers import InMemoryChannelLayer
 
 from notifications import Topic, apublish, credit, delivery, held, reconciler, tasks
-from notifications.delivery import Delivery
-from notifications.frames import Subscribed
+from notifications.delivery import Delivery, subscribed
 from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.logs import LogBudget
@@ -56,7 +55,7 @@ class Socket:
 
     async def join(self, topic=TOPIC, since=None):
         recovered, position = await self.delivery.join(topic, since)
-        await self.delivery.say(Subscribed(topic=str(topic), recovered=recovered, id=position and str(position)))
+        await self.delivery.say(subscribed(topic, recovered, position and str(position)))
         self.delivery.release(topic)
         return recovered, position
 
@@ -242,6 +241,18 @@ async def test_a_position_that_the_history_does_not_know_is_told(site, since, to
     await socket.has(*latest, 4)
 
 
+async def test_a_state_begins_with_its_latest_message(site, settings):
+    """Whoever subscribes to a state without a position gets the latest message first, whatever its kind is called."""
+    topics = {"closed": {"STATE": True}, "upload": {"STATE": False}}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": topics}
+    for topic, latest in ((TOPIC, [3]), (UPLOAD, [])):
+        await site.lose(1, 2, 3, topic=topic)
+        socket = await site.joined(topic)
+        await site.say(4, topic=topic)
+        await socket.has(*latest, 4)
+        assert socket.frames[0]["state"] is bool(latest)
+
+
 async def test_a_position_on_an_empty_topic_can_be_come_back_to(site):
     """What is published first on an empty topic reaches who was away meanwhile."""
     socket = await site.open()
@@ -321,7 +332,13 @@ async def test_what_was_trimmed_is_told(site, settings):
 
     await socket.has(1, 4, 5)
     assert socket.told == [
-        {"action": "subscribed", "topic": "closed:7", "recovered": False, "id": f"{end.epoch}-{end.n - 2}"}
+        {
+            "action": "subscribed",
+            "topic": "closed:7",
+            "recovered": False,
+            "id": f"{end.epoch}-{end.n - 2}",
+            "state": False,
+        }
     ]
 
 

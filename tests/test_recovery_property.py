@@ -22,8 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from notifications import credit
-from notifications.delivery import Delivery
-from notifications.frames import Subscribed
+from notifications.delivery import Delivery, subscribed
 from notifications.history import get_store
 from notifications.history.position import Frame, Page, Position, Where
 from notifications.topics import Topic
@@ -195,7 +194,7 @@ class Browser:
             await self.disconnect()
             return
         # As the consumer does.
-        await delivery.say(Subscribed(topic=str(self.topic), recovered=recovered, id=str(position)))
+        await delivery.say(subscribed(self.topic, recovered, str(position)))
         delivery.release(self.topic)
 
     async def disconnect(self):

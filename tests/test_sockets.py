@@ -252,7 +252,8 @@ async def test_unsubscribing_ends_delivery(site, server, raw):
 
         await tab.expect_message('{"n":2}')
         await second.expect_message('{"n":1}')
-        await tab.watch(stopped)  # and back again
+        await tab.watch(stopped)  # and back again, to what is true now
+        await tab.expect_message('{"n":1}')
         raw.publish(f"upload:{stopped}", '{"n":3}')
         await tab.expect_message('{"n":3}')
 

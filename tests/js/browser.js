@@ -40,8 +40,9 @@ class Socket {
     return this;
   }
 
-  subscribed(topic, id = "100-0", recovered = null) {
-    return this.say({ action: "subscribed", topic, recovered, id });
+  /** Say what the site says whose uploads are states, and its orders are not. */
+  subscribed(topic, id = "100-0", recovered = null, state = topic.startsWith("upload:")) {
+    return this.say({ action: "subscribed", topic, recovered, id, state });
   }
 
   publish(topic, id, fields = {}) {

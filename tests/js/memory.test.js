@@ -35,6 +35,17 @@ test("the next page goes on where the one before was left; an upload shows its l
   assert.deepEqual(seen, ["100-5", "100-4"]);
 });
 
+test("which topics a new page shows again says the server, and not their name", async (t) => {
+  const tab = new Tab(t);
+  const topics = ["order:1", "upload:1"];
+  await next(tab, { topics });
+  tab.socket.subscribed("order:1", "100-4", null, true).subscribed("upload:1", "100-4", null, false);
+
+  assert.deepEqual((await next(tab, { topics })).sinces, { "order:1": "100-3", "upload:1": "100-4" });
+  tab.leave(); // before it is answered
+  assert.deepEqual((await next(tab, { topics })).sinces, { "order:1": "100-3", "upload:1": "100-4" });
+});
+
 test("a page that is left before it was answered passes on what it had inherited", async (t) => {
   const tab = new Tab(t);
   await next(tab, { topics: ["order:1"] });

@@ -26,7 +26,7 @@ test("what a page asks for before the connection is open is kept", async (t) => 
   tab.socket.accept();
   assert.deepEqual(tab.socket.heard(), []);
   tab.socket.welcome();
-  assert.deepEqual(tab.socket.heard(), [subscribe("upload:1", "last"), subscribe("order:1")]);
+  assert.deepEqual(tab.socket.heard(), [subscribe("upload:1"), subscribe("order:1")]);
 
   tab.socket.subscribed("upload:1", "100-6").publish("upload:1", "100-7").subscribed("order:1").publish("order:1", "100-1");
   assert.deepEqual(seen, [
@@ -79,6 +79,19 @@ test("the same function may be subscribed twice, and each time for itself", asyn
   tab.socket.publish("order:1", "100-2");
 
   assert.deepEqual(ids(seen), ["100-1", "100-1", "100-2"]);
+});
+
+test("which topics are states says the server, and not their name", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const [seen, see] = inbox();
+  for (const [topic, state] of [["order:1", true], ["upload:1", false]]) {
+    notifications.subscribe(topic, () => {});
+    tab.socket.subscribed(topic, "100-0", null, state).publish(topic, "100-1");
+    notifications.subscribe(topic, see);
+  }
+  await settled();
+
+  assert.deepEqual(seen.map(({ _meta }) => _meta), [{ topic: "order:1", id: "100-1" }]);
 });
 
 test("a handler that joins an upload late gets its latest message; of other topics, what is new", async (t) => {
@@ -231,7 +244,7 @@ test("a topic that was left and is asked for again begins anew", async (t) => {
   off();
   notifications.subscribe("upload:1", see);
   tab.socket.publish("upload:1", "100-8"); // of the subscription that ends
-  assert.deepEqual(tab.socket.heard(), [subscribe("upload:1", "last"), unsubscribe("upload:1"), subscribe("upload:1", "last")]);
+  assert.deepEqual(tab.socket.heard(), [subscribe("upload:1"), unsubscribe("upload:1"), subscribe("upload:1")]);
   tab.socket.say({ action: "unsubscribed", topic: "upload:1" }).subscribed("upload:1", "100-7").publish("upload:1", "100-8");
 
   assert.deepEqual(ids(seen), ["100-7", "100-8"]);
@@ -276,7 +289,8 @@ for (const [what, topic, options, answer, told] of [
   ["an id that was found", "order:1", { since: "100-5" }, ["100-5", true], false],
   ["an id that was not found", "order:1", { since: "100-5" }, ["200-9", false], true],
   ["the latest message", "upload:1", {}, ["100-5", null], false],
-  ["the latest message of a kind without history", "upload:1", {}, [null, false], false],
+  ["the latest message of a kind without history", "order:1", { since: "last" }, [null, false], false],
+  ["a state that is not there any more", "upload:1", { since: "100-5" }, ["200-9", false], false],
   ["nothing of the past", "order:1", {}, ["100-5", null], false],
 ]) {
   test(`asking for ${what} ${told ? "tells" : "does not tell"} of a gap`, async (t) => {
@@ -289,7 +303,7 @@ for (const [what, topic, first, answer, told] of [
   ["and everything is there", "order:1", ["100-5", null], ["100-5", true], false],
   ["and something is missing", "order:1", ["100-5", null], ["200-9", false], true],
   ["to a kind without history", "order:1", [null, null], [null, null], true],
-  ["to uploads without history", "upload:1", [null, false], [null, false], true],
+  ["to states without history", "upload:1", [null, null], [null, null], true],
 ]) {
   test(`coming back ${what} ${told ? "tells" : "does not tell"} of a gap`, async (t) => {
     const { tab, gaps } = await watching(t, topic, {}, first);

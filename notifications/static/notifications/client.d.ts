@@ -61,7 +61,7 @@ export interface ListenOptions {
 }
 
 export interface SubscribeOptions extends ListenOptions {
-  /** Where to begin: an id or position, or `last` for the latest message first, which is the default of uploads. */
+  /** Where to begin: an id or position, or `last` for the latest message first, which is the default of states. */
   since?: string | null;
   /** A grant, or a function that gets one; it is called each time the topic is asked for. */
   grant?: string | (() => string | Promise<string>) | null;

@@ -22,14 +22,7 @@ function follows(id, last) {
 }
 
 /** Where to begin: at `since`, or where the tab's page before has `left`. */
-function start(since, left) {
-  if (since !== "last") return [since, left].find((id) => ID.test(id));
-  // A new page needs the state that the old one had last.
-  const [epoch, n] = pair(left);
-  return n >= 0 ? `${epoch}-${Math.max(n - 1, 0)}` : since;
-}
-
-const origin = (topic, since) => since ?? (topic.startsWith("upload:") ? "last" : undefined);
+const start = (since, left) => (since === "last" ? since : [since, left].find((id) => ID.test(id)));
 
 const report = (error) => (globalThis.reportError ?? console.error)(error);
 
@@ -265,14 +258,13 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     topics.set(name, subscription);
   }
 
-  function settle(subscription, { id, recovered }) {
+  function settle(subscription, { id, recovered, state }) {
     if (!subscription) return;
     const { topic, since, known, last, listeners } = subscription;
-    subscription.last = id;
-    subscription.known = true;
+    Object.assign(subscription, { last: id, known: true, state });
     save();
-    // "last" misses nothing; coming back without an id, everything.
-    if (recovered === false ? known || origin(topic, since) !== "last" : known && !last) {
+    // A state misses nothing; coming back without an id, everything.
+    if (recovered === false ? known || !(state || since === "last") : known && !last) {
       emit("gap", { topic });
       tell(listeners, topic, "gap");
     }
@@ -319,7 +311,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       fetching--;
       if (!listeners.size) return advance();
     }
-    const since = subscription.last ?? start(origin(topic, subscription.since), left[topic]);
+    const since = subscription.last ?? start(subscription.since, left[topic]);
     request(subscription, "subscribe", { since, grant });
   }
 
@@ -350,7 +342,10 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   const save = () => (saving ??= setTimeout(remember, SAVE));
 
   function remember(forget) {
-    const positions = [...topics].map(([topic, { last }]) => [topic, last ?? left[topic]]);
+    // A new page needs the state that the old one had last.
+    const before = ([epoch, n]) => `${epoch}-${n && n - 1}`;
+    const position = (topic, { last, state }) => (last && state ? before(pair(last)) : (last ?? left[topic]));
+    const positions = [...topics].map(([topic, each]) => [topic, position(topic, each)]);
     try {
       if (forget || saving) sessionStorage.removeItem(memory); // however full it is
       if (saving && !forget) sessionStorage.setItem(memory, JSON.stringify({ user, left: Object.fromEntries(positions) }));
@@ -389,11 +384,11 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       const listener = { ...options, handler };
       const subscription = topics.get(topic);
       if (subscription) {
-        const { listeners, message } = subscription;
+        const { listeners, message, state } = subscription;
         listeners.add(listener);
         // The server sends it once.
         const show = () => listeners.has(listener) && tell(new Set([listener]), message);
-        if (message && origin(topic, since) === "last") queueMicrotask(show);
+        if (message && (state || since === "last")) queueMicrotask(show);
       } else {
         topics.set(topic, { topic, since, grant, listeners: new Set([listener]) });
         advance();

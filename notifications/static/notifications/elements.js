@@ -270,7 +270,7 @@ export class UploadProgress extends HTMLElement {
     if (this.#state?.upload !== upload) this.#begin(upload); // the same one, moved to another place, goes on
     if (!upload || FINISHED.includes(this.#state.status)) return;
     const topic = `upload:${upload}`;
-    // Of an upload the client asks for the latest message first.
+    // It is a state: its latest message comes first.
     this.#stop = connection.subscribe(topic, (message) => this.#receive(message), {
       grant: this.getAttribute("grant"),
       gap: () => this.#tell("upload-gap"),

@@ -163,6 +163,8 @@ export interface Subscribed {
   readonly recovered: boolean | null;
   /** The topic's position before the messages that follow; null where no history is kept. */
   readonly id: string | null;
+  /** Whether the latest message of the topic is the whole truth, such as progress: then it follows where the client gave no position from which to go on. */
+  readonly state: boolean;
 }
 
 /** Receive it no longer. Nothing of the topic follows the answer. */
