@@ -198,8 +198,10 @@ async def token_user(token: str, address: str = "") -> Any:
 
 
 def is_given(user: Any, topic: Topic, grant: str | None) -> bool:
-    """Say whether a user may read a topic without a question: his own, or one he has a grant for."""
-    return topic == Topic.for_user(user) or (grant is not None and check_grant(grant, user, topic))
+    """Say whether a user may read a topic without a question: their own, a public one, or one they have a grant for."""
+    if settings.kinds[topic.kind].PUBLIC or topic == Topic.for_user(user):
+        return True
+    return grant is not None and check_grant(grant, user, topic)
 
 
 async def authorized(user: Any, topic: Topic) -> bool | None:

@@ -50,12 +50,12 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
     for name, kind in settings.kinds.items():
         wanted[f"TOPICS[{name!r}]['AUTHORIZE']"] = kind.AUTHORIZE  # type: ignore[assignment]
         wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID  # type: ignore[assignment]
-        if kind.AUTHORIZE is None and name != "user":
+        if kind.AUTHORIZE is None and not kind.PUBLIC and name != "user":
             found.append(
                 checks.Warning(
                     f"Nobody may subscribe to topics of kind {name!r}: it has no AUTHORIZE.",
-                    hint=f"Set NOTIFICATIONS['TOPICS'][{name!r}]['AUTHORIZE'] to a function (user, id) -> bool, "
-                    "or silence this check if pages only use grants.",
+                    hint=f"Set NOTIFICATIONS['TOPICS'][{name!r}]['AUTHORIZE'] to a function (user, id) -> bool, or "
+                    "PUBLIC to True if any authenticated user may; or silence this check if pages only use grants.",
                     id="notifications.W001",
                 )
             )

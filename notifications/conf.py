@@ -70,6 +70,9 @@ class Kind:
     """The latest message is the whole truth, such as progress or a status: whoever subscribes without a position, or
     after a gap, gets it first. Default: true for ``upload`` and ``job``."""
 
+    PUBLIC: bool = False
+    """Any authenticated user may subscribe; nobody is asked."""
+
     @cached_property
     def authorize(self) -> Callable[..., Any] | None:
         return _load(self.AUTHORIZE)
@@ -282,6 +285,14 @@ def _problems_of_flags(where: str, kind: Any, options: Mapping[str, Any]) -> lis
         for name in flags
         if not isinstance(options.get(name, False), bool)
     ]
+    if options.get("PUBLIC") is True and options.get("AUTHORIZE") is not None:
+        problems.append(
+            Problem(
+                "E019",
+                f"{where} has PUBLIC and AUTHORIZE.",
+                "Leave AUTHORIZE out if any authenticated user may subscribe, otherwise PUBLIC.",
+            )
+        )
     if kind == "user":
         problems += [
             Problem(

@@ -116,6 +116,7 @@ NOTIFICATIONS = [
     ("W001", {**GOOD, "TOPICS": {"closed": {}}}),
     ("E017", {**GOOD, "TOPICS": {"order": {"STATE": "no"}}}),
     ("E018", {**GOOD, "TOPICS": {"user": {"STATE": True}}}),
+    ("E019", {**GOOD, "TOPICS": {"site": {"PUBLIC": True, "AUTHORIZE": "tests.site.permissions.may_watch"}}}),
     ("W007", {**GOOD, "REDIS_URL": f"{HOST}?decode_responses=True"}),
 ]
 
@@ -129,6 +130,13 @@ def test_each_mistake_in_notifications_is_found(settings, id_, value):
 
     assert message.id == f"notifications.{id_}"
     assert message.hint
+
+
+def test_a_public_kind_is_not_closed(settings):
+    """Nobody is warned of a kind without AUTHORIZE that is open to every user."""
+    change(settings, TOPICS={"site": {"PUBLIC": True}})
+
+    assert found() == []
 
 
 def test_kinds_that_nobody_configured_are_closed(settings):

@@ -44,6 +44,7 @@ def test_only_the_address_has_no_default():
         {"TOPICS": {}},
         {"TOPICS": {"order": {"AUTHORIZE": "a.b", "CLEAN_ID": str.lower}, "user": {}}},
         {"TOPICS": {"fifteen_letters": {}}},
+        {"TOPICS": {"site": {"PUBLIC": True, "AUTHORIZE": None}, "order": {"PUBLIC": False, "AUTHORIZE": "a.b"}}},
         {"AUTH_TIMEOUT": 0.5, "HEARTBEAT_INTERVAL": 1, "TOKEN_MAX_AGE": 1, "MAX_MESSAGE_SIZE": 1},
         {"AUTHENTICATE_TOKEN": str.lower},
         {"REAUTHORIZE_INTERVAL": 0, "MAX_CONNECTIONS_PER_USER": 0, "MAX_CONNECTIONS_PER_ADDRESS": 0},
@@ -117,6 +118,9 @@ WRONG = [
     ("E017", {**GOOD, "TOPICS": {"upload": {"STATE": None}}}),
     ("E017", {**GOOD, "TOPICS": {"user": {"STATE": "yes"}}}),
     ("E018", {**GOOD, "TOPICS": {"user": {"STATE": True}}}),
+    ("E017", {**GOOD, "TOPICS": {"site": {"PUBLIC": "yes"}}}),
+    ("E018", {**GOOD, "TOPICS": {"user": {"PUBLIC": True}}}),
+    ("E019", {**GOOD, "TOPICS": {"site": {"PUBLIC": True, "AUTHORIZE": "shop.may_watch"}}}),
 ]
 
 
