@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 from django.conf import settings as django_settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
 from django.contrib.sessions.backends import cache, cached_db, db
+from django.core.cache.backends.base import InvalidCacheKey
 from django.core.exceptions import ValidationError
 from django.utils.crypto import constant_time_compare
 
@@ -145,12 +146,15 @@ def read(session_key: str) -> dict[str, Any]:
     """
     store = import_module(django_settings.SESSION_ENGINE).SessionStore
     session = store(session_key)
-    if session.session_key is None:
-        return {}  # no key at all
+    if session.session_key is None or not session.session_key.isprintable():
+        return {}  # no key at all, or one that makes databases fail
     for writer in ("create", "delete", "save"):
         setattr(session, writer, _write_nothing)
     if store.load is cache.SessionStore.load:
-        return session._cache.get(session.cache_key) or {}
+        try:
+            return session._cache.get(session.cache_key) or {}
+        except InvalidCacheKey:
+            return {}
     if store.load is cached_db.SessionStore.load:
         try:
             data = session._cache.get(session.cache_key)

@@ -8,6 +8,8 @@ from asgiref.sync import sync_to_async as in_orm
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model
 from django.contrib.sessions.models import Session
 from django.core.cache import caches
+from django.core.cache.backends.base import InvalidCacheKey, memcache_key_warnings
+from django.core.cache.backends.locmem import LocMemCache
 from django.db import OperationalError
 
 from notifications import logs, sessions
@@ -102,12 +104,33 @@ async def test_a_session_from_before_a_password_names_nobody(user, backend, tmp_
     assert (found.user, found.is_known, found.is_gone) == (None, True, True)
 
 
-@pytest.mark.parametrize("key", [None, "", "short", "../../etc/passwd", "x" * 32, "é:é:é"])
+@pytest.mark.parametrize("key", [None, "", "short", "../../etc/passwd", "x" * 32, "é:é:é", "nul\0" * 8])
 async def test_what_is_no_session_names_nobody(user, backend, tmp_path, key):
     """A browser may send anything for a cookie; backends that make a session for it are kept from that."""
     found = await unchanged_after_find(key, tmp_path)
 
     assert (found.user, found.is_known) == (None, True)
+
+
+class Strict(LocMemCache):
+    """A cache that takes no key which memcached would not take, as Django's backends of memcached do."""
+
+    def validate_key(self, key):
+        for warning in memcache_key_warnings(key):
+            raise InvalidCacheKey(warning)
+
+
+@pytest.mark.parametrize("engine", ["cache", "cached_db"])
+@pytest.mark.parametrize("key", ["with spaces in it", "x" * 300])
+async def test_a_key_that_no_cache_takes_names_nobody(settings, monkeypatch, engine, key):
+    """Told to come back, that browser would come for ever: it never gets another answer."""
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    for module in ("cache", "cached_db"):
+        monkeypatch.setattr(f"django.contrib.sessions.backends.{module}.caches", {"default": Strict("strict", {})})
+
+    found = await find(key)
+
+    assert (found.user, found.is_known, found.is_gone) == (None, True, True)
 
 
 async def test_an_expired_session_names_nobody_and_is_left_alone(user, backend, tmp_path, settings, monkeypatch):
