@@ -8,7 +8,7 @@ class NotificationsConfig(AppConfig):
     verbose_name = "Notifications"
 
     def ready(self) -> None:
-        from . import checks, signals  # noqa: F401  both register themselves
+        from . import checks, receivers  # noqa: F401  both register themselves
 
         if find_spec("prometheus_client") is not None:
             from . import exporter

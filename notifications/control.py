@@ -9,17 +9,13 @@ not be lost when a process does not hear it is what ``access.py`` looks up again
 from __future__ import annotations
 
 import hashlib
-from functools import partial
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from asgiref.sync import sync_to_async
 from django.core import signing
-from django.db import transaction
 
-from . import connections, pipeline, signed
+from . import connections, pipeline, sending, signed
 from .exceptions import NotificationsError, TopicError
 from .metrics import count
-from .publisher import failed
 from .topics import Topic, internal_name
 
 SALT: Final = "notifications.control"
@@ -39,7 +35,7 @@ class ControlError(NotificationsError):
 
 class Control(NamedTuple):
     """
-    What the web processes are told.
+    What the web processes are told: a ``sending.Call``.
 
     Attributes:
         do: ``"disconnect"`` the sockets of a user, or of one session of his; ``"check"`` whether he still has
@@ -52,6 +48,20 @@ class Control(NamedTuple):
     do: Do
     user: str
     what: str = ""
+
+    @property
+    def where(self) -> str:
+        return channel()
+
+    def send(self) -> None:
+        with connections.breaker.guarding():
+            connections.call("PUBLISH", channel(), self.sign(), again=True)
+        count("control", self.do)
+
+    async def asend(self) -> None:
+        with connections.breaker.guarding():
+            await pipeline.acall("PUBLISH", channel(), self.sign(), again=True)
+        count("control", self.do)
 
     def sign(self) -> str:
         return signing.dumps(list(self), salt=SALT)
@@ -112,7 +122,7 @@ def disconnect_user(
         PublishError: Redis did not confirm; the sockets may or may not be closed.
 
     """
-    _tell(_disconnect(user, session_key), on_commit, using, fail_silently)
+    sending.send(_disconnect(user, session_key), on_commit=on_commit, using=using, fail_silently=fail_silently)
 
 
 async def adisconnect_user(
@@ -124,7 +134,7 @@ async def adisconnect_user(
     fail_silently: bool = False,
 ) -> None:
     """Close all sockets of a user without blocking the event loop; see ``disconnect_user``."""
-    await _atell(_disconnect(user, session_key), on_commit, using, fail_silently)
+    await sending.asend(_disconnect(user, session_key), on_commit=on_commit, using=using, fail_silently=fail_silently)
 
 
 def revoke(
@@ -153,7 +163,7 @@ def revoke(
         PublishError: Redis did not confirm; the subscriptions may or may not be ended.
 
     """
-    _tell(_revoke(topic, user), on_commit, using, fail_silently)
+    sending.send(_revoke(topic, user), on_commit=on_commit, using=using, fail_silently=fail_silently)
 
 
 async def arevoke(
@@ -165,12 +175,13 @@ async def arevoke(
     fail_silently: bool = False,
 ) -> None:
     """End a user's subscriptions to a topic without blocking the event loop; see ``revoke``."""
-    await _atell(_revoke(topic, user), on_commit, using, fail_silently)
+    await sending.asend(_revoke(topic, user), on_commit=on_commit, using=using, fail_silently=fail_silently)
 
 
 def check_user(user: Any, *, using: str | None = None) -> None:
     """Have the web processes look, when the transaction commits, whether a user still has access; fails silently."""
-    _tell(Control("check", Topic.for_user(user).full_id), True, using, True)
+    control = Control("check", Topic.for_user(user).full_id)
+    sending.send(control, on_commit=True, using=using, fail_silently=True)
 
 
 def _disconnect(user: Any, session_key: str | None) -> Control:
@@ -186,37 +197,3 @@ def _revoke(topic: Topic | str, user: Any) -> Control:
     if topic == own:
         raise TopicError("a user's own topic cannot be taken from him; use disconnect_user")
     return Control("revoke", own.full_id, str(topic))
-
-
-def _tell(control: Control, on_commit: bool, using: str | None, fail_silently: bool) -> None:
-    if on_commit:
-        transaction.on_commit(partial(_send, control, fail_silently), using=using)
-    else:
-        _send(control, fail_silently)
-
-
-async def _atell(control: Control, on_commit: bool, using: str | None, fail_silently: bool) -> None:
-    if on_commit:
-        await sync_to_async(transaction.on_commit)(partial(_send, control, fail_silently), using=using)
-    else:
-        await _asend(control, fail_silently)
-
-
-def _send(control: Control, fail_silently: bool) -> None:
-    try:
-        with connections.breaker.guarding():
-            connections.call("PUBLISH", channel(), control.sign(), again=True)
-    except connections.FAILURES as error:
-        failed(channel(), error, fail_silently)
-    else:
-        count("control", control.do)
-
-
-async def _asend(control: Control, fail_silently: bool) -> None:
-    try:
-        with connections.breaker.guarding():
-            await pipeline.acall("PUBLISH", channel(), control.sign(), again=True)
-    except connections.FAILURES as error:
-        failed(channel(), error, fail_silently)
-    else:
-        count("control", control.do)

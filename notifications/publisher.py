@@ -7,24 +7,17 @@ share; what remains of them is one call of the history store, which keeps the me
 
 from __future__ import annotations
 
-import logging
-from functools import partial
 from typing import Any, Final, NamedTuple
 
-from asgiref.sync import sync_to_async
-from django.db import transaction
-
-from . import connections, messages
+from . import messages, sending
 from .conf import settings
-from .exceptions import MessageError, PublishError
+from .exceptions import MessageError
 from .history import get_store
-from .logs import describe
 from .messages import Message
 from .metrics import Sampler, count, microseconds
+from .signals import atell, message_prepared, message_published, tell
 from .surrogates import mend_text
 from .topics import Topic, TopicId
-
-logger = logging.getLogger(__name__)
 
 MAX_IDEMPOTENCY_KEY_LENGTH: Final = 200
 
@@ -32,11 +25,44 @@ _sampler = Sampler()
 
 
 class Prepared(NamedTuple):
-    """A message that is ready to be stamped, whatever happens to the objects that it was made of."""
+    """
+    A message that is ready to be sent, whatever happens to the objects that it was made of: a ``sending.Call``.
+
+    Attributes:
+        topic: Where to.
+        data: The message's JSON object.
+        idempotency_key: With one it may be sent twice.
+        sender: The class of the message, for receivers of the signals.
+
+    """
 
     topic: Topic
     data: bytes
     idempotency_key: str | None
+    sender: type
+
+    @property
+    def where(self) -> str:
+        return str(self.topic)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What receivers of both signals are told."""
+        return {"topic": self.topic, "data": self.data, "idempotency_key": self.idempotency_key}
+
+    def send(self) -> str | None:
+        id_ = get_store().publish(self.topic, self.data, self.idempotency_key, _now())
+        count("published")
+        if message_published.receivers:
+            tell(message_published, self.sender, id=id_, **self.facts)
+        return id_
+
+    async def asend(self) -> str | None:
+        id_ = await get_store().apublish(self.topic, self.data, self.idempotency_key, _now())
+        count("published")
+        if message_published.receivers:
+            await atell(message_published, self.sender, id=id_, **self.facts)
+        return id_
 
 
 def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = None) -> Prepared:
@@ -48,7 +74,7 @@ def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = 
     if idempotency_key is not None and mend_text(idempotency_key) != idempotency_key:
         raise MessageError("an idempotency key has no half characters: two keys could become one")
     data = messages.encode(message, settings.MAX_MESSAGE_SIZE)
-    return Prepared(topic, data, idempotency_key)
+    return Prepared(topic, data, idempotency_key, type(message))
 
 
 def publish(
@@ -88,10 +114,9 @@ def publish(
 
     """
     prepared = prepare(topic, message, idempotency_key)
-    if on_commit:
-        transaction.on_commit(partial(_send, prepared, fail_silently), using=using)
-        return None
-    return _send(prepared, fail_silently)
+    if message_prepared.receivers:
+        tell(message_prepared, prepared.sender, on_commit=on_commit, using=using, **prepared.facts)
+    return sending.send(prepared, on_commit=on_commit, using=using, fail_silently=fail_silently)
 
 
 async def apublish(
@@ -109,10 +134,9 @@ async def apublish(
     With ``on_commit`` the transaction is the one of the thread in which ``sync_to_async`` runs the ORM.
     """
     prepared = prepare(topic, message, idempotency_key)
-    if on_commit:
-        await sync_to_async(transaction.on_commit)(partial(_send, prepared, fail_silently), using=using)
-        return None
-    return await _asend(prepared, fail_silently)
+    if message_prepared.receivers:
+        await atell(message_prepared, prepared.sender, on_commit=on_commit, using=using, **prepared.facts)
+    return await sending.asend(prepared, on_commit=on_commit, using=using, fail_silently=fail_silently)
 
 
 def publish_to_user(user: Any, message: Message, **options: Any) -> str | None:
@@ -151,35 +175,6 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
     return await apublish(Topic("upload", upload_id), message, **options)
 
 
-def _send(prepared: Prepared, fail_silently: bool) -> str | None:
-    try:
-        id_ = get_store().publish(*prepared, _now())
-    except connections.FAILURES as error:
-        failed(str(prepared.topic), error, fail_silently)
-        return None
-    count("published")
-    return id_
-
-
-async def _asend(prepared: Prepared, fail_silently: bool) -> str | None:
-    try:
-        id_ = await get_store().apublish(*prepared, _now())
-    except connections.FAILURES as error:
-        failed(str(prepared.topic), error, fail_silently)
-        return None
-    count("published")
-    return id_
-
-
 def _now() -> int:
     """Return the time for a message that is to be timed; otherwise 0."""
     return microseconds() if _sampler.due() else 0
-
-
-def failed(where: str, error: Exception, fail_silently: bool) -> None:
-    """Count a publish that failed; raise or log ``PublishError``."""
-    count("publish_failed", type(error).__name__)
-    failure = PublishError(where, describe(error))
-    if not fail_silently:
-        raise failure from error
-    logger.warning("%s", failure)

@@ -1,76 +1,70 @@
 """
-Django's own events that end access: logout, a changed password, an account that is deactivated or deleted.
+Signals that publishing sends, for apps that stand behind it: an inbox, an audit trail, a count.
 
-They make access end at once. What raises no signal, such as ``queryset.update``, is found by the next check. What the
-site does never fails because nobody can be told of it: Django deletes a session only after the receivers of its logout.
+They are sent by ``publish`` and its sisters, in the thread or task that publishes, and not for what other programs
+publish on Redis. Receivers may be synchronous or asynchronous, as Django's may. One that raises is logged, and neither
+loses the message nor keeps the others from being called. The caller of ``publish`` waits for all of them.
+
+Both have the message's class as ``sender``, such as ``Notice``, or ``dict``, and these arguments:
+
+* ``topic``: the ``Topic``.
+* ``data``: the message as browsers receive it, without ``_meta``: the ``bytes`` of a JSON object.
+* ``idempotency_key``: that of the call, or None.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
-from django.apps import apps
-from django.conf import settings as django_settings
-from django.contrib.auth import get_user_model
-from django.contrib.auth.signals import user_logged_out
-from django.db.models.signals import class_prepared, post_delete, post_save
-from django.dispatch import receiver
+from django.dispatch import Signal
 
-from .control import check_user, disconnect_user
-from .exceptions import TopicError
-from .logs import LogBudget
+from .eager import CutShortError
 
-_log = LogBudget(logging.getLogger(__name__))
+logger = logging.getLogger(__name__)
+
+message_prepared: Final = Signal()
+"""
+Sent when a message has been checked and written, before anything is sent to Redis.
+
+With ``on_commit`` that is at the call, within the transaction, which may still be rolled back. Further arguments are
+``on_commit`` and ``using``, as the caller gave them. It is sent for a message that Redis does not take, too.
+"""
+
+message_published: Final = Signal()
+"""
+Sent when Redis has confirmed a message; with ``on_commit`` that is after the commit, and never after a rollback.
+
+The further argument ``id`` is what ``publish`` returns, None where ``HISTORY_SIZE`` is 0. A publish that is repeated
+under its idempotency key is told again, with the id of the first.
+"""
+
+
+def tell(signal: Signal, sender: type, **facts: Any) -> None:
+    """Call the receivers of a signal, whatever they raise."""
+    with _harmless():
+        signal.send_robust(sender, **facts)
+
+
+async def atell(signal: Signal, sender: type, **facts: Any) -> None:
+    """Call the receivers of a signal, whatever they raise, without blocking the event loop."""
+    task = asyncio.current_task()
+    with _harmless():
+        try:
+            await signal.asend_robust(sender, **facts)
+        except asyncio.CancelledError as error:
+            if task is None or task.cancelling():
+                raise
+            raise CutShortError("something that a receiver waited for was cancelled") from error
 
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """Log, and go on, if nobody knows whose topic a user's is: what is done by no tenant, or to an id that is none."""
+    """Log what Django does not catch: it calls no asynchronous receivers in the thread of an event loop, for one."""
     try:
         yield
-    except TopicError as error:
-        _log.warning("nobody is told that a user's access may end: %s", error)
-
-
-@receiver(user_logged_out, dispatch_uid="notifications")
-def _logged_out(*, request: Any, user: Any, **_: Any) -> None:
-    session_key = getattr(getattr(request, "session", None), "session_key", None)
-    if user is not None and session_key:  # otherwise nobody was logged in, or nobody knows where
-        with _harmless():
-            disconnect_user(user, session_key=session_key, on_commit=True, fail_silently=True)
-
-
-@receiver(post_save, dispatch_uid="notifications")  # no sender: proxies of the user model are saved as themselves
-def _saved(*, instance: Any, created: bool, using: str, **_: Any) -> None:
-    if not isinstance(instance, get_user_model()) or created:
-        return
-    # ``set_password`` notes the new one here until ``save`` is over; so nobody has to know what the old one was.
-    password_changed = getattr(instance, "_password", None) is not None
-    inactive = "is_active" not in instance.get_deferred_fields() and not instance.is_active
-    if password_changed or inactive:
-        with _harmless():
-            check_user(instance, using=using)
-
-
-def _deleted(*, instance: Any, using: str, **_: Any) -> None:
-    with _harmless():
-        check_user(instance, using=using)
-
-
-@receiver(class_prepared, dispatch_uid="notifications")
-def _watch_deletions(*, sender: Any, **_: Any) -> None:
-    """
-    Hear of deleted users, also of those that are deleted through a proxy of their model.
-
-    Each model has a receiver of its own: with one for all senders Django could delete no model of the site by a single
-    statement, because it would have to read each row for us.
-    """
-    if sender._meta.concrete_model._meta.label_lower == django_settings.AUTH_USER_MODEL.lower():
-        post_delete.connect(_deleted, sender=sender, dispatch_uid="notifications")
-
-
-for _model in apps.get_models():
-    _watch_deletions(sender=_model)
+    except Exception:
+        logger.exception("not all receivers of a signal could be called; the message is not affected")

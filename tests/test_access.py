@@ -628,7 +628,7 @@ async def test_credentials_that_are_renewed_during_a_look_are_looked_at_again(li
     try:
         await await_for(lambda: looks)  # at those who came before we heard anything
         user.is_active = False
-        await control._asend(control.Control("check", "7"), False)
+        await control.Control("check", "7").asend()
 
         await asyncio.wait_for(ended.wait(), scaled())
 

@@ -18,7 +18,7 @@ STOREYS = [
     | {"surrogates", "address", "mount", "signed", "tenants"}
     | {"history.position", "history.stamped", "history.store", "history.memory"}
     | {"cursor", "held", "backlog", "recent"},
-    {"connections", "connecting", "resolver", "loops", "tasks", "eager"},
+    {"connections", "connecting", "resolver", "loops", "tasks", "eager", "signals"},
     {
         "wire",
         "pipeline",
@@ -31,7 +31,7 @@ STOREYS = [
     }
     | {"broker.__init__", "broker.reconnect", "box", "carried", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks", "sessions"}
-    | {"control", "credentials", "signals"},
+    | {"control", "credentials", "receivers", "sending"},
     {"connection.__init__", "connection.transport"}
     | {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},
     {"routing", "middleware"},

@@ -167,7 +167,7 @@ async def test_a_deactivation_meanwhile_is_found_at_once(site, either, here, fil
         await listening(site)
         held, opened = await opening(stack, browser, files)
         change(site, "UPDATE auth_user SET is_active = 0 WHERE id = ?", alice.pk)
-        await control._asend(control.Control("check", str(alice.pk)), False)  # as ``save`` does
+        await control.Control("check", str(alice.pk)).asend()  # as ``save`` does
         held.go_on()
 
         frames = await (await opened).expect_closed(4005)

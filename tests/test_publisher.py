@@ -572,7 +572,7 @@ def test_a_silent_failure_is_logged_and_counted(settings, caller, caplog):
 
     assert caller({"secret": "payload"}, fail_silently=True) is None
 
-    (record,) = (record for record in caplog.records if record.name == "notifications.publisher")
+    (record,) = (record for record in caplog.records if record.name == "notifications.sending")
     assert record.levelno == logging.WARNING
     assert "user:7" in record.getMessage()
     assert "payload" not in caplog.text

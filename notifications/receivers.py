@@ -1,0 +1,76 @@
+"""
+Django's own events that end access: logout, a changed password, an account that is deactivated or deleted.
+
+They make access end at once. What raises no signal, such as ``queryset.update``, is found by the next check. What the
+site does never fails because nobody can be told of it: Django deletes a session only after the receivers of its logout.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_out
+from django.db.models.signals import class_prepared, post_delete, post_save
+from django.dispatch import receiver
+
+from .control import check_user, disconnect_user
+from .exceptions import TopicError
+from .logs import LogBudget
+
+_log = LogBudget(logging.getLogger(__name__))
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Log, and go on, if nobody knows whose topic a user's is: what is done by no tenant, or to an id that is none."""
+    try:
+        yield
+    except TopicError as error:
+        _log.warning("nobody is told that a user's access may end: %s", error)
+
+
+@receiver(user_logged_out, dispatch_uid="notifications")
+def _logged_out(*, request: Any, user: Any, **_: Any) -> None:
+    session_key = getattr(getattr(request, "session", None), "session_key", None)
+    if user is not None and session_key:  # otherwise nobody was logged in, or nobody knows where
+        with _harmless():
+            disconnect_user(user, session_key=session_key, on_commit=True, fail_silently=True)
+
+
+@receiver(post_save, dispatch_uid="notifications")  # no sender: proxies of the user model are saved as themselves
+def _saved(*, instance: Any, created: bool, using: str, **_: Any) -> None:
+    if not isinstance(instance, get_user_model()) or created:
+        return
+    # ``set_password`` notes the new one here until ``save`` is over; so nobody has to know what the old one was.
+    password_changed = getattr(instance, "_password", None) is not None
+    inactive = "is_active" not in instance.get_deferred_fields() and not instance.is_active
+    if password_changed or inactive:
+        with _harmless():
+            check_user(instance, using=using)
+
+
+def _deleted(*, instance: Any, using: str, **_: Any) -> None:
+    with _harmless():
+        check_user(instance, using=using)
+
+
+@receiver(class_prepared, dispatch_uid="notifications")
+def _watch_deletions(*, sender: Any, **_: Any) -> None:
+    """
+    Hear of deleted users, also of those that are deleted through a proxy of their model.
+
+    Each model has a receiver of its own: with one for all senders Django could delete no model of the site by a single
+    statement, because it would have to read each row for us.
+    """
+    if sender._meta.concrete_model._meta.label_lower == django_settings.AUTH_USER_MODEL.lower():
+        post_delete.connect(_deleted, sender=sender, dispatch_uid="notifications")
+
+
+for _model in apps.get_models():
+    _watch_deletions(sender=_model)

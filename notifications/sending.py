@@ -1,0 +1,88 @@
+"""
+How what a site calls goes to Redis: at once or when the transaction commits, and what becomes of a failure.
+
+Publishing and ending access have this in common; what they send is theirs.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.db import transaction
+
+from .connections import FAILURES
+from .exceptions import PublishError
+from .logs import describe
+from .metrics import count
+
+logger = logging.getLogger(__name__)
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Call(Protocol[T_co]):
+    """A call of Redis that is ready to be made, whatever happens to the objects it was made of."""
+
+    @property
+    def where(self) -> str:
+        """Name the topic or channel, for people."""
+
+    def send(self) -> T_co:
+        """Make the call; raises ``connections.FAILURES``."""
+
+    async def asend(self) -> T_co:
+        """Make the call without blocking the event loop; raises ``connections.FAILURES``."""
+
+
+def send(call: Call[T_co], *, on_commit: bool, using: str | None, fail_silently: bool) -> T_co | None:
+    """
+    Make a call now, or when the transaction commits.
+
+    Args:
+        call: What to send.
+        on_commit: Wait for the commit, and do nothing after a rollback. Outside a transaction it is made at once.
+        using: With ``on_commit``: the alias of the database. The default one if None.
+        fail_silently: Log and count a ``PublishError`` instead of raising it.
+
+    Returns:
+        What the call returns. None with ``on_commit``, and after a silenced failure.
+
+    Raises:
+        PublishError: Redis did not confirm; with ``on_commit`` from the end of the transaction.
+
+    """
+    if on_commit:
+        transaction.on_commit(partial(_send, call, fail_silently), using=using)
+        return None
+    return _send(call, fail_silently)
+
+
+async def asend(call: Call[T_co], *, on_commit: bool, using: str | None, fail_silently: bool) -> T_co | None:
+    """Make a call without blocking the event loop; see ``send``."""
+    if on_commit:
+        await sync_to_async(transaction.on_commit)(partial(_send, call, fail_silently), using=using)
+        return None
+    try:
+        return await call.asend()
+    except FAILURES as error:
+        _failed(call, error, fail_silently)
+        return None
+
+
+def _send(call: Call[T_co], fail_silently: bool) -> T_co | None:
+    try:
+        return call.send()
+    except FAILURES as error:
+        _failed(call, error, fail_silently)
+        return None
+
+
+def _failed(call: Call[Any], error: Exception, fail_silently: bool) -> None:
+    count("publish_failed", type(error).__name__)
+    failure = PublishError(call.where, describe(error))
+    if not fail_silently:
+        raise failure from error
+    logger.warning("%s", failure)
