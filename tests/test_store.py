@@ -25,7 +25,7 @@ from notifications.history.memory import MemoryStore
 from notifications.history.position import Position
 from notifications.history.redis import RedisStore
 from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
-from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, Store
+from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, Store, term_key
 from notifications.topics import internal_name
 from tests.waiting import await_for, scaled
 
@@ -44,6 +44,9 @@ class Place(Protocol):
 
     def give_lease(self, token: str | None) -> None:
         """Let this token have the lease; None: nobody."""
+
+    def term(self) -> str:
+        """Return the term of the lease; empty when it has ended."""
 
     def full(self) -> Any:
         """Return a context manager while whose block is open there is no room for anything new."""
@@ -74,6 +77,10 @@ class InRedis:
         self._client.delete(LEASE)
         if token is not None:
             self._client.hset(LEASE, "token", token)
+            self._client.set(term_key(LEASE), f"term of {token}")
+
+    def term(self):
+        return (self._client.get(term_key(LEASE)) or b"").decode()
 
     @contextmanager
     def full(self):
@@ -98,6 +105,9 @@ class InMemory:
 
     def give_lease(self, token):
         self.store.give_lease(LEASE, token or "")
+
+    def term(self):
+        return self.store.term(LEASE)
 
     @contextmanager
     def full(self):
@@ -484,6 +494,7 @@ async def test_kinds_without_a_history_go_out_without_an_id(place, settings):
     answer = await place.store.stamp_batch(LEASE, "mine", 1, [*raw(1), *raw(2, topic=user), (TOPIC, tail(b"{}"))])
 
     assert answer == (1, "")
+    assert place.term()
     first, second, third = place.heard()
     assert (first, third) == (Stamped("u", str(TOPIC), None, b'{"n":1}'), Stamped("u", str(TOPIC), None, b"{}"))
     assert (second.road, second.topic, second.position.n) == ("r", str(user), 1)
@@ -511,11 +522,16 @@ async def test_what_is_refused_is_a_failure_and_nothing_is_out(place):
 
 
 async def test_a_batch_that_is_refused_goes_out_without_ids(place):
-    """Raw messages are told as they are, in order, and the holder learns why; the count goes on behind them."""
+    """
+    Raw messages are told as they are, in order, and the holder learns why; the count goes on behind them.
+
+    The term of the lease ends: whoever did not hear them would look for them in the histories, for nothing.
+    """
     store = place.store
     place.give_lease("mine")
     await store.stamp_batch(LEASE, "mine", 1, raw(0))
     place.heard()
+    term = place.term()
     batch = [*raw(1), (TOPIC, tail(b"{}")), (OTHER, tail(b'{ "n" : 2 }'))]
 
     with place.full():
@@ -523,6 +539,7 @@ async def test_a_batch_that_is_refused_goes_out_without_ids(place):
 
     assert stamped == 0
     assert refusal
+    assert (term != "", place.term()) == (True, "")
     assert place.heard() == [
         Stamped("u", str(TOPIC), None, b'{"n":1}'),
         Stamped("u", str(TOPIC), None, b"{}"),

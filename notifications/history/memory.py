@@ -51,14 +51,16 @@ class Tenure:
     Attributes:
         token: Of its holder.
         batch: The number of the last batch that it had stamped.
+        term: Names the time in which every raw message was given an id; empty when that is over.
 
     """
 
-    __slots__ = ("batch", "token")
+    __slots__ = ("batch", "term", "token")
 
     def __init__(self, token: str) -> None:
         self.token = token
         self.batch: int | None = None
+        self.term = secrets.token_hex(8)
 
 
 class MemoryStore:
@@ -111,6 +113,11 @@ class MemoryStore:
         with self._lock:
             self._leases[lease] = Tenure(token)
 
+    def term(self, lease: str) -> str:
+        """Read the term of a lease; empty if there is none."""
+        with self._lock:
+            return self._leases[lease].term if lease in self._leases else ""
+
     async def stamp_batch(
         self, lease: str, token: str, number: int, messages: Sequence[tuple[Topic, bytes]]
     ) -> tuple[int, str]:
@@ -133,6 +140,8 @@ class MemoryStore:
                         kept += 1
                 self._tell(told)
             tenure.batch = number
+            if refusal:
+                tenure.term = ""
             return kept, refusal
 
     async def look(self, topics: Sequence[Topic]) -> list[Where]:

@@ -69,8 +69,8 @@ class Store(Protocol):
         """
         Stamp raw messages in their order, in one step, if ``token`` has the lease.
 
-        What cannot be kept is told without an id, in its place, and the ``term_key`` of the lease is deleted: no
-        history shows what went out.
+        What cannot be kept is told without an id, in its place, and the term of the lease ends: no history shows what
+        went out.
 
         Args:
             lease: Its name. It is kept where the histories are, so that nobody loses it between the look and the step.
