@@ -108,14 +108,9 @@ class Since(Struct, kw_only=True):
             raise ValueError(SINCE_IS)
 
 
-def since_in_url(query_string: bytes) -> tuple[str | None, FrameError | None]:
-    """Read ``?since=`` of a session socket's URL: the position, or what is wrong with it."""
-    [since] = parse_qs(query_string.decode("latin1")).get("since", [""])[:1]
-    try:
-        check_since(since or None)
-    except FrameError as error:
-        return None, error
-    return since or None, None
+def since_in_url(query_string: bytes) -> str | None:
+    """Read ``?since=`` of a session socket's URL, as it was written; see ``check_since``."""
+    return parse_qs(query_string.decode("latin1")).get("since", [""])[0] or None
 
 
 class Auth(Struct, tag="auth", tag_field="type"):

@@ -32,7 +32,7 @@ STOREYS = [
     | {"broker.__init__", "broker.reconnect", "box", "carried", "loop_layer", "layers"},
     {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks", "sessions"}
     | {"control", "credentials", "receivers", "sending"},
-    {"connection.__init__", "connection.transport"}
+    {"connection.__init__", "connection.connection", "connection.transport"}
     | {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},
     {"routing", "middleware"},
 ]
@@ -145,6 +145,32 @@ def test_leaves_do_no_input_or_output(path):
     used = {name for name in imports_of(path) for io in LEAF_IO if name == io or name.startswith(f"{io}.")}
 
     assert used == set()
+
+
+WITHOUT_TRANSPORT = {"connection", "closing", "heartbeat", "jobs", "limits"} | {
+    "cursor",
+    "credit",
+    "delivery",
+    "held",
+    "pump",
+    "reconciler",
+}
+"""What a WebSocket and any other transport share."""
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in inner if name_of(path).split(".")[0] in WITHOUT_TRANSPORT], ids=name_of
+)
+def test_connections_and_deliveries_know_no_transport(path):
+    """They import neither Channels nor a transport of ours, and write and read no event of ASGI."""
+    imported = set(imports_of(path))
+    texts = [node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)]
+
+    assert {name.split(".")[0] for name in imported}.isdisjoint({"asgiref", "channels"})
+    assert {name.split(".")[1] for name in imported if name.startswith("notifications.")}.isdisjoint(
+        {"consumers", "middleware", "routing"}
+    )
+    assert [text for text in texts if isinstance(text, str) and text.startswith("websocket.")] == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,488 @@
+"""
+One client's end: who it is, which topics it reads, what it says and is told, and how it ends.
+
+What a client says and is answered is here; ``delivery.py`` carries the messages, and a ``Transport`` the frames. A
+transport makes a ``Connection``, asks ``may_open``, calls ``open`` when the client is let in, ``hear`` for each frame
+that the client sends, and ``end`` when it has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from msgspec import UNSET
+
+from .. import auth, frames
+from ..access import access
+from ..closing import Closing
+from ..conf import settings
+from ..credentials import Credentials, credentials_of
+from ..delivery import Delivery, subscribed
+from ..exceptions import TopicError
+from ..frames import CloseCode, FrameError
+from ..heartbeat import Heartbeat
+from ..history.position import Position
+from ..jobs import Jobs
+from ..limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_WAITING_FRAMES, Pace, Strangers, addresses
+from ..logs import LogBudget
+from ..loops import PerLoop
+from ..metrics import count, tally
+from ..tenants import NO_TENANT, Tenant
+from ..topics import Topic
+from .transport import Transport
+
+logger = logging.getLogger(__name__)
+
+
+class Caller(NamedTuple):
+    """
+    What a transport knows of whoever opens a connection.
+
+    Attributes:
+        address: Where they come from, as ``limits.address_of`` names it.
+        user: Whom their session names; None if they have none, or if it may not be trusted.
+        session_key: That session's key.
+        as_of: When the session was read, by the clock of the event loop; None if that is not known.
+        is_known: False if they have shown a session, and nobody could read it.
+        is_in_doubt: Says, when it is called, whether the session that they have shown may be replaced by another at
+            this moment: then they may come back.
+        since: What they have of their user's own topic, as they said it; only with a session.
+
+    """
+
+    address: str
+    user: Any
+    session_key: str | None
+    as_of: float | None
+    is_known: bool
+    is_in_doubt: Callable[[], bool]
+    since: str | None
+
+
+class Unanswered(NamedTuple):
+    """A subscription that waits because nobody could say whether it is allowed."""
+
+    topic: Topic
+    since: Position | str | None
+
+
+_crowd: Final = LogBudget(logger, lines=1, period=60.0)
+_log: Final = LogBudget(logger, lines=10, period=60.0)
+strangers = PerLoop(Strangers)
+
+
+class Connection:
+    """
+    Carries published messages to one client.
+
+    The wire protocol is in the documentation; what a frame may be is in ``frames.py``.
+
+    Attributes:
+        user: Who it is; None until it has authenticated. Replaced by what the database says later.
+        is_account_old: Whether something was revoked since ``user`` was read.
+        credentials: What its access rests on.
+        authorized: The topics that ``AUTHORIZE`` has allowed, and when it was asked.
+        unanswered: The topics of which nobody could say.
+
+    """
+
+    __slots__ = (
+        "_address",
+        "_asking",
+        "_auth_timer",
+        "_closing",
+        "_delivery",
+        "_heartbeat",
+        "_invalid",
+        "_jobs",
+        "_own",
+        "_pace",
+        "_tenant",
+        "authorized",
+        "credentials",
+        "is_account_old",
+        "unanswered",
+        "user",
+    )
+
+    def __init__(self, transport: Transport, layer: Any) -> None:
+        """
+        Prepare a connection; ``end`` must follow.
+
+        Args:
+            transport: The way to the client.
+            layer: The channel layer.
+
+        """
+        self.user: Any = None
+        self.is_account_old = False
+        self.credentials: Credentials
+        self.authorized: dict[str, float] = {}
+        self.unanswered: dict[str, Unanswered] = {}
+        self._asking: str | None = None
+        self._tenant = NO_TENANT
+        self._own: Topic | None = None
+        self._address: str | None = None
+        self._pace = Pace()
+        self._invalid = 0
+        self._jobs = Jobs(self._failed)
+        self._closing = Closing(transport, self._stop)
+        self._auth_timer: asyncio.TimerHandle | None = None
+        self._heartbeat = Heartbeat(self)
+        self._delivery = Delivery(layer, transport.send_text, self._delivery_failed)
+        tally.connections += 1
+
+    # What a transport calls.
+
+    def may_open(self, caller: Caller) -> bool:
+        """
+        Say whether to let a client in, within the context of its handshake: that is the one of its tenant.
+
+        A transport refuses others as it refuses any handshake, and sends them nothing.
+        """
+        if caller.user is None and strangers().is_crowded(caller.address, settings.MAX_UNAUTHENTICATED):
+            self._count_crowd()  # those who were told to go need not, and a server waits for them
+            return False
+        try:
+            self._tenant = Tenant.of_this_context()
+        except TopicError as unknown:
+            _log.warning("refused a socket: %s", unknown)
+            return False
+        self._jobs.context = self._tenant.context
+        return True
+
+    async def open(self, caller: Caller) -> None:
+        """Begin with a client who was let in: they can be told something from now on."""
+        address = caller.address
+        if not addresses.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS):
+            await self._too_many("address")
+            return
+        self._address = address
+        if not caller.is_known:
+            await self._closing.close(CloseCode.TRY_AGAIN)
+            return
+        if caller.user is None:
+            if not strangers().add(address, self, settings.MAX_UNAUTHENTICATED):
+                self._count_crowd()
+                await self._closing.close(CloseCode.TOO_MANY_CONNECTIONS)
+                return
+            self._bound_auth(caller.is_in_doubt)
+        else:
+            since, error = _checked(caller.since)
+            credentials = credentials_of(caller.user, caller.session_key, self._tenant, caller.as_of)
+            self._jobs.add(partial(self._authenticated, credentials, since))
+            if error is not None:
+                self._jobs.add(partial(self._invalid_frame, error))
+
+    async def hear(self, text: str | None) -> None:
+        """Take a frame of the client's; None for one that is no text."""
+        if self._closing.begun:
+            return
+        self._heartbeat.heard()
+        frame: frames.Auth | frames.Action | FrameError
+        try:
+            frame = frames.decode(text)
+        except FrameError as error:
+            frame = error
+        if self._nobody_yet() and not isinstance(frame, frames.Auth):
+            no_json = isinstance(frame, frames.NotJSONError)
+            code = CloseCode.INVALID_MESSAGES if no_json else CloseCode.AUTH_REQUIRED
+            await self._closing.refuse(code, 'the first frame is {"type":"auth","token":…}')
+        elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
+            self._heartbeat.confirmed()
+        elif not self._pace.take(self._own.full_id if self._own is not None else None, self._address):
+            await self._hasty_frame()
+        elif isinstance(frame, frames.Ping) and self._jobs.is_aside:
+            self._jobs.add_next(partial(self._handle, frame))  # a browser asks whether we live; the site may take long
+        elif len(self._jobs) >= MAX_WAITING_FRAMES:
+            await self._closing.close(CloseCode.TOO_SLOW)
+        else:
+            self._jobs.add(partial(self._handle, frame))
+
+    async def server_stops(self) -> None:
+        """Tell the client that the server restarts; see ``Closing.server_stops``."""
+        await self._closing.server_stops()
+
+    async def end(self) -> None:
+        """Release everything: the client has gone."""
+        tally.connections -= 1
+        await self._closing.end()
+        self._end_auth_timer()
+        addresses.give_back(self._address)
+        if self._own is not None:
+            access().remove(self._own.full_id, self)
+        self._heartbeat.end()
+        await self._jobs.end()
+        tally.unanswered -= len(self.unanswered)
+        await self._delivery.end()
+
+    # What the client says.
+
+    def _nobody_yet(self) -> bool:
+        """Nobody has authenticated, nor is about to."""
+        return self.user is None and not self._jobs.busy
+
+    async def _failed(self, error: Exception) -> None:
+        logger.error("a socket of user %s failed", getattr(self.user, "pk", None), exc_info=error)
+        await self._closing.close(CloseCode.TRY_AGAIN)
+
+    async def _handle(self, frame: frames.Auth | frames.Action | FrameError) -> None:
+        if isinstance(frame, FrameError):
+            await self._invalid_frame(frame)
+            return
+        self._invalid = 0
+        if isinstance(frame, frames.Auth):
+            await self._authenticate(frame)
+        elif isinstance(frame, frames.Ping):
+            if self._delivery.asked():
+                self._heartbeat.confirmed()
+            await self._say(frames.ServerPong())
+        elif not isinstance(frame, frames.Pong):
+            await self._change_subscription(frame)
+
+    async def _change_subscription(
+        self, frame: frames.Subscribe | frames.SubscribeUpload | frames.Unsubscribe | frames.UnsubscribeUpload
+    ) -> None:
+        try:
+            topic = Topic.parse(frame.topic)
+        except TopicError as error:
+            await self._invalid_frame(FrameError("invalid_message", str(error)))
+            return
+        if isinstance(frame, frames.Subscribe | frames.SubscribeUpload):
+            await self._subscribe(topic, frame.since, frame.grant)
+        else:
+            await self._unsubscribe(topic)
+
+    # Authentication.
+
+    def _bound_auth(self, is_in_doubt: Callable[[], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        self._auth_timer = loop.call_later(settings.AUTH_TIMEOUT, self._auth_is_late, is_in_doubt)
+
+    def _end_auth_timer(self) -> None:
+        if self._auth_timer is not None:
+            self._auth_timer.cancel()
+            self._auth_timer = None
+            strangers().remove(self._address, self)
+
+    @property
+    def has_said_nothing(self) -> bool:
+        """Whether it has not even begun to authenticate."""
+        return self._nobody_yet()
+
+    def give_way(self) -> None:
+        """Close a socket that has not authenticated, because others want its place."""
+        if not self._closing.begun:
+            self._count_crowd()
+            self._closing.at_once(CloseCode.TOO_MANY_CONNECTIONS)
+
+    def _count_crowd(self) -> None:
+        count("connection_refused", "unauthenticated")
+        _crowd.warning("too many sockets have not authenticated, or too many of one address; the oldest are closed")
+
+    def _auth_is_late(self, is_in_doubt: Callable[[], bool]) -> None:
+        if not self._nobody_yet():
+            return
+        if is_in_doubt():
+            self._jobs.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
+        else:
+            message = f"no credentials within {settings.AUTH_TIMEOUT:g} s"
+            self._jobs.add(partial(self._closing.refuse, CloseCode.AUTH_TIMEOUT, message))
+
+    async def _authenticate(self, frame: frames.Auth) -> None:
+        since, error = _checked(frame.since)
+        if error is not None:
+            await self._invalid_frame(error)
+        as_of = asyncio.get_running_loop().time()
+        try:
+            user = await auth.token_user(frame.token, self._address or "")
+        except auth.AuthUnavailableError:
+            await self._closing.close(CloseCode.TRY_AGAIN)
+            return
+        if user is None:
+            await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is not valid, or has expired")
+        elif self.user is None:
+            await self._authenticated(credentials_of(user, None, self._tenant, as_of), since)
+        elif user.pk != self.user.pk:
+            await self._closing.refuse(CloseCode.AUTH_FAILED, "the token is another user's")
+        else:
+            self.user = user
+            self.credentials = credentials_of(user, self.credentials.session_key, self._tenant)
+            own = self._delivery.position(str(self._own))
+            await self._say(frames.AuthSuccess(user_id=str(user.pk), id=own, recovered=None))
+
+    async def _authenticated(self, credentials: Credentials, since: str | None) -> None:
+        self.credentials, user = credentials, credentials.user
+        self._own = Topic.for_user(user)
+        if not access().add(self._own.full_id, self):  # before anything is asked: the access may end meanwhile
+            await self._too_many("user")
+            return
+        if self._closing.begun:
+            return
+        try:
+            await self._delivery.open()
+            recovered, position = await self._delivery.join(self._own, Position.since(since))
+        except Exception as error:  # noqa: BLE001  a layer may raise anything
+            await self._no_way_in(error)
+            return
+        self.user = user
+        self._end_auth_timer()
+        self._heartbeat.begin()
+        await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
+        self._delivery.release(self._own)
+
+    # Subscriptions.
+
+    async def _subscribe(self, topic: Topic, since: str | None, grant: str | None) -> None:
+        name = str(topic)
+        if name in self._delivery.cursors:
+            await self._say(subscribed(topic, None, self._delivery.position(name)))
+            return
+        most = settings.MAX_SUBSCRIPTIONS
+        self._forget_unanswered(name)  # it has its place
+        if len(self._delivery.cursors) + len(self.unanswered) > most:  # the user's own is among them
+            await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
+            return
+        position = Position.since(since)
+        if auth.is_given(self.user, topic, grant):
+            await self._join(topic, position)
+            return
+        as_of = asyncio.get_running_loop().time()
+        allowed = await self._may_read(topic)
+        if allowed:
+            self.authorized[name] = as_of
+            await self._join(topic, position)
+        elif allowed is None:
+            self.unanswered[name] = Unanswered(topic, position)
+            tally.unanswered += 1
+            await self._error("unavailable", "nobody can say yet; the answer will follow", topic.told)
+            access().ask_later(Topic.for_user(self.user).full_id, name)
+        else:
+            await self._error("forbidden", "no such topic, or it is not yours to read", topic.told)
+
+    async def _may_read(self, topic: Topic) -> bool | None:
+        """Ask ``AUTHORIZE``; None if nobody could say, or the topic was revoked meanwhile: the answer may be older."""
+        self._asking = str(topic)
+        allowed = await self._jobs.aside(access().ask(self, topic))
+        if self._asking is None:
+            allowed = allowed and None
+        self._asking = None
+        return allowed
+
+    async def _join(self, topic: Topic, since: Position | str | None, *, unasked: bool = False) -> None:
+        try:
+            recovered, position = await self._delivery.join(topic, since)
+        except Exception as error:  # noqa: BLE001  a layer may raise anything
+            await self._no_way_in(error)
+            return
+        if unasked:
+            recovered = False  # so clients know that it is no answer; and much may have happened meanwhile
+        await self._say(subscribed(topic, recovered, position and str(position)))
+        self._delivery.release(topic)
+
+    def admit(self, topic: str, as_of: float) -> None:
+        """Subscribe to what waits for an answer, and was asked then."""
+        self._jobs.add(partial(self._admit, topic, as_of))
+
+    async def _admit(self, topic: str, as_of: float) -> None:
+        if (waiting := self._forget_unanswered(topic)) is not None:
+            self.authorized[topic] = as_of
+            await self._join(*waiting, unasked=True)
+
+    def _forget_unanswered(self, topic: str) -> Unanswered | None:
+        if (waiting := self.unanswered.pop(topic, None)) is not None:
+            tally.unanswered -= 1
+        return waiting
+
+    async def _unsubscribe(self, topic: Topic) -> None:
+        if topic == self._own:
+            await self._error("forbidden", "a socket always has its user's own topic", topic.told)
+            return
+        self.authorized.pop(str(topic), None)
+        self._forget_unanswered(str(topic))
+        await self._delivery.leave(topic)
+        await self._say(frames.Unsubscribed(topic=topic.told))
+
+    # Access that ends.
+
+    def end_access(self, code: CloseCode, reason: str) -> None:
+        """Deliver nothing more, and close; whatever the socket is busy with."""
+        self._closing.at_once(code, reason if code is CloseCode.ACCESS_REVOKED else None)
+
+    def withdraw(self, topic: str) -> None:
+        """Unsubscribe from a topic, or refuse what waits for an answer, before what the browser said and waits."""
+        self._jobs.add_next(partial(self._withdraw, topic))
+
+    async def _withdraw(self, topic: str) -> None:
+        if self._asking == topic:
+            self._asking = None
+        if (held := self._delivery.cursors.get(topic) or self.unanswered.get(topic)) is not None:
+            count("withdrawn")
+            await self._unsubscribe(held.topic)
+
+    async def _too_many(self, whose: str) -> None:
+        count("connection_refused", whose)
+        await self._closing.close(CloseCode.TOO_MANY_CONNECTIONS)
+
+    async def _no_way_in(self, error: Exception) -> None:
+        _log.warning("a topic could not be joined (%s); the browser is told to come back", type(error).__name__)
+        await self._closing.close(CloseCode.TRY_AGAIN)
+
+    def _delivery_failed(self) -> None:
+        self._jobs.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
+
+    # The heartbeat.
+
+    @property
+    def paused(self) -> bool:
+        """Whether the browser has to confirm more before it is sent anything."""
+        return self._delivery.paused
+
+    def ping(self) -> asyncio.Future[bool]:
+        """Ask the browser for a sign of life; the future is done when the server has taken the question."""
+        self._delivery.ask()
+        return self._delivery.mark()
+
+    def give_up(self) -> None:
+        """Close a browser that is dead or too slow."""
+        self._closing.at_once(CloseCode.TOO_SLOW)
+
+    # What we say.
+
+    async def _say(self, frame: frames.ServerFrame) -> None:
+        if not self._closing.begun:
+            await self._delivery.say(frame)
+
+    async def _error(self, code: frames.ErrorCode, message: str, topic: str | None = None) -> None:
+        count("frame_refused", code)
+        await self._say(frames.Error(code=code, message=message, topic=topic if topic is not None else UNSET))
+
+    async def _invalid_frame(self, error: FrameError) -> None:
+        self._invalid += 1
+        await self._error(error.code, str(error))
+        if self._invalid >= MAX_INVALID_FRAMES:
+            await self._closing.close(CloseCode.INVALID_MESSAGES)
+
+    async def _hasty_frame(self) -> None:
+        if self._pace.refused == 1:  # once: answering each would double the haste
+            await self._error("rate_limited", "too many frames; slow down")
+        if self._pace.refused >= MAX_REFUSED_FRAMES:
+            await self._closing.close(CloseCode.TOO_SLOW)
+
+    def _stop(self) -> None:
+        """Send nothing more, and begin nothing."""
+        self._jobs.clear()
+        self._delivery.stop()
+
+
+def _checked(since: Any) -> tuple[Any, FrameError | None]:
+    """Return the position that a client says it has, or None and what is wrong with it."""
+    try:
+        frames.check_since(since)
+    except FrameError as error:
+        return None, error
+    return since, None
