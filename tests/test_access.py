@@ -266,7 +266,8 @@ async def test_nothing_is_delivered_after_the_end_of_access(site, server, here):
 async def test_revoke_ends_a_subscription(site, server, here):
     """The socket is told ``unsubscribed`` and hears nothing more of the topic; other topics and users go on."""
     alice, bob = site.add_user(), site.add_user()
-    mine, other, shared = alice.new_upload(), alice.new_upload(), "all-of-us"
+    mine, other = alice.new_upload(), alice.new_upload()
+    shared = f"all-{mine}"
     async with open_tab(server, alice) as tab, open_tab(server, bob) as stranger:
         for upload_id in (mine, other, shared):
             await tab.watch(upload_id)

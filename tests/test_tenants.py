@@ -489,11 +489,11 @@ async def test_topics_that_are_asked_for_are_of_the_own_tenant(site, here):
 async def test_what_was_missed_is_read_from_the_own_history(site, here):
     """Whoever comes late gets the latest message of the own tenant, of a topic that both have."""
     for name in TENANTS:
-        change(site.databases[name], SAME_AGAIN, "both")
-        await _publish(name, {"action": name}, "upload:both")
+        change(site.databases[name], SAME_AGAIN, "late")
+        await _publish(name, {"action": name}, "upload:late")
     for name in TENANTS:
         async with tab_of(site, name) as tab:
-            await tab.subscribe("upload:both", since="last")
+            await tab.subscribe("upload:late", since="last")
             assert json.loads(await tab.next_text())["action"] == name
 
 
