@@ -1,7 +1,8 @@
 """Tell a browser something now: Redis publishes from any program to the browser tabs of a Django site."""
 
 from .control import adisconnect_user, arevoke, disconnect_user, revoke
-from .exceptions import MessageError, NotificationsError, PublishError, TopicError
+from .exceptions import MessageError, NotificationsError, PositionError, PublishError, TopicError
+from .positions import aposition, position
 from .publisher import (
     apublish,
     apublish_progress,
@@ -15,15 +16,18 @@ from .topics import Topic
 __all__ = [
     "MessageError",
     "NotificationsError",
+    "PositionError",
     "PublishError",
     "Topic",
     "TopicError",
     "adisconnect_user",
+    "aposition",
     "apublish",
     "apublish_progress",
     "apublish_to_user",
     "arevoke",
     "disconnect_user",
+    "position",
     "publish",
     "publish_progress",
     "publish_to_user",

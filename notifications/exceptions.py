@@ -4,7 +4,8 @@ What this app raises.
     NotificationsError
     ├── TopicError (also ValueError)      no such kind, or an id that is empty, too long or refused
     ├── MessageError (also ValueError)    not a JSON object, too large, or it uses a reserved name
-    └── PublishError                      Redis did not confirm the publish
+    ├── PublishError                      Redis did not confirm the publish
+    └── PositionError                     Redis did not say where a topic is
 """
 
 from __future__ import annotations
@@ -43,3 +44,22 @@ class PublishError(NotificationsError):
 
     def __str__(self) -> str:
         return f"not known to be published on {self.topic!r}: {self.reason}"
+
+
+class PositionError(NotificationsError):
+    """
+    Redis did not say where a topic is.
+
+    Attributes:
+        topic: The topic, as ``"kind:id"``.
+        reason: What Redis or the network said.
+
+    """
+
+    def __init__(self, topic: str, reason: str) -> None:
+        super().__init__(topic, reason)
+        self.topic = topic
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the position of {self.topic!r} is not known: {self.reason}"

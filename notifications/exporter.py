@@ -58,7 +58,7 @@ COUNTS: Final = {
     ),
     "position_failed": Shown(
         "position_failures",
-        "Pages that were rendered without their user's position, because Redis did not say it.",
+        "Positions, of topics for pages, that Redis did not say.",
         "reason",
         ("ConnectionError", "TimeoutError"),
     ),

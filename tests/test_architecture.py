@@ -30,7 +30,7 @@ STOREYS = [
         "health",
     }
     | {"broker.__init__", "broker.reconnect", "box", "carried", "loop_layer", "layers"},
-    {"publisher", "forwarder", "listener", "tokens", "auth", "callbacks", "sessions"}
+    {"publisher", "positions", "forwarder", "listener", "tokens", "auth", "callbacks", "sessions"}
     | {"control", "credentials", "receivers", "sending"},
     {"connection.__init__", "connection.connection", "connection.transport"}
     | {"heartbeat", "pump", "delivery", "jobs", "closing", "access", "consumers"},

@@ -1,5 +1,5 @@
 """
-Template tags: what a page needs to be told something, and a bar for an upload.
+Template tags: what a page needs to be told something, where a topic is, and a bar for an upload.
 
 Nothing here is inline script: what scripts need to know stands in a block of data, which every Content
 Security Policy allows.
@@ -18,11 +18,10 @@ from django.utils.html import escape, format_html, format_html_join, json_script
 from django.utils.safestring import SafeString
 
 from notifications.conf import settings
-from notifications.connections import FAILURES
-from notifications.history import get_store
-from notifications.logs import LogBudget, describe
-from notifications.metrics import count
+from notifications.exceptions import PositionError
+from notifications.logs import LogBudget
 from notifications.mount import socket_path
+from notifications.positions import position
 from notifications.tokens import make_grant
 from notifications.topics import Topic, TopicId
 
@@ -103,6 +102,61 @@ def upload_progress(context: Context, upload_id: TopicId, *, grant: bool = False
     return format_html("<upload-progress{}></upload-progress>", _attributes(values))
 
 
+class TopicAttributes(SafeString):
+    """
+    A topic as attributes of an HTML element: ``data-topic``, ``data-since`` and ``data-grant``.
+
+    Attributes:
+        topic: As it is subscribed to, such as ``order:7``.
+        since: The position from which a page goes on; None if it is not known.
+        grant: Lets the user of the page subscribe; None without one.
+
+    """
+
+    topic: str
+    since: str | None
+    grant: str | None
+
+
+@register.simple_tag(takes_context=True)
+def topic(
+    context: Context,
+    kind: str,
+    id: TopicId,  # noqa: A002  an id is called id
+    *,
+    since: str | None = None,
+    grant: bool = True,
+) -> TopicAttributes:
+    """
+    Say where a topic is, and that the user of the page may read it: as attributes, or with ``as`` one by one.
+
+    A script that subscribes with both gets all that is published after the page was rendered. **Only in a page whose
+    view has checked that the user may read the topic**: the grant opens it, without a question to ``AUTHORIZE``.
+
+    Args:
+        context: The template's.
+        kind: The topic's kind.
+        id: Its id.
+        since: The topic's ``position`` from before the page's state was read; the one of now if there is none.
+        grant: Whether to sign that the user may read the topic; not needed where ``AUTHORIZE`` says so.
+
+    Raises:
+        TopicError: The topic is not valid.
+
+    """
+    rendered, user = Topic(kind, id), _user(context)
+    is_public = settings.kinds[rendered.kind].PUBLIC
+    values = {
+        "topic": rendered.told,
+        "since": since if user is None else since or _position(rendered),
+        "grant": None if user is None or is_public or not grant else make_grant(user, rendered),
+    }
+    attributes = TopicAttributes(_attributes({f"data-{name}": value for name, value in values.items()}).lstrip())
+    for name, value in values.items():
+        setattr(attributes, name, value)
+    return attributes
+
+
 def _attributes(values: Mapping[str, Any]) -> SafeString:
     # Escaped whatever they are: what a filter has called safe may be HTML, and end an attribute.
     given = ((name, escape(value)) for name, value in values.items() if value is not None)
@@ -129,11 +183,8 @@ def _nonce(context: Context) -> str | None:
 
 def _position(topic: Topic) -> str | None:
     """Say where a topic is now; None without a history, and when Redis does not say: the page comes first."""
-    if not settings.kinds[topic.kind].HISTORY_SIZE:
-        return None
     try:
-        return str(get_store().position(topic))
-    except FAILURES as error:
-        count("position_failed", type(error).__name__)
-        _log.warning("a page was rendered without its user's position: %s", describe(error))
+        return position(topic)
+    except PositionError as error:
+        _log.warning("a page was rendered without a position: %s", error)
         return None
