@@ -7,7 +7,6 @@ is then read from the history, in which everything stands in order, and what can
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -19,11 +18,25 @@ EXPIRY_TOLERANCE: Final = 1.0
 """Seconds by which our clock and Redis's may disagree on how long ago something was."""
 
 
+class State(Enum):
+    """What a socket does with the messages of a topic; ``Cursor`` shows how one state follows another."""
+
+    JOINING = "the browser has not been told yet that it is subscribed"
+    LIVE = "what follows is sent"
+    CATCHING_UP = "what is missing is read from the history"
+    LEFT = "nothing more is sent"
+
+
+_LIVE: Final = State.LIVE
+"""For the road of each message: finding a member in its enumeration costs more than comparing it."""
+
+
 class Verdict(Enum):
     """What to do with a message that arrived live."""
 
     SEND = "it follows"
-    DROP = "the socket has had it"
+    DROP = "the socket has had it, or the history has it"
+    HOLD = "no history has it, and it comes behind what is being read"
     BEHIND = "something is missing before it, or the count began anew: read the history"
 
 
@@ -82,33 +95,66 @@ def _recover(where: Where, since: Position, ttl: float) -> Position | None:
 
 class Cursor:
     """
-    A socket's position in a topic.
+    A socket's position in a topic, and what it does with the messages of that topic::
+
+                 ┌───────── catch_up ──────────┐
+                 │                             ▼
+              JOINING ── go_live ──▶ LIVE ── catch_up ──▶ CATCHING_UP
+                                       ▲                     │
+                                       └────── go_live ──────┘
+              any ── leave ──▶ LEFT, for good
+
+    =========== ======================= ================== ==================================================
+    state       a message with an id    one without        ends when
+    =========== ======================= ================== ==================================================
+    JOINING     is noted as missed      is dropped         the browser has been told that it is subscribed
+    LIVE        is sent if it follows   is sent            something is missing, seen live or by a comparison
+    CATCHING_UP is noted as missed      is held back       nothing is missing, or the history cannot be read
+    LEFT        is dropped              is dropped         never
+    =========== ======================= ================== ==================================================
+
+    What is noted as missed need not be kept: the history has it as well.
 
     Attributes:
+        state: As above.
         epoch, n: The last message that was sent, or the position before the first.
         heard: Time of the event loop at which that was published, at the latest.
-        busy: It is being brought up to date from the history: what arrives live is let go, because the
-            history has it as well.
-        held: Messages without an id that arrived meanwhile, each behind the ``latest`` of that time: no history has
-            them. None if nobody is to wait for such: while it is not busy, and before the browser knows of it.
 
     """
 
-    __slots__ = ("_known", "_level_at", "_level_run", "_seen", "busy", "epoch", "heard", "held", "n", "topic", "ttl")
+    __slots__ = ("_known", "_level_at", "_level_run", "_missed", "epoch", "heard", "n", "state", "topic", "ttl")
 
     def __init__(self, topic: Topic, ttl: float) -> None:
         self.topic = topic
         self.ttl = ttl
+        self.state = State.JOINING
         self.epoch = self.n = 0
         self.heard = 0.0
-        self.busy = True
-        self.held: deque[tuple[Position, str]] | None = None
-        self._seen: tuple[int, int] | None = None
+        self._missed: tuple[int, int] | None = None
         self._known: Position | None = None
         # Proof that the socket had everything that was published until some moment: one Redis, and its time in ms.
         # Not a pair: every comparison sets it, and new objects that stay wake Python's collector.
         self._level_run = ""
         self._level_at = 0
+
+    def go_live(self) -> None:
+        """Send from now on what follows."""
+        if self.state is not State.LEFT:
+            self.state = State.LIVE
+
+    def catch_up(self) -> None:
+        """Send nothing live from now on: the history is going to be read."""
+        if self.state is not State.LEFT:
+            self.state = State.CATCHING_UP
+
+    def leave(self) -> None:
+        """Send nothing more, for good."""
+        self.state = State.LEFT
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nothing more is sent; asked again after each wait."""
+        return self.state is State.LEFT
 
     @property
     def position(self) -> Position:
@@ -123,7 +169,7 @@ class Cursor:
     @property
     def missed(self) -> bool:
         """Whether a message was let go that is still to be sent."""
-        return self._seen is not None and (self._seen[0] != self.epoch or self._seen[1] > self.n)
+        return self._missed is not None and (self._missed[0] != self.epoch or self._missed[1] > self.n)
 
     @property
     def lacks(self) -> bool:
@@ -132,16 +178,20 @@ class Cursor:
 
     def begin(self, position: Position, where: Where, now: float) -> None:
         """Take the position that ``start`` found."""
-        self.move(position, now - (self.ttl - where.ttl) if where.last else now)
+        self.move(position, self.published_by(where, now))
         if where.last is None or position == where.last:
-            self._level_run, self._level_at = where.run, where.now
+            self._prove(where)
         else:
             self.let_go(*where.last)
 
+    def published_by(self, found: Where | Page, now: float) -> float:
+        """Say when, by the clock that reads ``now``, the last message of a history was published."""
+        return now if found.last is None else now - (self.ttl - found.ttl)
+
     def let_go(self, epoch: int, n: int) -> None:
         """Note a message that is not sent now."""
-        if self._seen is None or self._seen[0] != epoch or self._seen[1] < n:
-            self._seen = epoch, n
+        if self._missed is None or self._missed[0] != epoch or self._missed[1] < n:
+            self._missed = epoch, n
         self._know(epoch, n)
 
     def _know(self, epoch: int, n: int) -> None:
@@ -150,21 +200,23 @@ class Cursor:
         if (epoch, n) <= (self.epoch, self.n):
             return
         if epoch == self.epoch or (known is not None and known.epoch not in (epoch, self.epoch)):
-            self._level_run = ""
+            self._void()
         if known is None or (epoch, n) > known:
             self._known = Position(epoch, n)
 
-    def forget_missed(self) -> None:
-        """Note that the history is about to be read: it has all that was let go so far."""
-        self._seen = None
+    def begin_reading(self) -> Position:
+        """Say from where the history is to be read now: it has all that was let go so far."""
+        self._missed = None
+        return self.position
 
-    def move(self, position: Position, now: float) -> None:
+    def move(self, position: Position, heard: float) -> None:
+        """Note that everything up to here was sent, or is told to be missing, and when it was published."""
         self.epoch, self.n = position
-        self.heard = now
+        self.heard = heard
 
     def offer(self, epoch: int, n: int, run: str, now: float) -> Verdict:
         """Judge a live message that the Redis ``run`` has stamped, and move on if it is to be sent."""
-        if self.busy:
+        if self.state is not _LIVE:
             self.let_go(epoch, n)
             return Verdict.DROP
         if epoch == self.epoch:
@@ -182,7 +234,13 @@ class Cursor:
         self._know(epoch, n)
         return Verdict.BEHIND
 
-    def behind(self, found: Where | Page, now: float) -> bool:
+    def offer_without_id(self) -> Verdict:
+        """Judge a live message that no history has."""
+        if self.state is State.LIVE:
+            return Verdict.SEND
+        return Verdict.HOLD if self.state is State.CATCHING_UP else Verdict.DROP
+
+    def compare(self, found: Where | Page, now: float) -> bool:
         """
         Say whether a history has something that the socket has not; if not, remember that for ``follow``.
 
@@ -194,14 +252,22 @@ class Cursor:
         if self.lacks:
             return True
         if found.whole if last is not None else self._may_be_gone(found, now):
-            self._level_run, self._level_at = found.run, found.now
+            self._prove(found)
         return False
 
     def _may_be_gone(self, found: Where | Page, now: float) -> bool:
         """Whether a history without an entry proves that nothing was published since we were level."""
         if self.n and now - self.heard < self.ttl - EXPIRY_TOLERANCE:
-            self._level_run = ""  # it did not end by age
+            self._void()  # it did not end by age
         return self._was_level(found.run, found.now)
+
+    def _prove(self, found: Where | Page) -> None:
+        """Remember that the socket had everything when this was found."""
+        self._level_run, self._level_at = found.run, found.now
+
+    def _void(self) -> None:
+        """Take that back: something may have come and gone since."""
+        self._level_run = ""
 
     def _was_level(self, run: str, at: int) -> bool:
         """
@@ -219,7 +285,7 @@ class Cursor:
         Returns:
             Whether something is missing for good, in which case the cursor has been set to before the first
             message that can still be had, and the frames to send, each of which the caller confirms with
-            ``move``. Unless the cursor has not moved, or is at the end of the page, there is more to read.
+            ``move``. ``has_all`` says then whether there is more to read.
 
         """
         last = page.last
@@ -228,7 +294,7 @@ class Cursor:
         if last.epoch != self.epoch and self._began_anew(page, now):
             clock_was_set_back = self.epoch > last.epoch
             self.epoch, self.n = last.epoch, 0
-            self._level_run = ""
+            self._void()
             if clock_was_set_back:
                 return False, []  # the page is what follows a later epoch: nothing; it has to be read again
         frames: list[Frame] = []
@@ -242,8 +308,13 @@ class Cursor:
             return False, frames
         following = next((frame.position for frame in page.frames if frame.position.epoch == last.epoch), last)
         self.move(Position(following.epoch, following.n - 1), now)
-        self._level_run = ""
+        self._void()
         return True, []
+
+    def has_all(self, page: Page, before: Position) -> bool:
+        """Say whether nothing is missing any more, now that a page was sent that was read after ``before``."""
+        at_the_end = page.last is None or self.position in (before, page.last)
+        return at_the_end and not self.lacks and not self.missed
 
     def _began_anew(self, page: Page, now: float) -> bool:
         """Whether the old epoch ended by age, with this socket level, and all of the new one is there."""
@@ -257,5 +328,5 @@ class Cursor:
         if known is None or known <= self.position or (last is not None and known.epoch != last.epoch):
             return False
         self.move(known, now)
-        self._level_run = ""
+        self._void()
         return True

@@ -16,10 +16,10 @@ from typing import Any, Final
 from .conf import settings
 from .connections import FAILURES
 from .credit import Credit
-from .cursor import Cursor, Start, Verdict, start
+from .cursor import Cursor, Start, State, Verdict, start
 from .frames import ServerFrame, ServerPing, Subscribed, encode
 from .held import Held
-from .history.position import Position
+from .history.position import Page, Position
 from .layers import RedisPubSubLayer
 from .logs import LogBudget, describe
 from .metrics import count, tally
@@ -77,7 +77,7 @@ class Delivery:
         self._now = asyncio.get_running_loop().time
         self._channel: str | None = None
         self._receive_task: asyncio.Task[None] | None = None
-        self._stopped = self._forgotten = False
+        self._forgotten = False
         self._behind: list[Cursor] = []
         self._held = Held()
         self._catch_up_task: asyncio.Task[None] | None = None
@@ -91,7 +91,7 @@ class Delivery:
         if self._is_own_layer:
             self._layer.on_resync(self._channel, self._resync)
             self._layer.on_message(self._channel, self._take)
-        elif not self._stopped:
+        elif self._outbox.is_open:
             self._receive_task = asyncio.create_task(self._receive())
 
     async def join(self, topic: Topic, since: Position | str | None) -> tuple[bool | None, Position | None]:
@@ -148,12 +148,13 @@ class Delivery:
         if cursor.missed:
             self.catch_up(cursor)
         else:
-            cursor.busy = False
+            cursor.go_live()
 
     async def leave(self, topic: Topic) -> None:
         """Leave a topic; nothing of it is sent from now on."""
         if (cursor := self.cursors.pop(str(topic), None)) is None:
             return
+        cursor.leave()
         tally.subscriptions -= 1
         reconciler().remove(cursor)
         try:
@@ -163,8 +164,9 @@ class Delivery:
 
     def stop(self) -> None:
         """Send nothing more, and begin nothing: servers take nothing after a close."""
-        self._stopped = True
         self._outbox.close()
+        for cursor in self.cursors.values():
+            cursor.leave()
         if self._catch_up_task is not None:
             self._catch_up_task.cancel()
 
@@ -228,18 +230,17 @@ class Delivery:
                 cursor.let_go(epoch, event["n"])
             return
         if epoch is None:
-            if cursor.busy:
-                self._held.keep(cursor, event["text"])
-                return
+            verdict = cursor.offer_without_id()
         else:
             verdict = cursor.offer(epoch, event["n"], event.get("run", ""), self._now())
-            if verdict is not Verdict.SEND:
-                if verdict is Verdict.BEHIND:
-                    self.catch_up(cursor)
-                return
-        self._deliver(event["text"])
-        if "at" in event:
-            self._outbox.time(event["at"])
+        if verdict is Verdict.SEND:
+            self._deliver(event["text"])
+            if "at" in event:
+                self._outbox.time(event["at"])
+        elif verdict is Verdict.BEHIND:
+            self.catch_up(cursor)
+        elif verdict is Verdict.HOLD:
+            self._held.keep(cursor, event["text"])
 
     def _deliver(self, text: str) -> None:
         self._put(text)
@@ -280,7 +281,7 @@ class Delivery:
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
         for cursor in self.cursors.values():
-            if cursor.missed and not cursor.busy:
+            if cursor.missed and cursor.state is State.LIVE:
                 self.catch_up(cursor)
 
     def ask(self) -> None:
@@ -303,11 +304,10 @@ class Delivery:
     # Catching up.
 
     def catch_up(self, cursor: Cursor) -> None:
-        """Read what a cursor misses from the history, and send it."""
-        if self._stopped or self.cursors.get(str(cursor.topic)) is not cursor:
+        """Read what a cursor misses from the history, and send it, after those that were behind before."""
+        if cursor.has_left or not self._outbox.is_open:
             return
-        cursor.busy = True
-        self._held.begin(cursor)
+        cursor.catch_up()
         self._behind.append(cursor)
         if self._catch_up_task is None:
             self._catch_up_task = new_task(self._catch_up_all())
@@ -332,37 +332,42 @@ class Delivery:
                 self._end_catching_up(self._behind.pop(0))
 
     def _end_catching_up(self, cursor: Cursor) -> None:
-        cursor.busy = False
-        gone = self._stopped or self.cursors.get(str(cursor.topic)) is not cursor
-        for text in self._held.end(cursor):
-            if not gone:  # also if it could not be read: what was held is nowhere else
+        cursor.go_live()
+        for text in self._held.all(cursor):
+            if cursor.state is State.LIVE:  # also if it could not be read: what was held is nowhere else
                 self._deliver(text)
 
     async def _catch_up(self, cursor: Cursor) -> None:
-        loop, name = asyncio.get_running_loop(), str(cursor.topic)
-        complete = False
-        while not complete or cursor.missed or (self.paused and cursor.held):
-            while self.paused:
-                self._resumed = loop.create_future()
-                await self._resumed
-            cursor.forget_missed()
-            before = cursor.position
-            page = await reconciler().read(cursor.topic, cursor.position)
-            if self.cursors.get(name) is not cursor:
-                return  # unsubscribed meanwhile: nothing of it follows the answer
-            heard = loop.time() - (cursor.ttl - page.ttl) if page.ttl else loop.time()
-            incomplete, frames = cursor.follow(page, loop.time())
-            if incomplete:
-                count("recovered", "false")
-                self._put(encode(subscribed(cursor.topic, False, str(cursor.position))))
-            for frame in frames:
-                for text in self._held.take(cursor, frame.position):
-                    self._deliver(text)
-                cursor.move(frame.position, heard)
-                self._deliver(frame.text)
-            count("filled", amount=len(frames))
-            await self._outbox.mark()
-            if self.cursors.get(name) is not cursor:
+        """Send what follows a cursor page by page, each when the browser has confirmed enough, until it has all."""
+        while True:
+            await self._until_confirmed()
+            before = cursor.begin_reading()
+            page = await reconciler().read(cursor.topic, before)
+            if cursor.has_left:
+                return  # nothing of it follows the answer
+            self._send(page, cursor)
+            if not await self._outbox.mark() or cursor.has_left:
                 return
-            complete = (page.last is None or cursor.position in (before, page.last)) and not cursor.lacks
-        cursor.behind(page, loop.time())
+            if cursor.has_all(page, before) and not (self.paused and self._held.has(cursor)):
+                break
+        cursor.compare(page, self._now())
+
+    async def _until_confirmed(self) -> None:
+        while self.paused:
+            self._resumed = asyncio.get_running_loop().create_future()
+            await self._resumed
+
+    def _send(self, page: Page, cursor: Cursor) -> None:
+        """Send a page, and between its messages those without an id that were published there."""
+        now = self._now()
+        incomplete, frames = cursor.follow(page, now)
+        if incomplete:
+            count("recovered", "false")
+            self._put(encode(subscribed(cursor.topic, False, str(cursor.position))))
+        heard = cursor.published_by(page, now)
+        for frame in frames:
+            for text in self._held.before(cursor, frame.position):
+                self._deliver(text)
+            cursor.move(frame.position, heard)
+            self._deliver(frame.text)
+        count("filled", amount=len(frames))

@@ -23,36 +23,40 @@ HELD_ENTRY: Final = 200
 class Held:
     """What one socket holds back, of all its topics; ``size`` says how much it takes."""
 
+    __slots__ = ("_texts", "size")
+
     def __init__(self) -> None:
         self.size = 0
-
-    def begin(self, cursor: Cursor) -> None:
-        """Hold back what arrives from now on."""
-        cursor.held = deque()
+        self._texts: dict[Cursor, deque[tuple[Position, str]]] = {}
+        """By topic, each text behind the last message that was known to have been published before it."""
 
     def keep(self, cursor: Cursor, text: str) -> None:
         """Keep a message behind what is known to have been published before it; what has no room is dropped."""
-        if cursor.held is None:
-            return  # the browser does not know yet that it is subscribed
         if self.size >= MAX_HELD:
             count("dropped", "catching up, no history")
             return
         self.size += len(text) + HELD_ENTRY
-        cursor.held.append((cursor.latest, text))
+        self._texts.setdefault(cursor, deque()).append((cursor.latest, text))
 
-    def take(self, cursor: Cursor, before: Position) -> Iterator[str]:
-        """Give back what came before the message ``before``."""
-        held = cursor.held
-        while held and held[0][0] < before:
-            yield self._next(held)
+    def has(self, cursor: Cursor) -> bool:
+        """Say whether anything of a topic is held back."""
+        return cursor in self._texts
 
-    def end(self, cursor: Cursor) -> Iterator[str]:
-        """Give back all that is left, and hold nothing back any more."""
-        held, cursor.held = cursor.held, None
-        while held:
-            yield self._next(held)
+    def before(self, cursor: Cursor, position: Position) -> Iterator[str]:
+        """Give back, once, what came before the message at ``position``."""
+        texts = self._texts.get(cursor)
+        while texts and texts[0][0] < position:
+            yield self._next(cursor, texts)
 
-    def _next(self, held: deque[tuple[Position, str]]) -> str:
-        text = held.popleft()[1]
+    def all(self, cursor: Cursor) -> Iterator[str]:
+        """Give back, once, all that is left."""
+        texts = self._texts.get(cursor)
+        while texts:
+            yield self._next(cursor, texts)
+
+    def _next(self, cursor: Cursor, texts: deque[tuple[Position, str]]) -> str:
+        text = texts.popleft()[1]
         self.size -= len(text) + HELD_ENTRY
+        if not texts:
+            del self._texts[cursor]
         return text

@@ -93,6 +93,11 @@ class Outbox:
         self._open = True
         self._pump = _pump()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether anything that is put in may still be sent."""
+        return self._open
+
     def put(self, text: str) -> None:
         """Send a text after all that was put before; returns at once."""
         self._pump.put(self, text)

@@ -14,7 +14,7 @@ from math import inf
 from typing import Final
 
 from .connections import FAILURES
-from .cursor import Cursor
+from .cursor import Cursor, State
 from .history import get_store
 from .history.position import Page, Position, Where
 from .logs import describe
@@ -210,7 +210,7 @@ class Reconciler:
                 continue
             watched = self._topics[topic]
             for cursor in list(watched.cursors):  # not of pairs: ten thousand new objects would wake Python's collector
-                if not cursor.behind(where, now()) or cursor.busy or cursor not in watched.cursors:
+                if not cursor.compare(where, now()) or cursor.state is not State.LIVE or cursor not in watched.cursors:
                     self._stood.pop(cursor, None)
                 elif topic in hurried or self._stood.get(cursor) == cursor.position:
                     self._stood.pop(cursor, None)

@@ -1,8 +1,10 @@
 """Where a socket begins, what it does with a live message, and what it makes of a page of history."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from notifications.cursor import Cursor, Start, Verdict, start
+from notifications.cursor import Cursor, Start, State, Verdict, start
 from notifications.history.position import Frame, Page, Position, Where
 from notifications.topics import Topic
 
@@ -18,11 +20,11 @@ def where(first=None, last=None, *, run="a", started=STARTED, now=NOW, ttl=TTL, 
     return Where(run, started, now, first, last, ttl if last else 0.0, whole)
 
 
-def page(*positions, first=None, last=None, run="a", now=NOW, whole=True):
+def page(*positions, first=None, last=None, run="a", now=NOW, whole=True, ttl=TTL):
     """A page of frames at these positions, which are all of the history but what ``first`` and ``last`` say."""
-    found = list(positions)
-    frames = [Frame(position, str(position)) for position in found]
-    return Page(run, now, first or (found[0] if found else None), last or (found[-1] if found else None), whole, frames)
+    frames = [Frame(position, str(position)) for position in positions]
+    first, last = first or next(iter(positions), None), last or next(reversed(positions), None)
+    return Page(run, now, first, last, whole, frames, ttl if last else 0.0)
 
 
 def kept(epoch, first, last):
@@ -34,7 +36,7 @@ def cursor_at(position, *, last=None, now=0.0, **fields):
     cursor = Cursor(Topic("closed", "7"), TTL)
     end = None if position.n == 0 and last is None else last or position
     cursor.begin(position, where(end and P(end.epoch, 1), end, **fields), now)
-    cursor.busy = False
+    cursor.go_live()
     return cursor
 
 
@@ -85,15 +87,98 @@ def test_recovered_is_true_only_when_it_is_proven(found, since, state, wanted):
 # Live messages.
 
 
-def test_a_busy_cursor_lets_go_what_the_history_has_as_well():
-    """While a socket is brought up to date, live messages are dropped and remembered as missed."""
-    cursor = cursor_at(P(E, 3))
-    cursor.busy = True
+JOINING, LIVE, CATCHING_UP, LEFT = State
+
+
+def cursor_in(state):
+    """A cursor at 3 that is in some state."""
+    cursor = Cursor(Topic("closed", "7"), TTL)
+    cursor.begin(P(E, 3), where(P(E, 1), P(E, 3)), 0.0)
+    {JOINING: lambda: None, LIVE: cursor.go_live, CATCHING_UP: cursor.catch_up, LEFT: cursor.leave}[state]()
+    assert cursor.state is state
+    return cursor
+
+
+@pytest.mark.parametrize("state", [JOINING, CATCHING_UP])
+def test_what_arrives_while_a_socket_is_brought_up_to_date_is_missed(state):
+    """Live messages are dropped, because the history has them, and their number says how far it has to be read."""
+    cursor = cursor_in(state)
 
     assert cursor.offer(E, 4, "", 1.0) is Verdict.DROP
 
     assert cursor.missed
     assert cursor.position == P(E, 3)
+    assert cursor.latest == P(E, 4)
+
+
+@pytest.mark.parametrize(
+    ("state", "verdict"),
+    [(JOINING, Verdict.DROP), (LIVE, Verdict.SEND), (CATCHING_UP, Verdict.HOLD), (LEFT, Verdict.DROP)],
+)
+def test_what_has_no_id_waits_while_the_history_is_read(state, verdict):
+    """No history has it: it keeps its place, unless the browser does not know the topic, or no more."""
+    assert cursor_in(state).offer_without_id() is verdict
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [
+        (JOINING, {"go_live": LIVE, "catch_up": CATCHING_UP, "leave": LEFT}),
+        (LIVE, {"go_live": LIVE, "catch_up": CATCHING_UP, "leave": LEFT}),
+        (CATCHING_UP, {"go_live": LIVE, "catch_up": CATCHING_UP, "leave": LEFT}),
+        (LEFT, {"go_live": LEFT, "catch_up": LEFT, "leave": LEFT}),
+    ],
+)
+def test_one_state_follows_another(state, after):
+    """As the diagram says; a topic that was left stays left, whatever was still under way for it."""
+    for event, wanted in after.items():
+        cursor = cursor_in(state)
+        getattr(cursor, event)()
+
+        assert cursor.state is wanted
+        assert cursor.has_left is (wanted is LEFT)
+
+
+numbers = st.integers(1, 12)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("offer"), numbers),
+            st.tuples(st.just("read"), numbers),
+            st.tuples(st.sampled_from(["go_live", "catch_up", "leave"]), st.none()),
+        ),
+        max_size=40,
+    )
+)
+def test_in_whatever_states_it_has_been_a_cursor_sends_all_in_order(steps):
+    """Live and from the history each message is sent once, and behind the one before; after ``leave`` none."""
+    cursor = cursor_at(P(E, 0))
+    published, sent, left = 0, [], False
+    for step, number in steps:
+        if step == "offer":
+            published = max(published, number)
+            if cursor.offer(E, number, "a", 1.0) is Verdict.SEND:
+                assert cursor.state is LIVE
+                sent.append(number)
+        elif step == "read" and cursor.state is CATCHING_UP:
+            before = cursor.begin_reading()
+            last = max(published, before.n)
+            read = page(*kept(E, before.n + 1, last)[:3], first=P(E, 1), last=P(E, last)) if last else page()
+            told, frames = cursor.follow(read, 1.0)
+            assert not told
+            for frame in frames:
+                cursor.move(frame.position, 1.0)
+                sent.append(frame.position.n)
+            assert cursor.has_all(read, before) == (cursor.n == last)
+        elif step not in ("offer", "read"):
+            left = left or step == "leave"
+            getattr(cursor, step)()
+        assert cursor.has_left is left
+
+    assert sent == list(range(1, len(sent) + 1))
+    assert cursor.n == len(sent)
 
 
 @pytest.mark.parametrize(
@@ -187,8 +272,8 @@ LATER = TTL + 1
 
 def aged(cursor):
     """Compare a cursor with its history until that has ended by age; return Redis's time."""
-    assert not cursor.behind(where(P(E, 1), cursor.position, now=NOW + 50_000), 50.0)
-    assert not cursor.behind(where(now=NOW + 101_000), LATER)
+    assert not cursor.compare(where(P(E, 1), cursor.position, now=NOW + 50_000), 50.0)
+    assert not cursor.compare(where(now=NOW + 101_000), LATER)
     return NOW + 101_000
 
 
@@ -235,9 +320,9 @@ def test_two_clocks_may_disagree_by_a_moment_on_an_age(late, told):
     """By our clock a history may end up to ``EXPIRY_TOLERANCE`` before its time, and no earlier: it ended by age."""
     for found_before_the_next_message in (True, False):
         cursor = cursor_at(P(E, 3))
-        assert not cursor.behind(where(P(E, 1), P(E, 3), now=NOW + 50_000), 50.0)
+        assert not cursor.compare(where(P(E, 1), P(E, 3), now=NOW + 50_000), 50.0)
         if found_before_the_next_message:
-            assert not cursor.behind(where(now=NOW + 100_001), TTL + late)
+            assert not cursor.compare(where(now=NOW + 100_001), TTL + late)
         now = TTL + (20 if found_before_the_next_message else late)
 
         assert cursor.follow(page(P(NEXT, 1), now=NOW + 120_000), now)[0] is told
@@ -250,7 +335,7 @@ def test_what_was_published_and_not_sent_is_no_proof_of_having_everything(sent):
     cursor.let_go(E, 4)
     if sent:
         cursor.move(P(E, 4), 1.0)
-        assert not cursor.behind(where(P(E, 1), P(E, 4), now=NOW + 1000), 1.0)
+        assert not cursor.compare(where(P(E, 1), P(E, 4), now=NOW + 1000), 1.0)
     cursor.let_go(NEXT, 1)
 
     told, _ = cursor.follow(page(P(NEXT, 1), P(NEXT, 2), now=NOW + 99_999), LATER)
@@ -261,9 +346,9 @@ def test_what_was_published_and_not_sent_is_no_proof_of_having_everything(sent):
 def test_a_history_that_vanished_is_remembered():
     """Also when the next message comes so late that the history could have ended by age."""
     cursor = cursor_at(P(E, 3))
-    cursor.behind(where(now=NOW + 10_000), 10.0)
+    cursor.compare(where(now=NOW + 10_000), 10.0)
     for seconds in range(50, 200, 50):
-        cursor.behind(where(now=NOW + seconds * 1000), float(seconds))
+        cursor.compare(where(now=NOW + seconds * 1000), float(seconds))
 
     assert cursor.follow(page(P(NEXT, 1), now=NOW + 160_000), 160.0)[0]
 
@@ -271,8 +356,8 @@ def test_a_history_that_vanished_is_remembered():
 def test_a_snapshot_proves_nothing():
     """A restarted Redis whose history ends where the socket is may have had more, which is lost."""
     cursor = cursor_at(P(E, 3))
-    cursor.behind(where(P(E, 1), P(E, 3), run="b", now=NOW + 50_000, whole=False), 50.0)
-    cursor.behind(where(run="b", now=NOW + 101_000), LATER)
+    cursor.compare(where(P(E, 1), P(E, 3), run="b", now=NOW + 50_000, whole=False), 50.0)
+    cursor.compare(where(run="b", now=NOW + 101_000), LATER)
 
     assert cursor.follow(page(P(NEXT, 1), run="b", now=NOW + 110_000), LATER + 9)[0]
 
@@ -348,7 +433,7 @@ def test_the_comparison_finds_what_the_socket_has_not(last, behind):
     """A larger number or another epoch is news; a smaller number was overtaken by the message."""
     found = where(last and P(last.epoch, 1), last)
 
-    assert cursor_at(P(E, 3)).behind(found, 1.0) is behind
+    assert cursor_at(P(E, 3)).compare(found, 1.0) is behind
 
 
 def test_the_comparison_finds_what_was_let_go_and_is_gone():
@@ -356,4 +441,4 @@ def test_the_comparison_finds_what_was_let_go_and_is_gone():
     cursor = cursor_at(P(E, 3))
     cursor.let_go(E, 4)
 
-    assert cursor.behind(where(), 1.0)
+    assert cursor.compare(where(), 1.0)

@@ -13,6 +13,7 @@ import redis
 from channels.layers import InMemoryChannelLayer
 
 from notifications import Topic, apublish, credit, delivery, held, reconciler, tasks
+from notifications.cursor import State
 from notifications.delivery import Delivery, subscribed
 from notifications.history import get_store
 from notifications.history.position import Position
@@ -659,7 +660,7 @@ async def test_a_bug_in_one_read_strands_no_topic(site, monkeypatch, caplog):
     await await_for(lambda: socket.numbers == [3, 4], what="the messages of the other topic")
     await site.say(5)
     await await_for(lambda: socket.numbers == [3, 4, 1, 2, 5], what="all messages")
-    assert not any(cursor.busy for cursor in socket.delivery.cursors.values())
+    assert {cursor.state for cursor in socket.delivery.cursors.values()} == {State.LIVE}
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -942,12 +943,18 @@ async def test_a_socket_that_cannot_be_sent_to_leaves_no_channel_behind(live_red
     await nothing_left(site, before)
 
 
-async def test_nothing_is_read_for_a_socket_that_is_closed(site, quick, reads):
-    """A comparison that comes between the close and the end starts nothing."""
+@pytest.mark.parametrize("how", ["closed", "the browser has gone"])
+async def test_nothing_is_read_for_a_socket_that_takes_nothing_more(site, quick, reads, how):
+    """A comparison that comes between the close, or the loss of the browser, and the end starts nothing."""
     socket = await site.joined()
     await site.say(1)
     await socket.has(1)
-    socket.delivery.stop()
+    if how == "closed":
+        socket.delivery.stop()
+    else:
+        socket.gone = True
+        socket.delivery.ask()
+        assert not await socket.delivery.mark()
     reads.clear()
     other = await site.joined()
     await site.lose(2)
@@ -955,6 +962,7 @@ async def test_nothing_is_read_for_a_socket_that_is_closed(site, quick, reads):
     await other.has(2)  # the comparison has found both of them behind
 
     assert socket.numbers == [1]
+    assert [cursor.n for cursor in socket.delivery.cursors.values()] == [1]
     assert socket.delivery._catch_up_task is None
     assert len(reads) == 1
 

@@ -28,7 +28,7 @@ async def test_a_comparison_that_redis_did_not_answer_is_soon_tried_again(monkey
 
     monkeypatch.setattr(get_store(), "look", look)
     cursor = Cursor(Topic.parse("upload:1"), 60.0)
-    cursor.busy = False
+    cursor.go_live()
     told = asyncio.get_running_loop().create_future()
     comparing = Reconciler()
     comparing.add(cursor, told.set_result, interval=3600.0)

@@ -140,8 +140,9 @@ class Redis:
         await self.asked()
         now, (first, last), whole = self.clock(), self.ends(), self.whole
         frames = [Frame(each.position, each.text) for _, each in self.entries if each.position > after][:PAGE]
+        ttl = self.expires - self.loop.now if last else 0.0
         await self.answered()
-        return Page(str(self.run), now, first, last, whole, frames)
+        return Page(str(self.run), now, first, last, whole, frames, ttl)
 
 
 PAGE = 3
