@@ -1,9 +1,9 @@
 """
-The address of a Redis, as its URL writes it: read strictly, and shown without its credentials.
+The address of a Redis server: its URL, parsed strictly, and shown without credentials.
 
-A password that was not quoted makes a URL that reads as another one: of ``redis://site:20/24@host/0`` urllib makes
-the host ``site``, the port 20 and the path ``/24@host/0``. So what is not exactly of the form below is refused, no
-text of an error quotes it, and of a URL that is accepted the credentials are all that stands before the last ``@``.
+A password that was not quoted makes a URL that can be misread: from ``redis://site:20/24@host/0`` urllib gets the
+host ``site``, the port 20 and the path ``/24@host/0``. So a URL that is not exactly of the form below is refused, and
+no error quotes it. In a URL that is accepted, everything before the last ``@`` is credentials.
 
     redis://[user:password@]host[:port][/database][?option=value&…]     rediss:// is the same with TLS
     unix://[user:password@]/path/of/the.socket[?option=value&…]
@@ -27,12 +27,12 @@ _TCP: Final = re.compile(
 _UNIX: Final = re.compile(r"(?P<scheme>unix)://(?:(?P<login>[^/?#]*)@)?(?P<path>/[^?#@]+)(?:\?(?P<query>[^#@]*))?")
 _OPTION: Final = re.compile(r"[a-z_]+=.*")
 SHORTEST_SECRET: Final = 3
-"""Characters: what is shorter is found in any text."""
+"""Characters; anything shorter is found in any text."""
 _WORD: Final = re.compile(r"[^\s:/?#@&=%,'\"]+")
 
 
 class AddressError(ValueError):
-    """It is no URL of a Redis; the text says why and never quotes it."""
+    """The text is not the URL of a Redis server; the message says why and never quotes it."""
 
 
 def _truth(value: str) -> bool:
@@ -80,18 +80,18 @@ _USED_WITH_TLS: Final[dict[str, Callable[[str], Any]]] = {
     "ssl_min_version": _version,
     "ssl_ciphers": str,
 }
-"""Options of a URL and how each is read. All others would change what we rely on, such as time-outs, retries and the
-type of replies, or are none: they are left out, and a system check names them."""
+"""Options of a URL and how each is parsed. All others would change what the app relies on, such as time-outs, retries
+and the type of replies, or do not exist: they are left out, and a system check names them."""
 
 
 class Address(NamedTuple):
     """
-    A Redis, and how to get in.
+    A Redis server, and how to connect to it.
 
     Attributes:
         scheme: One of ``SCHEMES``.
         options: Keyword arguments of redis-py's connections and pools.
-        unused: Names of options that the URL has and nobody uses.
+        unused: Names of options in the URL that are not used.
 
     """
 
@@ -100,7 +100,7 @@ class Address(NamedTuple):
     unused: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Write it for people, without credentials."""
+        """Return it for display, without credentials."""
         login = "***@" if {"username", "password"} & self.options.keys() else ""
         if self.scheme == "unix":
             return f"unix://{login}{self.options['path']}"
@@ -145,7 +145,7 @@ def read(url: Any) -> Address:
 
 
 def shown(url: Any) -> str:
-    """Write the URL of a Redis for people; of one that cannot be read nothing is shown, for any of it may be secret."""
+    """Return a URL for display. Nothing of one that cannot be parsed is shown, for any part of it may be secret."""
     try:
         return str(read(url))
     except AddressError:
@@ -153,13 +153,13 @@ def shown(url: Any) -> str:
 
 
 def secrets(url: Any) -> set[str]:
-    """Return all words of a URL that may be part of credentials; a host and a port are none."""
+    """Return all words of a URL that may be part of credentials, which host and port are not."""
     if not isinstance(url, str):
         return set()
     try:
         options = read(url).options
     except AddressError:
-        texts = [url.partition("://")[2] or url]  # who knows which part of it
+        texts = [url.partition("://")[2] or url]  # any part of it may be
     else:
         texts = [str(options[name]) for name in ("username", "password", "ssl_password") if name in options]
         texts.append(url.partition("://")[2].rpartition("@")[0])

@@ -1,4 +1,4 @@
-"""What waits in this process for one channel of a channel layer."""
+"""The queue of one channel of a channel layer, in this process."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from .metrics import count
 logger = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 16 * 1024 * 1024
-"""Bytes that may wait for one channel, as they came from Redis: a thousand of the largest messages would be 1 GB."""
+"""Bytes that may wait for one channel, as received from Redis: a thousand of the largest messages would be 1 GB."""
 
 
 class Item(NamedTuple):
-    """One message. All boxes of a group hold the same one, so it is never given to a consumer as it is."""
+    """One message. All queues of a group hold the same object, so it is never given to a consumer as it is."""
 
     content: dict[str, Any] | bytes
-    """Decoded, or as it came if something in it can be changed."""
+    """Decoded, or still encoded if it contains something mutable."""
     size: int
 
 
 class Box:
     """
-    A bounded queue. When it is full the newest message is dropped: what waits is older than what is missing.
+    A bounded queue. When it is full the newest message is dropped, so that the missing ones come after the queued ones.
 
     Attributes:
-        groups: The Redis channels that bring something into it.
-        readers: How many wait in ``receive``; a box that its last one has left is nobody's.
-        items: What waits, the oldest first.
-        gap: Whether something was dropped that the consumer has not been told of.
+        groups: The Redis channels that feed it.
+        readers: How many callers wait in ``receive``. When the last one has left, nobody owns the queue.
+        items: The queued messages, oldest first.
+        gap: Whether something was dropped that the consumer has not been told about.
 
     """
 
@@ -47,7 +47,7 @@ class Box:
         self.gap = False
         self._capacity = capacity
         self._bytes = 0
-        # Made when they are needed: an empty deque takes 760 bytes, and there is a box for each socket.
+        # Created when needed: an empty deque takes 760 bytes, and there is a queue for each socket.
         self.items: deque[Item] | tuple[()] = ()
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -71,7 +71,7 @@ class Box:
         return waiter
 
     def gave_up(self, waiter: asyncio.Future[None]) -> None:
-        """Hand on to others who wait what a reader, who does not want it any more, may have been woken for."""
+        """Remove a reader that has stopped waiting, and wake another one if it may have been woken for a message."""
         self.readers -= 1
         with suppress(ValueError):
             self._waiters.remove(waiter)
@@ -79,8 +79,8 @@ class Box:
             self._wake()
 
     def take(self) -> dict[str, Any] | bytes:
-        """Take the oldest. Calls ``on_resync`` when a box that was full has been emptied."""
-        assert isinstance(self.items, deque)  # noqa: S101  somebody has put something in
+        """Return the oldest message. Calls ``on_resync`` when a queue that was full has been emptied."""
+        assert isinstance(self.items, deque)  # noqa: S101  there is a message
         content, size = self.items.popleft()
         self._bytes -= size
         if self.gap and not self.items:
@@ -100,5 +100,5 @@ class Box:
         if self.on_resync is not None:
             try:
                 self.on_resync()
-            except Exception:  # it is the consumer's; the layer goes on
+            except Exception:  # the consumer's; the layer continues
                 logger.exception("a callback of on_resync failed")

@@ -1,9 +1,9 @@
 """
-Calls the functions that a site gives us: so many at once, in turn, each in its time.
+Calls to the site's functions: a limited number at once, in turn, each with a time-out.
 
-A site's function may be slow, and thousands of browsers may come back in one moment. So what it may take begins when
-it is called, and not while others are served first. Who waits has a turn after each other user has had one; the wait
-is bounded in number and in time. That nobody could say is an error of its own kind, and never a no.
+A site's function may be slow, and thousands of browsers may come back at the same moment. So the time-out begins when
+the function is called, and not while others are served first. Users take turns; the number of waiting calls and the
+time that they wait are bounded. A call that got no answer is a separate kind of error, and never a denial.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from .eager import CutShortError
 from .tasks import ended
 
 MAX_WAITING: Final = 10_000
-"""Calls of one sort that may wait for their turn; each takes about 1 KiB."""
+"""Calls of one kind that may wait for their turn; each takes about 1 KiB."""
 MAX_COROUTINES: Final = 32
-"""Calls of asynchronous functions at once, of one sort. More would wait as well, in a queue of the database or of the
-event loop, but with their time running."""
+"""Calls of asynchronous functions of one kind that run at once. More would only wait in a queue of the database or the
+event loop, with their time-out running."""
 
 in_thread: Callable[..., Any] | None = None
-"""Makes a synchronous function awaitable in place of our threads: ``testing`` lets it run in the thread of the ORM,
-where a test's data are."""
+"""Makes a synchronous function awaitable, instead of this module's threads: ``testing`` runs it in the thread of the
+ORM, which sees the test's data."""
 
 
 class BusyError(TimeoutError):
-    """A call had no turn: too many wait already, or it waited for too long."""
+    """A call did not get its turn: too many were waiting already, or it waited too long."""
 
 
 class Turns:
-    """So many at once; the others wait, one of each user after the other."""
+    """A semaphore whose waiters take turns by user."""
 
     def __init__(self, at_once: int) -> None:
         self._free = at_once
@@ -51,7 +51,7 @@ class Turns:
         Wait for a turn, which ends with ``give_back``.
 
         Raises:
-            BusyError: It has not come within ``seconds``, or too many wait.
+            BusyError: The turn did not come within ``seconds``, or too many calls are waiting.
 
         """
         if self._free:
@@ -73,7 +73,7 @@ class Turns:
 
     def _forget(self, whose: str, turn: asyncio.Future[None]) -> None:
         if turn.done() and not turn.cancelled():
-            self.give_back()  # it came in the very moment
+            self.give_back()  # it came at that very moment
             return
         turns = self._waiting.get(whose, deque())
         if turn in turns:
@@ -83,13 +83,13 @@ class Turns:
             self._waiting.pop(whose, None)
 
     def give_back(self) -> None:
-        """Let the next one begin."""
+        """Let the next call begin."""
         while self._waiting:
             whose, turns = self._waiting.popitem(last=False)
             turn = turns.popleft()
             self._length -= 1
             if turns:
-                self._waiting[whose] = turns  # behind all others
+                self._waiting[whose] = turns  # after all others
             if not turn.done():
                 turn.set_result(None)
                 return
@@ -98,20 +98,20 @@ class Turns:
 
 class Callbacks:
     """
-    The calls of one sort, of one event loop.
+    The calls of one kind, in one event loop.
 
-    A synchronous function has a thread of ours: in Django's one thread for synchronous code a single slow one would
-    hold up every socket of the process. One that has not returned in its time keeps its thread until it does, and with
-    it the turn.
+    A synchronous function runs in a thread of this class: in Django's single thread for synchronous code, one slow
+    function would hold up every socket of the process. A function that exceeds its time-out keeps its thread, and its
+    turn, until it returns.
     """
 
     def __init__(self, sort: str, threads: int, longest_wait: float) -> None:
         """
-        Prepare the calls.
+        Create the threads and queues.
 
         Args:
             sort: Names the threads.
-            threads: Synchronous functions at once.
+            threads: Synchronous functions that run at once.
             longest_wait: Seconds that a call may wait for its turn.
 
         """
@@ -126,15 +126,15 @@ class Callbacks:
         Call a function, sync or async, when it is its turn.
 
         Args:
-            whose: The user who waits for it, or the address where nobody knows who that is.
-            seconds: What it may take, from its turn on.
-            function: What to call.
-            arguments: What to call it with.
+            whose: The user on whose behalf it is called, or the address if the user is not known.
+            seconds: The time-out, from its turn on.
+            function: The function to call.
+            arguments: Its arguments.
 
         Raises:
-            BusyError: It had no turn.
+            BusyError: It did not get its turn.
             TimeoutError: It has not returned in time.
-            CutShortError: It was cancelled, or something that it waited for.
+            CutShortError: It, or something it was waiting for, was cancelled.
             Exception: Whatever it raises.
 
         """
@@ -162,12 +162,12 @@ class Callbacks:
     def _came_late(self, running: asyncio.Future[Any]) -> None:
         self._late.discard(running)
         with suppress(asyncio.CancelledError):
-            running.exception()  # nobody waits for it any more
+            running.exception()  # nobody is waiting for it any more
         self._threads.give_back()
 
 
 async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], seconds: float) -> Any:
-    """Await a function in a task of its own: it may cancel the one that it finds itself in."""
+    """Await a function in a separate task, because it may cancel the task it runs in."""
     running = asyncio.ensure_future(function(*arguments))
     try:
         await asyncio.wait([running], timeout=seconds)
@@ -182,5 +182,5 @@ async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], sec
 
 
 def is_async(function: Callable[..., Any]) -> bool:
-    """Say whether calling a function makes something to be awaited, as far as one can tell before."""
+    """Return whether a function returns an awaitable, as far as can be told without calling it."""
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004

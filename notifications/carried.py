@@ -1,4 +1,4 @@
-"""What the messages of the channel layer are on their way: msgpack, and who may hold the same one."""
+"""How channel-layer messages are serialised, and which consumers may share one object."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHAREABLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def _plain(value: Any) -> Any:
-    """Make what other layers carry too out of a subclass, such as the safe strings of Django's templates."""
+    """Turn a subclass instance, such as a template's safe string, into a plain value, as other layers do."""
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, bytes):
@@ -33,7 +33,7 @@ def encode(message: dict[str, Any]) -> bytes:
     Encode a message.
 
     Raises:
-        TypeError, ValueError, OverflowError: It is no message of a channel layer.
+        TypeError, ValueError, OverflowError: It cannot be sent through a channel layer.
 
     """
     if not isinstance(message, dict):
@@ -42,17 +42,17 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 def encode_for(channel: str, message: dict[str, Any]) -> bytes:
-    """Encode a message that shares its Redis channel with those to other channels."""
+    """Encode a message for a Redis channel that is shared by several channels of the layer."""
     return _encode([channel, msgspec.Raw(encode(message))])
 
 
 def shareable(message: dict[str, Any], data: bytes) -> Item:
-    """Make what the boxes of a group hold: if something in it can be changed, each consumer decodes its own."""
+    """Return the item that the queues of a group share; if it is mutable, each consumer decodes its own copy."""
     return Item(message if all(type(value) in _SHAREABLE for value in message.values()) else data, len(data))
 
 
 def own(content: dict[str, Any] | bytes) -> dict[str, Any]:
-    """Make a message that its consumer may change."""
+    """Return a message that its consumer may change."""
     if isinstance(content, bytes):
         message: dict[str, Any] = decode(content)
         return message

@@ -28,9 +28,9 @@ FIRST_REDIS_WITH_READ_TIMEOUT: Final = 8
 TENANT_PACKAGES: Final = frozenset(
     {"django_tenants", "tenant_schemas", "tenant_schemas_celery", "django_pgschemas", "tenant_users"}
 )
-"""Packages with which each tenant of a site has tables of its own, and so the same primary keys."""
+"""Packages that give each tenant of a site its own tables, and so the same primary keys."""
 OUR_NAME: Final = "django-realtime-notifications"
-"""The distribution that brings the package ``notifications``; others bring one of the same name."""
+"""The distribution that contains the package ``notifications``; others contain one of the same name."""
 
 
 @register("notifications")
@@ -119,12 +119,12 @@ def _problems_of_hosts(hosts: Any, only_one: bool) -> list[str]:
         try:
             address.read(url)
         except address.AddressError as error:
-            problems.append(f"has what is not the URL of a Redis server: {error}")
+            problems.append(f"has an entry that is not the URL of a Redis server: {error}")
     return problems
 
 
 def _url_of(host: Any) -> Any:
-    """Return the URL of an entry in ``hosts``; None of a pair or a dict that has none."""
+    """Return the URL of an entry in ``hosts``, or None for a pair or a dict without one."""
     if isinstance(host, Mapping):
         return host.get("address")
     return None if isinstance(host, tuple | list) else host
@@ -146,7 +146,7 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
     if backend == MEMORY_LAYER:
         return [
             checks.Warning(
-                "The in-memory channel layer cannot carry what run_listener forwards: it ends at its process.",
+                "The in-memory channel layer cannot carry what run_listener forwards: it exists in one process only.",
                 hint="Use notifications.layers.RedisPubSubLayer, or channels_redis.pubsub.RedisPubSubChannelLayer.",
                 id="notifications.W002",
             )
@@ -166,7 +166,7 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
     ):
         found.append(
             Error(
-                "channels_redis.core breaks with redis-py 8: its reads block for 5 seconds, the default time-out is 5.",
+                "channels_redis.core breaks with redis-py 8: its reads block for 5 seconds, its default time-out.",
                 hint='Write each host as {"address": "redis://…", "socket_timeout": 15}.',
                 id="notifications.E013",
             )
@@ -204,15 +204,15 @@ def check_daphne(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
 
 @register("notifications")
 def check_package(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    """Find another project whose package has our name: pip writes the files of both into one folder."""
+    """Report another project with a package of the same name: pip writes the files of both into one folder."""
     owners = metadata.packages_distributions().get("notifications", ())
     others = sorted({name for name in owners if re.sub(r"[-_.]+", "-", name).lower() != OUR_NAME})
     if not others:
         return []
     return [
         Error(
-            f"The package 'notifications' is also that of {', '.join(others)}, which is installed here, too.",
-            hint="Only one of them works in an environment, whichever was installed last may have overwritten the "
+            f"The package 'notifications' also belongs to {', '.join(others)}, which is installed here, too.",
+            hint="Only one of them works in an environment, and the one installed last may have overwritten the "
             f"other. Uninstall {' and '.join(others)}, and install {OUR_NAME} anew.",
             id="notifications.E016",
         )

@@ -1,7 +1,7 @@
 """
 The settings of this app: one dict, ``NOTIFICATIONS``, read late.
 
-``conf.settings.REDIS_URL`` is the value now, also under ``override_settings``. Every key is described
+``conf.settings.REDIS_URL`` is the current value, also under ``override_settings``. Every key is described
 under its field below; ``checks.py`` reports what is wrong with the dict before anything runs.
 """
 
@@ -33,13 +33,13 @@ MAY_BE_NONE: Final = frozenset(
 )
 """Numbers that may be 0, for none."""
 RESERVED_KIND: Final = "notifications"
-"""Our own keys and channels begin with ``<PREFIX>notifications:``."""
+"""The app's own keys and channels begin with ``<PREFIX>notifications:``."""
 OWN_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {"upload": {"STATE": True}, "job": {"STATE": True}}
-"""Kinds whose options have defaults of their own."""
+"""Kinds whose options have different defaults."""
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with the settings, in the words of a system check."""
+    """One thing that is wrong with the settings, as a system check reports it."""
 
     id: str
     message: str
@@ -48,30 +48,30 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What ``TOPICS`` says of one kind of topic."""
+    """The options of one kind of topic in ``TOPICS``."""
 
     AUTHORIZE: str | Callable[..., Any] | None = None
     """``(user, id) -> bool``, sync or async, or its dotted path: may this user read this topic?
     Without it only a grant that the server signed opens a topic of this kind."""
 
     CLEAN_ID: str | Callable[[str], str] | None = None
-    """``(id) -> id``, or its dotted path: the one spelling of an id (``str.lower`` for UUIDs), applied
-    to what is published, to raw channels and to what browsers subscribe to. Must be idempotent.
-    It refuses an id by raising ``ValueError``."""
+    """``(id) -> id``, or its dotted path: returns the canonical spelling of an id (``str.lower`` for UUIDs).
+    It is applied to what is published, to raw channels and to what browsers subscribe to, and must be
+    idempotent. It refuses an id by raising ``ValueError``."""
 
     HISTORY_SIZE: int = 100
-    """Messages kept for browsers that come back; the oldest go first. 0 keeps none: no ids, no recovery,
-    each message at most once. Default: the site's ``HISTORY_SIZE``."""
+    """Messages kept for browsers that come back; the oldest are dropped first. 0 keeps none: no ids, no
+    recovery, each message at most once. Default: the site's ``HISTORY_SIZE``."""
 
     HISTORY_TTL: int = 3600
-    """Seconds after the last message at which a history is gone. Default: the site's ``HISTORY_TTL``."""
+    """Seconds after its last message at which a history expires. Default: the site's ``HISTORY_TTL``."""
 
     STATE: bool = False
-    """The latest message is the whole truth, such as progress or a status: whoever subscribes without a position, or
-    after a gap, gets it first. Default: true for ``upload`` and ``job``."""
+    """The latest message is the complete state, such as progress or a status: a client that subscribes without a
+    position, or after a gap, receives it first. Default: true for ``upload`` and ``job``."""
 
     PUBLIC: bool = False
-    """Any authenticated user may subscribe; nobody is asked."""
+    """Any authenticated user may subscribe; ``AUTHORIZE`` is not called."""
 
     @cached_property
     def authorize(self) -> Callable[..., Any] | None:
@@ -90,16 +90,16 @@ class Settings:
     """Where messages are published: ``redis://``, ``rediss://`` (TLS) or ``unix://``. Required."""
 
     TOPICS: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {kind: {} for kind in OWN_DEFAULTS})
-    """Kinds of topics beside ``user``, each with the options of ``Kind``. ``user`` may be listed to set
+    """Kinds of topics besides ``user``, each with the options of ``Kind``. ``user`` may be listed to set
     its options. Default: ``upload`` and ``job``, which nobody may read until they have an ``AUTHORIZE``."""
 
     PREFIX: str = ""
-    """Put before every channel, key and group, such as ``"shop:"``. Redis pub/sub knows no database
-    numbers: two sites on one Redis server need one."""
+    """Prefix of every channel, key and group, such as ``"shop:"``. Two sites on one Redis server need one,
+    because Redis pub/sub ignores database numbers."""
 
     TENANT: str | Callable[[], str] | None = None
-    """``() -> str``, or its dotted path: the tenant of the request, socket or task that is running. Called where a
-    topic is named. Only for sites where one primary key may be several users. Default: there are no tenants."""
+    """``() -> str``, or its dotted path: the tenant of the current request, socket or task. Called where a topic is
+    named. Only for sites where one primary key may be several users. Default: there are no tenants."""
 
     TENANT_CONTEXT: str | Callable[[str], Any] | None = None
     """``(tenant) -> context manager``, or its dotted path, such as ``django_tenants.utils.schema_context``: entered in
@@ -110,24 +110,24 @@ class Settings:
     """``(token) -> user | None``, sync or async, or its dotted path: whose token is this?"""
 
     AUTH_TIMEOUT: float = 5.0
-    """Seconds a socket without a session has to send its auth frame, and that the answer may take."""
+    """Seconds that a socket without a session has to send its auth frame, and that checking it may take."""
 
     TOKEN_MAX_AGE: int = 300
-    """Seconds that ``make_token`` and ``make_grant`` stay valid. They are for connecting, not for
-    keeping: a page asks for a new one each time it connects."""
+    """Seconds that tokens and grants stay valid. They are for connecting, not for keeping: a page fetches
+    a new one each time it connects."""
 
     HEARTBEAT_INTERVAL: float = 30.0
     """Seconds between two pings to a browser. 30 is below the 60 s after which nginx and AWS load
-    balancers cut an idle connection by default. A browser that has said nothing for two intervals
-    is gone."""
+    balancers cut an idle connection by default. A browser that has sent nothing for two intervals
+    is considered gone."""
 
     REAUTHORIZE_INTERVAL: float = 300.0
-    """Seconds within which ``AUTHORIZE`` is asked again for what a socket is subscribed to: a permission that was
-    withdrawn ends the subscription by then. One call for each user and topic of a process, a few at once. 0: never."""
+    """Seconds within which ``AUTHORIZE`` is called again for what a socket is subscribed to: by then a withdrawn
+    permission has ended the subscription. One call for each user and topic of a process, a few at once. 0: never."""
 
     MAX_CONNECTIONS_PER_USER: int = 100
-    """Sockets that one user may have in one web process; 0 for any number. Nobody has as many tabs, but a page that
-    forgets to close its sockets soon has more."""
+    """Sockets that one user may have in one web process; 0 for any number. Nobody opens that many tabs, but a page
+    that forgets to close its sockets soon has more."""
 
     MAX_CONNECTIONS_PER_ADDRESS: int = 0
     """Sockets that one address may have in one web process, an IPv6 network of 64 bits being one; 0 for any number.
@@ -135,26 +135,26 @@ class Settings:
 
     MAX_UNAUTHENTICATED: int = 2000
     """Sockets of one web process that have not authenticated yet, half of them from one address; 0 for any number.
-    Each has ``AUTH_TIMEOUT`` for it and takes about 30 KiB. When there is no room the oldest go first. Sockets with a
-    session are not counted."""
+    Each has ``AUTH_TIMEOUT`` to do so and takes about 30 KiB. When there is no room, the oldest are closed first.
+    Sockets with a session are not counted."""
 
     MAX_SUBSCRIPTIONS: int = 100
-    """Topics that one socket may have beside its user's own. A page may want more: its client then asks for the rest
-    when it has left some. Each costs a permission to ask for, and a place in a group of the channel layer."""
+    """Topics that one socket may have besides its user's own. A page may want more: its client then requests the rest
+    when it has left some. Each costs a call of ``AUTHORIZE``, and a place in a group of the channel layer."""
 
     HISTORY_SIZE: int = 100
-    """Messages kept of each topic: as many as a tab may miss while its train is in a tunnel. A message of
-    200 bytes takes 320 to 420 bytes of Redis memory, a topic with one message 4.4 KB (measured)."""
+    """Messages kept of each topic: enough for a tab whose train is in a tunnel. A message of 200 bytes
+    takes 320 to 420 bytes of Redis memory, a topic with one message 4.4 KB (measured)."""
 
     HISTORY_TTL: int = 3600
-    """Seconds after its last message at which a topic's history is gone."""
+    """Seconds after its last message at which a topic's history expires."""
 
     MAX_MESSAGE_SIZE: int = 65536
-    """Bytes of one published message. Beyond it a notice is a document: publish a link to it."""
+    """Maximum size of one published message, in bytes. Anything larger is a document: publish a link to it."""
 
     METRICS_TOKEN: str = ""
     """What Prometheus has to send as ``Authorization: Bearer …`` to read the metrics of the web processes. Without
-    one nobody may."""
+    it nobody can."""
 
     @cached_property
     def kinds(self) -> Mapping[str, Kind]:
@@ -181,7 +181,7 @@ def _load(value: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
 
 
 def find_problems(raw: Any) -> list[Problem]:
-    """Say everything that is wrong with a ``NOTIFICATIONS`` dict, without importing or connecting to anything."""
+    """Return everything that is wrong with a ``NOTIFICATIONS`` dict, without importing or connecting to anything."""
     if not isinstance(raw, Mapping):
         return [Problem("E001", "NOTIFICATIONS is not a dict.", 'Set NOTIFICATIONS = {"REDIS_URL": "redis://…"}.')]
     known = {f.name: f for f in fields(Settings)}
@@ -308,10 +308,10 @@ def _problems_of_flags(where: str, kind: Any, options: Mapping[str, Any]) -> lis
 
 def load(raw: Any) -> Settings:
     """
-    Make settings of a ``NOTIFICATIONS`` dict.
+    Create settings from a ``NOTIFICATIONS`` dict.
 
     Raises:
-        ImproperlyConfigured: With everything that is wrong.
+        ImproperlyConfigured: The dict has errors; the message lists all of them.
 
     """
     if problems := find_problems(raw):
@@ -325,7 +325,7 @@ def _current() -> Settings:
 
 
 class _LateSettings:
-    """Stands for the ``Settings`` in force, so that importing this module reads nothing."""
+    """A proxy for the current ``Settings``, so that importing this module reads nothing."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_current(), name)

@@ -1,4 +1,4 @@
-"""Pings browsers from time to time, and says which are dead or too slow."""
+"""The heartbeat: pings browsers at intervals, and finds those that are dead or too slow."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .metrics import count
 logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 2
-"""Beats in a row that a browser may be silent, or owe confirmations."""
+"""Beats in a row for which a browser may stay silent, or confirm nothing."""
 GROUPS: Final = 60
 """Groups of sockets that are pinged together, one after the other, in one interval."""
 STRIDE: Final = 37
-"""From one socket's group to the next one's: about the golden section of ``GROUPS``, and no divisor in common."""
+"""Distance between the groups of two successive sockets: about the golden section of ``GROUPS``, and coprime to it."""
 
 
 class Patient(Protocol):
-    """What a socket can be asked, and asked to do."""
+    """What the heartbeat needs of a socket."""
 
     @property
     def paused(self) -> bool:
-        """Whether it is sent nothing until it has confirmed more."""
+        """Whether nothing is sent to it until it has confirmed more."""
 
     def ping(self) -> asyncio.Future[bool]:
-        """Send a numbered ping after all that waits; the future is done when the server has taken it."""
+        """Send a numbered ping after everything queued; the future is done when the server has accepted it."""
 
     def give_up(self) -> None:
         """Close it: it is dead or too slow."""
@@ -36,10 +36,10 @@ class Patient(Protocol):
 
 class Heartbeat:
     """
-    The beats of one socket.
+    The heartbeat of one socket.
 
-    A browser is given up when for two beats it has said nothing at all, or has been paused because it confirms
-    nothing, or when a ping could not even be handed to the server until the next one was due.
+    A browser is given up when for two beats it has sent nothing at all, or has been paused because it confirms
+    nothing, or when the server has not even accepted a ping by the time the next one is due.
     """
 
     __slots__ = ("_paused_beats", "_ping", "_silent_beats", "_socket", "group")
@@ -55,7 +55,7 @@ class Heartbeat:
         _beats().add(self)
 
     def heard(self) -> None:
-        """Note that the browser said something."""
+        """Note that the browser sent something."""
         self._silent_beats = 0
 
     def confirmed(self) -> None:
@@ -63,11 +63,11 @@ class Heartbeat:
         self._paused_beats = 0
 
     def end(self) -> None:
-        """Beat no more; no error if it never began."""
+        """Stop beating; no error if it never began."""
         _beats().remove(self)
 
     def beat(self) -> bool:
-        """Ping, or give the browser up; says whether to go on."""
+        """Ping, or give up the browser; return whether to continue."""
         self._paused_beats = self._paused_beats + 1 if self._socket.paused else 0
         stuck = self._ping is not None and not self._ping.done()
         if stuck or max(self._silent_beats, self._paused_beats) >= PATIENCE:
@@ -80,27 +80,27 @@ class Heartbeat:
 
 class Beats:
     """
-    The heartbeats of one event loop, on one timer: groups of sockets that have their turn one after the other.
+    The heartbeats of one event loop, on one timer: groups of sockets that take turns.
 
-    However sockets come, in one burst or one by one, they are spread over the groups, and so over the interval. An
-    event loop that stood still goes on with the group that was due next: all are as late as it was itself, and none of
-    them together. A timer for each socket would take as much memory as the rest of its heartbeat and half as much
-    again.
+    Whether sockets arrive in one burst or one by one, they are spread over the groups, and so over the interval. An
+    event loop that was blocked continues with the group that was due next: each group is as late as the loop itself,
+    and they are not pinged all together. A timer for each socket would take one and a half times as much memory as the
+    rest of its heartbeat.
     """
 
     def __init__(self) -> None:
         self._groups: list[set[Heartbeat]] = [set() for _ in range(GROUPS)]
         self._next = 0
-        """The group that has its turn next."""
+        """The group whose turn is next."""
         self._last = 0
-        """The group that a socket was put in last."""
+        """The group into which the last socket was put."""
         self._alive = 0
         self._at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, heartbeat: Heartbeat) -> None:
-        """Have a heartbeat beat within an interval from now, and then once in each."""
-        # Into the smallest; of several the one that is far from those before: also a few are to be spread evenly.
+        """Have a heartbeat beat within one interval from now, and then once in each."""
+        # Into the smallest group; of several, one far from the previous ones, so that even a few are spread evenly.
         order = ((self._last + STRIDE * step) % GROUPS for step in range(1, GROUPS + 1))
         self._last = heartbeat.group = min(order, key=lambda group: len(self._groups[group]))
         self._groups[heartbeat.group].add(heartbeat)
@@ -121,9 +121,9 @@ class Beats:
             self._timer = None
 
     def _wait(self) -> None:
-        """Wait for the next turn. A turn that came late by less than a turn does not make the next one late."""
+        """Wait for the next turn. A turn that is late by less than a turn does not delay the next one."""
         loop = asyncio.get_running_loop()
-        # One turn more than there are groups: so nobody waits for longer than the interval, though timers are late.
+        # One turn more than there are groups, so that nobody waits longer than the interval although timers run late.
         self._at = max(self._at + settings.HEARTBEAT_INTERVAL / (GROUPS + 1), loop.time())
         self._timer = loop.call_at(self._at, self._beat)
 
@@ -135,7 +135,7 @@ class Beats:
             if heartbeat in group:
                 try:
                     goes_on = heartbeat.beat()
-                except Exception:  # of one socket; all others lean on this timer
+                except Exception:  # one socket's; all others depend on this timer
                     count("task_restarted", "heartbeat")
                     logger.exception("the heartbeat of a socket failed")
                     continue

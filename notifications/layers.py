@@ -6,9 +6,9 @@ A channel layer on Redis pub/sub, for any Channels project.
         "CONFIG": {"hosts": ["redis://127.0.0.1:6379/0"]},
     }}
 
-Each event loop has one connection that reads and one that writes. What arrives is parsed in bulk and decoded
-once for all consumers of the process; what is sent in one turn of the loop leaves in one packet. Every wait
-and every queue is bounded, both connections notice when they are dead, and consumers can be told of gaps.
+Each event loop has one connection for reading and one for writing. Incoming data is parsed in bulk and decoded
+once for all consumers of the process; what is sent in one iteration of the loop leaves in one packet. Every wait
+and every queue is bounded, dead connections are detected, and consumers can be told of gaps.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .loops import PerLoop
 from .wire import POOL_OPTIONS
 
 CAPACITY: Final = 1000
-"""Messages that may wait for one consumer: what one read from the socket brings of small messages."""
+"""Messages that may wait for one consumer: about as many small ones as one read from the socket returns."""
 
 
 def _connecting(host: dict[str, Any]) -> dict[str, Any]:
-    """Read the URL of a host, if it has one: what redis-py says of one that it cannot read may show its password."""
+    """Parse the URL of a host, if it has one, because redis-py's errors about a malformed one may show its password."""
     rest = {name: value for name, value in host.items() if name != "address"}
     try:
         return {**rest, **async_options(host["address"])} if "address" in host else rest
@@ -45,16 +45,16 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
     """
     Channels' contract for a layer, with the ``groups`` and ``flush`` extensions, on Redis pub/sub.
 
-    Messages are delivered at most once: Redis keeps nothing. Where other layers say nothing of what they lose,
-    ``on_resync`` does.
+    Messages are delivered at most once, because Redis keeps nothing. Other layers do not report what they lose;
+    this one does, through ``on_resync``.
 
     ``group_add`` returns when Redis has confirmed. A channel holds ``capacity`` messages and 16 MiB; beyond that the
-    newest are dropped and counted. A channel without ``!`` in its name is received by all who wait for it, as in
-    ``channels_redis.pubsub``. A channel is forgotten when its ``receive`` is cancelled.
+    newest are dropped and counted. Everybody who waits on a channel without ``!`` in its name receives its messages,
+    as in ``channels_redis.pubsub``. A channel is forgotten when its ``receive`` is cancelled.
     """
 
     extensions = ("groups", "flush")
-    # Channels' own accept a line break at the end and digits of all scripts.
+    # Channels' own patterns accept a trailing line break and digits of all scripts.
     channel_name_regex = re.compile(r"[a-zA-Z0-9._-]+(![a-zA-Z0-9._-]*)?\Z")
     group_name_regex = re.compile(r"[a-zA-Z0-9._-]+\Z")
 
@@ -72,14 +72,14 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         Args:
             hosts: One entry, as for channels_redis: a URL, a ``(host, port)`` pair, or a dict with ``address`` or
                 with ``sentinels`` and ``master_name``, and redis-py's connection options.
-            prefix: Put before every Redis channel; sites on one Redis server need different ones.
+            prefix: Prefix of every Redis channel; sites on one Redis server need different ones.
             capacity: Messages that may wait for one channel.
-            channel_capacity: Other capacities, by glob pattern of channel names.
-            expiry: Taken for compatibility; pub/sub keeps nothing that could expire.
+            channel_capacity: Different capacities, by glob pattern of channel names.
+            expiry: Accepted for compatibility; pub/sub keeps nothing that could expire.
 
         Raises:
-            ImproperlyConfigured: For several hosts, as one Redis server carries more than a listener can bring, and for
-                a URL that cannot be read.
+            ImproperlyConfigured: There are several hosts (one Redis server carries more than a listener can send), or
+                a URL cannot be parsed.
 
         """
         super().__init__(expiry=expiry, capacity=capacity)
@@ -99,7 +99,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         Send to one channel, in any process.
 
         Raises:
-            TimeoutError: Redis is not there or takes nothing; nothing was sent.
+            TimeoutError: Redis is not reachable or accepts nothing; nothing was sent.
 
         """
         self.require_valid_channel_name(channel)
@@ -110,8 +110,8 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         Wait for the next message of a channel.
 
         Raises:
-            RuntimeError: The channel was made by ``new_channel`` in another process or event loop.
-            TimeoutError: The channel is not one of ``new_channel``, and Redis is not there.
+            RuntimeError: The channel was created by ``new_channel`` in another process or event loop.
+            TimeoutError: The channel was not created by ``new_channel``, and Redis is not reachable.
 
         """
         here = self._here()
@@ -121,21 +121,21 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
 
     async def new_channel(self, prefix: str = "specific") -> str:
         """
-        Name a new channel of this process, and return when Redis has confirmed that it can be sent to.
+        Return the name of a new channel of this process, once Redis has confirmed that it can receive.
 
         Raises:
-            TimeoutError: Redis is not there.
+            TimeoutError: Redis is not reachable.
 
         """
         return await self._here().new_channel(prefix)
 
     def on_message(self, channel: str, callback: Callable[[dict[str, Any]], None]) -> None:
         """
-        Have a callback called with each message to this channel, at once, instead of keeping them for ``receive``.
+        Call a callback with each message to this channel, at once, instead of keeping the messages for ``receive``.
 
         Args:
-            channel: One of ``new_channel``, of this process and event loop.
-            callback: Must not wait, and must not change the message: others are given the same one.
+            channel: A channel created by ``new_channel`` in this process and event loop.
+            callback: Must not block, and must not change the message: others are given the same object.
 
         """
         self._here().on_message(channel, callback)
@@ -146,10 +146,10 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
 
     def on_resync(self, channel: str, callback: Callable[[], None]) -> None:
         """
-        Have a callback called whenever messages to this channel may have been lost.
+        Call a callback whenever messages to this channel may have been lost.
 
-        That is after the connection was replaced, and after the channel was full, when its consumer has taken what
-        waited. Of messages that Redis itself lost, such as in a failover, nobody knows.
+        That is after the connection was replaced, and, if the channel was full, when its consumer has read what was
+        waiting. Messages that Redis itself loses, as in a failover, go unnoticed.
         """
         self._here().on_resync(channel, callback)
 
@@ -158,8 +158,8 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         Add a channel of this process to a group, and return when Redis has confirmed.
 
         Raises:
-            RuntimeError: The channel is none of this process, or not any more.
-            TimeoutError: Redis is not there; the channel is not in the group.
+            RuntimeError: The channel does not belong to this process, or no longer exists.
+            TimeoutError: Redis is not reachable; the channel is not in the group.
 
         """
         self.require_valid_group_name(group)
@@ -177,7 +177,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         Send to all channels of a group, in any process.
 
         Raises:
-            TimeoutError: Redis is not there or takes nothing; nothing was sent.
+            TimeoutError: Redis is not reachable or accepts nothing; nothing was sent.
 
         """
         self.require_valid_group_name(group)

@@ -1,8 +1,8 @@
 """
-The published messages: the typed ones, how any of them is written, and what a raw one must be.
+The published messages: the typed ones, how messages are serialised, and what a raw one must be.
 
-A published message is any JSON object. The typed ones here are the wire's well-known ones; they check
-their values when they are made, so that a mistake shows where it was made and not in a browser.
+A published message is any JSON object. The types here are the well-known ones of the protocol; they check
+their values when they are created, so that a mistake shows up where it was made and not in a browser.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .exceptions import MessageError
 from .surrogates import mend_json, mend_values
 
 META: Final = "_meta"
-"""The name that frames keep for topic and id. No message may use it: a forged id would mute a user."""
+"""The key that frames reserve for topic and id. No message may use it: a forged id would mute a user."""
 
 Status = Literal["pending", "analyzing", "embedding", "completed", "failed"]
 Stage = Literal[
@@ -39,7 +39,7 @@ Stage = Literal[
 ]
 Percent = Annotated[int, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=0)]
-Timestamp = Annotated[datetime, Meta(tz=True, description="When it was so: ISO 8601, with an offset.")]
+Timestamp = Annotated[datetime, Meta(tz=True, description="When this was the case: ISO 8601, with an offset.")]
 
 
 def now() -> datetime:
@@ -48,12 +48,12 @@ def now() -> datetime:
 
 class Checked(Struct, kw_only=True):
     """
-    A struct that refuses wrong values when it is made, not only when it is decoded.
+    A struct that refuses wrong values when it is created, not only when it is decoded.
 
-    Ids may be given as ``UUID`` or ``int``, texts as lazy ones, payloads as mappings.
+    Ids may be given as ``UUID`` or ``int``, texts as lazy strings, and payloads as mappings.
 
     Raises:
-        MessageError: Naming the field and what it takes.
+        MessageError: A value is wrong. The error names the field and what it accepts.
 
     """
 
@@ -78,11 +78,11 @@ def _check(name: str, value: Any, annotation: Any) -> Any:
         name.endswith("_id") and isinstance(value, UUID | int) and not isinstance(value, bool)
     ):
         value = str(value)
-    if get_origin(annotation) is Literal:  # msgspec would quote the value, and not say which ones are right
+    if get_origin(annotation) is Literal:  # msgspec would quote the value without saying which are valid
         words = get_args(annotation)
         if value not in words:
             raise TypeError(f"Expected one of {', '.join(words)}")
-        return words[words.index(value)]  # plain text, also where a TextChoices was given
+        return words[words.index(value)]  # a plain str, even if a TextChoices was given
     if isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, Checked):
         return annotation(**value)
     value = msgspec.convert(value, annotation)
@@ -90,7 +90,7 @@ def _check(name: str, value: Any, annotation: Any) -> Any:
 
 
 class UploadProgressPayload(Checked):
-    """What ``upload_progress`` says."""
+    """The payload of ``upload_progress``."""
 
     upload_id: str
     status: Status
@@ -102,14 +102,14 @@ class UploadProgressPayload(Checked):
 
 
 class UploadProgress(Checked, tag="upload_progress", tag_field="action"):
-    """How far the analysis of one upload is."""
+    """How far the analysis of one upload has progressed."""
 
     payload: UploadProgressPayload
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 
 class UploadCompleted(Checked, tag="upload_completed", tag_field="action"):
-    """The analysis of one upload has ended well."""
+    """The analysis of one upload has succeeded."""
 
     upload_id: str
     description: str
@@ -118,7 +118,7 @@ class UploadCompleted(Checked, tag="upload_completed", tag_field="action"):
 
 
 class UploadFailed(Checked, tag="upload_failed", tag_field="action"):
-    """The analysis of one upload has ended badly."""
+    """The analysis of one upload has failed."""
 
     upload_id: str
     error_message: str
@@ -126,10 +126,10 @@ class UploadFailed(Checked, tag="upload_failed", tag_field="action"):
 
 
 class BatchProgressPayload(Checked):
-    """What ``batch_progress`` says."""
+    """The payload of ``batch_progress``."""
 
     batch_id: str
-    status: Annotated[str, Meta(description="Any word; the replaced service said those of the documentation.")]
+    status: Annotated[str, Meta(description="Any word; the documentation lists those that the replaced service used.")]
     total: Count
     processed: Count
     successful: Count
@@ -138,14 +138,14 @@ class BatchProgressPayload(Checked):
 
 
 class BatchProgress(Checked, tag="batch_progress", tag_field="action"):
-    """How far a batch of uploads is; published to its user."""
+    """How far a batch of uploads has progressed; published to its user."""
 
     payload: BatchProgressPayload
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 
 class FileProgressPayload(Checked):
-    """What ``file_progress`` says."""
+    """The payload of ``file_progress``."""
 
     batch_id: str
     upload_id: str
@@ -156,14 +156,14 @@ class FileProgressPayload(Checked):
 
 
 class FileProgress(Checked, tag="file_progress", tag_field="action"):
-    """How far one file of a batch is; published to its user."""
+    """How far one file of a batch has progressed; published to its user."""
 
     payload: FileProgressPayload
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 
 class Notice(Checked, tag="notice", tag_field="action"):
-    """Something the site tells a person."""
+    """A notice from the site to a user."""
 
     title: Annotated[str, Meta(description="Plain text; a page must not read it as HTML.")]
     level: Literal["info", "success", "warning", "error"] = "info"
@@ -173,7 +173,7 @@ class Notice(Checked, tag="notice", tag_field="action"):
 
 
 Message = UploadProgress | UploadCompleted | UploadFailed | BatchProgress | FileProgress | Notice | Mapping[str, Any]
-"""What ``publish`` takes: a typed message, or any mapping that JSON can hold."""
+"""What ``publish`` accepts: a typed message, or any mapping that can be written as JSON."""
 
 
 def _encode_other(value: Any) -> Any:
@@ -191,7 +191,7 @@ def _name(type_: type) -> str:
     return type_.__qualname__ if type_.__module__ == "builtins" else f"{type_.__module__}.{type_.__qualname__}"
 
 
-# Of the real classes, bound now: freezegun puts its own in place of ``datetime`` and ``date`` in every module.
+# Bound to the real classes now: freezegun replaces ``datetime`` and ``date`` in every module.
 _combine, _from_ordinal = datetime.combine, date.fromordinal
 
 _PLAIN: Final[Sequence[tuple[type[Any], Callable[[Any], Any]]]] = (
@@ -206,21 +206,21 @@ _PLAIN: Final[Sequence[tuple[type[Any], Callable[[Any], Any]]]] = (
     (time, lambda value: time.fromisoformat(time.isoformat(value))),
     (timedelta, timedelta.__pos__),
 )
-"""What JSON is written from, and how an object of a subclass becomes one of the class itself; Decimals are text."""
+"""The types that can be written as JSON, and how to turn a subclass instance into one of each. Decimals become text."""
 _PLAIN_TYPES: Final = frozenset({str, bool, int, float, Decimal, bytes, bytearray, datetime, date, time, timedelta})
 
 
 def _plain(value: Any) -> Any:
     """
-    Turn an object of a subclass of what JSON holds into one of the class itself; msgspec reads and writes no others.
+    Turn an instance of a subclass into one of the class itself, the only kind that msgspec reads and writes.
 
-    Such are Django's ``SafeString``, the times of pendulum, pandas and freezegun, and the numbers of numpy.
+    Examples are Django's ``SafeString``, the times of pendulum, pandas and freezegun, and the numbers of numpy.
     """
     if type(value) in _PLAIN_TYPES or isinstance(value, Enum):
         return value
     for base, plain in _PLAIN:
         if isinstance(value, base):
-            return plain(value) if value == value else None  # pandas' "not a time" is null, as not-a-number is
+            return plain(value) if value == value else None  # pandas' "not a time" becomes null, as NaN does
     return value
 
 
@@ -230,17 +230,17 @@ _decode = msgspec.json.Decoder().decode
 
 def encode(message: Message, max_size: int) -> bytes:
     """
-    Write a message as one JSON object, with Django's types: lazy strings, ``datetime``, ``Decimal``, ``UUID``.
+    Serialise a message as one JSON object; it may contain lazy strings, ``datetime``, ``Decimal`` and ``UUID``.
 
-    Not-a-number and the infinities become ``null``, as in JavaScript's ``JSON.stringify``, and half a character, a
-    lone surrogate, becomes U+FFFD.
+    Not-a-number and the infinities become ``null``, as in JavaScript's ``JSON.stringify``. A lone surrogate, which is
+    half a character, becomes U+FFFD.
 
     Args:
         message: A typed message or a mapping.
-        max_size: Bytes the result may have.
+        max_size: Maximum size of the result, in bytes.
 
     Raises:
-        MessageError: If it is neither, cannot be written as JSON, uses ``_meta`` or is too large.
+        MessageError: The message is neither, cannot be written as JSON, uses ``_meta`` or is too large.
 
     """
     if isinstance(message, Mapping):
@@ -252,7 +252,7 @@ def encode(message: Message, max_size: int) -> bytes:
             data = _encode(message)
         except UnicodeEncodeError:  # a lone surrogate
             data = _encode(mend_values(msgspec.to_builtins(message, str_keys=True, enc_hook=_encode_other)))
-        # Looked for in what was written: a key may be a lazy text or an Enum. Our encoder escapes no such letters.
+        # Search the output, because a key may be a lazy string or an Enum. msgspec escapes none of these letters.
         reserved = b'"_meta":' in data and META in _decode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MessageError(f"the message cannot be written as JSON: {error}") from error
@@ -265,13 +265,13 @@ def encode(message: Message, max_size: int) -> bytes:
 
 def check_raw(data: bytes, max_size: int) -> str:
     """
-    Check what some program published: a JSON object in UTF-8 within ``max_size`` bytes.
+    Check a raw message: it must be a JSON object in UTF-8 of at most ``max_size`` bytes.
 
     Returns:
-        It as text, without the white space around it, and with U+FFFD for each half of a character.
+        Its text, without surrounding white space, and with U+FFFD for each lone surrogate.
 
     Raises:
-        MessageError: Otherwise, or if the object uses ``_meta``.
+        MessageError: It is something else, or the object uses ``_meta``.
 
     """
     if len(data) > max_size:
@@ -289,7 +289,7 @@ def check_raw(data: bytes, max_size: int) -> str:
 
 
 def _read_mended(data: bytes) -> tuple[str, Any]:
-    """Read what was not JSON once more, with its lone surrogates replaced."""
+    """Parse once more what was not JSON, with its lone surrogates replaced."""
     try:
         text = data.decode(errors="surrogatepass")
         mended = mend_json(text)

@@ -1,4 +1,4 @@
-"""What stands before the WebSocket in ``asgi.py``."""
+"""The middleware that goes in front of the WebSocket in ``asgi.py``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .mount import with_root_path
 
 class SessionAuthMiddleware(AuthMiddleware):  # type: ignore[misc]  # Channels has no types
     """
-    Finds the user of Django's session, and never writes a session.
+    Find the user of Django's session, without ever writing a session.
 
-    In place of Channels' ``AuthMiddleware``, with the same ``scope["user"]``. It accepts sessions from before
-    ``SECRET_KEY`` was rotated, as Django does with ``SECRET_KEY_FALLBACKS``, where Channels' own ends them, for the
-    whole site. When sessions or accounts cannot be read, ``NotificationConsumer`` tells the browser to come back;
-    for other consumers an access to ``scope["user"]`` is a ``ValueError``.
+    It replaces Channels' ``AuthMiddleware`` and sets the same ``scope["user"]``. It accepts sessions from before
+    ``SECRET_KEY`` was rotated, as Django does with ``SECRET_KEY_FALLBACKS``; Channels' own ends them, for the whole
+    site. When sessions or accounts cannot be read, ``NotificationConsumer`` tells the browser to come back; for other
+    consumers, accessing ``scope["user"]`` raises ``ValueError``.
     """
 
     async def resolve_scope(self, scope: dict[str, Any]) -> None:
@@ -34,7 +34,7 @@ def SessionAuthMiddlewareStack(inner: Any) -> Any:  # noqa: N802  as Channels ca
     """
     Wrap an ASGI application so that its scope has ``cookies``, ``session`` and ``user``.
 
-    A path that a proxy has stripped of the server's ``root_path`` is found by the application's routes as well.
+    Its routes also match a path from which a proxy has stripped the server's ``root_path``.
     """
     stack = CookieMiddleware(SessionMiddleware(SessionAuthMiddleware(inner)))
 

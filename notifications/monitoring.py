@@ -1,4 +1,4 @@
-"""What monitoring asks a web process over HTTP; ``urls.py`` has the addresses."""
+"""The views for monitoring a web process over HTTP; ``urls.py`` has their addresses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .connections import FAILURES, SOCKET_TIMEOUT, async_client
 @require_safe
 @never_cache
 async def live(request: HttpRequest) -> HttpResponse:
-    """Answer 200: this process's event loop takes requests. Asks nobody else."""
+    """Answer 200: this process's event loop accepts requests. Depends on nothing else."""
     return JsonResponse({"live": True})
 
 
 @require_safe
 @never_cache
 async def ready(request: HttpRequest) -> HttpResponse:
-    """Answer 200 if Redis answers and a listener holds the lease, otherwise 503; in about a second at most."""
+    """Answer 200 if Redis answers and a listener holds the lease, otherwise 503, within about a second."""
     try:
         async with asyncio.timeout(SOCKET_TIMEOUT):
             listeners = await health.living(await async_client())
@@ -41,9 +41,9 @@ async def ready(request: HttpRequest) -> HttpResponse:
 @never_cache
 def metrics(request: HttpRequest) -> HttpResponse:
     """
-    Show all metrics of prometheus-client's registry, ours among them, to who knows ``METRICS_TOKEN``.
+    Serve prometheus-client's registry, this app's metrics included, to clients that send ``METRICS_TOKEN``.
 
-    Answers 404 to everybody while there is no token, or prometheus-client is not installed.
+    Answers 404 to everybody if the setting is empty or prometheus-client is not installed.
     """
     token = settings.METRICS_TOKEN
     if not token or find_spec("prometheus_client") is None:

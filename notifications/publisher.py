@@ -1,8 +1,8 @@
 """
-Publishing: what Django views and workers call.
+Publishing: the functions that Django views and workers call.
 
-Everything is checked and written before anything is sent, by code that the sync and the async functions
-share; what remains of them is one call of the history store, which keeps the message and tells it in one step.
+Everything is checked and serialised before anything is sent, by code that the sync and async functions share.
+What remains is one call of the history store, which keeps and publishes the message in one step.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _sampler = Sampler()
 
 class Prepared(NamedTuple):
     """
-    A message that is ready to be sent, whatever happens to the objects that it was made of: a ``sending.Call``.
+    A message that is ready to be sent, whatever happens to the objects it was made from: a ``sending.Call``.
 
     Attributes:
-        topic: Where to.
+        topic: Where to publish it.
         data: The message's JSON object.
-        idempotency_key: With one it may be sent twice.
+        idempotency_key: If set, it may be sent twice.
         sender: The class of the message, for receivers of the signals.
 
     """
@@ -47,7 +47,7 @@ class Prepared(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What receivers of both signals are told."""
+        """The arguments that receivers of both signals get."""
         return {"topic": self.topic, "data": self.data, "idempotency_key": self.idempotency_key}
 
     def send(self) -> str | None:
@@ -66,13 +66,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = None) -> Prepared:
-    """Check and write a message; pure but for the settings."""
+    """Check and serialise a message; pure except for the settings."""
     if isinstance(topic, str):
         topic = Topic.parse(topic)
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
         raise MessageError(f"an idempotency key has 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters")
     if idempotency_key is not None and mend_text(idempotency_key) != idempotency_key:
-        raise MessageError("an idempotency key has no half characters: two keys could become one")
+        raise MessageError("an idempotency key has no lone surrogates: two keys could become one")
     data = messages.encode(message, settings.MAX_MESSAGE_SIZE)
     return Prepared(topic, data, idempotency_key, type(message))
 
@@ -89,8 +89,8 @@ def publish(
     """
     Publish a message on a topic, to every socket that is subscribed to it.
 
-    Takes about a second at most when Redis does not answer, and nothing in the seconds after that. That
-    it returns means that Redis has the message, not that anybody was connected.
+    If Redis does not answer, the call takes about a second, and calls in the next three seconds fail at once.
+    When it returns, Redis has the message; it does not mean that anybody was connected.
 
     Args:
         topic: A ``Topic``, or its text such as ``"order:7"``.
@@ -100,7 +100,7 @@ def publish(
         using: With ``on_commit``: the alias of the database. The default one if None.
         fail_silently: Log and count a ``PublishError`` instead of raising it.
         idempotency_key: Up to 200 characters. For five minutes nothing more is published on the topic
-            under the same key: what to pass when you retry after a ``PublishError``.
+            under the same key. Pass one when you retry after a ``PublishError``.
 
     Returns:
         The message's id, ``"<epoch>-<n>"``. None with ``on_commit``, after a silenced failure, and where
@@ -109,8 +109,8 @@ def publish(
     Raises:
         TopicError: The topic is not valid.
         MessageError: The message is not valid, or larger than ``MAX_MESSAGE_SIZE``.
-        PublishError: Redis did not confirm; the message may or may not be out. With ``on_commit`` it comes
-            from the end of the transaction, which is committed by then.
+        PublishError: Redis did not confirm; the message may or may not have been published. With ``on_commit``
+            it is raised at the end of the transaction, which is committed by then.
 
     """
     prepared = prepare(topic, message, idempotency_key)
@@ -176,5 +176,5 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 
 
 def _now() -> int:
-    """Return the time for a message that is to be timed; otherwise 0."""
+    """Return the time for a message that belongs to the sample; otherwise 0."""
     return microseconds() if _sampler.due() else 0

@@ -1,9 +1,9 @@
 """
-The last step to the browsers: one queue an event loop, from which the texts of all its sockets go to the server.
+The last step to the browsers: one queue per event loop, from which the texts of all sockets are passed to the server.
 
-A task a socket would have to be woken for each message, which costs more than the rest of the way. A server's
-``send`` hardly ever waits, so its first step is made here, within the socket's own task (``eager.py``); that task is
-woken only when ``send`` does wait. The queue itself is emptied by no task: nobody can cancel it.
+With one task per socket, that task would have to be woken for each message, which costs more than everything else. A
+server's ``send`` hardly ever waits, so its first step is run right here, as the socket's own task (``eager.py``),
+which is only woken when ``send`` does wait. The queue itself is not emptied by a task, so nobody can cancel it.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from .loops import PerLoop
 logger = logging.getLogger(__name__)
 
 SLICE: Final = 64
-"""Texts handed over before others of the event loop have their turn: about a millisecond."""
+"""Texts sent before other callbacks of the event loop get their turn: about a millisecond."""
 
 Mark = asyncio.Future[bool]
 
 
 class Pump:
-    """Hands over what the outboxes of one event loop hold, in the order of ``put``."""
+    """Sends what is put into the outboxes of one event loop, in the order of ``put``."""
 
     def __init__(self) -> None:
-        # An outbox, what it is to hand over, an outbox, …: flat, because a pair of each message and socket would be an
-        # object for Python's garbage collector, which then looked at all sockets again and again (half of the time of
-        # a fan-out to 5,000).
+        # An outbox, what it is to send, an outbox, …: flat, because a pair for each message and socket would be an
+        # object for Python's garbage collector, which would then traverse all sockets again and again (half of the
+        # time of a fan-out to 5,000).
         self._queue: deque[Outbox | str | Mark] = deque()
         self._due = False
         self._context = Context()
 
     def put(self, outbox: Outbox, what: str | Mark) -> None:
-        """Have ``outbox`` hand over what it was given, after all that was put before."""
+        """Have ``outbox`` send ``what``, after everything that was put before."""
         self._queue.append(outbox)
         self._queue.append(what)
         if not self._due:
@@ -57,9 +57,9 @@ class Pump:
             for _ in range(min(SLICE, len(queue) // 2)):
                 outbox: Outbox = queue.popleft()  # type: ignore[assignment]
                 outbox.hand_over(queue.popleft())  # type: ignore[arg-type]
-        except Exception:  # a bug of ours: it costs one text of one socket, and not all that waits behind it
+        except Exception:  # a bug in this app: it must cost one text of one socket, not everything queued behind it
             metrics.count("task_restarted", "pump")
-            logger.exception("what hands texts to the server failed; it goes on")
+            logger.exception("sending a queued message failed; the others are sent")
         finally:
             if queue and not self._due:
                 self._come_back()
@@ -67,29 +67,29 @@ class Pump:
 
 class Outbox:
     """
-    One socket's way out: texts leave in order, one ``send`` at a time.
+    One socket's outgoing queue: texts are sent in order, one ``send`` at a time.
 
-    It has no bound of its own: whoever puts something in counts what the browser has not confirmed.
+    It has no limit of its own: its user counts what the browser has not confirmed.
     """
 
     __slots__ = ("_behind", "_failed", "_open", "_pump", "_runner", "_send")
 
     def __init__(self, send: Callable[[str], Coroutine[Any, Any, None]], failed: Callable[[], None]) -> None:
         """
-        Prepare the way; ``close`` ends it.
+        Create an outbox; ``close`` ends it.
 
         Args:
-            send: Hands a text to the client's transport; see ``Transport.send_text``. It runs in a copy of the present
+            send: Passes a text to the client's transport; see ``Transport.send_text``. It runs in a copy of the current
                 context, and in a task in which nothing else runs: it may use time-outs and cancel scopes, and cancel
                 itself.
-            failed: Called when ``send`` did not do its work, and not because the browser has gone.
+            failed: Called when ``send`` failed, other than because the browser has gone.
 
         """
         self._send = send
         self._failed = failed
         self._runner = Runner()
         self._behind: deque[str | Mark] | None = None
-        """What waits behind a ``send`` that waits."""
+        """What is queued behind a pending ``send``."""
         self._open = True
         self._pump = _pump()
 
@@ -99,11 +99,11 @@ class Outbox:
         return self._open
 
     def put(self, text: str) -> None:
-        """Send a text after all that was put before; returns at once."""
+        """Send a text after everything that was put before; return at once."""
         self._pump.put(self, text)
 
     def mark(self) -> Mark:
-        """Return what is done when the server has taken all that was put so far, or (False) will be given no more."""
+        """Return a future: True when the server has accepted everything put so far, False if nothing more is sent."""
         taken: Mark = asyncio.get_running_loop().create_future()
         if self._open:
             self._pump.put(self, taken)
@@ -112,11 +112,11 @@ class Outbox:
         return taken
 
     def time(self, at: int) -> None:
-        """Record what has passed since ``at``, in µs, when the server has taken all that was put so far."""
+        """Record the time since ``at``, in µs, when the server has accepted everything put so far."""
         self.mark().add_done_callback(lambda taken: metrics.sending.since(at) if taken.result() else None)
 
     def close(self) -> None:
-        """Send nothing more: servers take nothing after a close."""
+        """Send nothing more, because servers accept nothing after a close."""
         if not self._open:
             return
         self._open = False
@@ -127,11 +127,11 @@ class Outbox:
                 _set(what, sent=False)
 
     async def wait_closed(self) -> None:
-        """Wait until a ``send`` that had to wait has ended."""
+        """Wait until a pending ``send`` has ended."""
         await self._runner.wait_ended()
 
     def hand_over(self, what: str | Mark) -> None:
-        """Send a text, or mark that all before was sent; behind a ``send`` that waits, later. Does not raise."""
+        """Send a text, or resolve a mark, now or after a pending ``send``. Does not raise."""
         if self._behind is not None:
             self._behind.append(what)
         elif (rest := self._hand_over(what)) is not None:
@@ -139,7 +139,7 @@ class Outbox:
             rest.add_done_callback(self._taken)
 
     def _hand_over(self, what: str | Mark) -> asyncio.Future[None] | None:
-        """Begin to send a text; returns what is done when ``send`` has ended, if that takes longer."""
+        """Begin to send a text. If ``send`` has to wait, return a future that is done when it has ended."""
         if not isinstance(what, str):
             _set(what, sent=self._open)
         elif self._open:
@@ -150,7 +150,7 @@ class Outbox:
         return None
 
     def _taken(self, rest: asyncio.Future[None]) -> None:
-        """Go on behind a ``send`` that had to wait."""
+        """Continue after a pending ``send`` has ended."""
         if (error := rest.exception()) is not None:
             self._broke(error)
         else:
@@ -169,7 +169,7 @@ class Outbox:
 
     def _broke(self, error: BaseException) -> None:
         if not self._open:
-            return  # it was cancelled by ourselves
+            return  # cancelled by ``close``
         self.close()
         if isinstance(error, OSError) and not isinstance(error, TimeoutError):
             return  # the browser has gone; its transport ends the connection in its own time

@@ -1,9 +1,9 @@
 """
-Host names, without waiting for a name server that does not answer.
+Host name lookups that do not wait for a name server that does not answer.
 
-``getaddrinfo`` takes no time-out, and on a silent name server it waits for 5 to 30 seconds. So it runs in a thread of
-its own, and whoever asks waits only for as long as they may; all who ask for the same name meanwhile wait for the same
-thread, so there is at most one for each name. An answer that came too late for whoever asked is there for the next.
+``getaddrinfo`` has no time-out: with a silent name server it waits for 5 to 30 seconds. So it runs in its own thread,
+and callers wait only as long as they want to. All callers for one name wait for the same thread, so there is at most
+one for each name. An answer that arrives too late for its caller serves the next one.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Final
 import redis
 
 ANSWER_TTL: Final = 5.0
-"""Seconds that an answer is used again: no longer than the addresses of hosted servers, which a failover changes."""
+"""Seconds that an answer is cached: no longer than the addresses of hosted servers, which change at a failover."""
 
 _Answer = Future[list[str]]
 _lock = threading.Lock()
 _asked: dict[str, tuple[_Answer, float]] = {}
-"""By name: the answer, and when it came; 0 while it is awaited."""
+"""By name: the answer, and when it arrived; 0 while it is pending."""
 
 
 def addresses(host: str, within: float) -> list[str]:
@@ -34,8 +34,8 @@ def addresses(host: str, within: float) -> list[str]:
     Return the IP addresses of a host, at least one.
 
     Args:
-        host: A name, or an address, which is its own.
-        within: Seconds that the answer may take.
+        host: A name, or an IP address, which is returned as it is.
+        within: Seconds to wait for the answer.
 
     Raises:
         redis.TimeoutError: The name server does not answer.
@@ -62,7 +62,7 @@ async def aaddresses(host: str, within: float) -> list[str]:
 
 
 def _silent(host: str, within: float) -> redis.TimeoutError:
-    return redis.TimeoutError(f"no name server said within {within:.1f} s where {host} is")
+    return redis.TimeoutError(f"no name server answered within {within:.1f} s for {host}")
 
 
 def _is_address(host: str) -> bool:
@@ -77,7 +77,7 @@ def _ask(host: str) -> _Answer:
         answer, came = _asked.get(host, (None, 0.0))
         if answer is None or (came and time.monotonic() - came > ANSWER_TTL):
             answer = Future()
-            answer.set_running_or_notify_cancel()  # whoever gives up waiting does not end it for others
+            answer.set_running_or_notify_cancel()  # one caller giving up must not cancel it for others
             _asked[host] = answer, 0.0
             threading.Thread(target=_look_up, args=(host, answer), name=f"look up {host}", daemon=True).start()
         return answer
@@ -86,11 +86,11 @@ def _ask(host: str) -> _Answer:
 def _look_up(host: str, answer: _Answer) -> None:
     try:
         found = [str(each[4][0]) for each in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
-    except BaseException as error:  # noqa: BLE001  whoever waits gets it
+    except BaseException as error:  # noqa: BLE001  the waiting callers get it
         with _lock:
             _forget(host, answer)
-        # Of a label that is empty or too long the codec for names says so, and nobody expects that of a network.
-        answer.set_exception(OSError(f"{host} is no host name") if isinstance(error, UnicodeError) else error)
+        # A label that is empty or too long is a UnicodeError of the codec, which no caller of a network expects.
+        answer.set_exception(OSError(f"{host} is not a host name") if isinstance(error, UnicodeError) else error)
     else:
         with _lock:
             if _asked.get(host, (None, 0.0))[0] is answer:
@@ -99,7 +99,7 @@ def _look_up(host: str, answer: _Answer) -> None:
 
 
 def forget(host: str) -> None:
-    """Ask again next time: nothing was there at what was answered."""
+    """Look up the name again next time, because nothing was reachable at its addresses."""
     with _lock:
         answer, came = _asked.get(host, (None, 0.0))
         if answer is not None and came:
@@ -112,7 +112,7 @@ def _forget(host: str, answer: _Answer) -> None:
 
 
 def _begin_anew() -> None:
-    """In a child process the threads are gone, and perhaps one of them held the lock."""
+    """Reset the state in a child process: the threads are gone, and one of them may have held the lock."""
     global _lock
     _lock = threading.Lock()
     _asked.clear()

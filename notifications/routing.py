@@ -1,4 +1,4 @@
-"""Where the WebSocket is: mount ``websocket_urlpatterns`` in the site's ``asgi.py``."""
+"""The route of the WebSocket: mount ``websocket_urlpatterns`` in the site's ``asgi.py``."""
 
 from .consumers import NotificationConsumer
 from .mount import patterns

@@ -1,8 +1,8 @@
 """
-Whom a session names, asked as Django asks for a page, without ever writing a session.
+The user of a session, found as Django finds it for a page, without ever writing a session.
 
-Channels' own ``get_user`` flushes a session that it does not understand: one that was signed with a key of
-``SECRET_KEY_FALLBACKS``, and the user's own while a view that changes their password is not done yet. That logs the
+Channels' own ``get_user`` flushes a session whose hash does not match: one that was signed with a key of
+``SECRET_KEY_FALLBACKS``, and the user's own while a view that changes their password has not finished. That logs the
 user out of the whole site.
 """
 
@@ -35,17 +35,17 @@ from .metrics import count
 logger = logging.getLogger(__name__)
 
 THREADS: Final = 4
-"""Sessions that are read at once."""
+"""Sessions that are read at the same time."""
 WAIT: Final = 10.0
 """Seconds that a session may wait for its turn: a browser does not wait much longer."""
 DOUBT: Final = 30.0
-"""Seconds for which a browser may come back with a session that opens nothing: perhaps a view is about to give it
-another, as the one does in which a user changes their password."""
+"""Seconds for which a browser with a session that is not accepted may come back: perhaps a view is about to give it
+another one, as the view in which a user changes their password does."""
 MAX_DOUBTS: Final = 10_000
-"""Such sessions that are remembered; those seen first are forgotten first."""
+"""Such sessions that are remembered; the oldest are forgotten first."""
 
 SCOPE_KEY: Final = "notifications.session"
-"""Where in the scope a ``Found`` is."""
+"""The key of the ``Found`` in the scope."""
 
 reads = PerLoop(lambda: Callbacks("session", THREADS, WAIT))
 
@@ -55,10 +55,10 @@ class Found(NamedTuple):
     What is known of the session of one handshake.
 
     Attributes:
-        user: Whom it names, None for nobody.
-        is_known: False if nobody could say.
+        user: Its user, or None.
+        is_known: False if it could not be determined.
         is_gone: Whether there is no such session, or the password has changed since.
-        as_of: When it was asked, by the clock of the event loop.
+        as_of: When it was looked up, by the clock of the event loop.
 
     """
 
@@ -70,25 +70,25 @@ class Found(NamedTuple):
 
 async def find(session_key: str | None, address: str = "") -> Found:
     """
-    Say whom a session names; logs and counts if nobody can say.
+    Find the user of a session. Logs and counts a lookup that fails.
 
     Args:
-        session_key: What a browser sent.
-        address: Where it comes from: each address has its turn, however many sessions another shows.
+        session_key: The key that a browser sent.
+        address: The browser's address: addresses take turns, however many sessions one of them sends.
 
     """
     as_of = asyncio.get_running_loop().time()
     if session_key is None:
         return Found(None, True, False, as_of)
     tenant = ""
-    with suppress(TopicError):  # nobody's: the consumer says so
+    with suppress(TopicError):  # no tenant: the consumer reports it
         tenant = tenants.current()
     try:
         user, is_gone = await reads().call(address, settings.AUTH_TIMEOUT, tenants.within(tenant, user_of), session_key)
     except Exception as error:
         count("auth_failed", "unavailable")
         if times := outages.due(f"sessions {type(error).__name__}"):
-            # A stack trace where it is no outage, but a bug of a backend.
+            # With a stack trace if it is not an outage but a bug in a backend.
             logger.error(
                 "sessions could not be read (%s); %d socket(s) told to come back",
                 describe(error),
@@ -101,7 +101,7 @@ async def find(session_key: str | None, address: str = "") -> Found:
 
 def user_of(session_key: str) -> tuple[Any, bool]:
     """
-    Find the user whom a session names.
+    Find the user of a session.
 
     Returns:
         The user or None, and whether there is no such session, or the password has changed since.
@@ -126,7 +126,7 @@ def user_of(session_key: str) -> tuple[Any, bool]:
 
 
 def is_hash_of(user: Any, session_hash: str) -> bool:
-    """Say whether a session was begun with the user's password; a rotated ``SECRET_KEY`` ends none."""
+    """Return whether a session has the user's current password hash; rotating ``SECRET_KEY`` ends none."""
     if constant_time_compare(session_hash, user.get_session_auth_hash()):
         return True
     fallbacks = getattr(user, "get_session_auth_fallback_hash", tuple)
@@ -135,19 +135,19 @@ def is_hash_of(user: Any, session_hash: str) -> bool:
 
 def read(session_key: str) -> dict[str, Any]:
     """
-    Read a session, and change nothing: backends create a new one, remove an expired one or fill a cache as they load.
+    Read a session without changing anything. Backends otherwise create, delete or cache sessions when they load one.
 
     Returns:
-        What it holds; empty if it is not there.
+        Its data; empty if it does not exist.
 
     Raises:
-        Exception: Whatever the backend raises, also of a cache: what cannot be read has not ended for that.
+        Exception: Whatever the backend or its cache raises: a session that cannot be read has not ended.
 
     """
     store = import_module(django_settings.SESSION_ENGINE).SessionStore
     session = store(session_key)
     if session.session_key is None or not session.session_key.isprintable():
-        return {}  # no key at all, or one that makes databases fail
+        return {}  # no valid key, or one that makes databases fail
     for writer in ("create", "delete", "save"):
         setattr(session, writer, _write_nothing)
     if store.load is cache.SessionStore.load:
@@ -158,14 +158,14 @@ def read(session_key: str) -> dict[str, Any]:
     if store.load is cached_db.SessionStore.load:
         try:
             data = session._cache.get(session.cache_key)
-        except Exception:  # noqa: BLE001  as Django does: the database knows as well
+        except Exception:  # noqa: BLE001  as Django does: the database has it as well
             data = None
         return data if data is not None else db.SessionStore.load(session)
     return session.load() or {}
 
 
 def _write_nothing(*_: Any, **__: Any) -> None:
-    """Stand in the place of what writes."""
+    """Replace a method that writes."""
 
 
 _doubts: OrderedDict[str, float] = OrderedDict()
@@ -173,10 +173,10 @@ _doubts: OrderedDict[str, float] = OrderedDict()
 
 def is_in_doubt(scope: dict[str, Any]) -> bool:
     """
-    Say whether a browser that has shown a session which opens nothing may come back.
+    Return whether a browser whose session was not accepted may come back.
 
-    For ``DOUBT`` seconds after the session was first seen so. Behind Channels' own middleware it is one that was not
-    there, or that this middleware has just flushed.
+    It may for ``DOUBT`` seconds after the session was first refused. Behind Channels' own middleware it is a session
+    that did not exist, or that this middleware has just flushed.
     """
     cookie = scope.get("cookies", {}).get(django_settings.SESSION_COOKIE_NAME)
     found: Found | None = scope.get(SCOPE_KEY)

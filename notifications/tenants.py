@@ -1,8 +1,8 @@
 """
-Tenants: several customers of one site, each with users, ids and sessions of its own, whose keys are the same numbers.
+Tenants: several customers of one site, whose users, ids and sessions are separate but share primary keys.
 
 With the setting ``TENANT`` every topic belongs to a tenant: that of the request, socket or task in which it is named.
-Without it there are none, and the name of the tenant is empty.
+Without it there are no tenants, and the name of the tenant is empty.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .conf import settings
 from .exceptions import TopicError
 
 MAX_LENGTH: Final = 63
-"""Characters of a name: what a schema of PostgreSQL, or a label of a host, may have."""
+"""Characters of a name, as in a PostgreSQL schema or a label of a host name."""
 SEPARATOR: Final = "/"
-"""Stands between tenant and id in the names of channels and keys; an id may hold it, a tenant may not."""
+"""Separates tenant and id in the names of channels and keys; an id may contain it, a tenant may not."""
 remembered: ContextVar[str | None] = ContextVar("notifications.tenant", default=None)
-"""The answer of ``TENANT`` in a command that goes on in an event loop, where nobody may know it."""
+"""The answer of ``TENANT`` in a command that continues in an event loop, where it may be unknown."""
 
 
 def current() -> str:
     """
-    Ask ``TENANT`` whose request, socket or task this is; empty on a site without tenants.
+    Return the tenant of the current request, socket or task, from ``TENANT``; empty on a site without tenants.
 
     Raises:
-        TopicError: It is nobody's, or ``TENANT`` does not know.
+        TopicError: There is no current tenant, or ``TENANT`` failed.
 
     """
     if (ask := settings.tenant) is None:
@@ -39,14 +39,14 @@ def current() -> str:
         return known
     try:
         name = ask()
-    except Exception as error:  # the site's code: whatever it raises, nobody knows whose topic it would be
+    except Exception as error:  # the site's code: whatever it raises, the tenant is unknown
         raise TopicError(f"TENANT could not say whose topic it is ({type(error).__name__})") from error
     check(name)
     return str(name)
 
 
 def check(name: object) -> None:
-    """Raise ``TopicError`` if it cannot be the name of a tenant."""
+    """Raise ``TopicError`` unless this can be the name of a tenant."""
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_LENGTH or SEPARATOR in name or not name.isprintable():
         raise TopicError(f"a tenant has a name of 1 to {MAX_LENGTH} printable characters without {SEPARATOR!r}")
 
@@ -55,7 +55,7 @@ class Tenant(NamedTuple):
     """
     The tenant of a socket, and the context in which its handshake ran.
 
-    What is done for the socket later, by tasks that serve those of all tenants, is done in that context.
+    Tasks that serve the sockets of all tenants run in that context what they do for this socket later.
 
     Attributes:
         name: Empty on a site without tenants.
@@ -68,11 +68,11 @@ class Tenant(NamedTuple):
 
     @classmethod
     def of_this_context(cls) -> Tenant:
-        """Take note of whose socket this is; raises ``TopicError`` if nobody knows."""
+        """Return the current tenant and context; raises ``TopicError`` if there is no tenant."""
         return cls(current(), copy_context()) if settings.tenant is not None else NO_TENANT
 
     def fresh_context(self) -> Context | None:
-        """Return a copy: no context can be entered twice at the same time."""
+        """Return a copy, because a context cannot be entered twice at the same time."""
         return None if self.context is None else self.context.copy()
 
 
@@ -80,7 +80,7 @@ NO_TENANT: Final = Tenant("", None)
 
 
 def within(tenant: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a synchronous function enter ``TENANT_CONTEXT`` of a tenant in whatever thread it is called."""
+    """Make a synchronous function enter a tenant's ``TENANT_CONTEXT`` in whichever thread it is called."""
     enter = settings.tenant_context
     if not tenant or enter is None or iscoroutinefunction(function):
         return function

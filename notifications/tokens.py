@@ -1,8 +1,8 @@
 """
 Short-lived tokens and grants, signed by Django.
 
-A token says who a socket is, where there is no session cookie (another host, a mobile app). A grant says
-that one user may read one topic. Both travel in frames, never in a URL: URLs land in logs.
+A token identifies the user of a socket where there is no session cookie (another host, a mobile app). A grant
+says that one user may read one topic. Both are sent in frames, never in a URL, because URLs end up in logs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from .topics import Topic
 TOKEN_SALT: Final = "notifications.token"  # noqa: S105  a salt is no secret
 GRANT_SALT: Final = "notifications.grant"
 _FORGED: Final = (signing.BadSignature, UnicodeEncodeError)
-"""What ``signed.load`` raises; the second for text with a lone surrogate."""
+"""What ``signed.load`` raises; the second is for text with a lone surrogate."""
 
 
 def make_token(user: Any) -> str:
     """
-    Make a token that proves, for ``TOKEN_MAX_AGE`` seconds, that a socket is this user's.
+    Make a token that proves for ``TOKEN_MAX_AGE`` seconds that a socket belongs to this user.
 
-    A change of password ends it earlier, as it ends sessions. On a site with tenants it is good for sockets of the
-    current one.
+    A change of password invalidates it earlier, as it does sessions. On a site with tenants it is valid for sockets of
+    the current one.
     """
     pk = [str(part) for part in user.pk] if isinstance(user.pk, tuple) else str(user.pk)
     whose = {"user": pk, "tenant": tenants.current()} if settings.TENANT is not None else {"user": pk}
@@ -41,8 +41,8 @@ def check_token(token: str) -> Any:
     Find the user a token was made for.
 
     Returns:
-        The user, active or not, or None if the token is forged, too old, of another tenant, or from before a change of
-        password.
+        The user, active or not, or None if the token is forged, expired, from another tenant, or from before a change
+        of password.
 
     """
     try:
@@ -54,7 +54,7 @@ def check_token(token: str) -> Any:
     user = get_user_model()._default_manager.filter(pk=content["user"]).first()
     if user is None:
         return None
-    # Fallbacks: a rotated SECRET_KEY ends no session, so it ends no token either.
+    # Fallbacks: rotating SECRET_KEY ends no session, so it must not invalidate a token either.
     hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
     if any(hmac.compare_digest(content["auth"], _fingerprint(auth_hash)) for auth_hash in hashes):
         return user
@@ -65,8 +65,8 @@ def make_grant(user: Any, topic: Topic | str) -> str:
     """
     Make a grant that lets this user subscribe to this topic for ``TOKEN_MAX_AGE`` seconds.
 
-    For pages that have checked the permission while they were rendered. It cannot be taken back before
-    it expires; a kind's ``AUTHORIZE`` can.
+    For pages that checked the permission while they were rendered. A grant cannot be withdrawn before it
+    expires; what a kind's ``AUTHORIZE`` allows can.
 
     Raises:
         TopicError: The topic is not valid.
@@ -86,6 +86,6 @@ def check_grant(grant: str, user: Any, topic: Topic) -> bool:
 
 
 def _fingerprint(auth_hash: str) -> str:
-    # Tokens are readable: they carry a hash of the session's hash, from which that cannot be had. It has no
-    # key of its own, because after a rotation nobody could tell with which key it was made.
+    # Tokens are readable, so they contain a hash of the session's hash, which cannot be derived from it. It has
+    # no key, because after a rotation there would be no way to tell which key it was made with.
     return hashlib.sha256(f"{TOKEN_SALT}:{auth_hash}".encode()).hexdigest()[:32]

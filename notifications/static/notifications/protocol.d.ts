@@ -28,19 +28,19 @@ export interface AuthSuccess {
   readonly recovered: boolean | null;
 }
 
-/** How far a batch of uploads is; published to its user. */
+/** How far a batch of uploads has progressed; published to its user. */
 export interface BatchProgress {
   readonly _meta?: MessageMeta;
   readonly action: "batch_progress";
   readonly payload: BatchProgressPayload;
-  /** When it was so: ISO 8601, with an offset. */
+  /** When this was the case: ISO 8601, with an offset. */
   readonly timestamp: string;
 }
 
-/** What `batch_progress` says. */
+/** The payload of `batch_progress`. */
 export interface BatchProgressPayload {
   readonly batch_id: string;
-  /** Any word; the replaced service said those of the documentation. */
+  /** Any word; the documentation lists those that the replaced service used. */
   readonly status: string;
   readonly total: number;
   readonly processed: number;
@@ -58,16 +58,16 @@ export interface Error {
   readonly topic?: string;
 }
 
-/** How far one file of a batch is; published to its user. */
+/** How far one file of a batch has progressed; published to its user. */
 export interface FileProgress {
   readonly _meta?: MessageMeta;
   readonly action: "file_progress";
   readonly payload: FileProgressPayload;
-  /** When it was so: ISO 8601, with an offset. */
+  /** When this was the case: ISO 8601, with an offset. */
   readonly timestamp: string;
 }
 
-/** What `file_progress` says. */
+/** The payload of `file_progress`. */
 export interface FileProgressPayload {
   readonly batch_id: string;
   readonly upload_id: string;
@@ -91,7 +91,7 @@ export interface MessageMeta {
   readonly id: string;
 }
 
-/** Something the site tells a person. */
+/** A notice from the site to a user. */
 export interface Notice {
   readonly _meta?: MessageMeta;
   readonly action: "notice";
@@ -102,7 +102,7 @@ export interface Notice {
   readonly body: string | null;
   /** Where a click leads: https:, http: or a path of the site. */
   readonly url: string | null;
-  /** When it was so: ISO 8601, with an offset. */
+  /** When this was the case: ISO 8601, with an offset. */
   readonly timestamp: string;
 }
 
@@ -187,37 +187,37 @@ export interface Unsubscribed {
   readonly topic: string;
 }
 
-/** The analysis of one upload has ended well. */
+/** The analysis of one upload has succeeded. */
 export interface UploadCompleted {
   readonly _meta?: MessageMeta;
   readonly action: "upload_completed";
   readonly upload_id: string;
   readonly description: string;
   readonly audit_score: number;
-  /** When it was so: ISO 8601, with an offset. */
+  /** When this was the case: ISO 8601, with an offset. */
   readonly timestamp: string;
 }
 
-/** The analysis of one upload has ended badly. */
+/** The analysis of one upload has failed. */
 export interface UploadFailed {
   readonly _meta?: MessageMeta;
   readonly action: "upload_failed";
   readonly upload_id: string;
   readonly error_message: string;
-  /** When it was so: ISO 8601, with an offset. */
+  /** When this was the case: ISO 8601, with an offset. */
   readonly timestamp: string;
 }
 
-/** How far the analysis of one upload is. */
+/** How far the analysis of one upload has progressed. */
 export interface UploadProgress {
   readonly _meta?: MessageMeta;
   readonly action: "upload_progress";
   readonly payload: UploadProgressPayload;
-  /** When it was so: ISO 8601, with an offset. */
+  /** When this was the case: ISO 8601, with an offset. */
   readonly timestamp: string;
 }
 
-/** What `upload_progress` says. */
+/** The payload of `upload_progress`. */
 export interface UploadProgressPayload {
   readonly upload_id: string;
   readonly status: "analyzing" | "completed" | "embedding" | "failed" | "pending";
