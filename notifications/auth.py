@@ -1,4 +1,4 @@
-"""Who a socket is, where it may come from, and what it may read. Nothing here says yes by default."""
+"""Authentication, the origin rule and permissions. Nothing is allowed by default."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from .topics import Topic
 logger = logging.getLogger(__name__)
 
 AUTHORIZE_TIMEOUT: Final = 5.0
-"""Seconds that a call of a site's ``AUTHORIZE`` may take; after that nobody knows."""
+"""Seconds that a call of a site's ``AUTHORIZE`` may take; after that the answer is unknown."""
 AUTHORIZE_WAIT: Final = 60.0
-"""Seconds that it may wait for its turn. When a thousand tabs come back with ten uploads each, and each call takes 50
-ms, the last of the calls that wait at once has its turn after 6."""
+"""Seconds that a call may wait for its turn. When a thousand tabs come back with ten uploads each, and each call takes
+50 ms, the last of the calls that wait at the same time gets its turn after 6."""
 TOKEN_WAIT: Final = 10.0
 """Seconds that a token may wait for its turn: a browser does not wait much longer."""
 MAX_THREADS: Final = 8
@@ -44,21 +44,21 @@ MAX_TOKEN_THREADS: Final = 4
 permissions = PerLoop(lambda: Callbacks("authorize", MAX_THREADS, AUTHORIZE_WAIT))
 tokens = PerLoop(lambda: Callbacks("token", MAX_TOKEN_THREADS, TOKEN_WAIT))
 _HTTP: Final = {"ws": "http", "wss": "https"}
-"""The schemes of a WebSocket, and those of the requests that are as safe."""
+"""The schemes of WebSockets, and the HTTP schemes that are equally safe."""
 _refusals: Final = LogBudget(logger)
 
 
 class AuthUnavailableError(NotificationsError):
-    """Nobody could say who it is: the database or another service did not answer."""
+    """The user could not be determined: the database or another service did not answer."""
 
 
 def is_outage(error: BaseException) -> bool:
     """
-    Say whether an error means that nobody could say, because something did not answer.
+    Return whether an error means that the answer is unknown, because something did not answer.
 
-    Everything else that a site's function raises is a bug of it, or a no. So is a file that is not there, and the
-    status by which a service of HTTP refuses: its libraries raise an ``OSError`` for that, too. Libraries such as httpx
-    raise errors of their own for what did not answer, from the ``OSError`` that they got.
+    Everything else that a site's function raises is a bug, or a denial. So is a missing file, and an HTTP status by
+    which a service refuses, for which HTTP libraries raise an ``OSError``, too. Libraries such as httpx raise errors
+    of their own when something did not answer, from the ``OSError`` that they got.
     """
     for _ in range(MAX_CAUSES):
         if isinstance(error, OUTAGES):
@@ -69,34 +69,34 @@ def is_outage(error: BaseException) -> bool:
     if not isinstance(error, OUTAGES) or isinstance(error, PermissionError | DataError):
         return False
     if isinstance(error, FileNotFoundError):
-        return error.filename is None  # of the Unix socket of a server, which errors do not name
+        return error.filename is None  # a server's Unix socket, which errors do not name
     status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", None))
     return not isinstance(status, int) or status in COME_BACK or not 400 <= status < 500
 
 
 MAX_CAUSES: Final = 10
-"""Errors that are looked at behind the one that was raised; httpx has three."""
+"""Causes that are followed from the error that was raised; httpx has three."""
 
 COME_BACK: Final = frozenset({408, 425, 429})
-"""Of the statuses of HTTP that refuse, those that do not answer."""
+"""Client error statuses of HTTP that mean that there is no answer yet."""
 
 
 OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError, CutShortError)
-"""What means that nobody could say. Of ``OSError`` are those of most libraries for HTTP."""
+"""Errors that mean that the answer is unknown. Those of most HTTP libraries derive from ``OSError``."""
 
 
 def origin_allowed(scope: dict[str, Any]) -> bool:
     """
-    Say whether a page may open a socket, by the ``Origin`` its browser sends.
+    Return whether a page may open a socket, according to the ``Origin`` its browser sends.
 
     Allowed are the request's own scheme and host, as Django sees them (``ALLOWED_HOSTS``,
-    ``SECURE_PROXY_SSL_HEADER``), and ``CSRF_TRUSTED_ORIGINS``. No ``Origin`` at all is no browser: see
-    ``has_origin``.
+    ``SECURE_PROXY_SSL_HEADER``), and ``CSRF_TRUSTED_ORIGINS``. A request without ``Origin`` does not come from a
+    browser: see ``has_origin``.
     """
     origin = _origin(scope)
     if origin is None:
         return True
-    # The handshake is an ordinary GET; only its scheme has another name.
+    # The handshake is an ordinary GET; only the name of its scheme differs.
     scheme = _HTTP.get(scope.get("scheme", "ws"), "http")
     request = ASGIRequest({**scope, "type": "http", "method": "GET", "scheme": scheme}, body_file=BytesIO())
     told = _told_scheme(request)
@@ -119,9 +119,9 @@ def origin_allowed(scope: dict[str, Any]) -> bool:
 
 def _told_scheme(request: ASGIRequest) -> str:
     """
-    Let a proxy name the scheme of a WebSocket as it likes; says what it named.
+    Accept ``wss`` from a proxy as ``https``, and describe for the log how the scheme was determined.
 
-    Some, as Traefik does, send ``X-Forwarded-Proto: wss`` with the handshake, where Django only knows ``https``.
+    Some proxies, such as Traefik, send ``X-Forwarded-Proto: wss`` with the handshake; Django only knows ``https``.
     """
     if not django_settings.SECURE_PROXY_SSL_HEADER:
         return "by the connection itself: behind a proxy that ends TLS set SECURE_PROXY_SSL_HEADER"
@@ -136,7 +136,7 @@ def _told_scheme(request: ASGIRequest) -> str:
 
 
 def has_origin(scope: dict[str, Any]) -> bool:
-    """Say whether the ``Origin`` header is there. Without it a session cookie proves nothing."""
+    """Return whether there is an ``Origin`` header. Without it a session cookie proves nothing."""
     return _origin(scope) is not None
 
 
@@ -150,13 +150,13 @@ def _matches(origin: str, trusted: str) -> bool:
         return origin == trusted
     try:
         wanted, given = urlsplit(trusted), urlsplit(origin)
-    except ValueError:  # half a bracket
+    except ValueError:  # an unbalanced bracket
         return False
     return wanted.scheme == given.scheme and is_same_domain(given.netloc, wanted.netloc.lstrip("*"))
 
 
 def session_user(scope: dict[str, Any]) -> Any:
-    """Return the user whom Django's session names, or None."""
+    """Return the user of Django's session, or None."""
     user = scope.get("user")
     return user if user is not None and user.is_authenticated and user.is_active and has_origin(scope) else None
 
@@ -166,14 +166,14 @@ async def token_user(token: str, address: str = "") -> Any:
     Ask ``AUTHENTICATE_TOKEN`` whose token this is.
 
     Args:
-        token: What a browser sent.
-        address: Where it comes from: each address has its turn, however many tokens another sends.
+        token: The token that a browser sent.
+        address: The browser's address: addresses take turns, however many tokens one of them sends.
 
     Returns:
         An active user, or None.
 
     Raises:
-        AuthUnavailableError: Nobody could say; the browser should try again.
+        AuthUnavailableError: It could not be determined; the browser should try again.
 
     """
     try:
@@ -198,7 +198,7 @@ async def token_user(token: str, address: str = "") -> Any:
 
 
 def is_given(user: Any, topic: Topic, grant: str | None) -> bool:
-    """Say whether a user may read a topic without a question: their own, a public one, or one they have a grant for."""
+    """Return whether a user may read a topic without a call: their own, a public one, or one they have a grant for."""
     if settings.kinds[topic.kind].PUBLIC or topic == Topic.for_user(user):
         return True
     return grant is not None and check_grant(grant, user, topic)
@@ -209,7 +209,7 @@ async def authorized(user: Any, topic: Topic) -> bool | None:
     Ask the kind's ``AUTHORIZE`` whether a user may read a topic.
 
     Returns:
-        None when nobody could say: the database or another service did not answer. It is to be asked again.
+        None if the answer is unknown, because the database or another service did not answer; ask again later.
 
     """
     try:
@@ -218,7 +218,7 @@ async def authorized(user: Any, topic: Topic) -> bool | None:
         whose, function = Topic.for_user(user).full_id, within(topic.tenant, authorize)
         return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user, topic.id))
     except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
-        return False  # what Django says of an id that is none, or that is not there: a browser may send anything
+        return False  # Django's errors for an invalid or unknown id: a browser may send anything
     except Exception as error:
         count("auth_failed", "authorize")
         if is_outage(error):

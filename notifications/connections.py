@@ -1,9 +1,9 @@
 """
-Redis clients with time-outs that a web request can bear.
+Redis clients with time-outs that a web request can tolerate.
 
-One synchronous pool a process, one asynchronous pool an event loop. redis-py's defaults can hold a
-request for 4 to 10 seconds on a dead Redis (measured), so its retries are off. What cannot have been done
-is sent again here, once, within the second; what may have been done is sent again only if it may be done twice.
+There is one synchronous pool per process, and one asynchronous pool per event loop. redis-py's defaults can block
+a request for 4 to 10 seconds on a dead Redis (measured), so its retries are off. A command that cannot have been
+executed is sent again here, once, within the second; one that may have been, only if it may be executed twice.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .connecting import SOCKET_TIMEOUT as SOCKET_TIMEOUT
 from .loops import PerLoop
 
 IDLE: Final = 1.0
-"""Seconds after its last answer at which a connection has to prove that it lives before it carries a message: routers
-and load balancers forget connections that are idle, some with a reset, some without a word."""
+"""Seconds after its last answer at which a connection is probed before it carries a message: routers and load balancers
+forget idle connections, some with a reset, some silently."""
 PROOF: Final = 0.25
-"""Seconds that the proof may take; after that the connection is replaced, and nothing was sent on it."""
+"""Seconds that the probe may take; after that the connection is replaced, and nothing was sent on it."""
 MAX_CONNECTIONS: Final = 64
 """Connections of one pool. When all are in use a caller waits ``SOCKET_TIMEOUT`` and then fails."""
 MAX_ASYNC_CONNECTIONS: Final = 16
-"""Connections of one event loop: with an answer in 0.1 ms it has no use for more."""
+"""Connections of one event loop: with answers within 0.1 ms it needs no more."""
 FAIL_FAST: Final = 3.0
-"""Seconds that a Redis which did not answer in time is not asked again."""
+"""Seconds for which a Redis server that did not answer in time is not tried again."""
 
 FAILURES: Final = (redis.RedisError, OSError, TimeoutError)
-"""What a call raises when Redis is not there, does not answer, or refuses."""
+"""The errors of a call when Redis is not reachable, does not answer, or refuses."""
 
 _KEEPALIVE: Final[dict[str, Any]] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
 _OPTIONS: Final[dict[str, Any]] = {
@@ -55,17 +55,17 @@ _OPTIONS: Final[dict[str, Any]] = {
 _ASYNC_OPTIONS: Final[dict[str, Any]] = {
     **_OPTIONS,
     "max_connections": MAX_ASYNC_CONNECTIONS,
-    # Callers bring their own time-out. redis-py's is a wait_for, which on Python 3.11 swallows a cancellation
-    # that comes at the wrong moment: seen as a listener that did not end.
+    # Callers have their own time-out. redis-py's is a wait_for, which on Python 3.11 swallows a cancellation
+    # that comes at the wrong moment: observed as a listener that did not end.
     "socket_timeout": None,
 }
 
 
 class Script:
     """
-    A Lua script, made of one or more files of ``lua/``.
+    A Lua script, composed of one or more files in ``lua/``.
 
-    It is one command: what it does happens at once or not at all.
+    It is one command, so all of it happens in one step or not at all.
     """
 
     def __init__(self, *names: str) -> None:
@@ -74,19 +74,19 @@ class Script:
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Sequence[str], arguments: Sequence[Any], *, whole: bool) -> tuple[Any, ...]:
-        """Write the command that runs it: by its hash, or ``whole`` for a server that does not know it."""
+        """Return the command that runs it: by its hash, or ``whole`` for a server that does not have it."""
         name, text = ("EVAL", self.source) if whole else ("EVALSHA", self.sha)
         return (name, text, len(keys), *keys, *arguments)
 
 
 RUN: Final = object()
-"""Stands in a script's arguments for the server's ``run``."""
+"""Placeholder for the server's ``run`` in a script's arguments."""
 STARTED: Final = object()
-"""Stands in a script's arguments for the server's ``started``."""
+"""Placeholder for the server's ``started`` in a script's arguments."""
 
 
 class StaleConnectionError(redis.TimeoutError):
-    """The connection had died without a word; Redis answers on a new one."""
+    """The connection had died silently; Redis answers on a new one."""
 
 
 def run(script: Script, keys: Sequence[str], arguments: Sequence[Any], *, again: bool = False) -> Any:
@@ -94,13 +94,13 @@ def run(script: Script, keys: Sequence[str], arguments: Sequence[Any], *, again:
     Run a script and return its reply.
 
     Args:
-        script: Which.
+        script: The script.
         keys: Redis keys.
         arguments: May contain ``RUN`` and ``STARTED``.
-        again: It may be done twice. Without this, what may have been done is never sent again.
+        again: It may be executed twice. Without this, what may have been executed is never sent again.
 
     Raises:
-        redis.RedisError, OSError: As ``FAILURES``.
+        redis.RedisError, OSError: See ``FAILURES``.
 
     """
 
@@ -137,7 +137,7 @@ def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], again: bool) -> 
                 connection.answered = time.monotonic()
                 if not from_replica(error):
                     raise
-                connection.disconnect()  # it was the primary; a new connection finds the one that is now
+                connection.disconnect()  # no longer the primary; a new connection finds the current one
                 if fresh or repeated:
                     raise
                 repeated = True
@@ -148,7 +148,7 @@ def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], again: bool) -> 
                 raise
             except (redis.ConnectionError, OSError):
                 connection.disconnect()
-                # What could not be sent whole cannot have been done.
+                # A command that could not be sent completely cannot have been executed.
                 if fresh or repeated or (sent and not again):
                     raise
                 repeated = True
@@ -159,17 +159,17 @@ def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], again: bool) -> 
                 connection.answered = time.monotonic()
                 return reply
     finally:
-        if limited and connection.connected:  # also when Redis refused: whoever is next has all of their time
+        if limited and connection.connected:  # also when Redis refused: the next caller has the full time-out
             connection.limit(SOCKET_TIMEOUT)
         pool.release(connection)
 
 
 def _prove(connection: Any, until: float) -> bool:
     """
-    Leave a connection of which it is known that it lives, with a new one in its place if it does not.
+    Make sure that a connection is alive, and reconnect it if it is not.
 
     Returns:
-        Whether it was in doubt; its answers are limited to the time that is left then.
+        Whether it had to be probed; its time-out is then limited to the time that is left.
 
     """
     if connection.connected and connection.answered > max(time.monotonic() - IDLE, _doubted):
@@ -180,7 +180,7 @@ def _prove(connection: Any, until: float) -> bool:
             connection.send_command("PING")
             connection.read_response()
         except redis.ResponseError:
-            pass  # it cannot save, or the account may not ask; it answers
+            pass  # it cannot save, or the account may not ping; but it answers
         except FAILURES:
             connection.disconnect()
     if not connection.connected:
@@ -191,15 +191,15 @@ def _prove(connection: Any, until: float) -> bool:
 
 
 _doubted = 0.0
-"""When a connection died without a word; others that have not answered since may have died with it."""
+"""When a connection last died silently; others that have not answered since may have died with it."""
 
 
 def _lives(connection: Any) -> bool:
-    """Say, after a time-out, whether Redis itself answers, and leave the connection a new one then."""
+    """Return, after a time-out, whether Redis itself answers, and if so reconnect the connection."""
     global _doubted
     _doubted = time.monotonic()
     if breaker.remaining():
-        return False  # somebody else has just found out
+        return False  # another caller has just found out
     connection.deadline = _doubted + PROOF
     try:
         connection.connect()
@@ -209,12 +209,12 @@ def _lives(connection: Any) -> bool:
 
 
 def from_replica(error: redis.ResponseError) -> bool:
-    """Say whether a server refused because it is not the primary any more; of a script Redis 6.2 says so within."""
+    """Return whether a server refused because it is no longer the primary; Redis 6.2 wraps this error of a script."""
     return isinstance(error, ReadOnlyError) or "READONLY " in str(error)
 
 
 def filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
-    """Put what is known of the server where ``RUN`` and ``STARTED`` stand."""
+    """Replace ``RUN`` and ``STARTED`` by the values of the server."""
     return [
         server.run if argument is RUN else server.started if argument is STARTED else argument for argument in arguments
     ]
@@ -236,10 +236,10 @@ def _pool() -> redis.BlockingConnectionPool:
 
 def async_options(url: str) -> dict[str, Any]:
     """
-    Write what a pool of redis-py's asyncio connections needs to connect to a URL.
+    Return the options with which a pool of redis-py's asyncio connections connects to a URL.
 
     Raises:
-        AddressError: It is no URL of a Redis.
+        AddressError: It is not the URL of a Redis server.
 
     """
     where = address.read(url)
@@ -261,22 +261,22 @@ _async_client = PerLoop(_opened, _disconnect)
 
 
 async def async_client() -> redis.asyncio.Redis:
-    """Return the client of the running event loop. It waits for as long as it is let: use ``asyncio.timeout``."""
+    """Return the client of the running event loop. It has no time-out: use ``asyncio.timeout``."""
     return _async_client()
 
 
 class Breaker:
     """
-    Spares callers the time-out of a Redis that has just let another caller wait for nothing.
+    A circuit breaker: spares callers the time-out of a Redis server that has just timed out for another caller.
 
-    Refused connections answer at once and do not open it, so a restarted Redis is used again without delay.
+    Connections that are refused fail at once and do not open it, so a restarted server is used again without delay.
     """
 
     def __init__(self) -> None:
         self._open_until = 0.0
 
     def remaining(self) -> float:
-        """Seconds for which nobody should try; 0 when anybody may."""
+        """Return the seconds for which nobody should try; 0 if anybody may."""
         return max(0.0, self._open_until - time.monotonic())
 
     def failed(self, started: float) -> None:
@@ -290,14 +290,14 @@ class Breaker:
 
     @contextmanager
     def guarding(self) -> Iterator[None]:
-        """Refuse a call of Redis that would wait for nothing, and take note of how one that was made went."""
+        """Refuse a call while the breaker is open, and record how one that was made ended."""
         if seconds := self.remaining():
             raise redis.TimeoutError(f"Redis did not answer just now; not asked again for {seconds:.1f} s")
         started = time.monotonic()
         try:
             yield
         except StaleConnectionError:
-            raise  # of one connection, not of Redis
+            raise  # the connection failed, not Redis
         except FAILURES:
             self.failed(started)
             raise

@@ -1,9 +1,9 @@
 """
-Ending access: what a site calls, and what the web processes are told.
+Ending access: the functions that a site calls, and the control messages sent to every web process.
 
-It travels on a channel of its own, which publishers on ``user:*`` cannot reach, and is signed: whoever reaches the
-channel all the same, because Redis has no accounts, cannot disconnect anybody. It is told once and not kept; what must
-not be lost when a process does not hear it is what ``access.py`` looks up again.
+They are sent on a channel of their own, which programs that may only publish on ``user:*`` cannot reach, and are
+signed: a program that does reach the channel, because Redis has no accounts, cannot disconnect anybody. They are sent
+once and not kept; ``access.py`` looks up again what must not be missed.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from .topics import Topic, internal_name
 
 SALT: Final = "notifications.control"
 MAX_AGE: Final = 300
-"""Seconds that a signed control message is good: who records one cannot use it later. Hosts' clocks may differ by as
-much."""
+"""Seconds for which a signed control message is valid, so that a recorded one cannot be used later. The clocks of hosts
+may differ by as much."""
 
 ALL: Final = "all sessions"
-"""In place of a session's key, which has no spaces. None would not do: that is the key of an unsaved session."""
+"""Used instead of a session's key, which has no spaces. None would not do: it is the key of an unsaved session."""
 
 Do = Literal["disconnect", "check", "revoke"]
 
 
 class ControlError(NotificationsError):
-    """A control message is forged, too old, or makes no sense."""
+    """A control message is forged, too old, or malformed."""
 
 
 class Control(NamedTuple):
     """
-    What the web processes are told: a ``sending.Call``.
+    A control message, sent to every web process: a ``sending.Call``.
 
     Attributes:
-        do: ``"disconnect"`` the sockets of a user, or of one session of his; ``"check"`` whether he still has
-            access; ``"revoke"`` a topic.
-        user: The ``full_id`` of his own topic.
+        do: ``"disconnect"`` the sockets of a user, or of one of their sessions; ``"check"`` whether the user still
+            has access; ``"revoke"`` a topic.
+        user: The ``full_id`` of the user's own topic.
         what: The ``fingerprint`` of the session, empty for all; or the topic.
 
     """
@@ -69,16 +69,16 @@ class Control(NamedTuple):
     @classmethod
     def read(cls, data: bytes) -> Control:
         """
-        Read what was signed.
+        Check the signature of a control message and return it.
 
         Raises:
-            ControlError: It is none of ours.
+            ControlError: It was not signed by this site, is too old, or is malformed.
 
         """
         try:
             content = signed.load(data.decode(), SALT, MAX_AGE)
         except (signing.BadSignature, ValueError) as error:
-            raise ControlError(f"it is not signed, or not by this site, or too old ({type(error).__name__})") from error
+            raise ControlError(f"it is not signed by this site, or too old ({type(error).__name__})") from error
         match content:
             case [str(do), str(user), str(what)] if do in get_args(Do):
                 return cls(do, user, what)  # type: ignore[arg-type]  # one of ``Do``
@@ -86,12 +86,12 @@ class Control(NamedTuple):
 
 
 def channel() -> str:
-    """Name the Redis channel."""
+    """Return the name of the Redis channel."""
     return internal_name("control")
 
 
 def fingerprint(session_key: str) -> str:
-    """Name a session without giving it away: its key opens it."""
+    """Return a name for a session that does not reveal its key."""
     return hashlib.sha256(session_key.encode()).hexdigest()
 
 
@@ -104,21 +104,21 @@ def disconnect_user(
     fail_silently: bool = False,
 ) -> None:
     """
-    Close all sockets of a user, with 4005: his browsers do not come back by themselves.
+    Close all sockets of a user, with 4005: their browsers do not come back by themselves.
 
-    It does not keep him out: who may log in, or has a token, may connect again. A web process whose connection to
-    Redis is broken at that moment does not hear of it.
+    It does not keep the user out: if they can log in or have a token, they can connect again. A web process whose
+    connection to Redis is broken at that moment misses it.
 
     Args:
         user: A ``User`` instance or a primary key. An anonymous or unsaved user is a ``TopicError``.
-        session_key: Close the sockets of this session only. Without it all: by session and by token.
+        session_key: Close only the sockets of this session. Without it close all, by session and by token.
         on_commit: Do it when the transaction commits, and not at all if it is rolled back.
         using: With ``on_commit``: the alias of the database. The default one if None.
         fail_silently: Log and count a ``PublishError`` instead of raising it.
 
     Raises:
         TopicError: The user is anonymous or unsaved.
-        ValueError: ``session_key`` is None or empty, as that of a session that was never saved: it has no sockets.
+        ValueError: ``session_key`` is None or empty, as for a session that was never saved, which has no sockets.
         PublishError: Redis did not confirm; the sockets may or may not be closed.
 
     """
@@ -146,10 +146,10 @@ def revoke(
     fail_silently: bool = False,
 ) -> None:
     """
-    End a user's subscriptions to a topic; his browsers are told ``unsubscribed``.
+    End a user's subscriptions to a topic; their browsers are told ``unsubscribed``.
 
-    Withdraw the permission first: a page that subscribes again is answered what ``AUTHORIZE`` says. A grant opens the
-    topic again until it expires.
+    Withdraw the permission first: for a page that subscribes again, ``AUTHORIZE`` decides. A grant opens the topic
+    again until it expires.
 
     Args:
         topic: A ``Topic``, or its text such as ``"order:7"``.
@@ -160,7 +160,7 @@ def revoke(
 
     Raises:
         TopicError: The topic is not valid, or is the user's own: use ``disconnect_user``.
-        PublishError: Redis did not confirm; the subscriptions may or may not be ended.
+        PublishError: Redis did not confirm; the subscriptions may or may not have ended.
 
     """
     sending.send(_revoke(topic, user), on_commit=on_commit, using=using, fail_silently=fail_silently)
@@ -179,7 +179,7 @@ async def arevoke(
 
 
 def check_user(user: Any, *, using: str | None = None) -> None:
-    """Have the web processes look, when the transaction commits, whether a user still has access; fails silently."""
+    """Make the web processes check, when the transaction commits, whether a user still has access; fails silently."""
     control = Control("check", Topic.for_user(user).full_id)
     sending.send(control, on_commit=True, using=using, fail_silently=True)
 
@@ -195,5 +195,5 @@ def _revoke(topic: Topic | str, user: Any) -> Control:
     topic = Topic.parse(topic) if isinstance(topic, str) else topic
     own = Topic.for_user(user)
     if topic == own:
-        raise TopicError("a user's own topic cannot be taken from him; use disconnect_user")
+        raise TopicError("a user's own topic cannot be revoked; use disconnect_user")
     return Control("revoke", own.full_id, str(topic))

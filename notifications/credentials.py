@@ -1,7 +1,7 @@
 """
-What a socket's access rests on, and whether it still holds: the account, its password, the session.
+What a socket's access depends on (the account, its password, the session), and whether it is still valid.
 
-Asked in the database for many sockets at once: one query for all accounts and one for all sessions.
+The database is queried for many sockets at once: one query for all accounts and one for all sessions.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ logger = logging.getLogger(__name__)
 TIMEOUT: Final = 20.0
 """Seconds that the database may take."""
 KEYS_A_QUERY: Final = 10_000
-"""Accounts or sessions that one query asks for; databases bound the parameters of a query."""
+"""Accounts or sessions per query; databases limit the parameters of a query."""
 
 _thread = ThreadPoolExecutor(1, thread_name_prefix="notifications-access")
-"""Its own, so that slow checks of the site cannot hold up the end of access."""
+"""A separate thread, so that slow functions of the site cannot delay the end of access."""
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
 class Credentials(NamedTuple):
     """
-    What a socket's access rests on.
+    What a socket's access depends on.
 
     Attributes:
-        user: Any object with a ``pk``; only those of ``AUTH_USER_MODEL`` are looked up.
-        session_key: None if it authenticated by token.
-        auth_hash: Changes with the password; None if users of this sort have none.
-        tenant: Whose accounts and sessions they are.
-        as_of: When it was asked whether this holds, by the clock of the event loop; None if that is not known.
+        user: Any object with a ``pk``; only instances of ``AUTH_USER_MODEL`` are looked up.
+        session_key: None if the socket authenticated by token.
+        auth_hash: Changes with the password; None if users of this kind have none.
+        tenant: The tenant whose accounts and sessions apply.
+        as_of: When they were last known to be valid, by the clock of the event loop; None if unknown.
 
     """
 
@@ -60,19 +60,19 @@ class Credentials(NamedTuple):
 
     @property
     def fingerprint(self) -> str | None:
-        """How the session is named to others; None if there is none."""
+        """The name of the session in control messages; None without a session."""
         return None if self.session_key is None else fingerprint(self.session_key)
 
     @property
     def is_account(self) -> bool:
-        """Whether there is an account to look up: a token may name users that are in no database of ours."""
+        """Whether there is an account to look up: a token may name users that are not in the database."""
         return isinstance(self.user, get_user_model())
 
 
 def credentials_of(
     user: Any, session_key: str | None = None, tenant: Tenant = NO_TENANT, as_of: float | None = None
 ) -> Credentials:
-    """Take note of what a socket's access rests on."""
+    """Return the credentials of a socket's user."""
     return Credentials(user, session_key, _auth_hash(user), tenant, as_of)
 
 
@@ -85,11 +85,11 @@ class End(NamedTuple):
 
 class Verdict(NamedTuple):
     """
-    What the database says of one socket's access.
+    What the database says about one socket's access.
 
     Attributes:
-        end: None if it has not ended, or nobody could say.
-        user: The account as it is now; None if nobody could say.
+        end: None if access has not ended, or if that is unknown.
+        user: The account as it is now; None if unknown.
 
     """
 
@@ -102,14 +102,14 @@ NOBODY_KNOWS: Final = Verdict(None, None)
 
 async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
     """
-    Say of each whether access ends.
+    Return for each whether access ends.
 
-    A session that is not there was logged out, or was given another key, as is the one in which users change their own
-    password. Until then it looks like all others of that user: from before. So these browsers may come back, and the
-    handshake decides.
+    A session that does not exist was logged out, or was given another key, like the one in which users change their own
+    password. Until it has the new key, it looks like all the other sessions of that user: from before the change. So
+    these browsers may come back, and the handshake decides.
 
-    Those of each tenant are judged by the accounts and sessions of that tenant. One whose database does not answer
-    holds up no other.
+    The accounts and sessions of each tenant are looked up separately. A tenant whose database does not answer does not
+    hold up the others.
 
     Raises:
         TimeoutError: It takes too long.
@@ -141,7 +141,7 @@ def _judge_in_tenant(credentials: Sequence[Credentials]) -> list[Verdict]:
 
 
 def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:
-    """Do it all in the thread: ten thousand verdicts would hold up the event loop."""
+    """Do everything in the thread, because ten thousand verdicts would block the event loop."""
     users = _users({each.user.pk for each in credentials if each.is_account})
     found = _sessions({each.session_key for each in credentials if each.session_key is not None})
     verdicts = []
@@ -189,7 +189,7 @@ def _users(pks: set[Any]) -> dict[Any, tuple[Any, str | None]]:
 
 
 def _sessions(keys: set[str]) -> dict[str, bool]:
-    """Say of each session whether it is still good; one that was deleted, or has another key now, is missing."""
+    """Return for each session whether it is still valid; one that was deleted, or has another key now, is missing."""
     store = _session_store()
     if hasattr(store, "get_model_class"):  # ``db``, ``cached_db`` and those derived from them
         manager, now = store.get_model_class()._default_manager, timezone.now()

@@ -1,4 +1,4 @@
-"""The last step of the bridge: stamped messages to channel-layer groups, one after the other."""
+"""The last step of the bridge: sends stamped messages to channel-layer groups, one after the other."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .topics import Topic, internal_name
 logger = logging.getLogger(__name__)
 
 LAYER_MESSAGE: Final = "notifications.message"
-"""The ``type`` of what we send to groups. Channels makes a method name of it, so it is never the payload's."""
+"""The ``type`` of messages to groups. Channels derives a method name from it, so it never comes from the payload."""
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""Bytes that may wait for the channel layer. What is dropped beyond that, sockets read from the history."""
+"""Bytes that may wait for the channel layer. Messages dropped beyond that are read from the history by sockets."""
 ENTRY_BYTES: Final = 400
-"""What a message takes beside its frame, about."""
+"""Approximate memory of a message besides its frame."""
 GROUP_SEND_TIMEOUT: Final = 5.0
 """Seconds that the channel layer may take for one message."""
 
@@ -35,10 +35,10 @@ class Forwarder:
     """
     A bounded queue and the task that empties it in order.
 
-    The layer's own code runs in another task (``eager.py``): whatever it cancels there, this one goes on.
+    The layer's own code runs in another task (``eager.py``): whatever it cancels there, this one continues.
 
     Attributes:
-        forwarded: Messages that the layer has taken.
+        forwarded: Messages that the layer has accepted.
 
     """
 
@@ -69,7 +69,7 @@ class Forwarder:
     async def run(self) -> None:
         """Forward until cancelled."""
         queue = self._queue
-        self._wake.set()  # something may wait from before we were started again
+        self._wake.set()  # messages may be waiting from before a restart
         try:
             while True:
                 await self._wake.wait()
@@ -83,7 +83,7 @@ class Forwarder:
     def _find_group(self, name: str) -> str:
         topic = Topic.checked_elsewhere(name)
         if topic.kind not in settings.kinds:
-            # Web processes were deployed first. They know the kind, and a group is all that is needed here.
+            # Web processes were deployed first. They know the kind, and only the group is needed here.
             self._unknown.warning("kind %r is not in this listener's TOPICS; restart it with the site's", topic.kind)
         return topic.group
 
@@ -118,7 +118,7 @@ class Forwarder:
                 bridging.since(stamped.at)
 
     async def _send(self, sending: Awaitable[None], group: str, message: dict[str, Any], *, again: bool) -> None:
-        """Send; a stamped message ``again`` after a failure, because sockets drop what they have had."""
+        """Send; retry a stamped message (``again``) after a failure, because sockets drop duplicates."""
         try:
             async with asyncio.timeout(GROUP_SEND_TIMEOUT):
                 for delay in backoff():
@@ -131,7 +131,7 @@ class Forwarder:
                     await asyncio.sleep(delay)
                     sending = self._send_once(group, message)
         except TimeoutError:
-            await self._runner.wait_ended()  # nothing of it may come after what follows
+            await self._runner.wait_ended()  # or it might arrive after the next message
             raise
 
     async def _send_once(self, group: str, message: dict[str, Any]) -> None:

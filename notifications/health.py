@@ -1,8 +1,8 @@
 """
-How the listeners are: each writes its state to Redis every second, health checks read them.
+The health of the listeners: each writes its state to Redis every second, and health checks read it.
 
-One hash, ``<PREFIX>notifications:listeners``, a field for each listener. The time is that of Redis, so hosts need
-not agree on theirs.
+The hash ``<PREFIX>notifications:listeners`` has a field for each listener. Times are those of Redis, so the clocks of
+hosts need not agree.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ logger = logging.getLogger(__name__)
 REPORT_INTERVAL: Final = 1.0
 """Seconds between two reports of a listener."""
 MAX_AGE: Final = 5.0
-"""Seconds after which a listener that has not reported is taken for dead."""
+"""Seconds after which a listener that has not reported is considered dead."""
 FORGET_AFTER: Final = 60.0
-"""Seconds after which the report of a dead one is removed."""
+"""Seconds after which the report of a dead listener is removed."""
 
 CONNECTED: Final = frozenset({"holder", "stand-by"})
-"""The states of a listener that hears what is published."""
+"""The states of a listener that receives what is published."""
 
 _KEY: Final = "listeners"
 
 
 class Report(msgspec.Struct, kw_only=True):
     """
-    What one listener says of itself.
+    What one listener reports.
 
     Attributes:
-        host, pid: The process, for people. Containers may share both: each may be called "web" and be process 1.
+        host, pid: The process, for display. Containers may share both: each may be called "web" and be process 1.
         place: Where it runs, see ``this_place``.
         id: Random; the field of the hash.
-        state: ``"holder"`` (stamps and forwards), ``"stand-by"`` (would take over), or why it hears nothing.
+        state: ``"holder"`` (stamps and forwards), ``"stand-by"`` (ready to take over), or why it receives nothing.
         forwarded: Messages handed to the channel layer since it started.
         at: Redis time of the report, in seconds.
 
@@ -72,12 +72,12 @@ class Report(msgspec.Struct, kw_only=True):
 
 
 def new_report(state: str) -> Report:
-    """Begin the reports of a listener in this process."""
+    """Create the report of a listener in this process."""
     return Report(host=socket.gethostname(), pid=os.getpid(), place=this_place(), state=state, forwarded=0)
 
 
 def this_place() -> str:
-    """Name the kernel and the PID namespace, which no two containers share; empty where Linux does not tell."""
+    """Identify the kernel and the PID namespace, which no two containers share; empty where Linux does not tell."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + str(Path("/proc/self/ns/pid").readlink())
     except OSError:
@@ -85,7 +85,7 @@ def this_place() -> str:
 
 
 def nearby(reports: list[Report]) -> list[Report]:
-    """Choose the listeners that run where we do: in this container, or else on what calls itself as this host does."""
+    """Select the listeners that run in this container, or else those whose host has the same name."""
     host, place = socket.gethostname(), this_place()
     here = [report for report in reports if report.host == host]
     return [report for report in here if place and report.place == place] or here
@@ -130,13 +130,13 @@ class Status:
 
 
 async def write(client: Any, report: Report) -> None:
-    """Write a report, and forget those of listeners long dead."""
+    """Write a report, and remove those of listeners that died long ago."""
     key = internal_name(_KEY)
     report.at = await _now(client)
     await client.hset(key, report.id, msgspec.json.encode(report))
     await client.expire(key, int(FORGET_AFTER))
     for field, other in await _read(client):
-        # A report of a later time was written before Redis's clock was set back; another may have come this moment.
+        # A report from the future was written before Redis's clock was set back, or by another listener just now.
         if not -MAX_AGE <= report.at - other.at <= FORGET_AFTER:
             await client.hdel(key, field)
 
@@ -151,14 +151,14 @@ async def living(client: Any) -> list[Report]:
 
 
 def is_fresh(age: float) -> bool:
-    """Whether a listener that has reported so many seconds ago is alive; below zero, the clock was set back since."""
+    """Return whether a listener's report is fresh. ``age`` is below zero if the clock has been set back since."""
     return 0 <= age <= MAX_AGE
 
 
 async def reports(client: Any) -> list[tuple[Report, float]]:
-    """List the last report of each listener and how many seconds old it is, also of those that have died since."""
+    """List the last report of each listener and its age in seconds, including listeners that have died since."""
     found = await _read(client)
-    now = await _now(client)  # afterwards, or one that was written in between would be of a later time
+    now = await _now(client)  # afterwards, or a report written in between would be from the future
     return [(report, now - report.at) for _, report in found]
 
 
@@ -168,7 +168,7 @@ async def _now(client: Any) -> float:
 
 
 async def _read(client: Any) -> list[tuple[bytes, Report]]:
-    """Read all fields and reports, in an order that people can rely on: a hash of Redis has none."""
+    """Read all fields and reports, in a stable order, which a Redis hash does not have."""
     reports = []
     for field, value in (await client.hgetall(internal_name(_KEY))).items():
         try:

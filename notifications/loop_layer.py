@@ -1,9 +1,9 @@
 """
-The work of ``layers.py`` in one event loop: a connection that reads, one that writes, the channels and groups.
+The part of ``layers.py`` in one event loop: a connection for reading, one for writing, the channels and groups.
 
 On Redis a group is the channel ``<prefix>/group/<name>``, a channel that any process may read is
 ``<prefix>/channel/<name>``, and all other channels of one event loop share ``<prefix>/<id of the loop>``. No name of
-a group or channel holds a slash, so no two prefixes can meet.
+a group or channel contains a slash, so prefixes cannot collide.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 WAIT: Final = 5.0
 """Seconds that a caller waits for Redis before ``TimeoutError``."""
 FINISH: Final = HANDSHAKE_TIMEOUT + 0.5
-"""Seconds that a connection which is to end has, to hear what became of what it has sent."""
+"""Seconds that a closing connection has to receive the replies to what it has sent."""
 
 _ID: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 
@@ -38,7 +38,7 @@ _ID: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 def _hand_over(callback: Callable[[dict[str, Any]], None], message: dict[str, Any]) -> None:
     try:
         callback(message)
-    except Exception:  # it is the consumer's; the layer goes on
+    except Exception:  # the consumer's; the layer continues
         logger.exception("a callback of on_message failed")
 
 
@@ -47,11 +47,11 @@ class LoopLayer:
 
     def __init__(self, prefix: str, pool: Callable[[], Any], capacity: Callable[[str], int]) -> None:
         """
-        Prepare; nothing connects before it is used.
+        Create the layer; nothing connects before it is used.
 
         Args:
-            prefix: Of every Redis channel.
-            pool: Makes a pool of redis-py, for its way to connect.
+            prefix: Prefix of every Redis channel.
+            pool: Creates a pool of redis-py, which knows how to connect.
             capacity: Messages that may wait for a channel of this name.
 
         """
@@ -82,7 +82,7 @@ class LoopLayer:
         return channel in self._boxes
 
     def _owner(self, channel: str) -> str | None:
-        """Return the id of the event loop that ``new_channel`` made this channel for, if it did."""
+        """Return the id of the event loop for which ``new_channel`` created this channel, or None."""
         head, mark, _ = channel.partition("!")
         owner = head.rpartition(".")[2]
         return owner if mark and _ID(owner) else None
@@ -137,7 +137,7 @@ class LoopLayer:
             try:
                 yield publisher
             except asyncio.CancelledError:
-                await publisher.finish()  # closing now would throw away what Redis has not read
+                await publisher.finish()  # closing now would lose what Redis has not read
                 raise
             finally:
                 self._can_publish.clear()
@@ -148,9 +148,9 @@ class LoopLayer:
 
     async def _confirmed(self, key: bytes) -> None:
         """
-        Return when Redis has confirmed the subscription, however often the connection breaks meanwhile.
+        Wait until Redis has confirmed the subscription, however often the connection breaks in the meantime.
 
-        Also when nobody wants it any more: then nobody would end it.
+        Also return when the subscription is no longer wanted, because then it would never be confirmed.
         """
         if self._confirmations.get(key, key) is None:
             return
@@ -159,7 +159,7 @@ class LoopLayer:
             while key in self._members or key == self._own:
                 subscription = self._subscription
                 if subscription is None or subscription.is_closed:
-                    self._connected.clear()  # whoever keeps it connected hears of its end a moment later
+                    self._connected.clear()  # the task that reconnects notices a moment later
                     await self._connected.wait()
                     continue
                 if key not in self._confirmations:
@@ -212,7 +212,7 @@ class LoopLayer:
             except BaseException:
                 box.gave_up(waiter)
                 if not box.readers and self._boxes.get(channel) is box:
-                    self.forget(channel)  # the consumer is going; the specification has no other way to say so
+                    self.forget(channel)  # the consumer has gone; the specification has no other way to tell
                 raise
             box.readers -= 1
         return own(box.take())
@@ -312,7 +312,7 @@ class LoopLayer:
         publisher.publish(key, data)
 
     async def _ready_publisher(self) -> Publisher:
-        """Wait before anything is written: who gets an error knows that nothing was sent."""
+        """Wait before anything is written, so that an error means that nothing was sent."""
         async with asyncio.timeout(WAIT):
             while True:
                 self._publishing.start(now=True)
@@ -321,7 +321,7 @@ class LoopLayer:
                 if publisher is None:
                     continue
                 if not publisher.proven:
-                    # Without a word for a second: with something under way it may be slow, without it is replaced.
+                    # Silent for a second: with replies pending it may just be slow, otherwise it is replaced.
                     if not await publisher.prove() and not publisher.unanswered:
                         publisher.close("it had died")
                 elif publisher.ready:

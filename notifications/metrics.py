@@ -1,8 +1,8 @@
 """
-What happened in this process, in plain numbers.
+What happened in this process, as plain numbers.
 
-They cost next to nothing and need no package; ``exporter.py`` shows them to Prometheus where prometheus-client is
-installed. Every module that loses, refuses or carries something says so here.
+They cost next to nothing and need no package; ``exporter.py`` exposes them to Prometheus if prometheus-client is
+installed. Every module that loses, refuses or delivers something counts it here.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Final
 
 SAMPLE_INTERVAL: Final = 0.5
-"""Seconds between two messages that are timed: on a thousand sockets that is a thousand durations."""
+"""Seconds between two messages that are timed: with a thousand sockets each yields a thousand durations."""
 
 counts: Counter[tuple[str, str]] = Counter()
-"""By name and reason: ``counts["refused", "MessageError"]``. Reasons are few: each stays in memory."""
+"""By name and reason: ``counts["refused", "MessageError"]``. Reasons must be few, because each stays in memory."""
 
 
 def count(name: str, reason: str = "", amount: int = 1) -> None:
@@ -25,14 +25,14 @@ def count(name: str, reason: str = "", amount: int = 1) -> None:
 
 class Tally:
     """
-    What happens so often that ``count`` would be felt: a number that is added to takes 0.04 µs.
+    Counters for what happens so often that ``count`` would be noticeable: adding to a number takes 0.04 µs.
 
     Attributes:
         bridged: Messages that a listener has handed to the channel layer.
         delivered: Messages that were handed to the server for a browser.
-        duplicates: Messages that were not sent because the socket has had them.
-        connections, subscriptions: Open sockets, and the topics they have joined, now.
-        unanswered: Subscriptions that wait because nobody could say whether they are allowed, now.
+        duplicates: Messages that were not sent because the socket had already received them.
+        connections, subscriptions: The current number of open sockets, and of topics they have joined.
+        unanswered: The current number of subscriptions that wait because it is not known whether they are allowed.
 
     """
 
@@ -51,30 +51,30 @@ def _ignore(seconds: float) -> None:
 
 
 class Durations:
-    """How long something took, of messages that are timed. Nobody keeps it unless it is shown to somebody."""
+    """How long something took, for messages that are timed. It is only recorded if it is exported."""
 
     def __init__(self) -> None:
         self.record: Callable[[float], None] = _ignore
-        """Take one duration, in seconds."""
+        """Record one duration, in seconds."""
 
     def since(self, at: int) -> None:
-        """Record what has passed since ``at``, a time of ``microseconds``, perhaps of another host."""
+        """Record the time since ``at``, which comes from ``microseconds``, perhaps on another host."""
         self.record(max(0.0, time.time() - at / 1e6))
 
 
 bridging = Durations()
-"""From the reading of a raw message to the channel layer."""
+"""From reading a raw message to handing it to the channel layer."""
 sending = Durations()
-"""From the call of ``publish_*``, or the reading of a raw message, to a browser's socket."""
+"""From the call of ``publish_*``, or reading a raw message, to a browser's socket."""
 
 
 def microseconds(ago: float = 0.0) -> int:
-    """Say what time it was ``ago`` seconds ago, for ``Durations.since``."""
+    """Return the time ``ago`` seconds ago, for ``Durations.since``."""
     return int((time.time() - ago) * 1e6)
 
 
 class Sampler:
-    """Chooses which messages are timed: one in ``SAMPLE_INTERVAL`` seconds at most."""
+    """Selects the messages that are timed: one in ``SAMPLE_INTERVAL`` seconds at most."""
 
     __slots__ = ("_next",)
 
@@ -82,7 +82,7 @@ class Sampler:
         self._next = 0.0
 
     def due(self) -> bool:
-        """Say whether this one is timed."""
+        """Return whether the current message is timed."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -92,11 +92,11 @@ class Sampler:
 
 class Listening:
     """
-    How this process's listener is, if it is one.
+    The state of this process's listener, if it is one.
 
     Attributes:
         state: As in ``health.Report``; empty in other processes.
-        waiting: Says how many messages have been read and are not forwarded yet.
+        waiting: Returns how many messages have been read but not forwarded yet.
 
     """
 

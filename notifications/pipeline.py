@@ -1,8 +1,8 @@
 """
-Script calls from an event loop: one connection, on which the calls of all tasks follow one another at once.
+Script calls from an event loop: one connection, on which the calls of all tasks are pipelined.
 
-Redis reads what many calls have written in one go and answers in one packet, which costs it about half of what
-the same calls on connections of their own do.
+Redis reads many calls at once and answers in one packet, which costs it about half as much as the same calls on
+separate connections.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .wire import Wire, answers_ping, site_pool
 
 NO_SCRIPT: Final = "NOSCRIPT"
 MAX_TRIES: Final = 3
-"""How often a call is made at most that is lost with its connections."""
+"""Maximum number of attempts for a call whose connections are lost."""
 SILENCE: Final = 1.5
-"""Seconds without a word, though it is pinged every second, after which a connection is replaced."""
+"""Seconds of silence, although it is pinged every second, after which a connection is replaced."""
 
 
 async def arun(
@@ -41,17 +41,17 @@ async def arun(
     """
     Run a script and return its reply; ``connections.run`` for an event loop.
 
-    Calls that wait at the same time are independent: nobody promises their order.
+    Concurrent calls are independent: their order is not guaranteed.
 
     Args:
-        script: Which.
+        script: The script.
         keys: Redis keys.
         arguments: May contain ``connections.RUN`` and ``STARTED``.
-        within: Seconds that it takes at most; a little more where a connection has died without a word.
-        again: It may be done twice. Without this, what may have been done is never sent again.
+        within: Seconds that it takes at most; a little more if a connection has died silently.
+        again: It may be executed twice. Without this, what may have been executed is never sent again.
 
     Raises:
-        redis.RedisError, OSError, TimeoutError: As ``connections.FAILURES``.
+        redis.RedisError, OSError, TimeoutError: See ``connections.FAILURES``.
 
     """
 
@@ -83,7 +83,7 @@ async def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], within: fl
                         continue
                     if not connections.from_replica(error):
                         raise
-                    caller.close("not the primary any more")  # a new connection finds the one that is now
+                    caller.close("no longer the primary")  # a new connection finds the current one
                     if tries:
                         raise
                 except ConnectionError as error:
@@ -97,15 +97,15 @@ async def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], within: fl
 
 
 class NotSentError(ConnectionError):
-    """The connection ended before the call was sent: it cannot have been done."""
+    """The connection ended before the call was sent: it cannot have been executed."""
 
 
 class Caller(Wire):
     """
-    A connection for calls, each answered in its turn.
+    A connection for calls, which are answered in order.
 
     Attributes:
-        server: Who answers.
+        server: The server that answers.
 
     """
 
@@ -113,10 +113,10 @@ class Caller(Wire):
 
     def __init__(self, on_silence: Callable[[Caller], None]) -> None:
         """
-        Prepare; ``connect`` begins.
+        Create the connection; ``connect`` connects it.
 
         Args:
-            on_silence: Called now and then while nothing is heard of it.
+            on_silence: Called at intervals while nothing is received.
 
         """
         super().__init__()
@@ -131,10 +131,10 @@ class Caller(Wire):
 
     def call(self, *words: Any) -> asyncio.Future[Any]:
         """
-        Send a command and return what will have its reply.
+        Send a command and return a future for its reply.
 
         It fails with ``redis.ResponseError`` if Redis refuses, with ``NotSentError`` if the connection ended before
-        the command was sent, and with ``ConnectionError`` if nobody knows whether it was done.
+        the command was sent, and with ``ConnectionError`` if it is not known whether it was executed.
         """
         if self.is_closed:
             raise NotSentError(self._closed.result())
@@ -145,16 +145,16 @@ class Caller(Wire):
         return answer
 
     def silent_for(self, seconds: float) -> bool:
-        """Say whether nothing has been heard for so long."""
+        """Return whether nothing has been received for this long."""
         return self._loop.time() - self._heard >= seconds
 
     def retire(self) -> None:
-        """Take no more calls, and end when those under way are answered."""
+        """Accept no more calls, and close when the pending ones are answered."""
         self._retired = True
         self._end_if_done()
 
     def end_if_silent(self, since: float) -> None:
-        """End if nothing has been heard since."""
+        """Close if nothing has been received since."""
         if self._heard <= since:
             self.close("it had died")
 
@@ -165,14 +165,14 @@ class Caller(Wire):
 
     def got(self, reply: Any) -> None:
         if not self._unanswered:
-            return  # it has been closed meanwhile
+            return  # it has been closed in the meantime
         answer = self._unanswered.popleft()
         if answer is None:
             if isinstance(reply, Exception) and not answers_ping(reply):
                 self.close(f"Redis says: {reply}")
         else:
             self._worked = self._heard
-            if not answer.done():  # whoever asked may have gone
+            if not answer.done():  # the caller may have gone
                 if isinstance(reply, Exception):
                     answer.set_exception(redis.ResponseError(str(reply)))
                 else:
@@ -191,7 +191,7 @@ class Caller(Wire):
 
     def _end_turn(self) -> None:
         super()._end_turn()
-        if not self.is_closed and not self._transport.is_closing():  # otherwise nothing of it was taken
+        if not self.is_closed and not self._transport.is_closing():  # otherwise nothing was sent
             self._unsent = 0
 
     def _watch(self) -> None:
@@ -206,10 +206,10 @@ class Caller(Wire):
 
 class Line:
     """
-    An event loop's connection for calls, made when it is needed.
+    An event loop's connection for calls, created when it is needed.
 
-    Beside one that says nothing a new one is tried. Whoever waits on the old one may have more patience, so it is
-    retired then, and ends when what was asked of it is answered, or when the new one answers and it does not.
+    While one is silent, a new one is tried. Callers on the old one may have longer time-outs, so the old one is then
+    retired: it closes when its pending calls are answered, or when the new one answers and it does not.
     """
 
     def __init__(self) -> None:
@@ -219,7 +219,7 @@ class Line:
         self._connecting: asyncio.Task[None] | None = None
 
     async def caller(self) -> Caller:
-        """Return a connection that can take a call; all who need a new one wait for the same."""
+        """Return a connection that can take a call; all callers who need a new one wait for the same one."""
         while True:
             caller = self._caller
             if caller is None or caller.is_closed:
@@ -233,11 +233,11 @@ class Line:
 
     async def died(self, caller: Caller, within: float) -> bool:
         """
-        Say, after a call that was not answered in time, whether the connection alone had died.
+        Return, after a call that timed out, whether only the connection had died.
 
         Args:
-            caller: Where the call was made.
-            within: The time that it had.
+            caller: The connection of the call.
+            within: The call's time-out.
 
         """
         if caller.is_closed or not caller.silent_for(max(PROOF, within / 2)):
@@ -252,7 +252,7 @@ class Line:
         return False
 
     async def _renew(self, caller: Caller) -> None:
-        """Wait for a new connection, or for a sign of life of the one there is, which may only be slow."""
+        """Wait for a new connection, or for data on the current one, which may only be slow."""
         connecting = self._connect()
         await asyncio.wait([connecting, caller.hear()], return_when=asyncio.FIRST_COMPLETED)
         if connecting.done() and not caller.proven:
@@ -279,7 +279,7 @@ class Line:
         if old is not None and not old.is_closed:
             self._retired.add(old)
             old.retire()
-            # Redis answers, so it has read what was sent on the old one: the answers are here, or on their way.
+            # Redis answers, so it has read what was sent on the old one: the answers are here, or in transit.
             loop = asyncio.get_running_loop()
             loop.call_later(PROOF, old.end_if_silent, loop.time())
 
@@ -287,7 +287,7 @@ class Line:
         self._connecting = None
         self._retired = {retired for retired in self._retired if not retired.is_closed}
         if not task.cancelled():
-            task.exception()  # whoever still waits gets it
+            task.exception()  # callers that are still waiting get it
 
     async def close(self) -> None:
         if self._connecting is not None:

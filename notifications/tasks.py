@@ -1,4 +1,4 @@
-"""How our tasks end, and how those that all sockets depend on do not."""
+"""How tasks are ended, and how those that all sockets depend on are kept running."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RESTART_DELAY: Final = 1.0
-"""Seconds after which a supervised task that has ended is started again."""
+"""Seconds after which a supervised task that has ended is restarted."""
 CANCEL_INTERVAL: Final = 0.2
 """Seconds between two attempts to end a task."""
 CANCEL_ATTEMPTS: Final = 25
-"""Attempts to end a task; one that swallows as many is left alone."""
+"""Attempts to end a task; one that swallows this many cancellations is left alone."""
 
 
 def new_task(
     work: Coroutine[Any, Any, T], *, context: Context | None = None, name: str | None = None
 ) -> asyncio.Task[T]:
     """
-    Make a task that begins in the next turn of the event loop, when its owner knows it.
+    Create a task that begins in the next iteration of the event loop, when its owner has stored it.
 
-    An eager task factory, which a site may set from Python 3.12 on, makes the first step within ``create_task``: what
-    is done in it would say that it has ended, and then be taken for what runs.
+    An eager task factory, which a site may set from Python 3.12 on, runs the first step within ``create_task``. A task
+    that ended in that step would report its end before its owner stores it as the running one.
     """
     return asyncio.Task(work, loop=asyncio.get_running_loop(), context=context, name=name)
 
 
 class Supervised:
     """
-    A task that all sockets of an event loop depend on: whatever ends it, it is started again, counted and logged.
+    A task that all sockets of an event loop depend on: whatever ends it, it is restarted, counted and logged.
 
-    It runs in an empty context: what a middleware has noted in that of the socket that came first, such as its language
-    or its tenant, is nothing to the others.
+    It runs in an empty context, because what a middleware has stored in the context of the first socket, such as a
+    language or a tenant, does not apply to the others.
     """
 
     def __init__(self, name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """
-        Prepare; ``start`` begins.
+        Create the task's supervisor; ``start`` starts the task.
 
         Args:
             name: For the log and the metrics.
-            job: Runs until it is cancelled, or has nothing to do any more.
+            job: Runs until it is cancelled, or has nothing left to do.
 
         """
         self._name = name
@@ -58,22 +58,22 @@ class Supervised:
 
     def start(self, *, now: bool = False) -> None:
         """
-        Begin, if it does not run.
+        Start the task if it is not running.
 
         Args:
-            now: Also if it has ended and is to be started again in a moment. ``asyncio.run`` cancels all tasks first,
-                and one of them may still have something to send.
+            now: Do not wait for a restart that is already due. ``asyncio.run`` cancels all tasks at its end, and one of
+                them may still have something to send.
 
         """
         if now and self._task is not None and self._task.done():
-            self._task = None  # nobody has told us yet
+            self._task = None  # its callback has not run yet
         if self._task is None and (now or self._timer is None):
             self._cancel_restart()
             self._task = new_task(self._job(), name=f"notifications: {self._name}", context=Context())
             self._task.add_done_callback(self._ended)
 
     def stop(self) -> None:
-        """End it; no error if it does not run."""
+        """Stop the task; no error if it is not running."""
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -81,17 +81,17 @@ class Supervised:
 
     async def end(self, within: float) -> None:
         """
-        Stop it, and wait for its end.
+        Stop the task, and wait for its end.
 
         Args:
-            within: Seconds that it may take to finish, before it is cancelled again and again.
+            within: Seconds that it may take to finish, before it is cancelled repeatedly.
 
         """
         task = self._task
         self.stop()
         if task is not None:
             await asyncio.wait([task], timeout=within)
-            await ended(task)  # again, if it must be: what is under redis-py can swallow a cancellation
+            await ended(task)  # again, if necessary: code under redis-py can swallow a cancellation
 
     def _cancel_restart(self) -> None:
         if self._timer is not None:
@@ -101,11 +101,11 @@ class Supervised:
     def _ended(self, task: asyncio.Task[None]) -> None:
         error = None if task.cancelled() else task.exception()
         if task is not self._task:
-            return  # we were told to stop
+            return  # it was stopped
         self._task = None
         if error is None and not task.cancelled():
-            return  # it has nothing to do any more
-        # Later: an event loop that ends cancels everything, and is gone by then.
+            return  # it has nothing left to do
+        # Later, because an event loop that ends cancels everything, and is gone by then.
         self._timer = task.get_loop().call_later(RESTART_DELAY, self._restart, error)
 
     def _restart(self, error: BaseException | None) -> None:
@@ -116,9 +116,9 @@ class Supervised:
 
 async def going_on(name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """
-    Run a job, and run it again if something that it waited for was cancelled, and it was not: counted and logged.
+    Run a job, and run it again if something it waited for was cancelled while it was not: counted and logged.
 
-    In a ``TaskGroup`` such a task would be gone without a word. Errors are raised.
+    In a ``TaskGroup`` such a task would disappear silently. Errors are raised.
     """
     task = asyncio.current_task()
     while True:
@@ -132,16 +132,16 @@ async def going_on(name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> N
 
 
 def restarted(name: str, error: BaseException | None) -> None:
-    """Count and log that a task goes on after it had failed with an error, or was cancelled."""
+    """Count and log that a task was restarted after it failed or was cancelled."""
     count("task_restarted", name)
-    logger.error("a task ended that all sockets depend on (%s); started again", name, exc_info=error)
+    logger.error("a task that all sockets depend on ended (%s); restarted", name, exc_info=error)
 
 
 async def ended(task: asyncio.Task[Any]) -> None:
     """
-    Cancel a task until it has ended, and take note of what it raised.
+    Cancel a task until it has ended, and retrieve its exception.
 
-    More than once: on Python 3.11 a ``wait_for`` under redis-py can swallow a cancellation, and a site's code may
+    One cancellation is not enough: on Python 3.11 a ``wait_for`` under redis-py can swallow it, and a site's code may
     swallow any.
     """
     for _ in range(CANCEL_ATTEMPTS):
@@ -152,11 +152,11 @@ async def ended(task: asyncio.Task[Any]) -> None:
     if not task.done():
         logger.error("a task does not end: %s", task.get_name())
     elif not task.cancelled():
-        task.exception()  # whoever wanted it has had it; otherwise asyncio would say that nobody did
+        task.exception()  # otherwise asyncio would log that it was never retrieved
 
 
 async def in_context(context: Context | None, work: Coroutine[Any, Any, Any]) -> Any:
-    """Do something in another context than ours, if one is given, and return what it returns."""
+    """Await a coroutine in the given context, or in the current one if it is None, and return its result."""
     if context is None:
         return await work
     return await new_task(work, context=context)

@@ -257,7 +257,7 @@ async def test_a_layer_whose_tasks_are_cancelled_goes_on(breakable, monkeypatch,
             task.cancel()
 
         await everything_is_heard_again(layer, sender, told)
-        assert "a task ended that all sockets depend on (channel layer)" in caplog.text
+        assert "a task that all sockets depend on ended (channel layer)" in caplog.text
 
 
 async def test_a_connection_that_has_silently_died_is_replaced(breakable, hasty, caplog):
