@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from contextvars import ContextVar
 from types import SimpleNamespace
 
 import pytest
 
 from notifications import access as access_module
-from notifications import closing, limits
+from notifications import closing, credit, limits
 from notifications.access import access
 from notifications.connection import connection as module
 from notifications.control import Control, fingerprint
@@ -30,10 +31,11 @@ async def who(token):
 
 
 class Permissions:
-    """What ``AUTHORIZE`` of the kind "order" says: those that begin with the user's id are theirs."""
+    """What ``AUTHORIZE`` of the kind "order" says: those that begin with "1-" may be watched."""
 
     def __init__(self):
         self.asked = []
+        self.allowed = "1-"
         self.is_away = False
         self.gate = asyncio.Event()
         self.gate.set()
@@ -43,7 +45,7 @@ class Permissions:
         await self.gate.wait()
         if self.is_away:
             raise ConnectionError
-        return order_id.startswith(f"{user.pk}-")
+        return order_id.startswith(self.allowed)
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +169,16 @@ async def test_a_session_that_nobody_could_read_may_come_back():
         assert await client.expect_closed(CloseCode.TRY_AGAIN) == []
 
 
+async def test_whoever_has_authenticated_leaves_their_place_to_others(set_limits):
+    """The places of those who have not are few, and an address has a half of them."""
+    set_limits(MAX_UNAUTHENTICATED=2)
+    async with opened() as first:
+        await first.say(type="auth", token="1")
+        await first.expect("auth_success")
+        async with opened() as second:
+            assert (first.code, second.code) == (None, None)
+
+
 async def test_a_second_token_of_the_same_user_is_confirmed():
     async with opened(ALICE) as client:
         await client.say(type="auth", token="1")
@@ -221,6 +233,7 @@ async def test_a_topic_is_delivered_from_its_subscription_to_its_end():
         for _ in range(2):
             await client.say(action="unsubscribe", topic=str(topic))
             await client.expect("unsubscribed", topic=str(topic))
+        assert client.connection.authorized == {}
         await forward(client, topic, '{"n":3}')
         await forward(client, Topic.for_user(ALICE), '{"n":4}')
 
@@ -291,6 +304,42 @@ async def test_what_nobody_could_say_is_answered_later(permissions, monkeypatch)
 
         await client.expect("subscribed", topic="order:1-7", recovered=False)
         assert client.connection.authorized.keys() == {"order:1-7"}
+
+
+async def test_what_is_not_wanted_any_more_is_not_answered_later(permissions):
+    permissions.is_away = True
+    async with opened(ALICE) as client:
+        await client.say(action="subscribe", topic="order:1-7")
+        await client.expect("error", code="unavailable")
+        await client.say(action="unsubscribe", topic="order:1-7")
+        await client.expect("unsubscribed")
+
+        client.connection.admit("order:1-7", 0.0)  # nobody had told who asks
+        await client.is_served()
+
+
+async def test_a_permission_is_asked_again(permissions, set_limits):
+    """A no ends the subscription."""
+    set_limits(REAUTHORIZE_INTERVAL=0.05)
+    async with opened(ALICE) as client:
+        await client.subscribe("order:1-7")
+        permissions.allowed = "2-"
+
+        await client.expect("unsubscribed", topic="order:1-7")
+
+
+async def test_a_permission_is_asked_in_the_context_of_the_handshake(permissions, settings):
+    """There a middleware has noted whose request it is; frames may come in any other."""
+    tenant = ContextVar("tenant")
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT": tenant.get}
+    tenant.set("acme")
+    async with opened(ALICE) as client:
+        await await_for(lambda: not client.connection._jobs.busy, what="the end of what began in that context")
+        tenant.set("globex")
+        await client.say(action="subscribe", topic="order:1-7")
+        await client.expect("subscribed")
+
+        assert list(client.connection.authorized) == ["order:acme/1-7"]
 
 
 async def test_a_ping_is_answered_while_a_permission_is_asked(permissions):
@@ -431,6 +480,29 @@ async def test_the_end_of_a_session_ends_its_connections_only():
         await other.is_served()
 
 
+async def test_a_client_that_may_come_back_is_told_nothing_that_sounds_final():
+    """Where sessions cannot be told apart, each of the user's is to show itself again."""
+    async with opened(ALICE) as client:
+        client.connection.end_access(CloseCode.TRY_AGAIN, "a session of this user ended")
+
+        assert await client.expect_closed(CloseCode.TRY_AGAIN) == []
+
+
+async def test_nothing_is_begun_for_a_client_that_is_closed(permissions):
+    """What it said before, and what waited, is forgotten."""
+    permissions.gate.clear()
+    async with opened(ALICE) as client:
+        for number in range(3):
+            await client.say(action="subscribe", topic=f"order:1-{number}")
+        await await_for(lambda: permissions.asked, what="the question")
+        told("disconnect", ALICE)
+        await client.expect_closed(CloseCode.ACCESS_REVOKED)
+        permissions.gate.set()
+        await await_for(lambda: not client.connection._jobs.busy, what="the end of its work")
+
+    assert permissions.asked == ["1-0"]
+
+
 async def test_a_permission_that_is_withdrawn_ends_its_subscription():
     topic = Topic("order", "1-7")
     async with opened(ALICE) as client:
@@ -475,6 +547,48 @@ async def test_a_client_that_answers_is_kept(set_limits):
         await client.is_served()
 
 
+@pytest.fixture
+def small_bound(monkeypatch):
+    """Let any frame be more than a client may owe."""
+    monkeypatch.setattr(credit, "BOUND", 10)
+
+
+async def beat(client):
+    """Have the heartbeat's turn come, and return the number of the ping; None if the client was given up."""
+    heartbeat = client.connection._heartbeat
+    if not heartbeat.beat():
+        return None
+    await heartbeat._ping
+    return (await client.expect("ping"))["n"]
+
+
+async def test_a_slow_client_that_confirms_is_kept(small_bound):
+    """However long it stays behind, as long as it confirms something between two pings."""
+    async with opened(ALICE) as client:
+        client.connection.ping()
+        number = (await client.expect("ping"))["n"]
+        for _ in range(4):
+            following = await beat(client)
+            await client.say(action="pong", n=number)
+            assert client.connection.paused
+            number = following
+        assert await beat(client)
+
+        await client.say(action="unsubscribe", topic="order:1-7")  # which is a sign of life, and confirms nothing
+        await client.expect("unsubscribed")
+        assert await beat(client) is None
+
+
+async def test_a_client_that_only_pings_is_kept(small_bound):
+    """The replaced service's client answers no ping; its own say that it reads."""
+    async with opened(ALICE) as client:
+        await beat(client)
+        await client.is_served()
+
+        assert client.connection.paused
+        assert await beat(client)
+
+
 async def test_a_server_that_stops_says_so(monkeypatch):
     monkeypatch.setattr(closing, "RESTART_SPREAD", 0.01)
     monkeypatch.setattr(closing, "FLUSH", 0.01)
@@ -484,15 +598,16 @@ async def test_a_server_that_stops_says_so(monkeypatch):
         assert await client.expect_closed(CloseCode.SERVICE_RESTART) == []
 
 
-async def test_what_is_said_after_the_end_is_not_heard():
+async def test_what_is_said_after_the_end_is_not_heard(permissions):
     async with opened(ALICE) as client:
         client.connection.end_access(CloseCode.TRY_AGAIN, "")
         await client.expect_closed(CloseCode.TRY_AGAIN)
-        await client.say(action="ping")
+        await client.say(action="subscribe", topic="order:1-7")
         await forward(client, Topic.for_user(ALICE), '{"n":1}')
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
 
         assert client.frames == []
+        assert permissions.asked == []
 
 
 # What a transport may do.
