@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, Final
@@ -202,11 +204,16 @@ def check_daphne(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
     ]
 
 
+@cache  # it reads what every installed distribution consists of
+def _owners(path: tuple[str, ...]) -> Sequence[str]:
+    """Name the distributions on a search path that have a package of our name."""
+    return metadata.packages_distributions().get("notifications", ())
+
+
 @register("notifications")
 def check_package(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     """Report another project with a package of the same name: pip writes the files of both into one folder."""
-    owners = metadata.packages_distributions().get("notifications", ())
-    others = sorted({name for name in owners if re.sub(r"[-_.]+", "-", name).lower() != OUR_NAME})
+    others = sorted({name for name in _owners(tuple(sys.path)) if re.sub(r"[-_.]+", "-", name).lower() != OUR_NAME})
     if not others:
         return []
     return [

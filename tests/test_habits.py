@@ -4,7 +4,6 @@ import configparser
 import itertools
 import re
 import runpy
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -125,11 +124,17 @@ def test_editors_are_told_what_the_linter_wants() -> None:
     """.editorconfig has the line length of ruff, and no file of the project breaks its rules of white space."""
     config = configparser.ConfigParser()
     config.read_string("[top]\n" + (ROOT / ".editorconfig").read_text())
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True).stdout.split("\0")
-    contents = {name: (ROOT / name).read_bytes() for name in names if name and (ROOT / name).is_file()}
-    texts = {name: content.decode() for name, content in contents.items() if content and b"\0" not in content}
+    folders = [folder for folder in ROOT.iterdir() if folder.is_dir() and (folder / "__init__.py").is_file()]
+    paths = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("*.toml"),
+        *ROOT.glob("*.txt"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(path for each in folders for path in each.rglob("*.py")),
+    ]
+    texts = {str(path): path.read_text() for path in paths if path.is_file() and path.stat().st_size}
 
-    assert texts
+    assert {str(ROOT / name) for name in ("README.md", "notifications/conf.py", "tests/conftest.py")} <= texts.keys()
     assert int(config["*.py"]["max_line_length"]) == PROJECT["tool"]["ruff"]["line-length"]
     assert [name for name, text in texts.items() if not text.endswith("\n") or "\r" in text] == []
     assert [name for name, text in texts.items() if re.search(r"[ \t]$", text, re.MULTILINE)] == []
