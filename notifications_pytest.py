@@ -26,7 +26,7 @@ def notifications_sent() -> Iterator[list[Published]]:
 
 @pytest.fixture
 def notifications_outage() -> Iterator[None]:
-    """Let every publish of the test fail; see ``notifications.testing.redis_outage``."""
+    """Make every publish of the test fail; see ``notifications.testing.redis_outage``."""
     from notifications.testing import redis_outage
 
     with redis_outage():

@@ -1,8 +1,8 @@
 """
-Shows the numbers of ``metrics.py`` to Prometheus. Imported only where prometheus-client is installed.
+Exposes the numbers of ``metrics.py`` to Prometheus. Imported only if prometheus-client is installed.
 
-Where several processes share one address (``PROMETHEUS_MULTIPROC_DIR``), prometheus-client keeps the numbers in files
-that any of them can read; then a thread writes ours there every second. Otherwise they are read when asked for.
+If several processes share one address (``PROMETHEUS_MULTIPROC_DIR``), prometheus-client keeps the numbers in files that
+all of them can read; a thread then writes this app's numbers there every second. Otherwise they are read on request.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import metrics
 from .frames import CloseCode
 
 WRITE_INTERVAL: Final = 1.0
-"""Seconds between two writings of the numbers for other processes."""
+"""Seconds between two writes of the numbers for other processes."""
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a delivery on one idle machine to the 30 s in which a lost message is found."""
 STATES: Final = ("connecting", "holder", "stand-by", "deaf")
@@ -33,12 +33,12 @@ DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 class Shown(NamedTuple):
     """
-    How one name of ``metrics.counts`` is shown.
+    How one name of ``metrics.counts`` is exposed.
 
     Attributes:
-        name: Of the Prometheus counter, without ``notifications_`` and ``_total``.
-        label: What the reason is called; empty if there is none.
-        reasons: Shown as 0 from the start: Prometheus does not see the increase of what was not there.
+        name: The name of the Prometheus counter, without ``notifications_`` and ``_total``.
+        label: The label of the reason; empty if there is none.
+        reasons: Exposed as 0 from the start, because Prometheus does not see the first increase of a new counter.
 
     """
 
@@ -49,7 +49,7 @@ class Shown(NamedTuple):
 
 
 COUNTS: Final = {
-    "published": Shown("published", "Messages that Redis took from publish_*."),
+    "published": Shown("published", "Messages that Redis accepted from publish_*."),
     "publish_failed": Shown(
         "publish_failures",
         "Calls of publish_* that Redis did not confirm.",
@@ -58,18 +58,18 @@ COUNTS: Final = {
     ),
     "position_failed": Shown(
         "position_failures",
-        "Positions, of topics for pages, that Redis did not say.",
+        "Positions of topics for pages that Redis did not return.",
         "reason",
         ("ConnectionError", "TimeoutError"),
     ),
     "recovered": Shown(
         "recovered",
-        "Browsers that asked for what they missed or lost something: whether they got all of it.",
+        "Browsers that asked for what they missed or lost something: whether they received all of it.",
         "result",
         ("true", "false"),
     ),
-    "filled": Shown("filled", "Messages sent from the history: holes, and what browsers missed while they were away."),
-    "reconciled": Shown("reconciled", "Sockets that a comparison with the history found behind."),
+    "filled": Shown("filled", "Messages sent from the history: gaps, and what browsers missed while they were away."),
+    "reconciled": Shown("reconciled", "Sockets that had fallen behind, found by comparing positions."),
     "dropped": Shown(
         "dropped",
         "Messages that will not arrive this way; those with an id are read from the history later.",
@@ -91,19 +91,19 @@ COUNTS: Final = {
     ),
     "refused": Shown(
         "refused",
-        "Messages that could not be understood: raw ones, and of the channel layer.",
+        "Messages that could not be parsed: raw ones, and those of the channel layer.",
         "reason",
         ("MessageError", "TopicError", "layer message"),
     ),
     "unstamped": Shown("unstamped", "Raw messages forwarded without an id, because Redis refused to keep them."),
     "listener_gap": Shown("listener_gaps", "Times that a listener lost its subscription."),
-    "layer_gap": Shown("layer_gaps", "Times that a connection of notifications.layers was lost or not made."),
+    "layer_gap": Shown("layer_gaps", "Times that a connection of notifications.layers was lost or failed."),
     "closed": Shown(
         "closes", "Sockets that the server closed, by code.", "code", tuple(str(int(code)) for code in CloseCode)
     ),
     "auth_failed": Shown(
         "auth_failures",
-        "Sockets and subscriptions refused because of who asked or from where, and checks that failed.",
+        "Sockets and subscriptions refused because of their user or origin, and checks that failed.",
         "reason",
         ("origin", "token", "unavailable", "error", "authorize"),
     ),
@@ -121,7 +121,7 @@ COUNTS: Final = {
     ),
     "task_restarted": Shown(
         "task_restarts",
-        "Times that a task went on which all sockets of a process depend on, after it had failed or was cancelled.",
+        "Times that a task which all sockets depend on was restarted after it failed or was cancelled.",
         "task",
         (
             "pump",
@@ -136,28 +136,26 @@ COUNTS: Final = {
         ),
     ),
     "withdrawn": Shown("withdrawn", "Subscriptions that ended because the user may not read the topic any more."),
-    "control": Shown(
-        "control", "Words to all web processes about who loses access.", "do", ("disconnect", "check", "revoke")
-    ),
-    "control_gap": Shown("control_gaps", "Times that a web process could not hear of who loses access."),
-    "access_check_failed": Shown("access_checks_failed", "Times that nobody could say who still has access."),
+    "control": Shown("control", "Control messages sent to every web process.", "do", ("disconnect", "check", "revoke")),
+    "control_gap": Shown("control_gaps", "Times that a web process lost its subscription to control messages."),
+    "access_check_failed": Shown("access_checks_failed", "Times that the database could not say who still has access."),
     "frame_refused": Shown("frames_refused", "Frames of browsers that were answered with an error.", "code"),
 }
 """By the name in ``metrics.counts``."""
 TALLIES: Final = {
     "bridged": "Messages that the listener has handed to the channel layer.",
     "delivered": "Messages handed to the server for browsers.",
-    "duplicates": "Messages not sent because the socket has had them.",
+    "duplicates": "Messages not sent because the socket had already received them.",
 }
 LEVELS: Final = {
     "connections": "Open sockets.",
-    "subscriptions": "Topics that open sockets have joined, their users' own among them.",
-    "unanswered": "Subscriptions that wait because nobody could say yet whether they are allowed.",
+    "subscriptions": "Topics that open sockets have joined, including their users' own.",
+    "unanswered": "Subscriptions that wait because it is not known yet whether they are allowed.",
 }
 
 
 class Exporter:
-    """A collector for prometheus-client: brings its metrics up to date, then shows them."""
+    """A collector for prometheus-client that updates its metrics when they are requested."""
 
     def __init__(self) -> None:
         self._counters = {
@@ -170,20 +168,20 @@ class Exporter:
             for reason in shown.reasons:
                 self._counters[name].labels(reason)
         self._tallies = {name: Counter(f"notifications_{name}", text, registry=None) for name, text in TALLIES.items()}
-        # "live": of processes that are there.
+        # "live": of running processes.
         self._levels = {
             name: Gauge(f"notifications_{name}", text, registry=None, multiprocess_mode="livesum")
             for name, text in LEVELS.items()
         }
         bridging = Histogram(
             "notifications_bridge_seconds",
-            "From the reading of a raw message by the listener to the channel layer; a sample.",
+            "From the listener reading a raw message to handing it to the channel layer; a sample.",
             buckets=BUCKETS,
             registry=None,
         )
         sending = Histogram(
             "notifications_publish_to_send_seconds",
-            "From publish_*, or the listener's reading of a raw message, to a browser's socket; a sample.",
+            "From publish_*, or the listener reading a raw message, to a browser's socket; a sample.",
             buckets=BUCKETS,
             registry=None,
         )
@@ -205,13 +203,13 @@ class Exporter:
             yield from _listener()
 
     def write(self) -> None:
-        """Bring prometheus-client's numbers up to date."""
+        """Update prometheus-client's numbers."""
         with self._lock:
             for key, value in list(metrics.counts.items()):
                 name, reason = key
                 if name in self._counters and (more := self._more(key, value)):
                     counter = self._counters[name]
-                    # What follows a colon is different each time.
+                    # The part after a colon varies, so it must not become a label.
                     (counter.labels(reason.partition(":")[0]) if COUNTS[name].label else counter).inc(more)
             for name, counter in self._tallies.items():
                 counter.inc(self._more(name, getattr(metrics.tally, name)))
@@ -225,7 +223,7 @@ class Exporter:
 
 
 def _listener() -> Iterator[Metric]:
-    """Show what only a listener has; it shares its address with no other process."""
+    """Yield the metrics of a listener, which shares its address with no other process."""
     states = GaugeMetricFamily(
         "notifications_listener_state", "1 for the state that this listener is in.", labels=["state"]
     )
@@ -233,7 +231,7 @@ def _listener() -> Iterator[Metric]:
         states.add_metric([state], metrics.listening.state.startswith(state))
     yield states
     yield GaugeMetricFamily(
-        "notifications_listener_waiting", "Messages read and not forwarded yet.", metrics.listening.waiting()
+        "notifications_listener_waiting", "Messages read but not forwarded yet.", metrics.listening.waiting()
     )
 
 
@@ -241,7 +239,7 @@ exporter = Exporter()
 
 
 def install() -> None:
-    """Add our metrics to prometheus-client's registry, or begin to write them for the other processes."""
+    """Add this app's metrics to prometheus-client's registry, or begin to write them for the other processes."""
     REGISTRY.register(exporter)
     if DIRECTORY in os.environ:
         _begin_to_write()
@@ -270,13 +268,13 @@ def _lives(pid: int) -> bool:
 
 
 def registry() -> CollectorRegistry:
-    """Return what is shown: prometheus-client's registry, or what the processes of this address have written."""
+    """Return the registry to expose: prometheus-client's own, or what the processes of this address have written."""
     if DIRECTORY not in os.environ:
         return REGISTRY
     exporter.write()
     directory = Path(os.environ[DIRECTORY])
     for path in directory.glob("gauge_live*.db"):
-        # Who has died has no open sockets; only some servers have a hook to say so.
+        # A dead process has no open sockets; only some servers have a hook for that.
         if (pid := re.search(r"_(\d+)\.db$", path.name)) and not _lives(int(pid[1])):
             with suppress(FileNotFoundError):  # two may look at once
                 mark_process_dead(int(pid[1]), str(directory))  # type: ignore[no-untyped-call]

@@ -471,7 +471,7 @@ def test_the_listeners_layer_is_another(quiet_site, how):
 
     assert report.broken == "forward"
     assert "backend, hosts and prefix" in report.of("forward")
-    assert "a listener gave a raw message its id" in report.of("listener")
+    assert "a listener stamped a raw message" in report.of("listener")
 
 
 def test_the_layers_redis_is_down(quiet_site):
@@ -481,11 +481,11 @@ def test_the_layers_redis_is_down(quiet_site):
 
     assert report.broken == "layer"
     assert "does not carry a message" in report.of("layer")
-    assert "Redis took the message" in report.of("publish", "ok")
+    assert "Redis accepted the message" in report.of("publish", "ok")
 
 
 def test_the_layer_in_memory(good_site):
-    """A layer that ends at its process carries the doctor's own message, and is an error nevertheless."""
+    """A layer that exists in one process only carries the doctor's own message, and is an error nevertheless."""
     good_site.settings = {
         "NOTIFICATIONS": QUIET,
         "CHANNEL_LAYERS": {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}},
@@ -494,7 +494,7 @@ def test_the_layer_in_memory(good_site):
     report = ask(good_site)
 
     assert report.broken == "layer"
-    assert "ends at its process" in report.of("layer")
+    assert "exists in one process only" in report.of("layer")
 
 
 def test_the_core_layer(quiet_site):

@@ -1,12 +1,12 @@
 """
-Follows one message from ``publish_*`` to a socket and says where the road is broken, and what to do.
+Follow one message from ``publish_*`` to a socket, and report where its path is broken and what to do.
 
     settings ── redis ── rights ── publish ──▶ listeners, listener ──▶ forward ──▶ socket
                                                              layer ───────┘
 
 The socket is opened on the site's own ASGI application, in this process. What only the real web processes have is not
-proven: their environment, session cookies and the database. Whoever gives the address of the running site also learns
-whether the server and the proxies before it open a socket, and how large a frame they take.
+proven: their environment, session cookies and the database. If the address of the running site is given, the doctor
+also checks whether the server and the proxies in front of it open a socket, and how large a frame they accept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .server import examine_server
 from .surroundings import examine_settings, examine_versions
 
 IN_A_TENANT: Final = (
-    "Run this command in a tenant, as your package for tenants does it, and give the tenant's address as --site; "
+    "Run this command in a tenant, as your package for tenants does, and give the tenant's address as --site; "
     "docs/how-to/tenants.md."
 )
 __all__ = ["ROAD", "Finding", "Level", "broken", "examine"]
@@ -37,11 +37,11 @@ async def examine(path: str | None = None, site: str | None = None) -> list[Find
     Examine everything, in about a second; a broken road takes up to ten.
 
     Args:
-        path: Where the site has mounted the WebSocket; without it where its pages connect.
-        site: The address of the running site, to ask that, too; on a site with tenants, of the current one.
+        path: The path of the WebSocket; without it the one to which the site's pages connect.
+        site: The address of the running site, to examine that, too; on a site with tenants, of the current one.
 
     Returns:
-        What was found, one finding or more for each check, in the order of the road.
+        One or more findings for each check, in the order in which a message passes them.
 
     """
     found = [*examine_versions(), *examine_settings(), *await examine_server(site, path)]

@@ -1,4 +1,4 @@
-"""What the doctor says."""
+"""The findings of the doctor."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ROAD: Final = {
     "socket": "channel layer → socket",
     "server": "the running site",
 }
-"""The checks that a message depends on, in their order, and the hop that each stands for."""
+"""The checks that a message depends on, in order, and the hop that each stands for."""
 
 
 class Level(StrEnum):
     OK = "ok"
     WARNING = "warning"
-    """It works; something may be lost on another day."""
+    """It works, but messages may be lost one day."""
     ERROR = "error"
     """Messages do not arrive, or not as promised."""
     SKIPPED = "skipped"
@@ -42,8 +42,8 @@ class Finding(NamedTuple):
     One result of one check.
 
     Attributes:
-        check: Its name.
-        text: What was found; never holds a secret.
+        check: The name of the check.
+        text: What was found; never contains a secret.
         hint: What to do.
 
     """
@@ -55,7 +55,7 @@ class Finding(NamedTuple):
 
 
 def broken(found: list[Finding]) -> str | None:
-    """Return the first check of the road that found an error; None if there is none."""
+    """Return the first check on the path of a message that found an error, or None."""
     errors = {finding.check for finding in found if finding.level is Level.ERROR}
     return next((check for check in ROAD if check in errors), None)
 
@@ -66,7 +66,7 @@ PRIMARY: Final = "Give the address of the primary, or one that follows it; Senti
 _FULL: Final = "Redis is full: raise maxmemory, or make room; maxmemory-policy stays noeviction."
 _REFUSALS: Final = {
     "OOM": _FULL,
-    "used memory >": _FULL,  # redis-py cuts the first word off
+    "used memory >": _FULL,  # redis-py cuts off the first word
     "MISCONF": "Redis cannot save and refuses writes: look at its log, its disk and rdb_last_bgsave_status.",
     "READONLY": PRIMARY,
     "read only replica": PRIMARY,
@@ -80,11 +80,11 @@ _REFUSALS: Final = {
 
 def missing_right(refusal: str, channels: Iterable[str]) -> str:
     """
-    Say what an account lacks, as ``ACL SETUSER`` takes it.
+    Return the right that an account lacks, in the syntax of ``ACL SETUSER``.
 
     Args:
-        refusal: What Redis says.
-        channels: Those that were asked for: Redis names commands only.
+        refusal: The error from Redis.
+        channels: The channels that were requested, because Redis only names commands.
 
     """
     if command := re.search(r"run the '([^' ]+)'", refusal):
@@ -95,7 +95,7 @@ def missing_right(refusal: str, channels: Iterable[str]) -> str:
 
 
 def explain(error: Exception | str) -> tuple[str, str]:
-    """Say what an error of Redis means, and what to do."""
+    """Return what an error from Redis means, and what to do."""
     text = describe(error)
     if isinstance(error, redis.AuthenticationError):
         return f"Redis refuses the account: {text}", "Look at the user and the password in REDIS_URL."

@@ -1,4 +1,4 @@
-"""Who listens: what the listeners say of themselves."""
+"""The listeners, according to their own reports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..topics import internal_name
 from .findings import Finding, Level, explain
 
 SUCCEEDED_AFTER: Final = 2 * health.REPORT_INTERVAL
-"""Seconds of silence after which a holder that has a successor hangs; it loses the lease after two at least."""
+"""Seconds of silence after which a holder with a successor hangs; it loses the lease after at least two."""
 
 
 async def examine_listeners(client: Any) -> list[Finding]:
@@ -54,10 +54,10 @@ async def examine_listeners(client: Any) -> list[Finding]:
 
 def _hangs(report: health.Report, age: float, reports: list[tuple[health.Report, float]]) -> bool:
     """
-    Whether a listener should have said something since.
+    Return whether a listener has failed to report.
 
-    One that was the holder and has a successor lost the lease because it did not renew it: that is known before its
-    report is old. A holder that gives the lease back says so, perhaps a moment after its successor.
+    A former holder with a successor lost the lease because it did not renew it, which shows before its report is old.
+    A holder that gives back the lease reports it, perhaps a moment after its successor does.
     """
     if not health.is_fresh(age):
         return True
@@ -70,7 +70,7 @@ def _since(age: float) -> str:
 
 
 async def _others(client: Any) -> str:
-    """Say whether listeners of another prefix are there."""
+    """Return a note if there are listeners with another prefix."""
     ours, others = internal_name(STAMPED), []
     with suppress(*FAILURES):  # narrow accounts may not ask
         async with asyncio.timeout(SOCKET_TIMEOUT):

@@ -1,4 +1,4 @@
-"""What the site's ``AUTHORIZE`` functions do with an id that any browser may send."""
+"""How the site's ``AUTHORIZE`` functions handle an id that any browser may send."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .findings import Finding, Level
 
 
 def unknown_ids(kind: str) -> list[str]:
-    """Make ids that nothing has, of each sort that the kind's ``CLEAN_ID`` accepts: text, UUID, number."""
+    """Return ids that do not exist, of each type that the kind's ``CLEAN_ID`` accepts: text, UUID, number."""
     ids = [f"notifications-doctor-{secrets.token_hex(8)}", str(uuid.uuid4()), str(10**18 + secrets.randbelow(10**18))]
     accepted = []
     for each in ids:
@@ -33,9 +33,9 @@ def unknown_ids(kind: str) -> list[str]:
 
 async def examine_permissions() -> list[Finding]:
     """
-    Ask each ``AUTHORIZE`` for a user and for ids that nobody has; whether it says yes or no does not matter.
+    Call each ``AUTHORIZE`` with a user and ids that do not exist; whether it says yes or no does not matter.
 
-    It is a warning when one raises: the real ones may be all right, and only what a browser makes up is not.
+    An exception is only a warning: the function may work for existing ids, and fail for what a browser makes up.
     """
     user = _nobody()
     found = []
@@ -47,11 +47,11 @@ async def examine_permissions() -> list[Finding]:
 
 
 def _nobody() -> Any:
-    """Make a user that is in no database, of the class that ``AUTHORIZE`` is used to."""
+    """Return a user that is in no database, of the class that ``AUTHORIZE`` expects."""
     model = get_user_model()
     user = model()
     for pk in (-1, uuid.uuid4()):
-        with suppress(Exception):  # a key of another sort; without one it is still a user
+        with suppress(Exception):  # a key of another type; without one it is still a user
             user.pk = model._meta.pk.to_python(pk)
             return user
     return user
@@ -64,7 +64,7 @@ async def _ask(authorize: Any, user: Any, topic: Topic) -> tuple[str, str] | Non
     except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
         return None  # a no, as in auth.authorized
     except Exception as error:  # noqa: BLE001  it is the site's function
-        # Its words may hold anything, a secret too: only where it was raised is shown.
+        # Its message may contain anything, even a secret: only show where it was raised.
         what = f"{type(error).__name__} in {_place(authorize, error)}"
         if auth.is_outage(error):
             text = f"{which} could not answer, so nobody may subscribe: {what}"
@@ -75,7 +75,7 @@ async def _ask(authorize: Any, user: Any, topic: Topic) -> tuple[str, str] | Non
 
 
 def _place(authorize: Any, error: Exception) -> str:
-    """Name the last line of the function's own file that was run; of a library below it nobody has much."""
+    """Return the last line that was run in the function's own file, which says more than one in a library."""
     lines = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     file = getattr(getattr(authorize, "__code__", None), "co_filename", None)
     name, line = next((each for each in reversed(lines) if each[0] == file), lines[-1])

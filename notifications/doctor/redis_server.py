@@ -1,4 +1,4 @@
-"""What kind of Redis this is, how it is set up, and whether it lets us do what we need."""
+"""The Redis server: its kind, its configuration, and whether the account may do what the app needs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..topics import internal_name
 from .findings import ACCOUNT, PRIMARY, Finding, Level, explain, missing_right
 
 FIRST_VERSION: Final = (6, 2)
-"""The first that reads a stream from behind an id."""
+"""The first version that can read a stream exclusively after an id."""
 SLOW: Final = 0.05
-"""Seconds of one answer above which Redis is far away or busy."""
+"""Seconds per answer above which Redis is far away or busy."""
 NEARLY_FULL: Final = 0.9
 PUBSUB_HARD: Final = 32 * 1024 * 1024
-"""Bytes that Redis holds for a slow subscriber by default; below it, a burst cuts listeners and layers off."""
+"""Bytes that Redis buffers for a slow subscriber by default; with less, a burst disconnects listeners and layers."""
 
 
 async def examine_redis() -> list[Finding]:
-    """Connect and look; an error means that nothing further makes sense."""
+    """Connect and examine the server; after an error it makes no sense to go on."""
     address = shown(settings.REDIS_URL)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
@@ -103,7 +103,7 @@ async def _buffer(client: Any) -> Finding | None:
         async with asyncio.timeout(SOCKET_TIMEOUT):
             words = (await client.config_get("client-output-buffer-limit"))["client-output-buffer-limit"].split()
         hard = int(words[words.index("pubsub") + 1])
-    except (*FAILURES, KeyError, ValueError):  # hosted servers and narrow accounts do not let us ask
+    except (*FAILURES, KeyError, ValueError):  # hosted servers and restricted accounts may not allow it
         return None
     if not 0 < hard < PUBSUB_HARD:
         return None
@@ -132,7 +132,7 @@ async def _distance(client: Any) -> Finding | None:
 
 
 async def _rights(client: Any) -> list[Finding]:
-    """Try every command that we use, on keys of the doctor's own; what else may fail, the message will show."""
+    """Try every command that the app uses, on the doctor's own keys; other failures show when the message is sent."""
     tag = secrets.token_hex(4)
     hash_, stream, text = (internal_name(f"doctor:{tag}:{kind}") for kind in ("hash", "stream", "text"))
     commands: list[tuple[str | bytes, ...]] = [
@@ -152,7 +152,7 @@ async def _rights(client: Any) -> list[Finding]:
         ("GET", text),
         ("EVAL", "return 1", "0"),
         ("EVALSHA", "0" * 40, "0"),
-        ("PUBLISH", internal_name(STAMPED), b"m" + tag.encode()),  # a word that listeners do not know is passed over
+        ("PUBLISH", internal_name(STAMPED), b"m" + tag.encode()),  # listeners ignore an unknown type
         ("DEL", hash_, stream, text),
     ]
     refused = []
@@ -163,7 +163,7 @@ async def _rights(client: Any) -> list[Finding]:
         except redis.exceptions.NoPermissionError as error:
             refused.append((str(command[0]).lower(), missing_right(str(error), [internal_name("*")])))
         except redis.ResponseError:
-            continue  # such as a script that is not there: it may be asked for
+            continue  # such as a script that does not exist: the command is allowed
         except FAILURES as error:
             return [Finding("redis", Level.ERROR, *explain(error))]
     if not refused:

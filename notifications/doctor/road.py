@@ -1,4 +1,4 @@
-"""One message on its road: published, stamped, forwarded, delivered; and one that a foreign program would publish."""
+"""The path of a message: published, stamped, forwarded, delivered; and of one that a foreign program would publish."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from .surroundings import describe_layer, name_of
 ARRIVAL: Final = 6.0
 """Seconds in which a message arrives even if a listener has just died: a takeover takes five."""
 FROM_HISTORY: Final = 3.0
-"""Seconds in which a socket that has just opened finds what it was not sent."""
+"""Seconds in which a socket that has just opened finds in the history what it was not sent."""
 LAYER_TIMEOUT: Final = 5.0
 EAVESDROP: Final = 1.0
-"""Seconds for which we listen to what others publish on our channels."""
+"""Seconds for which the doctor listens to what others publish on the app's channels."""
 ACTION: Final = "notifications_doctor"
 PUBLISHED: Final = "published"
 RAW: Final = "raw"
@@ -39,11 +39,11 @@ RAW: Final = "raw"
 
 class Road:
     """
-    The road of two messages, and where they were seen.
+    The path of two messages, and where they were seen.
 
     Args:
-        path: Where the site has mounted the WebSocket; None for where its pages connect.
-        site: The address whose host the socket asks for; None for one of ALLOWED_HOSTS.
+        path: The path of the WebSocket; None for the one to which the site's pages connect.
+        site: The address whose host the socket requests; None for one of ALLOWED_HOSTS.
 
     Raises:
         ImproperlyConfigured: The settings cannot be read.
@@ -74,7 +74,7 @@ class Road:
         return any(finding.check == check and finding.level is Level.ERROR for finding in self._found)
 
     async def examine(self) -> list[Finding]:
-        """Take the road and say where it ends."""
+        """Send the messages and report how far they get."""
         began = asyncio.get_running_loop().time()
         subscription = Subscription(self._received)
         listening = False
@@ -99,7 +99,7 @@ class Road:
     # Before the message.
 
     async def _subscribe(self, subscription: Subscription) -> bool:
-        """Listen as listeners do, and as web processes do to hear whose access ends."""
+        """Subscribe as listeners do, and as web processes do for control messages."""
         own = [name.decode() for name in self._own_channels]
         for command, names in (("SUBSCRIBE", own), ("PSUBSCRIBE", patterns())):
             try:
@@ -129,11 +129,11 @@ class Road:
                 self._foreign.append(f"{name}: {type(error).__name__}")
 
     async def _join_layer(self) -> asyncio.Task[None] | None:
-        """Send something to ourselves through the layer, and wait for what listeners forward."""
+        """Send a message through the layer and back, and then read what listeners forward."""
         try:
             layer = get_channel_layer()
-        except Exception as error:  # noqa: BLE001  a layer may raise anything while it is made
-            text = f"it cannot be made: {type(error).__name__}: {describe(error)}"
+        except Exception as error:  # noqa: BLE001  a layer may raise anything while it is created
+            text = f"it cannot be created: {type(error).__name__}: {describe(error)}"
             self._say("layer", Level.ERROR, text, "See CHANNEL_LAYERS.")
             return None
         if layer is None:
@@ -196,17 +196,17 @@ class Road:
                 self._say(
                     "socket",
                     Level.WARNING,
-                    "nothing before the WebSocket asks who is logged in: pages with a session are asked for a token",
+                    "no middleware in front of the WebSocket sets a user: pages with a session are asked for a token",
                     "Wrap the routes in notifications.middleware.SessionAuthMiddlewareStack in asgi.py, unless all "
-                    "sockets bring tokens.",
+                    "sockets send tokens.",
                 )
             elif writes_sessions(application):
                 self._say(
                     "socket",
                     Level.WARNING,
-                    "AuthMiddlewareStack of Channels stands before the WebSocket: after a change of SECRET_KEY it logs "
+                    "Channels' AuthMiddlewareStack is in front of the WebSocket: after a change of SECRET_KEY it logs "
                     "users out of the whole site, and without a database each handshake is a stack trace in the log",
-                    "Put notifications.middleware.SessionAuthMiddlewareStack in its place in asgi.py.",
+                    "Replace it by notifications.middleware.SessionAuthMiddlewareStack in asgi.py.",
                 )
             return
         if first.get("action") == "auth_error":
@@ -214,11 +214,11 @@ class Road:
                 "socket",
                 Level.WARNING,
                 "it asks for a token: a middleware of the site replaced the doctor's user, so this hop is not proven",
-                "Log in with a browser and look whether messages arrive.",
+                "Log in with a browser and check whether messages arrive.",
             )
         elif not socket.accepted:
             text = f"the application refuses a page of its own host {socket.host!r}"
-            hint = "See ALLOWED_HOSTS, and what middleware stands before the WebSocket; the log may say more."
+            hint = "See ALLOWED_HOSTS, and the middleware in front of the WebSocket; the log may say more."
             self._say("socket", Level.ERROR, text, hint)
         else:
             end = f" and closed with {socket.close_code}" if socket.close_code is not None else ""
@@ -226,23 +226,23 @@ class Road:
             self._say("socket", Level.ERROR, text, mount if not end else "The log says why.")
 
     async def _knock(self, application: Any, path: str) -> ProbeSocket:
-        """Open a socket and wait for what it says first; raises whatever the application raises."""
+        """Open a socket and wait for its first frame; raise whatever the application raises."""
         socket = self._socket = ProbeSocket(application, path, self.user, self._host)
         await socket.open()
         if socket.accepted and not socket.frames and socket.close_code is None:
-            socket.say({"action": "ping"})  # before it has authenticated, our consumer takes offence
+            socket.say({"action": "ping"})  # this app's consumer refuses it before authentication
             await socket.wait(lambda: bool(socket.frames))
         return socket
 
     async def _knock_where_a_stripping_proxy_does(self, application: Any) -> ProbeSocket | None:
-        """Try without the script prefix, if pages have one; None if there is nothing either."""
+        """Try without the script prefix, if pages have one; return None if that fails, too."""
         if self._path != socket_path() or self._path == f"/{PATH}":
             return None
         if self._socket is not None:
             await self._socket.close()
         try:
             return await self._knock(application, f"/{PATH}")
-        except Exception:  # noqa: BLE001  the site's application may raise anything; the first is told
+        except Exception:  # noqa: BLE001  the site's application may raise anything; the first error is reported
             return None
 
     # The message.
@@ -257,11 +257,11 @@ class Road:
             return False
         took = 1000 * (loop.time() - began)
         if id_ is not None and not await self._wait(lambda: PUBLISHED in self._stamped, SOCKET_TIMEOUT):
-            text = f"Redis took the message, and does not bring it on {self._stamped_channel.decode()}"
+            text = f"Redis accepted the message, but does not publish it on {self._stamped_channel.decode()}"
             self._say("publish", Level.ERROR, text, "Does REDIS_URL lead to one server, without a proxy in between?")
             return False
         kept = "" if id_ is not None else "; HISTORY_SIZE of users is 0: nothing is kept"
-        self._say("publish", Level.OK, f"Redis took the message in {took:.0f} ms and told it on{kept}")
+        self._say("publish", Level.OK, f"Redis accepted the message in {took:.0f} ms and published it{kept}")
         return True
 
     def _message(self, sort: str) -> dict[str, str]:
@@ -284,7 +284,7 @@ class Road:
         self._found += listeners
         nobody = any(finding.level is Level.ERROR for finding in listeners)
         if RAW in self._stamped:
-            self._say("listener", Level.OK, "a listener gave a raw message its id")
+            self._say("listener", Level.OK, "a listener stamped a raw message")
             self._judge_forwarding()
         elif not nobody:
             text = f"a raw message was not stamped within {ARRIVAL:g} s, although listeners report"
@@ -330,24 +330,24 @@ class Road:
         elif not missing:
             self._say("socket", Level.OK, f"both messages reached a socket of the site's application within {took}")
         else:
-            text = f"the channel layer has the messages, and the socket did not get: {', '.join(sorted(missing))}"
+            text = f"the channel layer has the messages, but the socket did not receive: {', '.join(sorted(missing))}"
             hint = "The log of this command says why; please report it."
             if self.topic.tenant:
                 hint = (
-                    f"Is {self._host!r}, for asgi.py, of the tenant {self.topic.tenant!r} as well, which TENANT names "
-                    "here? --site says which host is asked for."
+                    f"Does {self._host!r} belong to the tenant {self.topic.tenant!r} in asgi.py, too, as TENANT says "
+                    "here? --site sets the host."
                 )
             self._say("socket", Level.ERROR, text, hint)
 
     async def _judge_neighbours(self, client: Any, began: float) -> None:
-        """Look for other programs that use the names of our channels for something else."""
+        """Look for other programs that use the app's channels for something else."""
         await asyncio.sleep(max(0.0, began + EAVESDROP - asyncio.get_running_loop().time()))
         hint = "Set NOTIFICATIONS['PREFIX'] (and publish with it), or give the other program another Redis."
         if self._foreign:
-            text = f"somebody publishes what is no message of ours, such as on {self._foreign[0]}"
+            text = f"another program publishes something else on this app's channels, such as on {self._foreign[0]}"
             self._say("neighbours", Level.WARNING, text, hint)
         subscribed: list[bytes] = []
-        with suppress(*FAILURES):  # narrow accounts may not ask
+        with suppress(*FAILURES):  # restricted accounts may not ask
             async with asyncio.timeout(SOCKET_TIMEOUT):
                 for pattern in patterns():
                     subscribed += await client.pubsub_channels(pattern)
@@ -366,6 +366,6 @@ class Road:
                 while not condition():
                     self._news.clear()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(0.05):  # the socket has news of its own
+                        async with asyncio.timeout(0.05):  # the socket sets a different event
                             await self._news.wait()
         return bool(condition())

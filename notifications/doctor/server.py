@@ -1,4 +1,4 @@
-"""The running site, asked from outside: through its proxies, at the address that its pages are told."""
+"""The running site, examined from outside: through its proxies, at the address to which its pages connect."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ..mount import PATH, socket_path
 from .findings import Finding, Level
 
 PATIENCE: Final = 5.0
-"""Seconds that the site may take to connect, and as many to answer what it was sent."""
+"""Seconds that the site may take to connect, and as many to answer."""
 MAX_ANSWER: Final = 64 * 1024
-"""Characters of a handshake's answer that are read."""
+"""Maximum number of characters that are read of the answer to the handshake."""
 TOO_BIG: Final = 1009
 """Close code of a server that refuses a frame for its size (RFC 6455, 7.4.1)."""
 _SWITCHING: Final = 101
@@ -44,12 +44,12 @@ _STATUS: Final = {
 
 class Answer(NamedTuple):
     """
-    What the site said.
+    The answer of the site.
 
     Attributes:
-        status: Of the handshake.
+        status: The HTTP status of the handshake.
         compresses: Whether the server inflates what browsers send.
-        code: With which it closed after the oversized frame; None if it did not close in time, or cut us off.
+        code: The close code after the oversized frame; None if it did not close in time, or cut the connection.
 
     """
 
@@ -59,7 +59,7 @@ class Answer(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where to ask."""
+    """Where to connect."""
 
     secure: bool
     host: str
@@ -70,14 +70,14 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, site: str, path: str | None) -> Self:
         """
-        Read the address of a site.
+        Parse the address of a site.
 
         Args:
-            site: ``http`` or ``https``; with a path, that is the site's script prefix.
-            path: Of the WebSocket; None for where the pages connect.
+            site: An ``http`` or ``https`` URL; its path, if any, is the site's script prefix.
+            path: The path of the WebSocket; None for the one to which pages connect.
 
         Raises:
-            ValueError: It is no such address.
+            ValueError: It is not such a URL.
 
         """
         parts = urlsplit(site)
@@ -105,11 +105,11 @@ def _authority(parts: SplitResult) -> str:
 
 async def examine_server(site: str | None, path: str | None) -> list[Finding]:
     """
-    Open a socket of nobody at the running site, and send one frame that is a little larger than any may be.
+    Open an anonymous socket on the running site, and send one frame that is slightly larger than allowed.
 
     Args:
-        site: Its address; None if nobody has said it.
-        path: Where the site has mounted the WebSocket; None for where its pages connect.
+        site: The site's address; None if it was not given.
+        path: The path of the WebSocket; None for the one to which the site's pages connect.
 
     """
     if site is None:
@@ -187,7 +187,7 @@ def _handshake(place: Place) -> bytes:
 
 
 def _read_head(head: str) -> Answer:
-    """Read the answer to a handshake; a ``ValueError`` if it is none."""
+    """Parse the answer to a handshake; raise ``ValueError`` if it is none."""
     first, *lines = head.split("\r\n")
     protocol, status, *_ = first.split(maxsplit=2)
     if not protocol.startswith("HTTP/"):
@@ -198,14 +198,14 @@ def _read_head(head: str) -> Answer:
 
 
 def _frame(opcode: int, payload: bytes) -> bytes:
-    """Write one masked frame; the mask is of zeros, which leaves what we send readable to ourselves."""
+    """Return one masked frame; a mask of zeros leaves the payload readable."""
     size = len(payload)
     head = bytes([0x80 | opcode]) + (bytes([0x80 | size]) if size < 126 else struct.pack("!BH", 0xFE, size))
     return head + bytes(4) + payload
 
 
 async def _close_code(reader: asyncio.StreamReader) -> int | None:
-    """Read frames until the server closes, and return its code."""
+    """Read frames until the server closes, and return the close code."""
     while True:
         opcode, size = await reader.readexactly(2)
         size &= 0x7F

@@ -24,11 +24,11 @@ CANCEL_INTERVAL: Final = 0.2
 
 
 MAX_MIDDLEWARES: Final = 20
-"""Applications, one in the other, that are looked at."""
+"""Nested applications that are examined."""
 
 
 class ProbeUser:
-    """Somebody whom no database knows: what AuthMiddleware would find in a session."""
+    """A user who is in no database, in place of the one that AuthMiddleware would find in a session."""
 
     is_authenticated = is_active = True
     is_anonymous = is_staff = is_superuser = False
@@ -38,7 +38,7 @@ class ProbeUser:
         self.asked_for = False
 
     def _set_wrapped(self, user: Any) -> None:
-        # AuthMiddleware puts here whom the session names, and leaves a user that is there already as it is.
+        # AuthMiddleware sets the session's user here, and leaves an existing user as it is.
         self.asked_for = True
 
     _wrapped = property(None, _set_wrapped)
@@ -46,10 +46,10 @@ class ProbeUser:
     @classmethod
     def new(cls) -> Self:
         """
-        Make one with a primary key that no user has, of a kind that the ``CLEAN_ID`` of users accepts.
+        Create one with a primary key that no user has, of a type that the ``CLEAN_ID`` of users accepts.
 
         Raises:
-            TopicError: There is none.
+            TopicError: ``CLEAN_ID`` accepts none.
 
         """
         keys = unknown_ids("user")
@@ -63,8 +63,8 @@ class ProbeSocket:
     One connection, as a page of the site opens it.
 
     Attributes:
-        frames: What it was sent, decoded, in its order.
-        host: Which it asks for.
+        frames: The decoded frames that it received, in order.
+        host: The host that it requests.
         accepted, close_code: What the application has done with it.
 
     """
@@ -82,7 +82,7 @@ class ProbeSocket:
 
     async def open(self) -> None:
         """
-        Connect, and wait for the first frame, the end, or for nothing.
+        Connect, and wait for the first frame, the end, or the time-out.
 
         Raises:
             Exception: Whatever the application raises.
@@ -90,7 +90,7 @@ class ProbeSocket:
         """
         self._in.put_nowait({"type": "websocket.connect"})
         as_from_outside = copy_context()
-        as_from_outside.run(remembered.set, None)  # whose socket it is says what stands before it
+        as_from_outside.run(remembered.set, None)  # the middleware determines the tenant
         application = self._application(self._scope, self._in.get, self._send)
         self._task = asyncio.create_task(application, context=as_from_outside)
         await self.wait(lambda: bool(self.frames))
@@ -99,7 +99,7 @@ class ProbeSocket:
         self._in.put_nowait({"type": "websocket.receive", "text": msgspec.json.encode(frame).decode()})
 
     async def wait(self, condition: Any, seconds: float = PATIENCE) -> bool:
-        """Wait until the condition is true or the socket has ended; raises what the application raises."""
+        """Wait until the condition is true or the socket has ended; raise what the application raises."""
         assert self._task is not None  # noqa: S101  it was opened
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -115,14 +115,14 @@ class ProbeSocket:
         return bool(condition())
 
     async def close(self) -> None:
-        """Go away, as a browser does."""
+        """Disconnect, as a browser does."""
         if self._task is None:
             return
         self._in.put_nowait({"type": "websocket.disconnect", "code": 1000})
         await asyncio.wait([self._task], timeout=PATIENCE)
         await end(self._task)
         if not self._task.cancelled():
-            self._task.exception()  # it has been told, or came after all was seen
+            self._task.exception()  # it has been reported, or came too late to matter
 
     async def _send(self, event: dict[str, Any]) -> None:
         if event["type"] == "websocket.accept":
@@ -136,8 +136,8 @@ class ProbeSocket:
 
 
 def host_of(site: str | None) -> str:
-    """Find a host that the site answers to: that of its address, if it was given."""
-    with suppress(ValueError):  # it is no address, which is told elsewhere
+    """Return a host that the site answers to: that of its address, if it was given."""
+    with suppress(ValueError):  # not a URL, which is reported elsewhere
         if site and (name := urlsplit(site).hostname):
             return name
     for host in django_settings.ALLOWED_HOSTS:
@@ -165,7 +165,7 @@ def _scope(path: str, user: ProbeUser, host: str) -> dict[str, Any]:
 
 
 def writes_sessions(application: Any) -> bool:
-    """Say whether Channels' own middleware, which ends sessions, is found before the WebSocket."""
+    """Return whether Channels' own middleware, which ends sessions, is in front of the WebSocket."""
     for _ in range(MAX_MIDDLEWARES):
         if type(application) is AuthMiddleware:
             return True

@@ -1,4 +1,4 @@
-"""What can be seen without asking anybody: versions and settings."""
+"""What can be examined without a connection: versions and settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PACKAGES: Final = ("django", "channels", "channels-redis", "redis", "hiredis", "
 LONGEST_HEARTBEAT: Final = 60.0
 """Seconds after which nginx and the load balancers of AWS cut an idle connection by default."""
 SMALLEST_CAPACITY: Final = 100
-"""Messages that should fit into a channel: a burst of one read."""
+"""Messages that should fit into a channel: the burst of one read."""
 
 
 def examine_versions() -> list[Finding]:
@@ -56,7 +56,7 @@ def examine_settings() -> list[Finding]:
 
 
 def describe_layer(layer: Any) -> list[Finding]:
-    """Say what the layer is, if something is wrong with its kind."""
+    """Return findings about the class and capacity of the layer."""
     if not getattr(layer, "extensions", None) or "groups" not in layer.extensions:
         return [Finding("layer", Level.ERROR, f"{name_of(layer)} has no groups", "Take a layer that has.")]
     if type(layer).__name__ == "InMemoryChannelLayer":
@@ -64,7 +64,7 @@ def describe_layer(layer: Any) -> list[Finding]:
             Finding(
                 "layer",
                 Level.ERROR,
-                "the in-memory layer ends at its process: nothing that a listener forwards arrives anywhere",
+                "the in-memory layer exists in one process only: nothing that a listener forwards arrives anywhere",
                 "Use notifications.layers.RedisPubSubLayer, or channels_redis.pubsub.RedisPubSubChannelLayer.",
             )
         ]

@@ -1,8 +1,8 @@
 """
-Template tags: what a page needs to be told something, where a topic is, and a bar for an upload.
+Template tags that connect a page, give it the position of a topic, and show the progress of an upload.
 
-Nothing here is inline script: what scripts need to know stands in a block of data, which every Content
-Security Policy allows.
+They render no inline script: what scripts need to know is in a block of data, which every Content Security
+Policy allows.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def notifications(
     Connect the page, and define the elements ``<upload-progress>`` and ``<notification-toasts>``.
 
     Nothing is rendered, and so nothing connects, for anonymous users and in templates without a request. The
-    scripts carry the ``csp_nonce`` of the context or the request, if there is one.
+    scripts have the ``csp_nonce`` of the context or the request, if there is one.
 
     Args:
-        context: The template's.
-        url: Of the WebSocket; where the site mounts it elsewhere or on another host.
-        token_url: Of a view that answers ``{"token": …}``, such as ``notifications.views.token``; for a
-            WebSocket to which the session cookie does not go. Without it the session says who the user is.
-        labels: Words of the elements in the language of the page, lazy ones too.
+        context: The template's context.
+        url: URL of the WebSocket, if the site mounts it elsewhere or on another host.
+        token_url: URL of a view that answers ``{"token": …}``, such as ``notifications.views.token``, for a
+            WebSocket to which the session cookie is not sent. Without it the session identifies the user.
+        labels: Words of the elements in the language of the page; they may be lazy strings.
 
     """
     user = _user(context)
@@ -66,7 +66,7 @@ def notifications(
         "labels": labels or {},
     }
     nonce = _attributes({"nonce": _nonce(context)})
-    # The client and the elements are fetched beside the script that imports them, not after it.
+    # The client and the elements are fetched in parallel with the script that imports them, not after it.
     return format_html(
         '<link rel="modulepreload" href="{}"{nonce}><link rel="modulepreload" href="{}"{nonce}>'
         '{}<script type="module" src="{}"{nonce}></script>',
@@ -84,12 +84,12 @@ def upload_progress(context: Context, upload_id: TopicId, *, grant: bool = False
     Show the progress of an upload.
 
     Args:
-        context: The template's.
-        upload_id: As given to ``publish_progress``.
-        grant: Sign that this user may watch this upload, so that ``AUTHORIZE`` is not asked: only in a page whose
-            view has checked that. It ends after ``TOKEN_MAX_AGE``.
-        **attributes: Of the element: ``label``, and ``status``, ``stage``, ``percent`` and ``message`` as the site
-            knows them now, which is all there is to show once the history has ended. None leaves one out.
+        context: The template's context.
+        upload_id: The id that is given to ``publish_progress``.
+        grant: Sign that this user may watch this upload, so that ``AUTHORIZE`` is not called: only in a page whose
+            view has checked that. It expires after ``TOKEN_MAX_AGE``.
+        **attributes: Attributes of the element: ``label``, and the current ``status``, ``stage``, ``percent`` and
+            ``message``, which is all there is to show once the history has expired. None leaves one out.
 
     Raises:
         TopicError: The id is not valid.
@@ -107,9 +107,9 @@ class TopicAttributes(SafeString):
     A topic as attributes of an HTML element: ``data-topic``, ``data-since`` and ``data-grant``.
 
     Attributes:
-        topic: As it is subscribed to, such as ``order:7``.
-        since: The position from which a page goes on; None if it is not known.
-        grant: Lets the user of the page subscribe; None without one.
+        topic: The topic to subscribe to, such as ``order:7``.
+        since: The position from which a page continues; None if it is not known.
+        grant: A grant that lets the user of the page subscribe; None without one.
 
     """
 
@@ -128,17 +128,17 @@ def topic(
     grant: bool = True,
 ) -> TopicAttributes:
     """
-    Say where a topic is, and that the user of the page may read it: as attributes, or with ``as`` one by one.
+    Render a topic's position, and a grant for the user of the page: as attributes, or with ``as`` one by one.
 
-    A script that subscribes with both gets all that is published after the page was rendered. **Only in a page whose
-    view has checked that the user may read the topic**: the grant opens it, without a question to ``AUTHORIZE``.
+    A script that subscribes with both receives everything published after the page was rendered. **Use it only in a
+    page whose view has checked that the user may read the topic**: the grant opens it without calling ``AUTHORIZE``.
 
     Args:
-        context: The template's.
+        context: The template's context.
         kind: The topic's kind.
-        id: Its id.
-        since: The topic's ``position`` from before the page's state was read; the one of now if there is none.
-        grant: Whether to sign that the user may read the topic; not needed where ``AUTHORIZE`` says so.
+        id: The topic's id.
+        since: The topic's ``position`` from before the page's state was read; by default the current one.
+        grant: Whether to sign that the user may read the topic; not needed if ``AUTHORIZE`` allows it.
 
     Raises:
         TopicError: The topic is not valid.
@@ -158,16 +158,16 @@ def topic(
 
 
 def _attributes(values: Mapping[str, Any]) -> SafeString:
-    # Escaped whatever they are: what a filter has called safe may be HTML, and end an attribute.
+    # Always escaped: what a filter has marked as safe may be HTML, and end an attribute.
     given = ((name, escape(value)) for name, value in values.items() if value is not None)
     return format_html_join("", ' {}="{}"', given)
 
 
 def _user(context: Context) -> Any:
     """
-    Return the user who asked for the page, or None.
+    Return the user of the request, or None.
 
-    Not the template's variable ``user``: on the page of a ``DetailView`` that may be somebody else.
+    The template's variable ``user`` will not do: on the page of a ``DetailView`` it may be somebody else.
     """
     user = getattr(getattr(context, "request", None), "user", None)
     return user if getattr(user, "is_authenticated", False) else None
@@ -178,11 +178,11 @@ def _nonce(context: Context) -> str | None:
     nonce = context.get("csp_nonce")
     if nonce is None:
         nonce = getattr(getattr(context, "request", None), "csp_nonce", None)
-    return None if nonce is None else str(nonce)  # lazy, and false until it is asked for
+    return None if nonce is None else str(nonce)  # lazy, and falsy until it is used
 
 
 def _position(topic: Topic) -> str | None:
-    """Say where a topic is now; None without a history, and when Redis does not say: the page comes first."""
+    """Return a topic's position; None without a history, or if Redis fails, because the page matters more."""
     try:
         return position(topic)
     except PositionError as error:

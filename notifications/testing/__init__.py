@@ -1,11 +1,11 @@
 """
-For the tests of sites: see what your code publishes, and be a browser that receives it, without a Redis.
+For the tests of sites: check what your code publishes, and receive it as a browser does, without a Redis.
 
     with captured() as sent:
         client.post("/orders/7/ship/")
         assert_notified(user, action="order_shipped")
 
-In Redis's place stands ``history/memory.py``; docs/testing.md says what tests with it do not prove.
+``history/memory.py`` stands in for Redis; docs/testing.md says what tests with it do not prove.
 """
 
 from .assertions import assert_notified, assert_published

@@ -1,4 +1,4 @@
-"""What a test says of the messages that were captured."""
+"""Assertions about the messages that were captured."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .capture import Published, blocks
 SHOWN: Final = 20
 """Messages that a failed assertion lists, the latest ones."""
 SHOWN_CHARACTERS: Final = 400
-"""Of each of them."""
+"""Characters shown of each."""
 
 
 def assert_notified(user: Any, /, **fields: Any) -> dict[str, Any]:
@@ -37,15 +37,15 @@ def assert_published(topic: Topic | str, /, **fields: Any) -> dict[str, Any]:
 
     Args:
         topic: A ``Topic``, or its text such as ``"order:7"``.
-        **fields: What the message says, such as ``action="notice"``; it may say more. Of a mapping, too, only what
-            is given is compared: ``payload={"progress_percent": 40}``. Values are compared as JSON has them, so
-            that a ``UUID`` equals its text.
+        **fields: Fields that the message has, such as ``action="notice"``; it may have more. In a mapping, too, only
+            what is given is compared: ``payload={"progress_percent": 40}``. Values are compared as in JSON, so that
+            a ``UUID`` equals its text.
 
     Returns:
-        The first such message, for a closer look.
+        The first such message.
 
     Raises:
-        AssertionError: With a list of what was published instead.
+        AssertionError: There is none; the error lists what was published instead.
         RuntimeError: No ``captured`` block is open.
 
     """
@@ -69,7 +69,7 @@ def _as_json(value: Any) -> Any:
         return {name: _as_json(each) for name, each in value.items()}
     try:
         return msgspec.json.decode(encode({"value": value}, 1 << 30))["value"]
-    except MessageError:  # such as unittest.mock.ANY, which compares in its own way
+    except MessageError:  # such as unittest.mock.ANY, which has its own comparison
         return value
 
 

@@ -1,11 +1,11 @@
 """
-What publishers and sockets find in place of the site's history store while a block of the kit is open.
+The replacement of the site's history store while a block of the test kit is open.
 
-Everything that publishes, and everything that reads histories for sockets and pages, asks ``history.get_store()``.
-There a store in memory is put in place: what is before that is the real code, with its checks and its errors.
+Everything that publishes, and everything that reads histories for sockets and pages, uses ``history.get_store()``.
+It returns a store in memory then; everything before that is the real code, with its checks and its errors.
 
-As Django's ``mail.outbox`` it is one for the process: what threads publish, such as those of a live server, is
-captured as well.
+Like Django's ``mail.outbox``, it applies to the whole process: what threads publish, such as those of a live server,
+is captured as well.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Published(NamedTuple):
     One message that would have been published.
 
     Attributes:
-        topic: As text: ``"user:42"``, and ``"user:acme/42"`` on a site with tenants.
-        message: What browsers receive, read back from its JSON, without ``_meta``.
-        id: What ``publish`` returned; None where ``HISTORY_SIZE`` is 0.
+        topic: The topic as text: ``"user:42"``, and ``"user:acme/42"`` on a site with tenants.
+        message: The message as browsers receive it, decoded from JSON, without ``_meta``.
+        id: The id that ``publish`` returned; None where ``HISTORY_SIZE`` is 0.
 
     """
 
@@ -43,7 +43,7 @@ class Published(NamedTuple):
 
 
 class Outage:
-    """The ``Store`` of a site whose Redis refuses connections."""
+    """A ``Store`` that fails as if Redis refused connections."""
 
     def publish(self, *_: object, **__: object) -> NoReturn:
         raise redis.ConnectionError("connection refused, because redis_outage() is open")
@@ -57,11 +57,11 @@ class Outage:
 
 class Blocks:
     """
-    The blocks that are open, and what is in place because of them.
+    The open blocks, and what is replaced because of them.
 
     Attributes:
-        captures: What each open ``captured`` block has seen, the innermost last.
-        hearers: Called with each message, in the thread that publishes.
+        captures: The messages of each open ``captured`` block, the innermost last.
+        hearers: Callbacks for each message, called in the thread that publishes.
 
     """
 
@@ -74,7 +74,7 @@ class Blocks:
 
     @contextmanager
     def remembering(self) -> Iterator[None]:
-        """Keep histories in memory. Blocks may overlap; when the last one ends they are forgotten."""
+        """Keep histories in memory. Blocks may overlap; the histories are dropped when the last one ends."""
         with self._lock:
             self._remembering += 1
             self._put_in_place()
@@ -87,7 +87,7 @@ class Blocks:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Let nobody reach a store."""
+        """Make every call of the store fail."""
         with self._lock:
             self._failing += 1
             self._put_in_place()
@@ -126,11 +126,11 @@ def captured() -> Iterator[list[Published]]:
     Capture what is published in this process, instead of publishing it.
 
     Everything up to the call of Redis is the real code: bad topics and messages raise what they always raise,
-    ``on_commit`` waits for the commit, ids are returned and idempotency keys work. In blocks one within the
-    other each captures what is published while it is open.
+    ``on_commit`` waits for the commit, ids are returned and idempotency keys work. Nested blocks each capture
+    what is published while they are open.
 
     Yields:
-        A list that grows: one ``Published`` for each message, in their order.
+        A list that grows by one ``Published`` for each message, in order.
 
     """
     block, sent = object(), list[Published]()
@@ -145,11 +145,11 @@ def captured() -> Iterator[list[Published]]:
 @contextmanager
 def redis_outage() -> Iterator[None]:
     """
-    Let every publish of this process fail as it does when Redis refuses connections.
+    Make every publish of this process fail as it does when Redis refuses connections.
 
-    ``publish`` and its sisters raise ``PublishError``, or log it and return None with ``fail_silently``; pages and
-    sockets cannot read histories, so that new sockets are told to come back (4101). It comes at once: a Redis that
-    does not answer costs a request about a second.
+    ``publish`` and the like raise ``PublishError``, or with ``fail_silently`` log it and return None. Pages and
+    sockets cannot read histories, so new sockets are told to come back (4101). Calls fail at once; a Redis that
+    does not answer would cost a request about a second.
     """
     with blocks.failing():
         yield

@@ -1,4 +1,4 @@
-"""A browser's socket in the process of the test, on the real consumer."""
+"""A browser's socket in the process of the test, connected to the real consumer."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from .capture import blocks
 logger = logging.getLogger(__name__)
 
 TIMEOUT: Final = 3.0
-"""Seconds to wait for a frame; the site's ``AUTHORIZE`` may have to be asked before it comes."""
+"""Seconds to wait for a frame; the site's ``AUTHORIZE`` may have to be called first."""
 QUIET: Final = 0.1
-"""Seconds without a frame that ``receive_nothing`` takes for silence. Nothing here waits for a network."""
+"""Seconds without a frame after which ``receive_nothing`` returns. Nothing here waits for a network."""
 MAX_FRAMES: Final = 1000
-"""Frames that may wait for the test to receive them; then the consumer waits, as for a browser that does not read."""
+"""Frames that may wait to be received; beyond that the consumer waits, as for a browser that does not read."""
 CLOSE_TIMEOUT: Final = 5.0
-"""Seconds in which the consumer must end when the page goes away."""
+"""Seconds within which the consumer must end when the page disconnects."""
 NORMAL: Final = 1000
 GOING_AWAY: Final = 1001
 """Close codes of RFC 6455, 7.4.1."""
 FOREVER: Final = 10**9
-"""Seconds in which the layer forgets messages and groups; tests move the clock."""
+"""Seconds after which the layer drops messages and groups; tests may move the clock."""
 
 CAPACITY: Final = 10_000
-"""Messages that the layer holds for a socket: a test may publish many before it receives any."""
+"""Messages that the layer keeps for a socket, because a test may publish many before it receives any."""
 
 _numbers = count()
 
 
 class Socket:
     """
-    What a page does with its ``WebSocket``.
+    A page's ``WebSocket``.
 
-    It answers the server's pings, as pages do, and shows all other frames.
+    It answers the server's pings, as pages do, and returns all other frames.
 
     Attributes:
         close_code: The code with which the server has closed the socket; None while it is open.
@@ -70,7 +70,7 @@ class Socket:
         Wait for the next frame.
 
         Raises:
-            AssertionError: None comes in ``timeout`` seconds, or the server closes the socket.
+            AssertionError: None arrives within ``timeout`` seconds, or the server closes the socket.
 
         """
         __tracebackhide__ = True
@@ -99,7 +99,7 @@ class Socket:
         return frame
 
     async def receive_nothing(self) -> None:
-        """Assert that no frame comes now."""
+        """Assert that no frame arrives."""
         __tracebackhide__ = True
         try:
             frame = await self.receive(QUIET)
@@ -111,14 +111,14 @@ class Socket:
 
     async def subscribe(self, topic: Topic | str, **fields: Any) -> dict[str, Any]:
         """
-        Subscribe to a topic, which asks the kind's ``AUTHORIZE``, and return the answer.
+        Subscribe to a topic, which calls the kind's ``AUTHORIZE``, and return the answer.
 
         Args:
             topic: A ``Topic`` or its text.
             **fields: ``since`` (``"last"`` or an id) and ``grant``.
 
         Raises:
-            AssertionError: The user may not read it, or it is no topic.
+            AssertionError: The user may not read it, or it is not a topic.
 
         """
         __tracebackhide__ = True
@@ -127,7 +127,7 @@ class Socket:
         return await self.expect("subscribed", topic=told)
 
     async def _next(self, timeout: float) -> dict[str, Any] | None:
-        """Wait for what the consumer sends; None in vain. If it has failed, its exception is raised."""
+        """Return the consumer's next event, or None if there is none. Raise its exception if it has failed."""
         getting = asyncio.ensure_future(self._outgoing.get())
         try:
             await asyncio.wait({getting, self._task}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""``manage.py notifications_doctor``: where the road of a message is broken, and what to do."""
+"""``manage.py notifications_doctor``: where the path of a message is broken, and what to do."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Command(BaseCommand):
         "Exits 1 if something is broken, otherwise 0."
     )
 
-    requires_system_checks: list[str] = []  # noqa: RUF012  they are among what it reports
+    requires_system_checks: list[str] = []  # noqa: RUF012  the command reports them itself
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="Write the findings as one JSON object.")
         parser.add_argument(
-            "--path", help="Where the site has mounted the WebSocket, if not where {%% notifications %%} says."
+            "--path", help="Path of the WebSocket, if it is not the one that {%% notifications %%} prints."
         )
         parser.add_argument(
             "--site",
-            help="Address of the running site, such as https://example.com/: ask that, too, through its proxy.",
+            help="Address of the running site, such as https://example.com/: examine that, too, through its proxy.",
         )
         parser.add_argument(
             "--fail-level",
@@ -42,7 +42,7 @@ class Command(BaseCommand):
 
     def handle(self, *, path: str | None, site: str | None, fail_level: str, **options: Any) -> None:
         here = copy_context()
-        with suppress(TopicError, ImproperlyConfigured):  # which is among what it reports
+        with suppress(TopicError, ImproperlyConfigured):  # the doctor reports them
             here.run(tenants.remembered.set, tenants.current() or None)
         found = here.run(asyncio.run, examine(path, site))
         where = broken(found)

@@ -1,4 +1,4 @@
-"""``manage.py notifications_schema``: the wire protocol as a document for machines."""
+"""``manage.py notifications_schema``: the wire protocol as a machine-readable document."""
 
 from __future__ import annotations
 

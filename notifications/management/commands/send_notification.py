@@ -1,4 +1,4 @@
-"""``manage.py send_notification``: try the wiring by hand, in the manner of ``sendtestemail``."""
+"""``manage.py send_notification``: try the set-up by hand, like ``sendtestemail``."""
 
 from __future__ import annotations
 
