@@ -75,9 +75,9 @@ class Backlog:
         return True
 
     @property
-    def waiting(self) -> int:
-        """How many messages ``take`` has to give."""
-        return len(self._next)
+    def all_stamped(self) -> bool:
+        """Whether Redis has told us that all of them are, or we have seen it; they are stamped in their order."""
+        return next((entry.stamped for entry in reversed(self._entries) if not entry.struck), True)
 
     def knows(self, topic: str) -> bool:
         """Whether a message of this topic waits."""

@@ -21,13 +21,14 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 from . import metrics
+from .bridge.state import REPORTS
 from .frames import CloseCode
 
 WRITE_INTERVAL: Final = 1.0
 """Seconds between two writes of the numbers for other processes."""
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """Seconds: from a delivery on one idle machine to the 30 s in which a lost message is found."""
-STATES: Final = ("connecting", "holder", "stand-by", "deaf")
+STATES: Final = tuple(dict.fromkeys(REPORTS.values()))
 DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from . import metrics
+from .bridge.state import REPORTS, SETTLED
 from .connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from .logs import describe
 from .topics import internal_name
@@ -34,8 +35,8 @@ MAX_AGE: Final = 5.0
 FORGET_AFTER: Final = 60.0
 """Seconds after which the report of a dead listener is removed."""
 
-CONNECTED: Final = frozenset({"holder", "stand-by"})
-"""The states of a listener that receives what is published."""
+CONNECTED: Final = frozenset(REPORTS[state] for state in SETTLED)
+"""What a listener reports that receives what is published."""
 
 _KEY: Final = "listeners"
 
@@ -94,14 +95,10 @@ def nearby(reports: list[Report]) -> list[Report]:
 class Status:
     """The state of this process's listener, and the task that keeps its report fresh."""
 
-    def __init__(self, forwarded: Callable[[], int]) -> None:
-        self.state = metrics.listening.state = "connecting"
+    def __init__(self, state: str, forwarded: Callable[[], int]) -> None:
+        self.state = metrics.listening.state = state
         self._forwarded = forwarded
         self._changed = asyncio.Event()
-
-    @property
-    def connected(self) -> bool:
-        return self.state in CONNECTED
 
     def now(self, state: str) -> None:
         self.state = metrics.listening.state = state

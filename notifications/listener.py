@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from . import connections, health, pipeline
 from .backlog import Backlog, Entry
+from .bridge.state import ASKING, SETTLED, WITHOUT_LEASE, State, StateMachine
 from .broker.reconnect import backoff, connected, keep_connected
 from .conf import settings
 from .connections import FAILURES
@@ -59,7 +60,12 @@ OWN_FRAME: Final = b'{"_meta":{"topic":"'
 
 
 class Listener:
-    """Bridges until it is stopped. Any number may run."""
+    """
+    Bridges until it is stopped. Any number may run.
+
+    Three tasks share its work: one keeps the subscription, one asks for the lease, one stamps. What each may do is
+    said by the state, ``bridge/state.py``.
+    """
 
     def __init__(self, layer: Any) -> None:
         self._log = LogBudget(logger)
@@ -70,23 +76,19 @@ class Listener:
         self._backlog = Backlog()
         self._recent = Recent()
         self._lease = Lease()
-        self._leading = False
-        self._marker: tuple[bytes, asyncio.Future[None]] | None = None
+        self._machine = StateMachine()
         self._batch = 0
-        self._stamping = False
         self._work = asyncio.Event()
         self._missed_wake = asyncio.Event()
         self._subscription: Subscription | None = None
         self._settlement: Settlement | None = None
-        self._settled = self._overtaken = False
         self._gap_at: float | None = None
         self._gap_term = ""
         self._run = ""
-        self._connected = asyncio.Event()
         self._stopping = asyncio.Event()
         self._max_size = settings.MAX_MESSAGE_SIZE
         self._topic = lru_cache(maxsize=10_000)(Topic.from_channel)
-        self.status = health.Status(lambda: self._forwarder.forwarded)
+        self.status = health.Status(self._machine.report, lambda: self._forwarder.forwarded)
         listening.waiting = lambda: len(self._backlog) + len(self._forwarder)
 
     def stop(self) -> None:
@@ -114,23 +116,48 @@ class Listener:
                 for task in running:
                     task.cancel()
                 running = list((await asyncio.wait(running, timeout=CANCEL_INTERVAL))[1])
-        logger.info("stopped; forwarded %d messages", self._forwarder.forwarded)
+        self._move(State.STOPPED)
+
+    def _move(self, to: State, reason: str = "") -> None:
+        """Go over to another state, and say so."""
+        self._machine.move(to, reason)
+        if self.status.state != self._machine.report:
+            self.status.now(self._machine.report)
+        if to is State.SETTLING:
+            logger.info("listening on %s", " ".join(patterns()))
+        elif to is State.HOLDER:
+            logger.info("holding the lease: stamping and forwarding")
+        elif to is State.STOPPED:
+            logger.info("stopped; forwarded %d messages", self._forwarder.forwarded)
+
+    def _move_connection(self, to: State, reason: str = "") -> None:
+        """Go over to another state because the connection came or went; that changes nothing once we stop."""
+        if self._machine.state not in (State.DRAINING, State.STOPPING):
+            self._move(to, reason)
 
     async def _finish(self) -> None:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
-                if self._subscription is not None:
-                    await confirmed(self._subscription.subscribe(*patterns(), command="PUNSUBSCRIBE"))
-                await self._while(lambda: self._leading and bool(self._backlog))
-                if self._leading and not self._backlog:
-                    # A stand-by stamps at once what comes now; what is still to be forwarded was stamped before.
-                    await self._give_lease_back()
-                await self._while(lambda: bool(self._forwarder))
+                if self._machine.leads:
+                    self._move(State.DRAINING)
+                    await self._drain()
+                else:
+                    self._move(State.STOPPING)
+                await self._forwarder.wait_empty()
         except FAILURES as error:
             logger.warning("not everything was finished: %s", describe(error))
-        if unfinished := len(self._forwarder) + (len(self._backlog) if self._leading else self._backlog.kept):
+        if unfinished := len(self._forwarder) + (len(self._backlog) if self._machine.leads else self._backlog.kept):
             self._log.lost("not forwarded in time before the end", unfinished)
-        if self._leading:
+        if self._machine.leads or self._lease.held:  # we may have been about to take over
+            await self._give_lease_back()
+
+    async def _drain(self) -> None:
+        """Stamp and receive what has been read, and then give the lease back."""
+        if self._subscription is not None:
+            await confirmed(self._subscription.subscribe(*patterns(), command="PUNSUBSCRIBE"))
+        await self._machine.until(lambda: not self._machine.leads or not self._backlog)
+        if self._machine.leads:
+            # A stand-by stamps at once what comes now; what is still to be forwarded was stamped before.
             await self._give_lease_back()
 
     # Reading.
@@ -142,7 +169,6 @@ class Listener:
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator[Subscription]:
         async with connected(Subscription(self._received), site_pool()) as subscription:
-            self._settled = self._overtaken = False
             self._settlement = Settlement(self._backlog, self._recent.seen) if self._backlog.kept else None
             subscription.command(*self._lease.announcement())
             await confirmed(
@@ -151,35 +177,34 @@ class Listener:
             )
             self._subscription = subscription
             try:
-                logger.info("listening on %s", " ".join(patterns()))
+                self._move_connection(State.SETTLING)
                 self._lease.subscribed()
                 await self._settle()
-                self.status.now("stand-by")
-                self._connected.set()
                 yield subscription
             finally:
                 self._subscription = None
 
     async def _disconnected(self, reason: str, delay: float) -> None:
-        self.status.now(f"deaf: {reason}")
-        await self._gap()
+        if self._machine.state is State.HOLDER:
+            self._move(State.HANDING_OVER, reason)
+        if self._machine.leads:
+            await self._hand_over()
+        else:
+            self._move_connection(State.DISCONNECTED, reason)
+        self._gap()
         logger.warning("not connected to Redis (%s); trying again in %.1f s", reason, delay)
 
-    async def _gap(self) -> None:
-        """
-        Note that our subscription misses something from here on.
-
-        A holder first finishes what it has read, which nobody else has stamped. Then others lead, who miss nothing.
-        """
-        count("listener_gap")
-        if self._marker is not None and not self._marker[1].done():
-            # Our marker can no longer reach us; waiting would keep the lease from a stand-by that is still subscribed.
-            self._marker[1].set_exception(ConnectionError("cut off while taking over"))
-        if self._leading:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-                    await self._while(lambda: self._leading and bool(self._backlog.waiting or self._stamping))
+    async def _hand_over(self) -> None:
+        """Finish what has been read, which nobody else has stamped. Then others lead, who miss nothing."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(connections.SOCKET_TIMEOUT):
+                await self._machine.until(lambda: not self._machine.leads or self._backlog.all_stamped)
+        if self._machine.leads:
             await self._give_lease_back()
+
+    def _gap(self) -> None:
+        """Note that our subscription misses something from here on."""
+        count("listener_gap")
         self._backlog.gap()
         self._recent.gap(asyncio.get_running_loop().time())
         if self._gap_at is None:  # otherwise we have not been subscribed since
@@ -216,7 +241,7 @@ class Listener:
             # What is left now would come again, or behind later messages of its topic.
             given_up += self._backlog.give_up()
         self._gap_at = None
-        self._settled = True
+        self._move_connection(State.STAND_BY)
         self._give_up(given_up)
 
     def _give_up(self, given_up: int = 0) -> None:
@@ -226,17 +251,13 @@ class Listener:
         A holder stamps in the order in which all listeners read: as soon as a later message has its stamp, whoever
         leads has dealt with what was before it.
         """
-        if self._overtaken and self._settled:
+        if self._settlement is not None and self._settlement.overtaken and self._machine.state in SETTLED:
             given_up += self._backlog.give_up()
         if given_up:
             self._log.lost("read before a gap, and not known to be stamped", given_up)
         if overtaken := self._backlog.overtaken:
             self._backlog.overtaken = 0
             self._log.lost("a later message of its topic was stamped first", overtaken)
-
-    async def _while(self, busy: Callable[[], bool]) -> None:
-        while busy():  # noqa: ASYNC110  seldom and short: an event for each condition says less
-            await asyncio.sleep(0.01)
 
     def _received(self, channel: bytes, data: bytes) -> None:
         if channel == self._stamped_channel:
@@ -261,7 +282,7 @@ class Listener:
             self._log.lost("the backlog is full")
 
     def _received_stamped(self, data: bytes) -> None:
-        if self._marker is not None and data == self._marker[0]:
+        if self._machine.state is State.TAKING_OVER and data == self._marker:
             self._begin_to_lead()
             return
         try:
@@ -275,68 +296,84 @@ class Listener:
                 if entry is None and self._backlog.kept:
                     # It was published in the gap, after all that is kept of its topic.
                     self._give_up(self._backlog.give_up(stamped.topic))
-                if entry is not None and self._leading and self._sampler.due():
+                if entry is not None and self._machine.leads and self._sampler.due():
                     stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - entry.at))
                 if self._backlog.kept and entry is not None and not entry.kept:
-                    self._overtaken = True
+                    if self._settlement is not None:
+                        self._settlement.overtaken = True
                     self._give_up()
                 elif self._backlog.overtaken:
                     self._give_up()
+                if self._machine.state is State.DRAINING:
+                    self._machine.stepped()
         self._recent.add(stamped, asyncio.get_running_loop().time())
-        if self._leading and not self._lease.held:
+        if self._machine.leads and not self._lease.held:
             self._step_down("the lease ran out")  # who was paused wakes with seconds of what its heir has forwarded
-        if self._leading:
+        if self._machine.leads:
             self._forwarder.add(stamped)
 
     # Leading.
 
     async def _lead(self) -> None:
+        """Ask for the lease while we are subscribed, at once when we are, and renew it while we have it."""
+        machine = self._machine
         while True:
-            if self._leading and not self._lease.held:
+            await machine.until(lambda: machine.state in ASKING)
+            if machine.leads and not self._lease.held:
                 self._step_down("the lease ran out")
-            if self.status.connected and (self._leading or not self._stopping.is_set()):
-                try:
-                    mine = await self._lease.take()
-                except FAILURES as error:
-                    logger.debug("could not ask for the lease: %s", describe(error))
-                    mine = self._lease.held
-                if mine and not self._leading:
-                    if self.status.connected and not self._stopping.is_set():
-                        await self._take_over()
-                    else:
-                        await self._give_lease_back()  # we were cut off while we asked
-                elif self._leading and not mine:
-                    self._step_down("the lease is another's")
-            self._connected.clear()
+            if machine.state in ASKING:
+                await self._ask_for_lease()
             with suppress(TimeoutError):
-                async with asyncio.timeout(RENEW_INTERVAL if self._leading else POLL_INTERVAL):
-                    await self._connected.wait()
+                async with asyncio.timeout(RENEW_INTERVAL if machine.leads else POLL_INTERVAL):
+                    await machine.until(lambda: machine.state not in ASKING)
+
+    async def _ask_for_lease(self) -> None:
+        try:
+            mine = await self._lease.take()
+        except FAILURES as error:
+            logger.debug("could not ask for the lease: %s", describe(error))
+            mine = self._lease.held
+        if self._machine.leads:
+            if not mine:
+                self._step_down("the lease is another's")
+        elif mine:
+            if self._machine.state is State.STAND_BY:
+                await self._take_over()
+            else:
+                await self._give_lease_back()  # we were cut off, or told to stop, while we asked
+
+    @property
+    def _marker(self) -> bytes:
+        """What we say on the internal channel when we take over."""
+        return b"m" + self._lease.token.encode()
 
     async def _take_over(self) -> None:
         """
         Begin to lead where our predecessor ended.
 
-        Our own word on the internal channel comes back after everything that was stamped before we had the
-        lease: then we know what is left to be stamped.
+        Our own marker on the internal channel comes back after everything that was stamped before we had the
+        lease: then we know what is left to be stamped. Cut off, we do not wait for it: that would keep the lease from a
+        stand-by that is still subscribed.
         """
-        marker = b"m" + self._lease.token.encode()
-        self._marker = marker, asyncio.get_running_loop().create_future()
+        self._move(State.TAKING_OVER)
+        machine = self._machine
         try:
             async with asyncio.timeout(MARKER_TIMEOUT):
-                await pipeline.acall("PUBLISH", self._stamped_channel, marker, again=True)
-                await self._marker[1]
+                await pipeline.acall("PUBLISH", self._stamped_channel, self._marker, again=True)
+                await machine.until(lambda: machine.state is not State.TAKING_OVER)
+            reason = "cut off while taking over"
         except FAILURES as error:
-            logger.warning("could not take over: %s", describe(error))
-            await self._give_lease_back()
-            return
+            reason = describe(error)
         finally:
-            self._marker = None
+            if machine.state is State.TAKING_OVER:
+                self._move(State.STAND_BY)
+        if not machine.leads:
+            if machine.state is not State.STOPPING:
+                logger.warning("could not take over: %s", reason)
+            await self._give_lease_back()
 
     def _begin_to_lead(self) -> None:
-        assert self._marker is not None  # noqa: S101  the caller has looked
-        if not self._marker[1].done():
-            self._marker[1].set_result(None)
-        self._leading = True
+        """Our marker is here: stamp what our predecessor has left, and forward what it may not have."""
         self._batch = 0
         if expired := self._backlog.expire(asyncio.get_running_loop().time()):
             self._log.lost("nobody stamped it in time", expired)
@@ -345,8 +382,7 @@ class Listener:
         for stamped in self._recent.frames(asyncio.get_running_loop().time()):
             self._forwarder.add(stamped)  # perhaps our predecessor did not; sockets drop what they have had
         self._missed_wake.set()
-        self.status.now("holder")
-        logger.info("holding the lease: stamping and forwarding")
+        self._move(State.HOLDER)
 
     async def _forward_missed(self) -> None:
         """Forward what was published on the topics we remember while we were not connected."""
@@ -370,35 +406,35 @@ class Listener:
                 logger.warning("could not look for what was missed: %s", describe(error))  # sockets find it later
 
     def _step_down(self, reason: str) -> None:
+        if not self._machine.leads:
+            return  # somebody else has found out first
         self._lease.lost()
-        self._leading = False
-        if self.status.connected:
-            self.status.now("stand-by")
+        self._move(WITHOUT_LEASE[self._machine.state])
         logger.warning("stand-by: %s", reason)
 
     async def _give_lease_back(self) -> None:
-        self._leading = False
+        if self._machine.state in WITHOUT_LEASE:
+            self._move(WITHOUT_LEASE[self._machine.state])
         try:
             await self._lease.release()
         except FAILURES as error:
             logger.debug("could not give the lease back: %s", describe(error))  # it ends by itself
 
     async def _stamp(self) -> None:
-        self._stamping = False
         self._work.set()
         while True:
             await self._work.wait()
             self._work.clear()
-            while self._leading and (batch := self._backlog.take(BATCH_MESSAGES, BATCH_BYTES)):
-                self._stamping = True
+            while self._machine.leads and (batch := self._backlog.take(BATCH_MESSAGES, BATCH_BYTES)):
                 await self._stamp_batch(batch)
-                self._stamping = False
+                if self._machine.state is not State.HOLDER:
+                    self._machine.stepped()
 
     async def _stamp_batch(self, batch: list[Entry]) -> None:
         self._batch += 1
         delays = backoff()
         number, token = self._batch, self._lease.token
-        while self._leading and self._lease.token == token:
+        while self._machine.leads and self._lease.token == token:
             # What has come back has been published: a full Redis cannot note the number of the batch.
             messages = [(entry.topic, entry.tail) for entry in batch if not entry.struck]
             if not messages:
@@ -418,7 +454,8 @@ class Listener:
                 await asyncio.sleep(max(ECHO, next(delays)))
                 continue
             if stamped == NOT_HOLDER:
-                self._step_down("the lease is another's")
+                if self._lease.token == token:
+                    self._step_down("the lease is another's")
                 return
             self._backlog.confirm(batch)
             if refusal:

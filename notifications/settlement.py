@@ -31,6 +31,7 @@ class Settlement:
 
     Attributes:
         given_up: How many messages have been given up: nobody can tell any more whether they were stamped.
+        overtaken: Whether a message that was read after the gap has been stamped.
 
     """
 
@@ -47,7 +48,7 @@ class Settlement:
         self._seen = dict(seen)
         self._live: dict[str, Position] = {}
         self._read: dict[str, Position] = {}
-        self._over = False
+        self._over = self.overtaken = False
         self.given_up = 0
 
     def arrived(self, stamped: Stamped) -> bool:

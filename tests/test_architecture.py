@@ -29,7 +29,16 @@ STOREYS = [
         "lease",
         "health",
     }
-    | {"broker.__init__", "broker.reconnect", "box", "carried", "loop_layer", "layers"},
+    | {
+        "bridge.__init__",
+        "bridge.state",
+        "broker.__init__",
+        "broker.reconnect",
+        "box",
+        "carried",
+        "loop_layer",
+        "layers",
+    },
     {"publisher", "positions", "forwarder", "listener", "tokens", "auth", "callbacks", "sessions"}
     | {"control", "credentials", "receivers", "sending"},
     {"connection.__init__", "connection.connection", "connection.transport"}

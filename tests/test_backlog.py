@@ -78,7 +78,22 @@ def test_batches_are_bounded_in_number_and_in_bytes():
     assert [entry.tail[:1] for entry in backlog.take(2, 1000)] == [b"0", b"1"]
     assert [entry.tail[:1] for entry in backlog.take(10, 25)] == [b"2", b"3"]
     assert [entry.tail[:1] for entry in backlog.take(10, 1)] == [b"4"]
-    assert backlog.waiting == 1
+    assert [entry.tail[:1] for entry in backlog.take(10, 1)] == [b"5"]
+
+
+def test_all_is_stamped_when_redis_has_confirmed_the_last():
+    """What is struck counts as well; what was only submitted does not."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"), (B, b"4"))
+    assert not backlog.all_stamped
+
+    backlog.confirm(backlog.take(2, 1000))
+    batch = backlog.take(1, 1000)
+    backlog.strike(str(B), b"4")
+    assert not backlog.all_stamped
+    backlog.confirm(batch)
+
+    assert backlog.all_stamped
+    assert Backlog().all_stamped
 
 
 def test_what_was_submitted_and_not_struck_is_offered_again_to_a_new_holder():

@@ -11,7 +11,7 @@ from notifications.history.position import Position
 from notifications.history.stamped import Stamped
 from notifications.logs import LogBudget
 from notifications.tasks import going_on
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 
 class Layer:
@@ -100,3 +100,17 @@ async def test_what_waits_when_the_bridge_is_started_again_is_forwarded(monkeypa
     finally:
         running.cancel()
         await asyncio.wait([running])
+
+
+async def test_whoever_waits_for_an_empty_queue_is_told_when_the_layer_has_taken_all():
+    """Also if it is empty from the beginning, and again when more has come."""
+    bridge = Forwarder(layer := Layer(lambda: asyncio.sleep(0.05)), LogBudget(logging.getLogger(__name__)))
+    running = asyncio.create_task(bridge.run())
+    async with asyncio.timeout(scaled()):
+        await bridge.wait_empty()
+        for n in (1, 2):
+            for text in (b"first", b"wrapped", b"last"):
+                bridge.add(Stamped("p", "user:1", Position("e", n), text))
+            await bridge.wait_empty()
+            assert len(layer.taken) == 3 * n
+        running.cancel()

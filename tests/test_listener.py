@@ -2,16 +2,18 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 
-from notifications import Topic
+from notifications import Topic, pipeline, tasks
 from notifications.history import get_store
 from notifications.history.stamped import tail
 from notifications.lease import Lease
 from notifications.listener import Listener
-from tests.waiting import await_for
+from notifications.metrics import counts
+from tests.faults import kill_type
+from tests.waiting import await_for, scaled
 
 
 class Layer:
@@ -192,3 +194,152 @@ async def test_what_was_published_in_a_gap_overtakes_what_was_read_before_it(liv
 
         await await_for(lambda: listener.status.state == "holder", 10)
         assert not any('"n":1}' in text for text in layer.texts)
+
+
+# States, on a real Redis.
+
+
+def recorded(listener):
+    """List the states that a listener goes through, from now on."""
+    states, move = [], listener._machine.move
+
+    def record(to, reason=""):
+        move(to, reason)
+        states.append(to.name)
+
+    listener._machine.move = record
+    return states
+
+
+async def test_a_listener_goes_from_state_to_state_and_to_the_end(live_redis, monkeypatch):
+    """It begins, leads, is cut off, comes back, leads again, and stops; each word of its report follows from that."""
+    listener = Listener(Layer())
+    states, reports = recorded(listener), []
+    monkeypatch.setattr(
+        listener.status, "now", lambda state, now=listener.status.now: (reports.append(state), now(state))
+    )
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    assert states == ["SETTLING", "STAND_BY", "TAKING_OVER", "HOLDER"]
+
+    kill_type(live_redis, "pubsub")
+    await await_for(lambda: states[-1] == "HOLDER" and len(states) > 4)
+    listener.stop()
+    await running
+
+    assert states[4:10] == ["HANDING_OVER", "DISCONNECTED", "SETTLING", "STAND_BY", "TAKING_OVER", "HOLDER"]
+    assert states[10:] == ["DRAINING", "STOPPING", "STOPPED"]
+    assert [report.partition(":")[0] for report in reports] == ["stand-by", "holder", "deaf", "stand-by", "holder"]
+    assert live_redis.hgetall("notifications:listeners") == {}
+
+
+@contextmanager
+def held_up(monkeypatch, owner, name, word=None):
+    """Hold up an asynchronous function, or its calls with a first word; yields the calls, and what lets them go on."""
+    call, waiting, go_on = getattr(owner, name), [], asyncio.Event()
+
+    async def wait_and_call(*arguments, **options):
+        if word is None or arguments[0] == word:
+            waiting.append(arguments)
+            await go_on.wait()
+        return await call(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wait_and_call)
+        yield waiting, go_on
+        go_on.set()
+
+
+async def test_a_listener_that_stops_while_it_takes_over_leaves_no_lease_behind(live_redis, monkeypatch):
+    """A stand-by need not wait for the end of a lease that nobody ever used."""
+    listener = Listener(Layer())
+    states = recorded(listener)
+    with held_up(monkeypatch, pipeline, "acall", "PUBLISH") as (waiting, _):
+        running = asyncio.create_task(listener.run())
+        await await_for(lambda: waiting)
+        assert states[-1] == "TAKING_OVER"
+        assert live_redis.exists("notifications:lease")
+        listener.stop()
+        await running
+
+    assert states[-2:] == ["STOPPING", "STOPPED"]
+    assert not live_redis.exists("notifications:lease")
+
+
+async def test_a_listener_that_is_cut_off_while_it_takes_over_comes_back_as_a_stand_by(live_redis, monkeypatch, caplog):
+    """Its marker can no longer reach it: it gives the lease back, and takes over when it is subscribed again."""
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    with held_up(monkeypatch, pipeline, "acall", "PUBLISH") as (waiting, go_on):
+        await await_for(lambda: waiting)
+        kill_type(live_redis, "pubsub")
+        await await_for(lambda: states[-1] == "DISCONNECTED")
+        go_on.set()
+        await await_for(lambda: states[-1] == "HOLDER")
+    listener.stop()
+    await running
+
+    assert "TAKING_OVER DISCONNECTED SETTLING STAND_BY TAKING_OVER HOLDER" in " ".join(states)
+    assert "could not take over: cut off while taking over" in caplog.text
+
+
+async def test_a_take_over_under_which_something_was_cancelled_is_tried_again(live_redis, monkeypatch):
+    """It must not wait for ever for a marker that it has not sent."""
+    monkeypatch.setattr(tasks, "RESTART_DELAY", 0.01)
+    acall, cancelled = pipeline.acall, []
+
+    async def be_cancelled(*words, **options):
+        if words[0] == "PUBLISH" and not cancelled:
+            cancelled.append(None)
+            raise asyncio.CancelledError
+        return await acall(*words, **options)
+
+    monkeypatch.setattr(pipeline, "acall", be_cancelled)
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    listener.stop()
+    await running
+
+    assert states[1:6] == ["STAND_BY", "TAKING_OVER", "STAND_BY", "TAKING_OVER", "HOLDER"]
+
+
+async def test_a_holder_that_is_cut_off_and_told_to_stop_stamps_what_it_has_read(live_redis, monkeypatch):
+    """Nobody else may have read it. Then the lease is free, and nothing is said to be lost."""
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    lost = counts["dropped", "not forwarded in time before the end"]
+    with held_up(monkeypatch, get_store(), "stamp_batch") as (waiting, go_on):
+        live_redis.publish("user:1", '{"n":1}')
+        await await_for(lambda: waiting)
+        kill_type(live_redis, "pubsub")
+        await await_for(lambda: states[-1] == "HANDING_OVER")
+        listener.stop()
+        await await_for(lambda: states[-1] == "DRAINING")
+        go_on.set()
+        await running
+
+    assert states[-3:] == ["DRAINING", "STOPPING", "STOPPED"]
+    [where] = await get_store().look([Topic.for_user(1)])
+    assert where.last.n == 1
+    assert not live_redis.exists("notifications:lease")
+    assert counts["dropped", "not forwarded in time before the end"] == lost
+
+
+async def test_a_listener_without_redis_stops_at_once(live_redis, settings):
+    """It has nothing to finish."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "REDIS_URL": "redis://127.0.0.1:1/0"}
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states)
+    listener.stop()
+    async with asyncio.timeout(scaled()):
+        await running
+
+    assert set(states[:-2]) == {"DISCONNECTED"}
+    assert states[-2:] == ["STOPPING", "STOPPED"]

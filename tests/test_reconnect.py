@@ -32,7 +32,7 @@ class Kept:
     async def opened(self):
         wire = Wire()
         step = self.plan.pop(0) if self.plan else None
-        if isinstance(step, Exception):
+        if isinstance(step, BaseException):
             raise step
         if step is None:
             self.stays.set()
@@ -104,6 +104,14 @@ async def test_a_mistake_is_logged_with_its_stack_trace_and_does_not_end_the_loo
     assert [reason for reason, _ in kept.lost] == ["TypeError", "closed"]
     assert "a connection to Redis could not be opened or kept" in caplog.text
     assert "unexpected keyword argument 'colour'" in caplog.text
+
+
+async def test_what_was_cancelled_below_the_loop_does_not_end_it():
+    """Nobody has cancelled the loop itself: whatever it is that was, the connection is lost, and is said to be."""
+    kept = Kept(asyncio.CancelledError(), "closed")
+    await kept.run()
+
+    assert [reason for reason, _ in kept.lost] == ["something that it waited for was cancelled", "closed"]
 
 
 async def test_what_is_told_is_without_credentials(settings):

@@ -72,6 +72,10 @@ async def keep_connected(
                 reason = describe(await wire.wait_closed())
         except FAILURES as error:
             reason = describe(error)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            reason = "something that it waited for was cancelled"
         except Exception as error:  # such as an option that redis-py does not know: nobody else would say so
             logger.exception("a connection to Redis could not be opened or kept")
             reason = type(error).__name__

@@ -1,0 +1,1 @@
+"""The bridge from what is published on Redis to the groups of the channel layer."""
