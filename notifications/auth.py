@@ -20,6 +20,7 @@ from .callbacks import Callbacks
 from .conf import settings
 from .eager import CutShortError
 from .exceptions import NotificationsError
+from .limits import address_of
 from .logs import LogBudget, describe, outages
 from .loops import PerLoop
 from .metrics import count, tally
@@ -153,6 +154,12 @@ def _matches(origin: str, trusted: str) -> bool:
     except ValueError:  # an unbalanced bracket
         return False
     return wanted.scheme == given.scheme and is_same_domain(given.netloc, wanted.netloc.lstrip("*"))
+
+
+def client_address(scope: dict[str, Any]) -> str:
+    """Return the address that a client counts under. Headers are not believed: anyone can write them."""
+    host, *_ = scope.get("client") or ("",)
+    return address_of(host)
 
 
 def session_user(scope: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The end of one socket: one close, with a code that tells the browser what to do."""
+"""The end of a connection: one close, with a code that tells the client what to do."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from .metrics import count
 from .tasks import ended
 
 RESTART_SPREAD: Final = 0.5
-"""Seconds over which the sockets of a process that stops are told so."""
+"""Seconds over which the closes of a stopping process are spread."""
 FLUSH: Final = 0.1
 """Seconds for the last close frame to leave the process."""
 LAST_WORDS: Final = 2.0
-"""Seconds that a browser has to take the frame that says why it is closed."""
+"""Seconds that a client has to take the frame that says why it is closed."""
 
 
 class Closing:
-    """Closes a socket once, for whoever wants it first."""
+    """Closes a connection once, for whoever asks first."""
 
     __slots__ = ("_stop", "_task", "_transport", "begun")
 
     def __init__(self, transport: Transport, stop: Callable[[], None]) -> None:
         """
-        Prepare the end.
+        Prepare to close.
 
         Args:
-            transport: What is closed.
-            stop: Ends all that would still send something.
+            transport: What to close.
+            stop: Ends everything that would still send something.
 
         """
-        self.begun = False  # from here on nobody else may send: servers take nothing after a close
+        self.begun = False  # from then on nobody else may send: transports take nothing after a close
         self._transport = transport
         self._stop = stop
         self._task: asyncio.Task[None] | None = None
@@ -52,7 +52,7 @@ class Closing:
             await self._finish(code, message)
 
     def at_once(self, code: CloseCode, message: str | None = None) -> None:
-        """Deliver nothing more, say why, if there is something to say, and close; whatever the socket is busy with."""
+        """Close now, whatever the connection is busy with, saying why if there is a message."""
         if not self.begun:
             self.begun = True
             self._task = asyncio.create_task(self._finish(code, message))
@@ -69,10 +69,10 @@ class Closing:
 
     async def server_stops(self) -> None:
         """
-        Say that the server restarts: Daphne cancels its applications when it is told to stop.
+        Close because the server restarts: Daphne cancels its applications when it is told to stop.
 
-        Without a code browsers would see 1006. They are told one after the other, so that they do not all come back
-        at once; and all stay until the last has been told, because Daphne ends when the first of them does.
+        Without a code, browsers would see 1006. The closes are spread, so that browsers do not all come back at once;
+        and every connection waits for the last close, because Daphne ends as soon as the first application has.
         """
         wait = random.uniform(0, RESTART_SPREAD)  # noqa: S311  not a secret
         await asyncio.sleep(wait)
@@ -80,7 +80,7 @@ class Closing:
         await asyncio.sleep(RESTART_SPREAD - wait + FLUSH)
 
     async def end(self) -> None:
-        """Send nothing more; the socket is gone."""
+        """Send nothing more: the client has gone."""
         self.begun = True
         if self._task is not None:
             await ended(self._task)

@@ -15,10 +15,9 @@ from . import auth, frames, sessions
 from .connection.connection import Caller, Connection
 from .eager import coroutine_function
 from .frames import CloseCode
-from .limits import address_of
 
 HELD_BACK: Final = 0.2
-"""Seconds after which a close that the server has not sent is taken for one that it keeps back."""
+"""Seconds after which a close that the server has not sent counts as held back."""
 
 _HANDLERS: Final = {f"websocket.{name}": f"websocket_{name}" for name in ("connect", "receive", "disconnect")}
 
@@ -27,8 +26,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
     """
     Carries published messages to one browser tab, by WebSocket.
 
-    It is the handshake, the origin rule, and what servers do each in their own way. All else, from who the browser is
-    to its end, is its ``Connection``, which would do the same on another transport.
+    It does the handshake, applies the origin rule, and knows the ways of web servers. Everything else, from who the
+    browser is to how the connection ends, is up to its ``Connection``, which does the same on any transport.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -69,31 +68,31 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._connection.end()
 
     def send_text(self, text: str) -> Coroutine[Any, Any, None]:
-        """Hand a text to the server, before what may wait to be sent."""
+        """Pass a text to the server."""
         return self._send_event({"type": "websocket.send", "text": text})
 
     async def close(self, code: int | None = None, reason: str | None = None) -> None:
-        """Send the close."""
-        # Granian keeps a close back for as long as somebody waits in ``receive``: until the browser says something.
+        """Close the WebSocket."""
+        # Granian holds a close back while the application waits in ``receive``: until the browser sends something.
         timer = asyncio.get_running_loop().call_later(HELD_BACK, self._interrupt)
         try:
             await super().close(None if code is None else int(code), reason)
         except Exception:
             if code != CloseCode.SERVICE_RESTART:
                 raise
-            # Autobahn, and so Daphne, sends no codes of the registry; this one also says "come back".
+            # Autobahn, and so Daphne, refuses registered codes; this one tells the browser to come back as well.
             await super().close(int(CloseCode.TRY_AGAIN), reason)
         finally:
             timer.cancel()
 
     def _interrupt(self) -> None:
-        """End the wait for what the browser says; what comes next may be waited for again."""
+        """Stop waiting for the next event; the application may wait again afterwards."""
         if self._receiving and not self._interrupted and self._task is not None:
             self._interrupted = True
             self._task.cancel()
 
     def _went_on(self) -> bool:
-        """Say whether the cancellation was an interruption of our own, and no other came with it."""
+        """Return whether the cancellation was our own interruption, and nothing else cancelled the task as well."""
         interrupted, self._interrupted = self._interrupted, False
         return interrupted and self._task is not None and self._task.uncancel() == 0
 
@@ -113,13 +112,13 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
 
 def _caller(scope: dict[str, Any]) -> Caller:
-    """Read from a handshake whose it is."""
+    """Describe who opens a WebSocket."""
     found: sessions.Found | None = scope.get(sessions.SCOPE_KEY)
     is_known, has_origin = found is None or found.is_known, auth.has_origin(scope)
     user = auth.session_user(scope) if is_known else None
     has_session = user is not None
     return Caller(
-        address=address_of(scope),
+        address=auth.client_address(scope),
         user=user,
         session_key=getattr(scope.get("session"), "session_key", None) if has_session else None,
         as_of=found.as_of if found is not None else None,

@@ -1,4 +1,4 @@
-"""Slow work of one socket, off the road of incoming frames: one job after the other."""
+"""What a connection has to do that may take long: one thing after the other, while frames keep coming in."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .eager import CutShortError
 from .tasks import ended, new_task
 
 T = TypeVar("T")
-Job = Callable[[], Awaitable[None]]
+Work = Callable[[], Awaitable[None]]
 
 
-class Jobs:
+class Worklist:
     """
     One task at most, and none when there is nothing to do.
 
     Attributes:
-        context: In which all jobs are done, whoever adds them; None for that of whoever adds the first.
+        context: The context in which all of it is done, whoever adds it; None for that of whoever adds the first.
 
     """
 
@@ -27,22 +27,22 @@ class Jobs:
 
     def __init__(self, failed: Callable[[Exception], Awaitable[None]]) -> None:
         """
-        Prepare the queue.
+        Prepare an empty list.
 
         Args:
-            failed: Called with what a job raised; the jobs behind it are forgotten.
+            failed: Called with what any of it raised; all that waits behind it is forgotten.
 
         """
         self.context: Context | None = None
         self._failed = failed
         self._ended = False
         self._task: asyncio.Task[None] | None = None
-        self._urgent: list[Job] | None = None  # only while a job waits aside
+        self._urgent: list[Work] | None = None  # only while something waits aside
         self._news: asyncio.Future[None]
-        self._waiting: list[Job] = []  # an empty deque takes ten times as much, and most sockets have nothing to do
+        self._waiting: list[Work] = []  # an empty deque takes ten times as much, and most sockets have nothing to do
 
     def __len__(self) -> int:
-        """Count the jobs that have not begun."""
+        """Count what has not begun."""
         return len(self._waiting)
 
     @property
@@ -50,31 +50,31 @@ class Jobs:
         """Whether there is anything to do."""
         return self._task is not None
 
-    def add(self, job: Job) -> None:
-        """Do this after all others; nothing after ``end``."""
+    def add(self, work: Work) -> None:
+        """Do this after everything else; nothing after ``end``."""
         if not self._ended:
-            self._waiting.append(job)
+            self._waiting.append(work)
             self._begin()
 
-    def add_next(self, job: Job) -> None:
-        """Do this after the one that runs now, or while that waits ``aside``; nothing after ``end``."""
+    def add_next(self, work: Work) -> None:
+        """Do this after what runs now, or while that waits ``aside``; nothing after ``end``."""
         if self._ended:
             return
         if self._urgent is not None:
-            self._urgent.append(job)
+            self._urgent.append(work)
             if not self._news.done():
                 self._news.set_result(None)
         else:
-            self._waiting.insert(0, job)
+            self._waiting.insert(0, work)
             self._begin()
 
     @property
     def is_aside(self) -> bool:
-        """Whether the one that runs waits ``aside``."""
+        """Whether what runs now waits ``aside``."""
         return self._urgent is not None
 
     async def aside(self, question: Coroutine[Any, Any, T]) -> T:
-        """Await, from within a job, what may take long; what ``add_next`` brings meanwhile is done at once."""
+        """Await what may take long, from within the list; what ``add_next`` brings meanwhile is done at once."""
         asked = asyncio.create_task(question)
         self._urgent = []
         try:
@@ -92,7 +92,7 @@ class Jobs:
                 await ended(asked)
 
     def clear(self) -> None:
-        """Forget all that has not begun."""
+        """Forget what has not begun."""
         self._waiting.clear()
         if self._urgent is not None:
             self._urgent.clear()
@@ -117,12 +117,12 @@ class Jobs:
                 except asyncio.CancelledError:
                     if task is None or task.cancelling():
                         raise
-                    await self._fail(CutShortError("something that a job waited for was cancelled"))
-                except Exception as error:  # noqa: BLE001  whatever it is, the owner says so
+                    await self._fail(CutShortError("something that it waited for was cancelled"))
+                except Exception as error:  # noqa: BLE001  whatever it is, ``failed`` is told
                     await self._fail(error)
         finally:
             self._task = None
 
     async def _fail(self, error: Exception) -> None:
         self.clear()
-        await self._failed(error)  # what is added meanwhile has its turn behind
+        await self._failed(error)  # what is added meanwhile comes after it

@@ -1,4 +1,4 @@
-"""What one socket, one user and one address may ask of the server."""
+"""What one connection, one user and one address may ask of the server."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from ipaddress import IPv6Address, IPv6Network, ip_address
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from .conf import Settings, settings
 
 MAX_SUBSCRIPTIONS: Final = Settings.MAX_SUBSCRIPTIONS
-"""Topics of one socket beside its user's own, unless the site says otherwise."""
+"""Topics of one connection besides its user's own, unless the site sets another number."""
 MAX_WAITING_FRAMES: Final = 200
-"""Frames that may wait while an authorisation is under way. More than the 150 that our client lets be unanswered."""
+"""Frames that may wait while a permission is being asked for; our client leaves at most 150 unanswered."""
 MAX_INVALID_FRAMES: Final = 10
-"""Frames in a row that could not be read after which the socket is closed."""
+"""Unreadable frames in a row after which a connection is closed."""
 MAX_REFUSED_FRAMES: Final = 200
-"""Frames beyond the rate, before half of the burst has come back, after which the socket is closed."""
+"""Frames above the rate after which a connection is closed, unless half of the burst has come back meanwhile."""
 BURST: Final = 200
-"""Frames that may come at once. Our client sends up to 150, whatever the site's ``MAX_SUBSCRIPTIONS``, and knows the
-rate as well: more haste than it has is somebody else's."""
+"""Frames that may come at once. Our client sends at most 150, whatever the site's ``MAX_SUBSCRIPTIONS``, and keeps to
+the rate: only other programs exceed it."""
 RATE: Final = 20.0
 """Frames a second in the long run."""
 MAX_SENDERS: Final = 10_000
-"""Users, or addresses, whose haste is remembered; the ones that have sent nothing for longest are forgotten."""
+"""Users, or addresses, whose rate is remembered; those that have been silent for longest are forgotten first."""
 SHARE_OF_AN_ADDRESS: Final = 2
-"""One address may have half of the places for sockets that have not authenticated."""
+"""One address may take half of the places for connections that have not authenticated."""
 UNREADABLE: Final = "unreadable"
-"""Stands for every address that cannot be read."""
+"""What every address that cannot be read counts as."""
 _WITH_PORT: Final = re.compile(r"(?:\[([^]]+)](?::\d+)?|([\d.]+):\d+)").fullmatch
 
 
 class TokenBucket:
-    """Allows ``BURST`` frames at once and ``RATE`` a second in the long run, for each of some sockets."""
+    """Allows ``BURST`` frames at once and ``RATE`` a second in the long run, times a number of connections."""
 
     __slots__ = ("_at", "_sockets", "_tokens")
 
@@ -45,11 +45,11 @@ class TokenBucket:
 
     @property
     def rested(self) -> bool:
-        """Whether the haste is over: half of the burst has come back."""
+        """Whether half of the burst has come back."""
         return self._tokens >= BURST * self._sockets / 2
 
     def take(self, now: float) -> bool:
-        """Say whether one more is allowed now, in seconds of any clock, and count it if so."""
+        """Return whether one more is allowed, and count it if so; ``now`` is in seconds of any clock."""
         self._tokens = min(BURST * self._sockets, self._tokens + (now - self._at) * RATE * self._sockets)
         self._at = now
         if self._tokens < 1:
@@ -60,20 +60,20 @@ class TokenBucket:
 
 class Senders:
     """
-    The frames of users, or of addresses, over all their sockets in this process.
+    The frames of users, or of addresses, over all their connections in this process.
 
-    Each may send what as many sockets as it may have could send: who comes back with new sockets does not begin anew.
+    Each has the allowance of as many connections as it may have; reconnecting does not reset it.
     """
 
     def __init__(self) -> None:
         self._buckets: dict[str, TokenBucket] = {}
 
     def take(self, name: str | None, sockets: int, now: float) -> bool:
-        """Say whether one more frame is allowed, and count it if so; ``sockets`` is how many it may have, 0 any."""
+        """Return whether one more frame is allowed, and count it if so; ``sockets`` is how many it may have, 0 any."""
         if name is None or not sockets:
             return True
         bucket = self._buckets.pop(name, None) or TokenBucket(sockets)
-        self._buckets[name] = bucket  # behind all who have sent nothing since
+        self._buckets[name] = bucket  # behind all that have been silent since
         if len(self._buckets) > MAX_SENDERS:
             del self._buckets[next(iter(self._buckets))]
         return bucket.take(now)
@@ -81,10 +81,10 @@ class Senders:
 
 class Pace:
     """
-    How fast one socket sends, and with it its user and its address.
+    How fast one connection sends, and with it its user and its address.
 
     Attributes:
-        refused: Frames that were too many, since the haste was last over.
+        refused: Frames above the rate since half of the burst had last come back.
 
     """
 
@@ -96,7 +96,7 @@ class Pace:
         self.refused = 0
 
     def take(self, user: str | None, address: str | None) -> bool:
-        """Say whether one more frame is allowed now, and count it."""
+        """Return whether one more frame is allowed now, and count it."""
         now = self._clock()
         if (
             self._bucket.take(now)
@@ -115,20 +115,20 @@ addresses_frames: Final = Senders()
 
 
 class Addresses:
-    """Counts the open sockets of this process by the address they come from."""
+    """Counts the open connections of this process by the address they come from."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
     def take(self, address: str, limit: int) -> bool:
-        """Say whether one more is allowed, and count it if so, until ``give_back``; a limit of 0 is none."""
+        """Return whether one more is allowed, and if so count it until ``give_back``; a limit of 0 is none."""
         if limit and self._open[address] >= limit:
             return False
         self._open[address] += 1
         return True
 
     def give_back(self, address: str | None) -> None:
-        """Count one less; None was not counted."""
+        """Count one less; None was never counted."""
         if address is not None:
             self._open[address] -= 1
             if not self._open[address]:
@@ -139,36 +139,36 @@ addresses: Final = Addresses()
 
 
 class Stranger(Protocol):
-    """A socket that has not authenticated."""
+    """A connection that has not authenticated."""
 
     @property
     def has_said_nothing(self) -> bool:
-        """Whether it has not even begun to."""
+        """Whether it has not even started to."""
 
     def give_way(self) -> None:
-        """Close it: others want its place."""
+        """Close it, because others need its place."""
 
 
 class Strangers:
     """
-    The sockets that have not authenticated, by address.
+    The connections that have not authenticated, by address.
 
-    When there is no room the oldest goes that has said nothing, of the address that has the most: whoever opens many
-    pushes out their own, and not the one socket of somebody else. Those whose token is being looked at stay.
+    When there is no room, the oldest one that has said nothing is closed, of the address that has the most: whoever
+    opens many pushes out their own, and not the only one of somebody else. Those whose token is being checked stay.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[Stranger, None]] = {}
         self._leaving: dict[Stranger, str] = {}
-        """Told to go, and still there: a program need not answer a close, and servers wait for it."""
+        """Closed, and still there: a program need not answer a close, and servers wait for it."""
         self._leaving_of: Counter[str] = Counter()
         self._count = 0
 
     def is_crowded(self, address: str, limit: int) -> bool:
         """
-        Say whether as many as may be are there once more, on their way out: then nobody is to be let in.
+        Return whether as many again as there are places are on their way out: then nobody is let in.
 
-        One address may have its share of these as well, and keeps nobody else out.
+        An address has its share of these as well, so that it keeps nobody else out.
         """
         if not limit:
             return False
@@ -177,11 +177,11 @@ class Strangers:
 
     def add(self, address: str, stranger: Stranger, limit: int) -> bool:
         """
-        Take a place, until ``remove``; says no if there is none.
+        Take a place until ``remove``, and return whether there was one.
 
         Args:
-            address: Where it comes from; it may have a share of the places.
-            stranger: Who.
+            address: Where the connection comes from; an address has a share of the places.
+            stranger: The connection.
             limit: How many places there are; 0 for any number.
 
         """
@@ -210,7 +210,7 @@ class Strangers:
         return False
 
     def remove(self, address: str | None, stranger: Stranger) -> None:
-        """Give a place back: it has authenticated, or has gone. No error if it had none."""
+        """Give a place back: the connection has authenticated, or has gone. No error if it had none."""
         if (left := self._leaving.pop(stranger, None)) is not None:
             self._leaving_of[left] -= 1
             if not self._leaving_of[left]:
@@ -223,15 +223,18 @@ class Strangers:
             del self._waiting[address]
 
 
-def address_of(scope: dict[str, Any]) -> str:
+def address_of(host: object) -> str:
     """
-    Name where a socket comes from, as the web server says.
+    Name the address that a client counts under.
 
-    Of an IPv6 address it is the network of 64 bits: whoever has one has all of its addresses. All that the server does
-    not know, as behind a Unix socket, or that is no address, as what a client has made up, is one: ``UNREADABLE``.
+    An IPv6 address counts as its network of 64 bits: whoever has one address of it has them all. Whatever is no
+    address, such as what a client has made up, or nothing, as behind a Unix socket, counts as ``UNREADABLE``.
+
+    Args:
+        host: Where the client connects from, as the web server says.
+
     """
-    host, *_ = scope.get("client") or ("",)
-    match = _WITH_PORT(str(host))  # some proxies forward it with the address
+    match = _WITH_PORT(str(host))  # some proxies forward the port with the address
     try:
         address = ip_address((match[1] or match[2]) if match else str(host))
     except ValueError:

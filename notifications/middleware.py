@@ -8,8 +8,7 @@ from channels.auth import AuthMiddleware
 from channels.sessions import CookieMiddleware, SessionMiddleware
 from django.contrib.auth.models import AnonymousUser
 
-from . import sessions
-from .limits import address_of
+from . import auth, sessions
 from .mount import with_root_path
 
 
@@ -24,7 +23,7 @@ class SessionAuthMiddleware(AuthMiddleware):  # type: ignore[misc]  # Channels h
     """
 
     async def resolve_scope(self, scope: dict[str, Any]) -> None:
-        found = await sessions.find(scope["session"].session_key, address_of(scope))
+        found = await sessions.find(scope["session"].session_key, auth.client_address(scope))
         scope[sessions.SCOPE_KEY] = found
         if found.is_known:
             scope["user"]._wrapped = found.user or AnonymousUser()

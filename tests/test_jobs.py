@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from notifications.jobs import Jobs
+from notifications.jobs import Worklist
 from tests.eager_tasks import use_eager_tasks
 from tests.waiting import await_for, scaled
 
@@ -19,7 +19,7 @@ def jobs(failures):
     async def failed(error):
         failures.append(str(error))
 
-    return Jobs(failed)
+    return Worklist(failed)
 
 
 def job(done, name, *, waits_for=None):
@@ -87,7 +87,7 @@ async def test_what_is_added_while_a_failure_is_told_is_done(failures):
     async def fail():
         raise KeyError("broken")
 
-    jobs = Jobs(failed)
+    jobs = Worklist(failed)
     jobs.add(fail)
     await asyncio.wait_for(told.wait(), scaled())
     jobs.add(job(done, "meanwhile"))

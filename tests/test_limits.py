@@ -3,7 +3,8 @@
 import pytest
 
 from notifications import limits
-from notifications.limits import BURST, RATE, UNREADABLE, Addresses, Pace, Senders, Strangers, address_of
+from notifications.auth import client_address
+from notifications.limits import BURST, RATE, UNREADABLE, Addresses, Pace, Senders, Strangers
 
 
 @pytest.mark.parametrize(
@@ -30,15 +31,15 @@ from notifications.limits import BURST, RATE, UNREADABLE, Addresses, Pace, Sende
 )
 def test_the_address_is_what_the_server_says(client, address):
     """An IPv6 client is its network; all that a server does not know, or a client has made up, is one address."""
-    assert address_of({"client": client}) == address
+    assert client_address({"client": client}) == address
 
 
 def test_no_header_is_believed():
-    """Whoever connects may write what he likes into X-Forwarded-For."""
+    """Whoever connects may write what they like into X-Forwarded-For."""
     scope = {"client": ["192.0.2.1", 1], "headers": [(b"x-forwarded-for", b"198.51.100.7")]}
 
-    assert address_of(scope) == "192.0.2.1"
-    assert address_of({"headers": []}) == UNREADABLE
+    assert client_address(scope) == "192.0.2.1"
+    assert client_address({"headers": []}) == UNREADABLE
 
 
 def test_places_are_taken_and_given_back():

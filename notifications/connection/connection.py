@@ -26,7 +26,7 @@ from ..exceptions import TopicError
 from ..frames import CloseCode, FrameError
 from ..heartbeat import Heartbeat
 from ..history.position import Position
-from ..jobs import Jobs
+from ..jobs import Worklist
 from ..limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_WAITING_FRAMES, Pace, Strangers, addresses
 from ..logs import LogBudget
 from ..loops import PerLoop
@@ -129,7 +129,7 @@ class Connection:
         self._address: str | None = None
         self._pace = Pace()
         self._invalid = 0
-        self._jobs = Jobs(self._failed)
+        self._jobs = Worklist(self._failed)
         self._closing = Closing(transport, self._stop)
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(self)
