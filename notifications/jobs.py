@@ -117,7 +117,7 @@ class Worklist:
                 except asyncio.CancelledError:
                     if task is None or task.cancelling():
                         raise
-                    await self._fail(CutShortError("something that it waited for was cancelled"))
+                    await self._fail(CutShortError("something that was waited for was cancelled"))
                 except Exception as error:  # noqa: BLE001  whatever it is, ``failed`` is told
                     await self._fail(error)
         finally:

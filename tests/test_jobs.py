@@ -115,7 +115,7 @@ async def test_a_job_under_which_something_was_cancelled_is_told(jobs, failures)
     jobs.add(job(done, "later"))
     await await_for(lambda: not jobs.busy)
 
-    assert failures == ["something that a job waited for was cancelled"]
+    assert failures == ["something that was waited for was cancelled"]
     assert done == ["later"]
 
 
