@@ -1,10 +1,9 @@
 """
-How connections to Redis come about.
+How connections to Redis are made.
 
-redis-py connects (URL, TLS, accounts, Sentinel, handshake). Added is that a name is looked up in time, that the kernel
-asks idle peers whether they are still there, that a new connection is ready within one bound of time, and that it
-remembers the ``run_id`` of its server: scripts are told which server they run on, and after a restart or a failover no
-connection can say the wrong one.
+redis-py connects (URL, TLS, accounts, Sentinel, handshake). This module adds a time-out for name lookups, TCP
+keepalive, one time-out for everything until a new connection is ready, and the ``run_id`` of the connection's server:
+scripts are told which server they run on, and after a restart or a failover no connection can name the wrong one.
 """
 
 from __future__ import annotations
@@ -23,28 +22,28 @@ import redis.asyncio
 from . import resolver
 
 CONNECT_TIMEOUT: Final = 0.5
-"""Seconds; a Redis that needs longer to be found and to accept is not in this data centre."""
+"""Seconds; a Redis server that takes longer to be found and to accept is not in this data centre."""
 SOCKET_TIMEOUT: Final = 1.0
-"""Seconds that one answer, a handshake, or the wait for a free connection, may take."""
+"""Seconds that one answer, a handshake, or the wait for a free connection may take."""
 MOMENT: Final = 0.05
-"""Seconds that are left at least to what is begun late."""
+"""Minimum time-out in seconds for a step that begins late."""
 
 KEEPALIVE: Final[dict[int, int]] = {
     getattr(socket, name): seconds
     for name, seconds in {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}.items()
     if hasattr(socket, name)
 }
-"""The kernel's own question to an idle peer, by seconds: it keeps routers from forgetting the connection, and ends one
-whose peer is gone. Not every system can be told all three."""
+"""TCP keepalive options, in seconds and probes: they keep routers from forgetting an idle connection, and end one whose
+peer has gone. Not every system has all three."""
 
 
 class Server(NamedTuple):
     """
-    What a connection knows of its server.
+    What a connection knows about its server.
 
     Attributes:
-        run: The first 12 of the 40 digits of its ``run_id``: two servers of one site will not share them.
-        started: When it was up at the latest, in ms of its clock. It knows nothing of before.
+        run: The first 12 of the 40 digits of its ``run_id``, which two servers of one site will not share.
+        started: The latest time at which it may have started, in ms of its clock. It has no data from before.
 
     """
 
@@ -56,9 +55,9 @@ def _server(info: bytes) -> Server:
     facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
     started = int(facts[b"server_time_usec"]) // 1000
     if not facts.get(b"master_replid2", b"").strip(b"0"):
-        # The uptime is rounded down, so the server is up to a second older than this says: on the safe side.
+        # The uptime is rounded down, so the server may be up to a second older, which is on the safe side.
         started -= int(facts[b"uptime_in_seconds"]) * 1000
-    # Otherwise it was promoted, who knows when: until then it knew only what had reached it.
+    # Otherwise it was promoted at an unknown time; before, it only had what had been replicated to it.
     return Server(facts[b"run_id"][:12].decode(), started)
 
 
@@ -67,12 +66,12 @@ _SECTIONS: Final = ("server", "replication")
 
 class _Timed:
     """
-    A synchronous connection, and what is known of it.
+    A synchronous connection, and what is known about it.
 
     Attributes:
-        server: Who answers.
-        answered: When it answered last (``time.monotonic``).
-        fresh: Nothing has been asked on it since it was connected.
+        server: The server that answers.
+        answered: When it last answered (``time.monotonic``).
+        fresh: Nothing has been sent on it since it was connected.
         deadline: When the next attempt to connect must be done; if that is past, after ``SOCKET_TIMEOUT``.
 
     """
@@ -94,7 +93,7 @@ class _Timed:
         super().connect()  # type: ignore[misc]  # of redis-py's class behind this one
 
     def limit(self, seconds: float) -> None:
-        """Let each answer take so many seconds from now on."""
+        """Set the time-out of each answer from now on, in seconds."""
         self._sock.settimeout(max(MOMENT, seconds))
 
 
@@ -128,7 +127,7 @@ class _Tcp(_Timed, redis.Connection):
 
 
 class _Tls(redis.SSLConnection, _Tcp):
-    """Wraps what ``_Tcp`` connects: the next in the order of classes."""
+    """Wraps in TLS what ``_Tcp`` connects, which is next in the method resolution order."""
 
 
 class _Unix(_Timed, redis.UnixDomainSocketConnection):
@@ -136,11 +135,11 @@ class _Unix(_Timed, redis.UnixDomainSocketConnection):
 
 
 CLASSES: Final[dict[str, type]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
-"""Of synchronous connections, by scheme."""
+"""The classes of synchronous connections, by scheme."""
 
 
 class _Named:
-    """An asyncio connection whose host is looked up in time."""
+    """An asyncio connection whose host name is looked up with a time-out."""
 
     host: str
     socket_connect_timeout: float | None
@@ -165,7 +164,7 @@ class _Named:
 
 @cache
 def named(kind: Any) -> Any:
-    """Return a class of asyncio connections whose host is looked up in time."""
+    """Return a class of asyncio connections whose host name is looked up with a time-out."""
     if issubclass(kind, _Named) or not issubclass(kind, redis.asyncio.Connection):
         return kind
     return type(kind.__name__, (_Named, kind), {})
@@ -176,7 +175,7 @@ ASYNC_CLASSES: Final[dict[str, type]] = {
     "rediss": named(redis.asyncio.SSLConnection),
     "unix": redis.asyncio.UnixDomainSocketConnection,
 }
-"""Of asyncio connections, by scheme."""
+"""The classes of asyncio connections, by scheme."""
 
 
 async def agreet(connection: Any) -> None:
@@ -184,7 +183,7 @@ async def agreet(connection: Any) -> None:
     Log in on a connection.
 
     Raises:
-        redis.ConnectionError: With what the server said before it hung up, if it did.
+        redis.ConnectionError: The message is the server's error before it closed the connection, if there was one.
 
     """
     reader = connection.reader_at_first = connection._reader
@@ -200,9 +199,9 @@ async def agreet(connection: Any) -> None:
 @contextmanager
 def _second_handle(connection: Any) -> Iterator[int | None]:
     """
-    Hold a connection's socket open a second time; None where the system cannot.
+    Duplicate the handle of a connection's socket; None if the system cannot.
 
-    When a write fails, asyncio closes its own handle at once, and what the server said before would be lost unread.
+    When a write fails, asyncio closes its own handle at once, and the server's error would be lost unread.
     """
     handle = None
     with suppress(OSError):  # Windows duplicates no sockets this way
@@ -215,7 +214,7 @@ def _second_handle(connection: Any) -> Iterator[int | None]:
 
 
 def _rest(handle: int | None) -> bytes:
-    """Return what has arrived and nobody has read."""
+    """Return what has arrived but has not been read."""
     with suppress(OSError):
         return b"" if handle is None else os.read(handle, 512)
     return b""
@@ -231,22 +230,22 @@ async def agreet_server(connection: Any) -> None:
 
 def last_words(reader: Any) -> str:
     """
-    Return the refusal that a server wrote before it hung up.
+    Return the error that a server sent before it closed the connection.
 
-    It says why, such as that it has all the clients it may have, and closes. Whoever is just writing then hears from
-    asyncio that the connection is lost, and nothing else.
+    It gives the reason, such as ``maxclients``, and closes. A caller that is writing at that moment only gets from
+    asyncio that the connection is lost.
     """
     return _refusal(bytes(getattr(reader, "_buffer", b"")))
 
 
 def _refusal(data: bytes) -> str:
-    """Read the error that a server's words begin with; empty if they do not."""
+    """Return the error at the beginning of a server's data; empty if there is none."""
     line, _, _ = data.partition(b"\r\n")
     return line[1:].decode(errors="replace") if line.startswith(b"-") else ""
 
 
 def keep_alive(transport: Any) -> None:
-    """Have the kernel ask an idle peer whether it is still there."""
+    """Enable TCP keepalive on a transport."""
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

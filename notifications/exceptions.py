@@ -1,11 +1,11 @@
 """
-What this app raises.
+The exceptions of this app.
 
     NotificationsError
     ├── TopicError (also ValueError)      no such kind, or an id that is empty, too long or refused
     ├── MessageError (also ValueError)    not a JSON object, too large, or it uses a reserved name
     ├── PublishError                      Redis did not confirm the publish
-    └── PositionError                     Redis did not say where a topic is
+    └── PositionError                     Redis did not return the position of a topic
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class TopicError(NotificationsError, ValueError):
 
 class MessageError(NotificationsError, ValueError):
     """
-    The message cannot be carried.
+    The message cannot be published.
 
-    The text never quotes the message: it goes to logs and to browsers.
+    The error never quotes the message, because it goes to logs and to browsers.
     """
 
 
 class PublishError(NotificationsError):
     """
-    Redis did not confirm that it took the message, which may or may not have been published.
+    Redis did not confirm that it accepted the message, which may or may not have been published.
 
     Attributes:
         topic: Where the message should have gone, as ``"kind:id"``.
@@ -48,7 +48,7 @@ class PublishError(NotificationsError):
 
 class PositionError(NotificationsError):
     """
-    Redis did not say where a topic is.
+    Redis did not return the position of a topic.
 
     Attributes:
         topic: The topic, as ``"kind:id"``.

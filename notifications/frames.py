@@ -1,7 +1,7 @@
 """
-The wire protocol beside the published messages: what browsers say, how we answer, why we close.
+The wire protocol besides the published messages: browsers' frames, the server's answers, and close codes.
 
-The sentences under the frames are those of the AsyncAPI document and of the TypeScript types, which are made
+The docstrings of the frames appear in the AsyncAPI document and in the TypeScript types, which are generated
 from this module and ``messages.py``.
 """
 
@@ -20,7 +20,7 @@ from .surrogates import mend_json
 
 MAX_FRAME_SIZE: Final = 4096
 MAX_AUTH_FRAME_SIZE: Final = 16384
-"""Bytes of a frame. A JWT with many claims needs more than 4 KiB; nothing else comes near."""
+"""Bytes of a frame. A JWT with many claims needs more than 4 KiB; nothing else comes close."""
 
 
 class CloseCode(IntEnum):
@@ -39,15 +39,15 @@ class CloseCode(IntEnum):
         return self
 
     AUTH_TIMEOUT = 4001, "no auth frame in time"
-    AUTH_REQUIRED = 4002, "the first frame was JSON, but no auth frame"
-    AUTH_FAILED = 4003, "the token is not valid, has expired, or is that of an inactive or another user"
-    INVALID_MESSAGES = 4004, "the first frame was no JSON, or too many in a row could not be read"
+    AUTH_REQUIRED = 4002, "the first frame was JSON, but not an auth frame"
+    AUTH_FAILED = 4003, "the token is not valid, has expired, or belongs to an inactive or a different user"
+    INVALID_MESSAGES = 4004, "the first frame was not JSON, or too many in a row could not be read"
     ACCESS_REVOKED = 4005, "access has ended: logged out, password changed, account not active, session expired"
-    TOO_SLOW = 4100, "the client said or confirmed nothing for too long, or sent far too many frames"
+    TOO_SLOW = 4100, "the client sent or confirmed nothing for too long, or sent far too many frames"
     TRY_AGAIN = 4101, "something the server needs did not answer, the session has another key, or the server restarts"
     TOO_MANY_CONNECTIONS = (
         4102,
-        "the user or the address has as many sockets as it may have, or too many have not authenticated",
+        "the user or the address has as many sockets as allowed, or too many have not authenticated",
     )
     SERVICE_RESTART = 1012, "the server restarts"
 
@@ -64,7 +64,7 @@ ErrorCode = Literal[
 
 class FrameError(NotificationsError):
     """
-    A browser's frame cannot be understood.
+    A browser's frame is not valid.
 
     Attributes:
         code: ``invalid_message`` or ``unknown_action``, as in the ``error`` frame.
@@ -77,7 +77,7 @@ class FrameError(NotificationsError):
 
 
 class NotJSONError(FrameError):
-    """A browser's frame is binary, or no JSON at all."""
+    """A browser's frame is binary, or not JSON at all."""
 
 
 SINCE_IS: Final = '\'since\' is "last" or the id of a message, such as "1795452276480-3"'
@@ -92,10 +92,12 @@ Position = Annotated[
     ),
 ]
 TopicName = Annotated[str, Meta(description="A kind and an id, such as order:7.")]
-Grant = Annotated[str | None, Meta(description="What the site signed for this user and topic instead of a permission.")]
+Grant = Annotated[
+    str | None, Meta(description="Signed by the site for this user and topic, in place of a permission check.")
+]
 _SINCE: Final = Meta(
-    description='What the client has: absent, nothing of the past follows; "last", the latest message first; the id '
-    "of a message or a position, everything after it.",
+    description='What the client has. Absent: nothing from the past follows; "last": the latest message first; the id '
+    "of a message or a position: everything after it.",
     extra_json_schema={"anyOf": [{"type": "string"}, {"type": "null"}], "pattern": f"^(last|{POSITION})$"},
 )
 
@@ -109,20 +111,20 @@ class Since(Struct, kw_only=True):
 
 
 def since_in_url(query_string: bytes) -> str | None:
-    """Read ``?since=`` of a session socket's URL, as it was written; see ``check_since``."""
+    """Return the ``?since=`` of a session socket's URL, unchecked; see ``check_since``."""
     return parse_qs(query_string.decode("latin1")).get("since", [""])[0] or None
 
 
 class Auth(Struct, tag="auth", tag_field="type"):
     """
-    The first frame of a socket without a session: who the client is, and where it was in its user's own topic.
+    The first frame of a socket without a session: the client's token, and its position in its user's own topic.
 
-    Later, with a token of the same user: go on.
+    It may be repeated later with a token of the same user.
     """
 
     token: str
     since: Annotated[Any, _SINCE] = None
-    """Not checked here: a browser with a broken memory is still who its token says."""
+    """Not checked here: a browser with a malformed position still authenticates by its token."""
 
 
 def check_since(since: Any) -> None:
@@ -153,14 +155,14 @@ class UnsubscribeUpload(Struct, tag="unsubscribe_upload", tag_field="action"):
 
 
 class Subscribe(Since, tag="subscribe", tag_field="action"):
-    """Receive what is published on a topic. Again: answered with the position the socket has, and nothing else."""
+    """Receive what is published on a topic. If repeated, it is answered with the current position and does nothing."""
 
     topic: TopicName
     grant: Grant = None
 
 
 class Unsubscribe(Struct, tag="unsubscribe", tag_field="action"):
-    """Receive it no longer. Nothing of the topic follows the answer."""
+    """Stop receiving a topic. No message of the topic follows the answer."""
 
     topic: TopicName
 
@@ -170,7 +172,7 @@ class Ping(Struct, tag="ping", tag_field="action"):
 
 
 class Pong(Struct, tag="pong", tag_field="action"):
-    """The answer to the server's ``ping``, with its number. It confirms all that was read before that ping."""
+    """The answer to the server's ``ping``, with its number. It confirms everything that was read before that ping."""
 
     n: int | None = None
 
@@ -194,13 +196,13 @@ _ACTIONS: Final = frozenset(
 
 def decode(text: str | None) -> Auth | Action:
     """
-    Read a browser's frame.
+    Decode a browser's frame.
 
     Args:
         text: The text of the frame; None for a binary one.
 
     Raises:
-        FrameError: With a sentence for the developer of the page.
+        FrameError: It is not valid; the message is for the developer of the page.
 
     """
     if text is None:
@@ -218,7 +220,7 @@ def decode(text: str | None) -> Auth | Action:
             raise FrameError("unknown_action", f"the actions are {', '.join(sorted(_ACTIONS))}")
         return _action.decode(text)
     except (ValueError, RecursionError) as error:
-        if (mended := mend_json(text)) != text:  # it has half a character, which is JSON to every browser
+        if (mended := mend_json(text)) != text:  # it has a lone surrogate, which is valid JSON for browsers
             return _without_topic(decode(mended))
         raise (FrameError if _is_json(text) else NotJSONError)("invalid_message", f"{error}") from error
 
@@ -226,7 +228,7 @@ def decode(text: str | None) -> Auth | Action:
 def _without_topic(frame: Auth | Action) -> Auth | Action:
     if isinstance(frame, Auth | Ping | Pong):
         return frame
-    raise FrameError("invalid_message", "the frame has half a character, a lone surrogate, and no topic has")
+    raise FrameError("invalid_message", "the frame contains half a character (a lone surrogate), which no topic does")
 
 
 def _is_json(text: str) -> bool:
@@ -256,7 +258,7 @@ Recovered = Annotated[
 
 
 class AuthSuccess(Struct, tag="auth_success", tag_field="action"):
-    """The socket is this user's, and has his own topic."""
+    """The socket is this user's, and has the user's own topic."""
 
     user_id: str
     id: Here
@@ -273,8 +275,8 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
     """
     The topic is subscribed.
 
-    Also unasked, with ``recovered`` false: when something is missing on an open socket, and some time after an
-    ``unavailable``.
+    Also sent without a request, with ``recovered`` false: when something is missing on an open socket, and some time
+    after an ``unavailable``.
     """
 
     topic: TopicName
@@ -283,14 +285,14 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
     state: Annotated[
         bool,
         Meta(
-            description="Whether the latest message of the topic is the whole truth, such as progress: then it follows "
-            "where the client gave no position from which to go on."
+            description="Whether the latest message of the topic is the complete state, such as progress: then it "
+            "follows if the client gave no position from which to continue."
         ),
     ]
 
 
 class Unsubscribed(Struct, tag="unsubscribed", tag_field="action"):
-    """The topic is not, or no longer, subscribed; also unasked, when the answer is no, now or after ``unavailable``."""
+    """The topic is not, or no longer, subscribed; also sent unasked when permission is denied, even later."""
 
     topic: TopicName
 
@@ -304,7 +306,7 @@ class Error(Struct, tag="error", tag_field="action"):
 
 
 class ServerPing(Struct, tag="ping", tag_field="action"):
-    """To be answered with ``pong`` and the same number."""
+    """A ping to answer with ``pong`` and the same number."""
 
     n: int
 
@@ -319,5 +321,5 @@ _encoder = msgspec.json.Encoder()
 
 
 def encode(frame: ServerFrame) -> str:
-    """Write one of the server's own frames."""
+    """Serialise one of the server's own frames."""
     return _encoder.encode(frame).decode()

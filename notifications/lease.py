@@ -1,4 +1,4 @@
-"""Which listener stamps and forwards: a lease in Redis, which must be renewed and can be given back."""
+"""The lease in Redis that decides which listener stamps and forwards. It must be renewed and can be given back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .history.store import term_key
 from .topics import internal_name
 
 TTL: Final = 3.0
-"""Seconds until the lease of a holder that has died, hangs or is cut off is free."""
+"""Seconds after which the lease of a holder that has died, hangs or is cut off becomes free."""
 RENEW_INTERVAL: Final = 1.0
 """Seconds between renewals; two may fail."""
 POLL_INTERVAL: Final = 0.5
@@ -31,7 +31,7 @@ class Lease:
     The lease, as one listener sees it.
 
     Each time it is taken it gets a new token. Redis compares the token before it stamps, so a holder that was
-    paused and wakes, or a batch that was delayed on its way, changes nothing.
+    paused and wakes up, or a batch that was delayed in transit, changes nothing.
 
     Attributes:
         term: Names the time in which one listener has held the lease and every raw message was given an id, as Redis
@@ -55,21 +55,21 @@ class Lease:
 
     @property
     def held(self) -> bool:
-        """Whether, for all we know, the lease is ours."""
+        """Whether this listener holds the lease, as far as it knows."""
         return asyncio.get_running_loop().time() < self._until
 
     def announcement(self) -> tuple[str, ...]:
         """
-        Return the command that makes us a candidate, to be sent on a connection before it subscribes.
+        Return the command that registers this listener as a candidate, to be sent before a connection subscribes.
 
-        Whoever subscribes to the same server later then finds us there, although we have not asked yet, and leaves us
-        the moment that it takes: what we have heard and they have not would be lost.
+        A listener that subscribes to the same server later then finds this one registered, and leaves the lease to it:
+        otherwise messages that only this one has received would be lost.
         """
         command = _LEASE.command(*self._question("", -1, 1), whole=True)
         return tuple(map(str, command))
 
     def subscribed(self) -> None:
-        """Note that we listen from now on: a free lease goes to the stand-by subscribed longest."""
+        """Record that this listener is subscribed from now on: a free lease goes to the stand-by subscribed longest."""
         self._fresh = True
         self._since = time.monotonic()
 
@@ -78,11 +78,11 @@ class Lease:
         Take or renew the lease.
 
         Returns:
-            Whether it is ours.
+            Whether this listener holds it.
 
         Raises:
-            redis.RedisError, OSError, TimeoutError: Redis cannot be asked; until its time is over the lease
-                stays what it was.
+            redis.RedisError, OSError, TimeoutError: Redis cannot be asked; the lease stays as it was until it
+                expires.
 
         """
         async with self._asking:  # a renewal under way must not undo a release
@@ -92,7 +92,7 @@ class Lease:
             try:
                 taken, self.term = await self._ask(int(self._ttl * 1000))
             except redis.ResponseError:
-                # Redis refuses to write. Then nobody else can take the lease either, and the holder goes on.
+                # Redis refuses to write. Then nobody else can take the lease either, and the holder continues.
                 if not self.held:
                     raise
                 taken = 1
@@ -100,17 +100,17 @@ class Lease:
             return self.held
 
     async def read_term(self) -> str:
-        """Read the ``term`` as it is now; raises as ``take``."""
+        """Read the current ``term``; raises the errors of ``take``."""
         term = await pipeline.acall("GET", term_key(self.key), again=True)
         self.term = term.decode() if term else ""
         return self.term
 
     def lost(self) -> None:
-        """Note that Redis says it is somebody else's."""
+        """Record that another listener holds the lease, according to Redis."""
         self._until = 0.0
 
     async def release(self) -> None:
-        """Give it back at once, so that a stand-by need not wait for its end; raises as ``take``."""
+        """Give back the lease at once, so that a stand-by need not wait; raises the errors of ``take``."""
         async with self._asking:
             self._until = 0.0
             await self._ask(0)
@@ -125,9 +125,9 @@ class Lease:
             raise
 
     def _question(self, token: str, ttl_ms: int, fresh: int) -> tuple[list[str], list[str | int]]:
-        """Write the script's keys and arguments."""
-        # By our own clock, which nobody sets. Redis forgets a candidate that gets the lease; one that had it, and has
-        # heard everything, is no newcomer.
+        """Return the script's keys and arguments."""
+        # By the monotonic clock, which cannot be set. Redis removes a candidate that gets the lease; one that held it,
+        # and has received everything, must not count as a newcomer.
         listened = int((time.monotonic() - self._since) * 1e6) if ttl_ms >= 0 else 0
         keys = [self.key, internal_name("candidates"), term_key(self.key)]
         candidate_ttl = int(self._candidate_ttl * 1000)

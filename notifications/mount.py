@@ -1,4 +1,4 @@
-"""Where the WebSocket is: below the site's script prefix, as all that Django itself links to."""
+"""The path of the WebSocket: below the site's script prefix, like everything that Django itself links to."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def socket_path() -> str:
 
 def with_root_path(scope: dict[str, Any]) -> dict[str, Any]:
     """
-    Put the server's ``root_path`` before a path that a proxy has stripped of it, as ASGI says it is.
+    Restore the server's ``root_path`` in a path from which a proxy has stripped it, as ASGI requires.
 
-    Daphne leaves the path as it came. Django finds its pages all the same, while Channels finds no route.
+    Daphne leaves the path as it received it. Django still finds its pages, but Channels finds no route.
     """
     root_path = scope.get("root_path") or ""
     return scope if scope["path"].startswith(root_path) else {**scope, "path": root_path + scope["path"]}
@@ -28,9 +28,9 @@ def with_root_path(scope: dict[str, Any]) -> dict[str, Any]:
 
 def patterns(application: object) -> list[URLPattern]:
     """
-    Route to the application, whether a proxy strips the prefix of ``FORCE_SCRIPT_NAME`` or keeps it.
+    Return routes to the application, whether a proxy strips the prefix of ``FORCE_SCRIPT_NAME`` or keeps it.
 
-    Django finds its pages either way. Channels knows the ``root_path`` of the server only.
+    Django finds its pages either way. Channels only knows the ``root_path`` of the server.
     """
     found = [path(PATH, application)]  # type: ignore[call-overload]  # an ASGI application is no view
     if prefix := (django_settings.FORCE_SCRIPT_NAME or "").strip("/"):

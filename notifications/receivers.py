@@ -1,8 +1,8 @@
 """
-Django's own events that end access: logout, a changed password, an account that is deactivated or deleted.
+Django's own signals that end access: logout, a changed password, an account that is deactivated or deleted.
 
-They make access end at once. What raises no signal, such as ``queryset.update``, is found by the next check. What the
-site does never fails because nobody can be told of it: Django deletes a session only after the receivers of its logout.
+They make access end at once. What sends no signal, such as ``queryset.update``, is found by the next check. The site's
+action never fails because of a receiver here: Django deletes a session only after the receivers of its logout.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _log = LogBudget(logging.getLogger(__name__))
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """Log, and go on, if nobody knows whose topic a user's is: what is done by no tenant, or to an id that is none."""
+    """Log a ``TopicError`` and continue: there is no current tenant, or the user's id is not valid."""
     try:
         yield
     except TopicError as error:
@@ -38,7 +38,7 @@ def _harmless() -> Iterator[None]:
 @receiver(user_logged_out, dispatch_uid="notifications")
 def _logged_out(*, request: Any, user: Any, **_: Any) -> None:
     session_key = getattr(getattr(request, "session", None), "session_key", None)
-    if user is not None and session_key:  # otherwise nobody was logged in, or nobody knows where
+    if user is not None and session_key:  # otherwise nobody was logged in, or the session is not known
         with _harmless():
             disconnect_user(user, session_key=session_key, on_commit=True, fail_silently=True)
 
@@ -47,7 +47,7 @@ def _logged_out(*, request: Any, user: Any, **_: Any) -> None:
 def _saved(*, instance: Any, created: bool, using: str, **_: Any) -> None:
     if not isinstance(instance, get_user_model()) or created:
         return
-    # ``set_password`` notes the new one here until ``save`` is over; so nobody has to know what the old one was.
+    # ``set_password`` keeps the new password here until ``save`` has ended, so the old one need not be known.
     password_changed = getattr(instance, "_password", None) is not None
     inactive = "is_active" not in instance.get_deferred_fields() and not instance.is_active
     if password_changed or inactive:
@@ -63,10 +63,10 @@ def _deleted(*, instance: Any, using: str, **_: Any) -> None:
 @receiver(class_prepared, dispatch_uid="notifications")
 def _watch_deletions(*, sender: Any, **_: Any) -> None:
     """
-    Hear of deleted users, also of those that are deleted through a proxy of their model.
+    Connect to deletions of users, including those through a proxy of their model.
 
-    Each model has a receiver of its own: with one for all senders Django could delete no model of the site by a single
-    statement, because it would have to read each row for us.
+    Each model has its own receiver: with one for all senders, Django could not delete any model of the site by a
+    single statement, because it would have to load each row for the receiver.
     """
     if sender._meta.concrete_model._meta.label_lower == django_settings.AUTH_USER_MODEL.lower():
         post_delete.connect(_deleted, sender=sender, dispatch_uid="notifications")

@@ -1,7 +1,7 @@
 """
-How what a site calls goes to Redis: at once or when the transaction commits, and what becomes of a failure.
+How calls of the site are sent to Redis: at once or when the transaction commits, and how failures are handled.
 
-Publishing and ending access have this in common; what they send is theirs.
+Publishing and ending access share this code; what they send is their own.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Call(Protocol[T_co]):
-    """A call of Redis that is ready to be made, whatever happens to the objects it was made of."""
+    """A call of Redis that is ready to be made, whatever happens to the objects it was made from."""
 
     @property
     def where(self) -> str:
-        """Name the topic or channel, for people."""
+        """Return the topic or channel, for display."""
 
     def send(self) -> T_co:
         """Make the call; raises ``connections.FAILURES``."""
@@ -51,7 +51,7 @@ def send(call: Call[T_co], *, on_commit: bool, using: str | None, fail_silently:
         What the call returns. None with ``on_commit``, and after a silenced failure.
 
     Raises:
-        PublishError: Redis did not confirm; with ``on_commit`` from the end of the transaction.
+        PublishError: Redis did not confirm; with ``on_commit`` it is raised at the end of the transaction.
 
     """
     if on_commit:

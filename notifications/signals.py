@@ -1,9 +1,9 @@
 """
-Signals that publishing sends, for apps that stand behind it: an inbox, an audit trail, a count.
+Signals that are sent when a message is published, for apps that build on it: an inbox, an audit trail, a counter.
 
-They are sent by ``publish`` and its sisters, in the thread or task that publishes, and not for what other programs
-publish on Redis. Receivers may be synchronous or asynchronous, as Django's may. One that raises is logged, and neither
-loses the message nor keeps the others from being called. The caller of ``publish`` waits for all of them.
+They are sent by ``publish`` and the like, in the thread or task that publishes, and not for what other programs publish
+on Redis. Receivers may be synchronous or asynchronous, as in Django. An exception in one is logged, and neither loses
+the message nor prevents the others from being called. The caller of ``publish`` waits for all of them.
 
 Both have the message's class as ``sender``, such as ``Notice``, or ``dict``, and these arguments:
 
@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 
 message_prepared: Final = Signal()
 """
-Sent when a message has been checked and written, before anything is sent to Redis.
+Sent when a message has been checked and serialised, before anything is sent to Redis.
 
-With ``on_commit`` that is at the call, within the transaction, which may still be rolled back. Further arguments are
-``on_commit`` and ``using``, as the caller gave them. It is sent for a message that Redis does not take, too.
+With ``on_commit`` that is during the call, within the transaction, which may still be rolled back. Further arguments
+are ``on_commit`` and ``using``, as the caller gave them. It is also sent for a message that Redis does not accept.
 """
 
 message_published: Final = Signal()
 """
 Sent when Redis has confirmed a message; with ``on_commit`` that is after the commit, and never after a rollback.
 
-The further argument ``id`` is what ``publish`` returns, None where ``HISTORY_SIZE`` is 0. A publish that is repeated
-under its idempotency key is told again, with the id of the first.
+The further argument ``id`` is what ``publish`` returns, None where ``HISTORY_SIZE`` is 0. When a publish is repeated
+under its idempotency key, the signal is sent again, with the id of the first.
 """
 
 

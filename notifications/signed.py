@@ -1,8 +1,8 @@
 """
-Reading what the site has signed: tokens, grants and control messages.
+Verifying what the site has signed: tokens, grants and control messages.
 
-Django compares the age of a signature with the age that it may have, and takes any time to come for young. But clocks
-are set back, and hosts differ: what was signed an hour ahead of us would be good for an hour longer.
+Django compares the age of a signature with a maximum, and accepts any time in the future. But clocks are set back, and
+hosts differ: what was signed an hour in the future would be valid for an hour longer.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from django.core import signing
 
 def load(text: str, salt: str, max_age: int) -> Any:
     """
-    Read what ``signing.dumps`` wrote.
+    Verify and decode what ``signing.dumps`` returned.
 
     Args:
-        text: What was signed.
-        salt: As it was signed with.
-        max_age: Seconds that it is good for; and by which the clock of whoever signed it may be ahead of ours.
+        text: The signed text.
+        salt: The salt with which it was signed.
+        max_age: Seconds for which it is valid, and by which the clock of the signing host may be ahead.
 
     Raises:
-        signing.BadSignature: It is forged, too old, or of a time to come.
+        signing.BadSignature: It is forged, too old, or from the future.
 
     """
     content = signing.loads(text, salt=salt, max_age=max_age)
     signed_at = signing.b62_decode(text.rsplit(":", 2)[1])
     if signed_at - time.time() > max_age:
-        raise signing.SignatureExpired("it was signed in a time to come")
+        raise signing.SignatureExpired("it was signed in the future")
     return content

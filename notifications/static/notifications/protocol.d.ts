@@ -1,14 +1,14 @@
 // The wire protocol of notifications. Made by `manage.py notifications_schema typescript`; do not edit.
 
 /**
- * The first frame of a socket without a session: who the client is, and where it was in its user's own topic.
+ * The first frame of a socket without a session: the client's token, and its position in its user's own topic.
  *
- * Later, with a token of the same user: go on.
+ * It may be repeated later with a token of the same user.
  */
 export interface Auth {
   readonly type: "auth";
   readonly token: string;
-  /** What the client has: absent, nothing of the past follows; "last", the latest message first; the id of a message or a position, everything after it. */
+  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it. */
   readonly since?: string | null;
 }
 
@@ -18,7 +18,7 @@ export interface AuthError {
   readonly message: string;
 }
 
-/** The socket is this user's, and has his own topic. */
+/** The socket is this user's, and has the user's own topic. */
 export interface AuthSuccess {
   readonly action: "auth_success";
   readonly user_id: string;
@@ -111,13 +111,13 @@ export interface Ping {
   readonly action: "ping";
 }
 
-/** The answer to the server's `ping`, with its number. It confirms all that was read before that ping. */
+/** The answer to the server's `ping`, with its number. It confirms everything that was read before that ping. */
 export interface Pong {
   readonly action: "pong";
   readonly n?: number | null;
 }
 
-/** To be answered with `pong` and the same number. */
+/** A ping to answer with `pong` and the same number. */
 export interface ServerPing {
   readonly action: "ping";
   readonly n: number;
@@ -128,14 +128,14 @@ export interface ServerPong {
   readonly action: "pong";
 }
 
-/** Receive what is published on a topic. Again: answered with the position the socket has, and nothing else. */
+/** Receive what is published on a topic. If repeated, it is answered with the current position and does nothing. */
 export interface Subscribe {
   readonly action: "subscribe";
   /** A kind and an id, such as order:7. */
   readonly topic: string;
-  /** What the site signed for this user and topic instead of a permission. */
+  /** Signed by the site for this user and topic, in place of a permission check. */
   readonly grant?: string | null;
-  /** What the client has: absent, nothing of the past follows; "last", the latest message first; the id of a message or a position, everything after it. */
+  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it. */
   readonly since?: string | null;
 }
 
@@ -143,17 +143,17 @@ export interface Subscribe {
 export interface SubscribeUpload {
   readonly action: "subscribe_upload";
   readonly upload_id: string;
-  /** What the site signed for this user and topic instead of a permission. */
+  /** Signed by the site for this user and topic, in place of a permission check. */
   readonly grant?: string | null;
-  /** What the client has: absent, nothing of the past follows; "last", the latest message first; the id of a message or a position, everything after it. */
+  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it. */
   readonly since?: string | null;
 }
 
 /**
  * The topic is subscribed.
  *
- * Also unasked, with `recovered` false: when something is missing on an open socket, and some time after an
- * `unavailable`.
+ * Also sent without a request, with `recovered` false: when something is missing on an open socket, and some time
+ * after an `unavailable`.
  */
 export interface Subscribed {
   readonly action: "subscribed";
@@ -163,11 +163,11 @@ export interface Subscribed {
   readonly recovered: boolean | null;
   /** The topic's position before the messages that follow; null where no history is kept. */
   readonly id: string | null;
-  /** Whether the latest message of the topic is the whole truth, such as progress: then it follows where the client gave no position from which to go on. */
+  /** Whether the latest message of the topic is the complete state, such as progress: then it follows if the client gave no position from which to continue. */
   readonly state: boolean;
 }
 
-/** Receive it no longer. Nothing of the topic follows the answer. */
+/** Stop receiving a topic. No message of the topic follows the answer. */
 export interface Unsubscribe {
   readonly action: "unsubscribe";
   /** A kind and an id, such as order:7. */
@@ -180,7 +180,7 @@ export interface UnsubscribeUpload {
   readonly upload_id: string;
 }
 
-/** The topic is not, or no longer, subscribed; also unasked, when the answer is no, now or after `unavailable`. */
+/** The topic is not, or no longer, subscribed; also sent unasked when permission is denied, even later. */
 export interface Unsubscribed {
   readonly action: "unsubscribed";
   /** A kind and an id, such as order:7. */
