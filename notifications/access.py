@@ -16,13 +16,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Protocol
 
 from . import auth, control
+from .aio import PerLoop
 from .broker.reconnect import connected, keep_connected
 from .conf import settings
 from .control import Control, ControlError
 from .credentials import Credentials, judge, sessions_have_lasting_keys
 from .frames import CloseCode
 from .logs import LogBudget, describe, outages
-from .loops import PerLoop
 from .metrics import count, tally
 from .tasks import Supervised, in_context
 from .topics import Topic

@@ -16,13 +16,12 @@ from django.http import Http404
 from django.utils.http import is_same_domain
 from redis.exceptions import RedisError
 
+from .aio import CutShortError, PerLoop
 from .callbacks import Callbacks
 from .conf import settings
-from .eager import CutShortError
 from .exceptions import NotificationsError
 from .limits import address_of
 from .logs import LogBudget, describe, outages
-from .loops import PerLoop
 from .metrics import count, tally
 from .tenants import current, within
 from .tokens import check_grant

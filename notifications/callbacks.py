@@ -20,7 +20,7 @@ from typing import Any, Final
 from asgiref.sync import iscoroutinefunction
 from channels.db import DatabaseSyncToAsync
 
-from .eager import CutShortError
+from .aio import CutShortError
 from .tasks import ended
 
 MAX_WAITING: Final = 10_000

@@ -23,11 +23,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError
 
 from . import address
+from .aio import PerLoop
 from .conf import settings
 from .connecting import ASYNC_CLASSES, CLASSES, KEEPALIVE, Server, agreet, greet
 from .connecting import CONNECT_TIMEOUT as CONNECT_TIMEOUT
 from .connecting import SOCKET_TIMEOUT as SOCKET_TIMEOUT
-from .loops import PerLoop
 
 IDLE: Final = 1.0
 """Seconds after its last answer at which a connection is probed before it carries a message: routers and load balancers

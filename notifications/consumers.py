@@ -12,8 +12,8 @@ from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
 
 from . import auth, frames, sessions
+from .aio import coroutine_function
 from .connection.connection import Caller, Connection
-from .eager import coroutine_function
 from .frames import CloseCode
 
 HELD_BACK: Final = 0.2

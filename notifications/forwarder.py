@@ -9,14 +9,15 @@ from collections.abc import Awaitable
 from functools import lru_cache
 from typing import Any, Final
 
+from .aio import Runner, coroutine_function
 from .broker.reconnect import backoff
 from .conf import settings
 from .connections import FAILURES
-from .eager import Runner, coroutine_function
 from .exceptions import TopicError
 from .history.stamped import STAMPED, Stamped
 from .logs import LogBudget
 from .metrics import bridging, count, tally
+from .tasks import ended
 from .topics import Topic, internal_name
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ class Forwarder:
     """
     A bounded queue and the task that empties it in order.
 
-    The layer's own code runs in another task (``eager.py``): whatever it cancels there, this one continues.
+    The layer's own code runs in another task (``aio.Runner``): whatever it cancels there, this one continues.
 
     Attributes:
         forwarded: Messages that the layer has accepted.
@@ -139,7 +140,8 @@ class Forwarder:
                     await asyncio.sleep(delay)
                     sending = self._send_once(group, message)
         except TimeoutError:
-            await self._runner.wait_ended()  # or it might arrive after the next message
+            if self._runner.running is not None:
+                await ended(self._runner.running)  # or it might arrive after the next message
             raise
 
     async def _send_once(self, group: str, message: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import logging
 from typing import Final, Protocol
 
+from .aio import PerLoop
 from .conf import settings
-from .loops import PerLoop
 from .metrics import count
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context
 from typing import Any, TypeVar
 
-from .eager import CutShortError
+from .aio import CutShortError
 from .tasks import ended, new_task
 
 T = TypeVar("T")

@@ -23,9 +23,9 @@ from channels_redis.utils import create_pool, decode_hosts
 from django.core.exceptions import ImproperlyConfigured
 
 from .address import AddressError
+from .aio import PerLoop
 from .connections import async_options
 from .loop_layer import LoopLayer
-from .loops import PerLoop
 from .wire import POOL_OPTIONS
 
 CAPACITY: Final = 1000

@@ -18,9 +18,9 @@ import redis.asyncio
 from django.core.signals import setting_changed
 
 from . import connections
+from .aio import PerLoop
 from .connecting import Server, agreet_server
 from .connections import PROOF, SOCKET_TIMEOUT, Script, StaleConnectionError
-from .loops import PerLoop
 from .wire import Wire, answers_ping, site_pool
 
 NO_SCRIPT: Final = "NOSCRIPT"
@@ -217,6 +217,7 @@ class Line:
         self._caller: Caller | None = None
         self._retired: set[Caller] = set()
         self._connecting: asyncio.Task[None] | None = None
+        self._is_closed = False
 
     async def caller(self) -> Caller:
         """Return a connection that can take a call; all callers who need a new one wait for the same one."""
@@ -263,6 +264,8 @@ class Line:
             self._connect()  # to find out whether Redis is silent, or only this connection
 
     def _connect(self) -> asyncio.Task[None]:
+        if self._is_closed:
+            raise NotSentError("the event loop closes")
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect_once())
             self._connecting.add_done_callback(self._connected)
@@ -290,6 +293,7 @@ class Line:
             task.exception()  # callers that are still waiting get it
 
     async def close(self) -> None:
+        self._is_closed = True
         if self._connecting is not None:
             self._connecting.cancel()
             await asyncio.wait([self._connecting])

@@ -2,8 +2,8 @@
 The last step to the browsers: one queue per event loop, from which the texts of all sockets are passed to the server.
 
 With one task per socket, that task would have to be woken for each message, which costs more than everything else. A
-server's ``send`` hardly ever waits, so its first step is run right here, as the socket's own task (``eager.py``),
-which is only woken when ``send`` does wait. The queue itself is not emptied by a task, so nobody can cancel it.
+server's ``send`` hardly ever waits, so its first step is run right here, in a task of its own (``aio.Runner``), which
+is only woken when ``send`` does wait. The queue itself is not emptied by a task, so nobody can cancel it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextvars import Context
 from typing import Any, Final
 
 from . import metrics
-from .eager import CutShortError, Runner
+from .aio import CutShortError, PerLoop, Runner
 from .logs import LogBudget
-from .loops import PerLoop
+from .tasks import ended
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,8 @@ class Outbox:
 
     async def wait_closed(self) -> None:
         """Wait until a pending ``send`` has ended."""
-        await self._runner.wait_ended()
+        if self._runner.running is not None:
+            await ended(self._runner.running)
 
     def hand_over(self, what: str | Mark) -> None:
         """Send a text, or resolve a mark, now or after a pending ``send``. Does not raise."""

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from math import inf
 from typing import Final
 
+from .aio import PerLoop
 from .connections import FAILURES
 from .cursor import Cursor, State
 from .history import get_store
 from .history.position import Page, Position, Where
 from .logs import describe
-from .loops import PerLoop
 from .metrics import count
 from .tasks import Supervised, new_task
 from .topics import Topic

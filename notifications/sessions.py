@@ -24,12 +24,12 @@ from django.core.exceptions import ValidationError
 from django.utils.crypto import constant_time_compare
 
 from . import auth, tenants
+from .aio import PerLoop
 from .callbacks import Callbacks
 from .conf import settings
 from .control import fingerprint
 from .exceptions import TopicError
 from .logs import describe, outages
-from .loops import PerLoop
 from .metrics import count
 
 logger = logging.getLogger(__name__)

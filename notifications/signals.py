@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from django.dispatch import Signal
 
-from .eager import CutShortError
+from .aio import CutShortError
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
+from .aio import PerLoop
 from .metrics import count
 
 logger = logging.getLogger(__name__)
@@ -16,6 +17,8 @@ T = TypeVar("T")
 
 RESTART_DELAY: Final = 1.0
 """Seconds after which a supervised task that has ended is restarted."""
+FINISH: Final = 3.0
+"""Seconds that a supervised task may take to end with its event loop, before it is cancelled repeatedly."""
 CANCEL_INTERVAL: Final = 0.2
 """Seconds between two attempts to end a task."""
 CANCEL_ATTEMPTS: Final = 25
@@ -55,6 +58,8 @@ class Supervised:
         self._job = job
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._all: set[Supervised] = set()
+        """Those of the event loop in which it runs."""
 
     def start(self, *, now: bool = False) -> None:
         """
@@ -71,6 +76,8 @@ class Supervised:
             self._cancel_restart()
             self._task = new_task(self._job(), name=f"notifications: {self._name}", context=Context())
             self._task.add_done_callback(self._ended)
+            self._all = _running()
+            self._all.add(self)
 
     def stop(self) -> None:
         """Stop the task; no error if it is not running."""
@@ -78,6 +85,7 @@ class Supervised:
         if task is not None:
             task.cancel()
         self._cancel_restart()
+        self._all.discard(self)
 
     async def end(self, within: float) -> None:
         """
@@ -104,6 +112,7 @@ class Supervised:
             return  # it was stopped
         self._task = None
         if error is None and not task.cancelled():
+            self._all.discard(self)
             return  # it has nothing left to do
         # Later, because an event loop that ends cancels everything, and is gone by then.
         self._timer = task.get_loop().call_later(RESTART_DELAY, self._restart, error)
@@ -112,6 +121,14 @@ class Supervised:
         self._timer = None
         restarted(self._name, error)
         self.start()
+
+
+async def _end_all(running: set[Supervised]) -> None:
+    """End those of an event loop that closes: whoever started them may not have been told."""
+    await asyncio.gather(*(each.end(FINISH) for each in tuple(running)))
+
+
+_running: PerLoop[set[Supervised]] = PerLoop(set, _end_all)
 
 
 async def going_on(name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> None:

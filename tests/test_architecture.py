@@ -18,7 +18,7 @@ STOREYS = [
     | {"surrogates", "address", "mount", "signed", "tenants"}
     | {"history.position", "history.stamped", "history.store", "history.memory"}
     | {"cursor", "held", "backlog", "recent"},
-    {"connections", "connecting", "resolver", "loops", "tasks", "eager", "signals"},
+    {"connections", "connecting", "resolver", "aio", "tasks", "signals"},
     {
         "wire",
         "pipeline",

@@ -7,8 +7,8 @@ import pytest
 from django.contrib.auth.models import User
 
 from notifications import Topic, auth, callbacks
+from notifications.aio import CutShortError
 from notifications.callbacks import BusyError, Callbacks, Turns
-from notifications.eager import CutShortError
 from tests.waiting import await_for, scaled
 
 pytestmark = pytest.mark.django_db(transaction=True)

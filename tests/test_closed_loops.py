@@ -11,14 +11,15 @@ import pytest
 import redis
 import uvloop
 
-from notifications import adisconnect_user, apublish
+from notifications import PublishError, adisconnect_user, apublish
+from notifications.aio import PerLoop
 from notifications.connections import async_client
 from notifications.history import get_store
 from notifications.layers import RedisPubSubLayer
-from notifications.loops import PerLoop
+from notifications.tasks import Supervised
 from notifications.topics import Topic
 from project.local_redis import LocalRedis
-from tests.waiting import scaled, wait_for
+from tests.waiting import await_for, scaled, wait_for
 
 ROUNDS = 20
 
@@ -200,3 +201,94 @@ def test_threads_have_loops_of_their_own(server, layer):
     assert failed == []
     with redis.Redis.from_url(server.url) as client:
         wait_for(lambda: len(client.client_list()) == 1, what="the end of the connections")
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_what_is_used_while_a_loop_closes_ends_with_it(server, layer, use_and_close, use, caplog):
+    """Also what had ended already, and is made anew: the end of one thing may use another."""
+    used = []
+
+    async def use_it_again(made):
+        await use(layer)
+        used.append(made)
+
+    last = PerLoop(object, use_it_again)
+
+    async def begin():
+        last()  # the first is ended last
+        await use(layer)
+
+    with redis.Redis.from_url(server.url) as client:
+        client.ping()
+        use_and_close(begin())
+        wait_for(lambda: len(client.client_list()) == 1, what="the end of the connections")
+    gc.collect()
+    assert len(used) == 1
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 50])
+def test_a_call_under_way_when_a_loop_closes_leaves_no_connection(server, layer, use_and_close, steps, caplog):
+    """It fails with the connection it was made on, or is cancelled with its opening; it opens no other."""
+    failed = []
+
+    async def publish_on():
+        try:
+            while True:
+                await apublish("user:1", {"n": 1})
+        except PublishError as error:
+            failed.append(error)
+
+    async def begin():
+        publishing = asyncio.create_task(publish_on())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        return publishing
+
+    with redis.Redis.from_url(server.url) as client:
+        publishing = use_and_close(begin())
+        wait_for(lambda: len(client.client_list()) == 1, what="the end of the connections")
+    assert publishing.done()
+    assert failed or publishing.cancelled()
+    gc.collect()
+    assert "pending" not in caplog.text
+
+
+def test_supervised_tasks_end_with_a_loop_that_is_only_closed(use_and_close, caplog):
+    """Also those that are started while it closes, and those that wait to be started again."""
+    begun, ended = [], []
+
+    class Job:
+        def __init__(self, name, fails=False):
+            self.name, self.fails = name, fails
+            self.supervised = Supervised(name, self.run)
+            self.supervised.start()
+
+        async def run(self):
+            begun.append(self.name)
+            try:
+                if self.fails:
+                    raise ZeroDivisionError
+                await asyncio.Event().wait()
+            finally:
+                ended.append(self.name)
+
+    async def end(made):
+        Job("late")
+        await asyncio.sleep(0.01)
+
+    closing = PerLoop(object, end)
+    names = {"early", "failing", "late"}
+
+    async def use():
+        jobs = [Job("early"), Job("failing", fails=True)]
+        closing()
+        await await_for(lambda: len(begun) == 2)
+        return jobs
+
+    jobs = use_and_close(use())
+
+    assert set(begun) == set(ended) == names
+    assert all(job.supervised._timer is None for job in jobs)
+    gc.collect()
+    assert "pending" not in caplog.text

@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 
 from notifications import access, heartbeat, pump, reconciler
+from notifications.aio import PerLoop
 from notifications.cursor import Cursor
 from notifications.history import get_store
 from notifications.history.position import Position
-from notifications.loops import PerLoop
 from notifications.reconciler import MAX_READS
 from notifications.topics import Topic
 

@@ -11,7 +11,7 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from notifications import eager, metrics, pump
+from notifications import aio, metrics, pump
 from notifications.logs import LogBudget
 from notifications.pump import SLICE, Outbox
 from tests.waiting import await_for, scaled
@@ -61,7 +61,7 @@ async def outbox(server, failures):
 
 
 def tasks_of_the_pump():
-    return [task for task in asyncio.all_tasks() if eager.__file__ in repr(task)]
+    return [task for task in asyncio.all_tasks() if task.get_name() == aio.NAME]
 
 
 async def test_texts_leave_in_order(outbox, server):

@@ -18,6 +18,7 @@ from msgspec import UNSET
 
 from .. import auth, frames
 from ..access import access
+from ..aio import PerLoop
 from ..closing import Closing
 from ..conf import settings
 from ..credentials import Credentials, credentials_of
@@ -29,7 +30,6 @@ from ..history.position import Position
 from ..jobs import Worklist
 from ..limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_WAITING_FRAMES, Pace, Strangers, addresses
 from ..logs import LogBudget
-from ..loops import PerLoop
 from ..metrics import count, tally
 from ..tenants import NO_TENANT, Tenant
 from ..topics import Topic
