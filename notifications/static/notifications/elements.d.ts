@@ -6,12 +6,12 @@ export interface UploadState {
   /** "pending", "analyzing", "embedding", "completed", "failed", or a word of the site's own. */
   status: string;
   stage: string;
-  /** 0 to 100; null while nobody has said it. */
+  /** 0 to 100; null while unknown. */
   percent: number | null;
   message: string;
 }
 
-/** The state that is shown now, the upload's name, and the status that was shown before; null if nobody had said one. */
+/** The state that is now shown, the upload's name, and the previous status; null if there was none. */
 export interface UploadChange extends UploadState {
   label: string;
   before: string | null;
@@ -33,18 +33,18 @@ export class NotificationToasts extends HTMLElement {
   show(notice: Notice): void;
 }
 
-/** Whose page it is: notices that are there when it is left go along to the next page of this tab and user. */
+/** The page's user: notices shown when the page is left move on to the next page of this tab and user. */
 export interface Owner {
-  /** The user's own topic, such as "user:42". Without it no notice goes along. */
+  /** The user's own topic, such as "user:42". Without it no notice is kept. */
   user?: string;
-  /** Of the WebSocket, as given to connect(): one origin may have several sites. */
+  /** URL of the WebSocket, as given to connect(): one origin may have several sites. */
   url?: string;
 }
 
-/** Define both elements to work on this connection; once a page. `texts` replaces words of the elements. */
+/** Define both elements on this connection, once per page. `texts` replaces words of the elements. */
 export function define(connection: Notifications, texts?: Record<string, string>, owner?: Owner): void;
 
-/** Say whose page it is from now on, where another user has logged in without a new one: notices of the one before go. */
+/** Set the page's user when another one has logged in without a new page: the previous user's notices are removed. */
 export function keepFor(whose: Owner): void;
 
 declare global {
@@ -54,9 +54,9 @@ declare global {
   }
   interface GlobalEventHandlersEventMap {
     "upload-change": CustomEvent<UploadChange>;
-    /** Messages were missed for good: the page may ask its site for the state. */
+    /** Messages were missed for good: the page can ask its site for the state. */
     "upload-gap": CustomEvent<UploadState>;
   }
-  /** The page's connection, where the template tag has made it. */
+  /** The page's connection, if the template tag has made it. */
   var notifications: Promise<Notifications>;
 }

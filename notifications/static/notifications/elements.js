@@ -1,8 +1,8 @@
-// <upload-progress> and <notification-toasts>: what arrives on the page's connection, shown.
+// <upload-progress> and <notification-toasts>: elements that show what arrives on the page's connection.
 //
-// This module imports nothing and is given the connection by `define`: a file name written in here would be one that
-// storages with hashed names do not know, and a second copy of the client would be a second connection.
-// Whatever a message says becomes text, never HTML, and an address becomes a link only if it is a web page.
+// This module imports nothing and gets the connection from `define`: static file storages with hashed names would not
+// find a file name written in here, and a second copy of the client would be a second connection.
+// The contents of messages become text, never HTML, and an address becomes a link only if it is that of a web page.
 
 /** The words on the page; `define` replaces them. */
 const labels = {
@@ -26,28 +26,28 @@ const labels = {
   error: "Error",
 };
 const LEVELS = ["info", "success", "warning", "error"];
-const MOMENT = 2000; // milliseconds that a notice has at least, when time goes on that stood still
+const MOMENT = 2000; // minimum time of a notice after a pause, in milliseconds
 const CHECK = 1000;
-const NARROW = "(max-width: 34rem), (max-height: 30rem)"; // a window in which notices cover too much
-const FEW = [3, 2]; // notices that are shown there: as many, or if there are more the newest of them
-const LEAVING = 1000; // milliseconds in which a page may be there still when the next one has begun
-const CARRIED = { notices: 20, characters: 2000 }; // that go along to the next page, at most
+const NARROW = "(max-width: 34rem), (max-height: 30rem)"; // a window so small that notices would cover too much
+const FEW = [3, 2]; // notices shown there: up to the first number, or if there are more, the newest of them
+const LEAVING = 1000; // milliseconds for which a page may still exist after the next one has begun
+const CARRIED = { notices: 20, characters: 2000 }; // maximum that is kept for the next page
 const FINISHED = ["completed", "failed"];
 const TEXTS = ["status", "stage", "message"];
 
 let connection;
-let memory; // of the tab; none without a user to keep it for
-let carrier; // the one of the <notification-toasts> whose notices go along to the next page
-let owner; // whose page it is
-const owners = new EventTarget(); // tells of another one
+let memory; // of the tab; none without a user
+let carrier; // the <notification-toasts> whose notices are kept for the next page
+let owner; // the page's user
+const owners = new EventTarget(); // dispatches "change" when the user changes
 
 /**
- * Make the elements work on this connection; once a page.
+ * Make the elements work on this connection; call it once per page.
  *
  * @param {import("./client.js").Notifications} given
- * @param {Record<string, string>} [texts] words in the language of the page, in place of the English ones
- * @param {{user?: string, url?: string}} [whose] topic of the page's user, and where the connection goes: notices that
- *   are there when the page is left go along to the next page of the same tab and user
+ * @param {Record<string, string>} [texts] words in the language of the page, instead of the English ones
+ * @param {{user?: string, url?: string}} [whose] topic of the page's user, and URL of the connection: notices that are
+ *   shown when the page is left move on to the next page of the same tab and user
  */
 export function define(given, texts = {}, { user, url = "/ws/notifications/" } = {}) {
   connection = given;
@@ -60,7 +60,7 @@ export function define(given, texts = {}, { user, url = "/ws/notifications/" } =
   customElements.define("notification-toasts", NotificationToasts);
 }
 
-/** Say whose notices go along to the next page of the tab from now on: another user has logged in, without a new page. */
+/** Set the user whose notices are kept for the next page of the tab: another user has logged in, without a new page. */
 export function keepFor({ user, url = "/ws/notifications/" }) {
   if (owner === user) return;
   owner = user;
@@ -72,10 +72,10 @@ export function keepFor({ user, url = "/ws/notifications/" }) {
 /** Only text and numbers are shown: a message may come from any program. */
 const textOf = (value) => (typeof value === "string" || Number.isFinite(value) ? String(value) : "");
 
-/** The word for what a message calls so, or that itself: sites have stages of their own. */
+/** The label for a stage or status of a message, or the value itself: sites have stages of their own. */
 const wordFor = (name) => (Object.hasOwn(labels, name) ? labels[name] : textOf(name));
 
-/** The address as a link may have it, or null if it is no web page. */
+/** The address to use in a link, or null if it is not that of a web page. */
 function webAddress(url) {
   if (typeof url !== "string" || url === "") return null;
   try {
@@ -86,14 +86,14 @@ function webAddress(url) {
   }
 }
 
-/** A node and all that is around it on the screen: slots and shadows too. */
+/** A node and all its ancestors on the screen, including slots and shadow hosts. */
 function around(node) {
   const nodes = [];
   for (; node; node = node.assignedSlot ?? node.parentNode ?? node.host) nodes.push(node);
   return nodes;
 }
 
-/** The element that has the focus, in whatever shadow. */
+/** The element that has the focus, in any shadow root. */
 function focusedElement() {
   let element = document.activeElement;
   while (element?.shadowRoot?.activeElement) element = element.shadowRoot.activeElement;
@@ -107,10 +107,10 @@ function make(name, part, ...children) {
   return element;
 }
 
-/** An element for what others have written, in whatever script: its full stop stays at its own end. */
+/** An element for text written by others, in any script: its full stop stays at its own end. */
 const written = (name, part, text = "") => Object.assign(make(name, part, text), { dir: "auto" });
 
-/** A shadow root styled by a constructed sheet: a strict CSP lets no <style> through. */
+/** A shadow root styled by a constructed sheet, because a strict CSP allows no <style>. */
 function shadowOf(element, css, ...children) {
   const root = element.attachShadow({ mode: "open" });
   const sheet = new CSSStyleSheet();
@@ -119,33 +119,33 @@ function shadowOf(element, css, ...children) {
   root.append(...children);
 }
 
-/** Whether an id is news after `last`. Epochs are the same or not: they have no order. */
+/** Whether an id is newer than `last`. Epochs are equal or not: they have no order. */
 function follows(id, last) {
   const [[epoch, n], [lastEpoch, lastN]] = [id, last ?? ""].map((each) => String(each).split("-"));
   return epoch !== lastEpoch || Number(n) > Number(lastN);
 }
 
 /**
- * What goes along to the next page of this tab: the notices that are there, and the last message that was one.
+ * What is kept for the next page of this tab: the notices that are shown, and the id of the last notice.
  *
- * It is in sessionStorage, which is written with each change: what a page writes when it is left gets lost in Firefox. A
- * window that a page opens, and a duplicated tab, begin with a copy: whoever finds something there asks the other pages
- * whether one of them has it still. The page before may say so just before it is left; then it takes that back.
+ * It is in sessionStorage and written on each change, because Firefox loses what a page writes while it is being left. A
+ * window that a page opens, and a duplicated tab, begin with a copy: a page that finds something there asks the other
+ * pages whether one of them still has it. The previous page may answer just before it is left; then it takes that back.
  */
 class TabMemory {
-  user; // whose they are
+  user; // whose notices they are
   #name;
   #page = Math.random().toString(36).slice(2);
-  #tab; // who it is that has the notices: one page after the other
-  #channel; // while the page is there
-  #asked; // the page that we have told that we have them
+  #tab; // identifies the owner of the notices, which is one page after the other
+  #channel; // while the page is shown
+  #asked; // the page that was told that this one has them
 
   constructor(user, url) {
     this.user = user;
     this.#name = `notifications toasts ${url}`;
   }
 
-  /** Read what the page before has left. `show` is called with whether it may be shown, should that change. */
+  /** Read what the previous page has left. `show` is called with whether it may be shown, if that changes. */
   recall(show) {
     let found;
     try {
@@ -153,7 +153,7 @@ class TabMemory {
     } catch {
       // None, or not allowed.
     }
-    if (found?.user !== this.user) found = undefined; // the first change overwrites it
+    if (found?.user !== this.user) found = undefined; // overwritten by the first change
     this.leave(); // if this page has had another element
     this.#tab = found?.tab ?? this.#page;
     this.#channel = new BroadcastChannel(this.#name);
@@ -189,7 +189,7 @@ class TabMemory {
     }
   }
 
-  /** The page is left: nothing that happens from here on is for the next one. */
+  /** The page is being left: nothing that happens from here on is for the next one. */
   leave() {
     const { page, at } = this.#asked ?? {};
     if (performance.now() - at < LEAVING) this.#channel?.postMessage({ to: page, has: false });
@@ -210,17 +210,17 @@ class TabMemory {
 /**
  * The progress of one upload.
  *
- * Attributes: `upload` (its id), `grant`, `label` (its name), and what the site knew when it made the page: `status`,
+ * Attributes: `upload` (its id), `grant`, `label` (its name), and what the site knew when it rendered the page: `status`,
  * `stage`, `percent`, `message`. They may be set later as well, for instance after an `upload-gap`.
  *
- * Events, which bubble: `upload-change` with the state that is shown now, `upload-gap` when messages were missed for
- * good, so that the page may ask its site.
+ * Events, which bubble: `upload-change` with the state that is now shown, `upload-gap` when messages were missed for
+ * good, so that the page can ask its site.
  */
 export class UploadProgress extends HTMLElement {
   static observedAttributes = ["upload", "grant", "label", "percent", ...TEXTS];
 
   #state;
-  #told; // whether anybody has said anything of this upload
+  #told; // whether anything is known about this upload
   #stop;
   #label = written("span", "label");
   #percent = make("span", "percent");
@@ -235,8 +235,8 @@ export class UploadProgress extends HTMLElement {
     this.#bar.role = "progressbar";
     this.#bar.ariaValueMin = "0";
     this.#bar.ariaValueMax = "100";
-    this.#percent.ariaHidden = "true"; // the bar says it
-    this.#outcome.role = "status"; // only the end is announced: twenty bars that speak help nobody
+    this.#percent.ariaHidden = "true"; // the bar has it
+    this.#outcome.role = "status"; // only the end is announced: twenty talking bars help nobody
     const head = make("div", "head", this.#label, this.#percent);
     const detail = make("div", "detail", this.#stage, this.#message);
     shadowOf(this, UPLOAD_CSS, head, this.#bar, detail, this.#outcome);
@@ -258,7 +258,7 @@ export class UploadProgress extends HTMLElement {
     else this.#advance({ [name]: now });
   }
 
-  /** What is shown: `upload`, `status`, `stage`, `percent` (null while nobody has said it) and `message`. */
+  /** What is shown: `upload`, `status`, `stage`, `percent` (null while unknown) and `message`. */
   get state() {
     return { ...this.#state };
   }
@@ -267,7 +267,7 @@ export class UploadProgress extends HTMLElement {
     this.#stop?.();
     this.#stop = undefined;
     const upload = this.getAttribute("upload");
-    if (this.#state?.upload !== upload) this.#begin(upload); // the same one, moved to another place, goes on
+    if (this.#state?.upload !== upload) this.#begin(upload); // the same one continues when it is moved to another place
     if (!upload || FINISHED.includes(this.#state.status)) return;
     const topic = `upload:${upload}`;
     // It is a state: its latest message comes first.
@@ -300,12 +300,12 @@ export class UploadProgress extends HTMLElement {
   }
 
   #end(state) {
-    this.#stop?.(); // nothing more is to come, and a socket has a limited number of topics
+    this.#stop?.(); // nothing more will arrive, and a socket has a limited number of topics
     this.#stop = undefined;
     this.#advance(state);
   }
 
-  /** Show a newer state. Its words replace the old ones; the percentage only grows. */
+  /** Show a newer state. Its texts replace the old ones; the percentage only grows. */
   #advance(next) {
     const state = this.#state;
     const before = this.#told ? state.status : null;
@@ -345,7 +345,7 @@ export class UploadProgress extends HTMLElement {
     try {
       return new Intl.NumberFormat(this.closest("[lang]")?.lang || undefined, options).format(percent / 100);
     } catch {
-      return `${Math.round(percent)} %`; // a lang that is no language
+      return `${Math.round(percent)} %`; // a lang that is not a language
     }
   }
 
@@ -355,32 +355,32 @@ export class UploadProgress extends HTMLElement {
 }
 
 /**
- * The user's notices, and with the attribute `uploads` the ends of the uploads on this page.
+ * The user's notices, and with the attribute `uploads` the outcomes of the uploads on this page.
  *
- * Attributes: `timeout`, seconds that a notice stays (10; 0 for ever; errors always stay); `max`, how many are kept
- * (5). No time goes by while a notice has the pointer or the focus, a finger on it, or while the tab is hidden. While a
- * modal dialog is open the element is in that dialog: whatever is outside of it can neither be clicked nor read out.
+ * Attributes: `timeout`, seconds that a notice stays (10; 0 means forever; errors always stay); `max`, how many are kept
+ * (5). Time is paused while a notice is under the pointer, focused or touched, and while the tab is hidden. While a modal
+ * dialog is open the element is in that dialog, because nothing outside it can be clicked or read out.
  */
 export class NotificationToasts extends HTMLElement {
   // { notice, id, element, error, left, since, timer, carried }: id of the message, milliseconds that are left and when
-  // they began to run, whether it came from the page before. The oldest first.
+  // they began to run, whether it came from the previous page. The oldest first.
   #toasts = [];
   #last; // id of the last message that was a notice
   #stop;
   #before = null;
-  #check; // of time that stands still: whether it still has to
+  #check; // timer that checks whether time still has to be paused
   #pointer = ""; // its type
-  #finger = false; // whether one is on a notice
-  #home; // what keeps our place on the page while we are in a dialog
+  #finger = false; // whether a notice is being touched
+  #home; // marks the element's place on the page while it is in a dialog
   #moving = false;
-  #open = []; // modal dialogs and what is full-screen, in the order in which they were opened
-  #closed = new WeakSet(); // those in which nothing can be put
+  #open = []; // modal dialogs and full-screen elements, in the order in which they were opened
+  #closed = new WeakSet(); // those into which nothing can be put
   #errors = make("div", "errors");
   #others = make("div", "others");
   #more = make("button", "more");
   #list = make("div", "list", this.#errors, this.#others, this.#more);
   #narrow = globalThis.matchMedia?.(NARROW);
-  #all = false; // whether somebody wants to see all of them there
+  #all = false; // whether all of them are to be shown there
 
   constructor() {
     super();
@@ -428,12 +428,12 @@ export class NotificationToasts extends HTMLElement {
     };
     listen(document, "visibilitychange", () => (document.hidden ? this.#pause() : this.#resume()));
     listen(document, "upload-change", ({ detail }) => this.hasAttribute("uploads") && this.#uploadEnded(detail));
-    // Told to the page: what was under the finger may be gone.
+    // On the window, because the touched element may have been removed.
     for (const type of ["pointerup", "pointercancel"]) listen(window, type, lifted, true);
     if (this.#narrow) listen(this.#narrow, "change", () => this.#resume());
-    // The focus tells of dialogs in shadows, which nobody else tells of.
+    // The focus is the only sign of dialogs in shadow roots.
     for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
-    // What is shown was for whoever was logged in before: of the one that the page names, or that the server does.
+    // What is shown was for the previous user, when the page or the server names another one.
     listen(owners, "change", () => this.#startAnew());
     listen(connection, "state", ({ detail }) => detail.code === 4003 && this.#toasts.forEach((toast) => this.#remove(toast)));
     const dialogs = new MutationObserver(() => this.#place());
@@ -447,10 +447,10 @@ export class NotificationToasts extends HTMLElement {
       listen(window, "pagehide", ({ persisted }) => this.#leave(persisted));
       listen(window, "pageshow", ({ persisted }) => persisted && this.#recall());
       if (carrier !== this) {
-        this.#toasts.forEach((toast) => this.#remove(toast)); // they have gone along with another
+        this.#toasts.forEach((toast) => this.#remove(toast)); // another page has them
         if (!carrier?.isConnected) {
           carrier = this;
-          // What is rendered ahead of time has a storage of its own until somebody sees it.
+          // A prerendered page has a separate storage until it is shown.
           if (document.prerendering) listen(document, "prerenderingchange", () => this.#recall());
           else this.#recall();
         }
@@ -465,7 +465,7 @@ export class NotificationToasts extends HTMLElement {
     this.#stop?.();
     this.#pause();
     clearTimeout(this.#check);
-    // Taken off the page with the dialog, and not by the page: back to where it was.
+    // Removed together with the dialog, and not by the page itself: back to where it was.
     if (this.#home) queueMicrotask(() => this.isConnected || this.#goHome());
   }
 
@@ -476,22 +476,22 @@ export class NotificationToasts extends HTMLElement {
 
   #receive(message) {
     const id = message._meta?.id;
-    if (id && !follows(id, this.#last)) return; // the page before has shown it
+    if (id && !follows(id, this.#last)) return; // the previous page has shown it
     this.#last = id ?? this.#last;
     this.#show(message, id);
   }
 
   #show({ level, title, body, url }, id) {
     level = LEVELS.includes(level) ? level : "info";
-    // The address as it is from here: the next page may be elsewhere.
+    // The address resolved here, because the next page may be elsewhere.
     const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url) };
-    // A page that says the same each time it is opened says it once.
+    // A page that shows the same notice each time it is opened shows it once.
     const same = (toast) => toast.carried && !toast.id && JSON.stringify(toast.notice) === JSON.stringify(notice);
     if (!id) this.#toasts.filter(same).forEach((toast) => this.#remove(toast));
     const toast = this.#make(notice, level === "error" ? Infinity : this.#lifetime, id);
     this.#toasts.push(toast);
     this.#makeRoom();
-    // Screen readers read out what comes into a place that they know; this one has only just come into the dialog.
+    // Screen readers announce what is added to a region they know; this one has only just been moved into the dialog.
     if (this.#place()) setTimeout(() => this.#put(toast), 100);
     else this.#put(toast);
     this.#resume(0);
@@ -521,20 +521,20 @@ export class NotificationToasts extends HTMLElement {
     if (later) later.element.before(toast.element);
     else (toast.error ? this.#errors : this.#others).append(toast.element);
     this.#fold();
-    // Where there are more than there is room for, the newest is seen; but nothing moves under somebody's pointer.
+    // If there are more than fit, the newest is in view; but nothing moves under the pointer.
     if (!this.#used()) toast.element.scrollIntoView({ block: "nearest" });
   }
 
   // From page to page
 
-  /** The page goes on as another user's. */
+  /** Start again for another user. */
   #startAnew() {
     this.#toasts.forEach((toast) => this.#remove(toast));
     this.#last = undefined;
     if (memory && carrier === this) this.#recall();
   }
 
-  /** Show what the page before has left in this tab. */
+  /** Show what the previous page has left in this tab. */
   #recall() {
     const { notices, last } = memory.recall((shown) => (shown ? this.#bring(taken) : (taken = this.#takeCarried())));
     let taken = [];
@@ -572,7 +572,7 @@ export class NotificationToasts extends HTMLElement {
     this.#pause();
     if (carrier !== this) return;
     memory?.leave();
-    // Back on this page, there is what the others of the tab have left.
+    // Back on this page, show what the other pages of the tab have left.
     if (persisted) this.#toasts.forEach((toast) => this.#remove(toast));
   }
 
@@ -581,7 +581,7 @@ export class NotificationToasts extends HTMLElement {
   }
 
   #uploadEnded({ status, before, label, message }) {
-    // Only what ended before one's eyes: a page that is opened later shows it, and says nothing.
+    // Only uploads that end while the page is visible: one that is opened later shows them without a notice.
     if (before === null || before === status || !FINISHED.includes(status)) return;
     const level = status === "completed" ? "success" : "error";
     this.show({ level, title: `${label} – ${labels[status]}`, body: message });
@@ -595,8 +595,8 @@ export class NotificationToasts extends HTMLElement {
   }
 
   /**
-   * On a narrow window show the newest few, and the others behind a button; they come back when there is room, and have
-   * their time then. Nothing is folded up under somebody's pointer.
+   * In a small window show the newest few, and the others behind a button; they come back when there is room, and their
+   * time runs then. Nothing is collapsed under the pointer.
    */
   #fold(wanted = this.#toasts.length <= FEW[0] || !this.#used()) {
     if (!wanted) return;
@@ -615,13 +615,13 @@ export class NotificationToasts extends HTMLElement {
 
   // Time
 
-  /** Milliseconds that a notice stays which is no error. */
+  /** Milliseconds that a notice stays, unless it is an error. */
   get #lifetime() {
     const seconds = Number.parseFloat(this.getAttribute("timeout") ?? "10");
     return seconds > 0 ? seconds * 1000 : Infinity;
   }
 
-  /** Whether somebody is at it. A finger that has tapped leaves a `:hover` behind, which says nothing. */
+  /** Whether the user is reading or using it. A tap leaves a `:hover` behind, which does not count. */
   #used() {
     const by = this.#pointer === "touch" ? ":focus-within" : ":hover, :focus-within";
     return this.#finger || this.#list.matches(by);
@@ -638,17 +638,17 @@ export class NotificationToasts extends HTMLElement {
     toast.since = undefined;
   }
 
-  /** Let time stand still, for as long as it has to. */
+  /** Pause time for as long as necessary. */
   #pause() {
     for (const toast of this.#toasts) this.#stand(toast);
     this.#fold();
-    // Asked now and then: nobody may say that a pointer has left which was over something that has gone.
+    // Checked at intervals: a touch, or an element that was removed, sends no pointerleave.
     clearTimeout(this.#check);
     if (this.#toasts.some(({ left }) => left !== Infinity)) this.#check = setTimeout(() => this.#resume(), CHECK);
     this.#save();
   }
 
-  /** Let time go on, unless it has to stand still. Who has just read one of the notices has a moment for the others. */
+  /** Resume time, unless it has to stay paused. After reading one notice the user gets a moment for the others. */
   #resume(moment = MOMENT) {
     if (this.#held()) return this.#pause();
     clearTimeout(this.#check);
@@ -658,7 +658,7 @@ export class NotificationToasts extends HTMLElement {
       if (toast.element.hidden || toast.since !== undefined || toast.left === Infinity) continue;
       toast.left = Math.max(toast.left, Math.min(moment, this.#lifetime));
       toast.since = performance.now();
-      // Asked once more when the time is over: see above.
+      // Checked once more when the time is over: see above.
       toast.timer = setTimeout(() => (this.#held() ? this.#pause() : this.#over(toast)), toast.left);
     }
     this.#save();
@@ -678,8 +678,8 @@ export class NotificationToasts extends HTMLElement {
   }
 
   /**
-   * Take a notice away because somebody wants it, and leave the focus where they go on: on the next notice with the
-   * keyboard, where it was before with a pointer, or the others would be held by a focus that nobody sees.
+   * Dismiss a notice, and leave the focus in a useful place: on the next notice with the keyboard, or where it was before
+   * with a pointer; otherwise an invisible focus would pause the others.
    */
   #dismiss(toast, byPointer = false) {
     const seen = () => [...this.shadowRoot.querySelectorAll("[part~=toast]:not([hidden])")];
@@ -695,15 +695,15 @@ export class NotificationToasts extends HTMLElement {
   // Place
 
   /**
-   * Be where notices can be seen and used: in the modal dialog on top, or in what is shown full-screen, because these
-   * make everything outside of them inert; without notices, or without these, where the page has put us.
+   * Move to where notices can be seen and used: into the topmost modal dialog, or the full-screen element, because these
+   * make everything outside them inert; without notices, or without these, back to the element's place on the page.
    *
-   * Returns: whether we have just come into one.
+   * Returns: whether the element has just been moved into one.
    */
   #place() {
     if (!this.isConnected || this.#moving) return false;
     const top = this.#toasts.length ? this.#topmost() : undefined;
-    // One in a shadow is the page's by the element that has the shadow: what is put into that, may be slotted into it.
+    // A dialog in a shadow root is reached through its host: what is put into the host may be slotted into the dialog.
     const spot = !this.#closed.has(top) && around(top).find((node) => node.getRootNode() === document);
     const comes = spot && !around(this.#home ?? this).includes(top) && this.parentNode !== spot;
     if (comes) {
@@ -720,7 +720,7 @@ export class NotificationToasts extends HTMLElement {
     return false;
   }
 
-  /** Say what alone can be used. Nobody else knows in which order dialogs were opened. */
+  /** Return the only element that is not inert. Browsers do not tell in which order dialogs were opened. */
   #topmost() {
     const open = [...document.querySelectorAll("dialog:modal, :fullscreen")];
     const known = this.#open.filter((each) => each.matches("dialog:modal, :fullscreen"));
@@ -740,16 +740,16 @@ export class NotificationToasts extends HTMLElement {
     else this.remove(); // as the page has done with its place
   }
 
-  /** To be moved by ourselves is not to leave the page. */
+  /** Move the element without treating it as removed from the page. */
   #move(act) {
     this.#moving = true;
     act();
     this.#moving = false;
   }
 
-  /** Lie in the top layer, before everything in it, or where the page's z-index says. */
+  /** Go to the top layer, in front of everything in it, or where the page's z-index says. */
   #raise(high) {
-    if (!this.showPopover) return; // an old browser: in a dialog we are seen all the same
+    if (!this.showPopover) return; // an old browser: within a dialog the element is visible all the same
     if (high) {
       this.popover = "manual";
       if (!this.matches(":popover-open")) this.showPopover();
@@ -816,7 +816,7 @@ const TOASTS_CSS = `
   inset-block: auto 0;
   inset-inline: auto 0;
   inline-size: min(24rem, 100%);
-  block-size: auto; /* from here on what browsers have of their own for what is in the top layer */
+  block-size: auto; /* from here on, override the browser's own style for the top layer */
   margin: 0;
   border: 0;
   padding: 0;
@@ -824,7 +824,7 @@ const TOASTS_CSS = `
   text-align: start;
   max-block-size: max(60vh, min(20rem, 100vh)); /* the page's own controls are mostly at its top */
   overflow: auto;
-  scrollbar-width: none; /* it would take its room on one side only, and cannot be dragged: see the next line */
+  scrollbar-width: none; /* it would take room on one side only, and cannot be dragged: see the next line */
   pointer-events: none;
   color: CanvasText;
 }
@@ -855,10 +855,10 @@ const TOASTS_CSS = `
 [part~="success"] { --color: var(--success); }
 [part~="warning"] { --color: var(--warning); }
 [part~="error"] { --color: var(--error); }
-[part~="toast"]::before { /* the stripe: a border of its own width would taper into the round corners */
+[part~="toast"]::before { /* the stripe: a border of a different width would taper into the round corners */
   content: ""; position: absolute; inset-block: 0; inset-inline-start: 0; border-inline-start: 0.3rem solid var(--color);
 }
-/* Drawn, and not written: no font, and no image that a policy would have to allow. */
+/* Drawn rather than written: no font, and no image that a policy would have to allow. */
 [part="icon"] { position: relative; inline-size: 1.25em; block-size: 1.25em; margin-block-start: 0.1em; background: var(--color); }
 [part="icon"]::before { content: ""; position: absolute; inset: 0; background: var(--surface); clip-path: var(--sign); }
 [part~="toast"] {
@@ -896,7 +896,7 @@ a[part="title"] { color: inherit; font-weight: 600; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @keyframes arrive { from { opacity: 0; transform: translateY(0.5rem); } }
 @media (prefers-reduced-motion: reduce) { [part~="toast"] { animation: none; } }
-@media (forced-colors: active) { /* which have no backgrounds; the shapes tell the levels apart */
+@media (forced-colors: active) { /* without backgrounds, the shapes tell the levels apart */
   [part="icon"] { forced-color-adjust: none; background: CanvasText; }
   [part="icon"]::before { background: Canvas; }
 }

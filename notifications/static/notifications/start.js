@@ -1,23 +1,23 @@
 // What {% notifications %} runs on a page: one connection, and the elements on it.
 //
-// The page's own scripts reach the connection as `const connection = await notifications`. Where a library puts a new
-// page into the document, this runs once, and what the tag has rendered into each page is its block of data.
+// The page's own scripts get the connection by `const connection = await notifications`. Where a library puts new pages
+// into the document, this runs once, and each page brings the block of data that the tag has rendered.
 
 const ID = "notifications-config";
 const RENDERED = new RegExp(`<script id="${ID}" type="application/json">(.*?)</script>`, "s");
-const JUST_NOW = 10_000; // milliseconds after a new page has come, in which an old session's socket may still be closed
+const JUST_NOW = 10_000; // milliseconds after a new page in which an old session's socket may still be closed
 
 const config = takeConfig();
 const folder = new URL(".", import.meta.url).href;
 
-/** Take what the tag has rendered out of the document, if it is there: what is found there later is a new page's. */
+/** Remove the tag's block of data from the document and return it: any that is found later belongs to a new page. */
 function takeConfig() {
-  const element = document.querySelector(`script#${ID}`); // markup that is smuggled into a page has the id at most
+  const element = document.querySelector(`script#${ID}`); // markup smuggled into a page has the id at most
   element?.remove();
   return element && JSON.parse(element.textContent);
 }
 
-/** Import a neighbour by the name it has here, with or without a hash; markup smuggled into the page loads no other. */
+/** Import a module of this folder, with or without a hash in its name; smuggled markup cannot load any other. */
 function load(url) {
   const { href } = new URL(url, document.baseURI);
   if (!href.startsWith(folder)) throw new Error(`${href} is not in ${folder}`);
@@ -26,13 +26,13 @@ function load(url) {
 
 async function token() {
   const answer = await fetch(config.token_url, { headers: { Accept: "application/json" }, cache: "no-store" });
-  // Nobody is logged in any more: without a token the connection is closed for good.
+  // Nobody is logged in any more: without a token the connection closes for good.
   if (answer.redirected || answer.status === 401 || answer.status === 403) return undefined;
   if (!answer.ok) throw new Error(`${config.token_url}: ${answer.status}`);
   return (await answer.json()).token;
 }
 
-/** Let the connection, and the notices that go along, go on as the user of each new page: after a login, or as another. */
+/** Continue the connection and the kept notices as the user of each new page: after a login, or as another user. */
 function follow(connection, keepFor) {
   let open;
   let arrivedAt;
@@ -61,7 +61,7 @@ function follow(connection, keepFor) {
   }
 
   connection.addEventListener("state", ({ detail: { state, code } }) => {
-    // Whoever logs out and in again quickly may get the new page before the old session's socket is closed.
+    // After a quick logout and login the new page may arrive before the old session's socket is closed.
     if (state !== "closed" || code !== 4005 || !(performance.now() - arrivedAt < JUST_NOW)) return;
     arrivedAt = undefined;
     open();
