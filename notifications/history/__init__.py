@@ -1,8 +1,9 @@
 """
 The history of a topic: stamping what is published, and reading what was missed.
 
-``get_store`` is the one place where callers get what keeps the histories. ``store.py`` says what a store must do,
-``redis.py`` is the site's, ``memory.py`` that of the test kit. ``position.py`` and ``stamped.py`` are pure.
+Callers get what keeps the histories from ``get_store``, and know no store by name. ``store.py`` says what a store must
+do, ``redis.py`` is the site's, ``memory.py`` the test kit's. ``position.py`` and ``stamped.py`` are pure. Another store
+is a module beside these: choose it here, and add it to the fixture of ``tests/test_store.py``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,6 @@ def get_store() -> Store:
 
 
 def put_in_place(store: Store | None) -> None:
-    """Let another store answer in this process, all threads of it, or the site's own again; ``testing`` does that."""
+    """Let another store answer in the whole process; None puts the site's own back. For ``testing`` only."""
     global _in_place
     _in_place = _redis if store is None else store
