@@ -409,20 +409,20 @@ async def test_listeners_are_listed_in_one_order(live_redis):
     assert re.findall(r"(\w):(\d+) stand-by", finding.text) == [(host, str(pid)) for host, pid in names]
 
 
-def test_a_deaf_listener(quiet_site):
-    """A listener that runs and may not subscribe is said to be deaf, and why."""
+def test_a_disconnected_listener(quiet_site):
+    """A listener that runs and may not subscribe is said to be disconnected, and why."""
     [listener] = start_listeners(quiet_site, 1)
     client = quiet_site.client()
     client.execute_command("ACL", "SETUSER", "limited", "reset", "on", f">{SECRET}", "~*", "&*", "+@all")
     quiet_site.redis_url = quiet_site.redis.url.replace("//", f"//limited:{SECRET}@")
     client.execute_command("ACL", "SETUSER", "default", "-psubscribe")
     kill_connections(client, listeners_connections(client))
-    wait_for(lambda: b'"deaf' in b"".join(client.hvals("notifications:listeners")))
+    wait_for(lambda: b'"disconnected' in b"".join(client.hvals("notifications:listeners")))
 
     report = ask(quiet_site)
 
     assert report.broken == "listeners"
-    assert f":{listener.pid} is deaf: " in report.of("listeners")
+    assert f":{listener.pid} is disconnected: " in report.of("listeners")
     assert "psubscribe" in report.of("listeners")
 
 

@@ -229,7 +229,13 @@ async def test_a_listener_goes_from_state_to_state_and_to_the_end(live_redis, mo
 
     assert states[4:10] == ["HANDING_OVER", "DISCONNECTED", "SETTLING", "STAND_BY", "TAKING_OVER", "HOLDER"]
     assert states[10:] == ["DRAINING", "STOPPING", "STOPPED"]
-    assert [report.partition(":")[0] for report in reports] == ["stand-by", "holder", "deaf", "stand-by", "holder"]
+    assert [report.partition(":")[0] for report in reports] == [
+        "stand-by",
+        "holder",
+        "disconnected",
+        "stand-by",
+        "holder",
+    ]
     assert live_redis.hgetall("notifications:listeners") == {}
 
 

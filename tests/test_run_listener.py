@@ -514,7 +514,7 @@ def test_check_says_1_when_redis_hangs_or_is_gone(new_site):
         assert "Traceback" not in done.stderr
 
 
-def test_check_says_1_while_the_listener_is_deaf(new_site):
+def test_check_says_1_while_the_listener_is_disconnected(new_site):
     """A listener that is alive but may not subscribe is not healthy, and ``--check`` says why."""
     listener = new_site.start_listener()
     client = new_site.client()
@@ -525,9 +525,9 @@ def test_check_says_1_while_the_listener_is_deaf(new_site):
     kill_connections(client, listeners_connections(client))
     listener.wait_for_line("not connected.*psubscribe", after=said)
 
-    deaf = new_site.run("run_listener", "--check")
-    assert deaf.returncode == 1
-    assert f"pid {listener.pid}: deaf" in deaf.stdout
+    cut_off = new_site.run("run_listener", "--check")
+    assert cut_off.returncode == 1
+    assert f"pid {listener.pid}: disconnected" in cut_off.stdout
 
     client.acl_setuser("default", commands=["+psubscribe"], enabled=True, nopass=True)
     listener.wait_for_line("listening on", 20, after=said)
@@ -584,7 +584,9 @@ def test_listeners_of_one_name_are_told_apart(new_site, namesakes):
 def test_check_asks_the_listener_of_its_own_container(new_site, namesakes):
     """Of listeners that share their name, the one that runs where --check does is judged; else those of that name."""
     new_site.start_listener(env=namesakes("one")).wait_for_line("holding the lease")
-    deaf = new_site.start_listener(env=namesakes("two") | {"REDIS_URL": deaf_url(new_site)}, ready="not connected")
+    cut_off = new_site.start_listener(
+        env=namesakes("two") | {"REDIS_URL": cut_off_url(new_site)}, ready="not connected"
+    )
 
     def check(place: str) -> int:
         command = [sys.executable, "-m", "django", "run_listener", "--check"]
@@ -592,13 +594,13 @@ def test_check_asks_the_listener_of_its_own_container(new_site, namesakes):
 
     wait_for(lambda: len(new_site.client().hvals("notifications:listeners")) == 2)
     assert (check("one"), check("two"), check("three")) == (0, 1, 0)
-    deaf.terminate()
+    cut_off.terminate()
 
 
-def deaf_url(site: Site) -> str:
+def cut_off_url(site: Site) -> str:
     """Return the URL of an account that may do everything but listen."""
-    site.client().execute_command("ACL", "SETUSER", "deaf", "reset", "on", ">x", "~*", "&*", "+@all", "-psubscribe")
-    return site.redis.url.replace("//", "//deaf:x@")
+    site.client().execute_command("ACL", "SETUSER", "cut-off", "reset", "on", ">x", "~*", "&*", "+@all", "-psubscribe")
+    return site.redis.url.replace("//", "//cut-off:x@")
 
 
 # Forwarding and logging.

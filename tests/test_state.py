@@ -117,10 +117,10 @@ def test_it_reports_what_its_state_says():
         "stand-by",
         "stand-by",
         "holder",
-        "deaf: closed by Redis",
-        "deaf: closed by Redis",
-        "deaf: refused",
-        "deaf: refused",
+        "disconnected: closed by Redis",
+        "disconnected: closed by Redis",
+        "disconnected: refused",
+        "disconnected: refused",
         "stand-by",
         "stand-by",
         "stand-by",
@@ -139,7 +139,7 @@ def test_a_holder_that_is_told_to_stop_is_the_holder_until_it_has_finished():
 def test_the_words_of_reports_are_those_of_the_health_check():
     """A state that is subscribed and settled is healthy; all others are not."""
     assert {REPORTS[state] for state in SETTLED} == {"holder", "stand-by"}
-    assert {REPORTS[state] for state in REPORTS.keys() - SETTLED} == {"connecting", "deaf"}
+    assert {REPORTS[state] for state in REPORTS.keys() - SETTLED} == {"connecting", "disconnected"}
 
 
 async def test_whoever_waits_for_a_state_is_woken_by_the_move():

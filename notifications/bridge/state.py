@@ -81,8 +81,8 @@ REPORTS: Final = {
     State.TAKING_OVER: "stand-by",
     State.HOLDER: "holder",
     State.DRAINING: "holder",
-    State.HANDING_OVER: "deaf",
-    State.DISCONNECTED: "deaf",
+    State.HANDING_OVER: "disconnected",
+    State.DISCONNECTED: "disconnected",
 }
 """What health checks and metrics are told; in the other states the same as before."""
 
