@@ -115,6 +115,11 @@ def call(*words: Any, again: bool = False) -> Any:
     return _exchange(lambda _server, _whole: words, again)
 
 
+def tell(channel: str, data: str | bytes) -> None:
+    """Publish on a channel of our own. Whoever listens may hear it twice; raises as ``run``."""
+    call("PUBLISH", channel, data, again=True)
+
+
 def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], again: bool) -> Any:
     pool: Any = _pool()
     until = time.monotonic() + SOCKET_TIMEOUT

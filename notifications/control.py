@@ -55,12 +55,12 @@ class Control(NamedTuple):
 
     def send(self) -> None:
         with connections.breaker.guarding():
-            connections.call("PUBLISH", channel(), self.sign(), again=True)
+            connections.tell(channel(), self.sign())
         count("control", self.do)
 
     async def asend(self) -> None:
         with connections.breaker.guarding():
-            await pipeline.acall("PUBLISH", channel(), self.sign(), again=True)
+            await pipeline.atell(channel(), self.sign())
         count("control", self.do)
 
     def sign(self) -> str:

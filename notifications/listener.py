@@ -154,7 +154,7 @@ class Listener:
     async def _drain(self) -> None:
         """Stamp and receive what has been read, and then give the lease back."""
         if self._subscription is not None:
-            await confirmed(self._subscription.subscribe(*patterns(), command="PUNSUBSCRIBE"))
+            await confirmed(self._subscription.unsubscribe(*patterns(), are_patterns=True))
         await self._machine.until(lambda: not self._machine.leads or not self._backlog)
         if self._machine.leads:
             # A stand-by stamps at once what comes now; what is still to be forwarded was stamped before.
@@ -172,8 +172,7 @@ class Listener:
             self._settlement = Settlement(self._backlog, self._recent.seen) if self._backlog.kept else None
             subscription.command(*self._lease.announcement())
             await confirmed(
-                subscription.subscribe(self._stamped_channel)
-                + subscription.subscribe(*patterns(), command="PSUBSCRIBE")
+                subscription.subscribe(self._stamped_channel) + subscription.subscribe(*patterns(), are_patterns=True)
             )
             self._subscription = subscription
             try:
@@ -359,7 +358,7 @@ class Listener:
         machine = self._machine
         try:
             async with asyncio.timeout(MARKER_TIMEOUT):
-                await pipeline.acall("PUBLISH", self._stamped_channel, self._marker, again=True)
+                await pipeline.atell(self._stamped_channel, self._marker)
                 await machine.until(lambda: machine.state is not State.TAKING_OVER)
             reason = "cut off while taking over"
         except FAILURES as error:

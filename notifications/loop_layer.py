@@ -291,7 +291,7 @@ class LoopLayer:
             del self._members[key]
             self._confirmations.pop(key, None)
             if self._subscription is not None:
-                self._subscription.subscribe(key, command="UNSUBSCRIBE")
+                self._subscription.unsubscribe(key)
 
     # Sending.
 

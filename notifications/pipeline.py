@@ -66,6 +66,11 @@ async def acall(*words: Any, within: float = SOCKET_TIMEOUT, again: bool = False
     return await _exchange(lambda _server, _whole: words, within, again)
 
 
+async def atell(channel: str | bytes, data: str | bytes) -> None:
+    """Publish on a channel of our own. Whoever listens may hear it twice; raises as ``arun``."""
+    await acall("PUBLISH", channel, data, again=True)
+
+
 async def _exchange(words: Callable[[Server, bool], tuple[Any, ...]], within: float, again: bool) -> Any:
     line = _line()
     caller: Caller | None = None

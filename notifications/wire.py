@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -238,18 +238,25 @@ class Subscription(Wire):
         self._on_message = on_message
         self._unconfirmed: deque[asyncio.Future[None]] = deque()
 
-    def subscribe(self, *names: str | bytes, command: str = "SUBSCRIBE") -> list[asyncio.Future[None]]:
+    def subscribe(self, *names: str | bytes, are_patterns: bool = False) -> list[asyncio.Future[None]]:
         """
         Subscribe to channels.
 
         Args:
-            names: Channels, or patterns.
-            command: ``SUBSCRIBE``, ``UNSUBSCRIBE`` or their ``P`` variants.
+            names: Channels, or patterns of their names.
+            are_patterns: Whether they are patterns.
 
         Returns:
             For each name a future that is done when Redis has confirmed it, or fails with ``ConnectionError``.
 
         """
+        return self._confirmed("PSUBSCRIBE" if are_patterns else "SUBSCRIBE", names)
+
+    def unsubscribe(self, *names: str | bytes, are_patterns: bool = False) -> list[asyncio.Future[None]]:
+        """End subscriptions; see ``subscribe``."""
+        return self._confirmed("PUNSUBSCRIBE" if are_patterns else "UNSUBSCRIBE", names)
+
+    def _confirmed(self, command: str, names: Sequence[str | bytes]) -> list[asyncio.Future[None]]:
         confirmed = [self._loop.create_future() for _ in names]
         if self.is_closed:
             self._fail(confirmed)

@@ -101,11 +101,11 @@ class Road:
     async def _subscribe(self, subscription: Subscription) -> bool:
         """Subscribe as listeners do, and as web processes do for control messages."""
         own = [name.decode() for name in self._own_channels]
-        for command, names in (("SUBSCRIBE", own), ("PSUBSCRIBE", patterns())):
+        for names, are_patterns in ((own, False), (patterns(), True)):
             try:
-                if command == "SUBSCRIBE":
+                if not are_patterns:
                     await subscription.connect(site_pool())
-                await confirmed(subscription.subscribe(*names, command=command))
+                await confirmed(subscription.subscribe(*names, are_patterns=are_patterns))
             except FAILURES as error:
                 text, hint = explain(error)
                 if "NOPERM" in text:
