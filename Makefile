@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint schema docs guides matrix bench bench-full clean
+.PHONY: demo test test-faults lint schema docs guides matrix mutants bench bench-full clean
 
 demo: $(STAMP)
 	@$(BIN)/python manage.py demo
@@ -60,6 +60,21 @@ $(GUIDES_STAMP): requirements.txt docs/how-to/requirements.txt tests/pages/packa
 	  else echo "npm is not here: the guides of React and HTMX will be left out (with CI set: fail)"; fi
 	@touch $@
 
+# Breaks the pure modules in a thousand small ways, one at a time, and looks whether a test notices: a quarter of an hour.
+# pyproject.toml says which modules and tests, tests/mutants.md why some faults cannot be noticed.
+MUTANTS_VENV := .venv-mutants
+MUTANTS_STAMP := $(MUTANTS_VENV)/.installed
+
+mutants: $(MUTANTS_STAMP)
+	rm -rf mutants
+	nice -n 10 $(MUTANTS_VENV)/bin/mutmut run --max-children 1
+	@$(MUTANTS_VENV)/bin/python tests/mutants.py
+
+$(MUTANTS_STAMP): requirements.txt
+	$(PYTHON) -m venv $(MUTANTS_VENV)
+	$(MUTANTS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt mutmut==3.8.1
+	@touch $@
+
 # The supported versions, as far as their Pythons are here: docs/versions.md. SESSION="…" names one of `nox --list`.
 NOX_VENV := .venv-nox
 
@@ -99,5 +114,5 @@ $(STAMP): requirements.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) $(DOCS_VENV) $(GUIDES_VENV) $(NOX_VENV) .nox benchmarks/node/node_modules tests/js/node_modules tests/pages/node_modules var build dist *.egg-info \
+	rm -rf $(VENV) $(BENCH_VENV) $(DOCS_VENV) $(GUIDES_VENV) $(NOX_VENV) $(MUTANTS_VENV) .nox mutants benchmarks/node/node_modules tests/js/node_modules tests/pages/node_modules var build dist *.egg-info \
 	  .mypy_cache .pytest_cache .ruff_cache .hypothesis

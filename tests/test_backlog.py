@@ -40,6 +40,10 @@ def test_what_was_read_before_a_stamped_message_of_its_topic_is_given_up():
     assert backlog.overtaken == 2
     assert left(backlog) == [(B, b"1"), (A, b"4")]
 
+    backlog.add(A, b"5", 0.0)
+    backlog.strike(str(A), b"5")
+    assert backlog.overtaken == 3
+
 
 def test_of_equal_messages_the_oldest_is_struck():
     """Two equal messages are two messages, and one confirmation is for one of them."""
@@ -76,8 +80,8 @@ def test_batches_are_bounded_in_number_and_in_bytes():
     backlog = filled(*[(A, b"%d" % n * 10) for n in range(6)])
 
     assert [entry.tail[:1] for entry in backlog.take(2, 1000)] == [b"0", b"1"]
-    assert [entry.tail[:1] for entry in backlog.take(10, 25)] == [b"2", b"3"]
-    assert [entry.tail[:1] for entry in backlog.take(10, 1)] == [b"4"]
+    assert [entry.tail[:1] for entry in backlog.take(10, 20)] == [b"2", b"3"]
+    assert [entry.tail[:1] for entry in backlog.take(10, 19)] == [b"4"]
     assert [entry.tail[:1] for entry in backlog.take(10, 1)] == [b"5"]
 
 
@@ -123,8 +127,11 @@ def test_what_nobody_stamped_in_time_is_given_up():
     backlog.add(B, b"3", 10.0)
 
     assert backlog.expire(MAX_AGE) == 0
+    backlog.add(B, b"4", 10.1)
     assert backlog.expire(MAX_AGE + 0.1) == 1
-    assert left(backlog) == [(B, b"3")]
+    assert left(backlog) == [(B, b"3"), (B, b"4")]
+    assert backlog.expire(10.1 + MAX_AGE + 0.1) == 2
+    assert left(backlog) == []
 
 
 def test_memory_is_bounded(monkeypatch):
@@ -154,12 +161,51 @@ def test_what_was_read_before_a_gap_is_kept():
     backlog.gap()
     backlog.add(A, b"4", 0.0)
 
+    backlog.add(Topic("closed", "later"), b"5", 0.0)
+
     assert backlog.kept == 2
     assert backlog.kept_topics() == [B, A]
+    backlog.strike("closed:later", b"5")
     assert left(backlog) == [(B, b"2"), (A, b"3"), (A, b"4")]
     assert backlog.strike(str(A), b"3").kept
     assert not backlog.strike(str(A), b"4").kept
     assert backlog.kept == 1
+
+
+def test_what_was_struck_is_not_kept_over_a_gap():
+    """Wherever it stood: those behind it are kept."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"), (B, b"4"))
+    backlog.strike(str(B), b"2")
+
+    backlog.gap()
+
+    assert backlog.kept == 3
+    backlog.strike(str(B), b"4")
+    assert backlog.kept_topics() == [A]
+    assert backlog.give_up("closed:nobody") == 0
+    assert backlog.give_up() == 2
+
+
+def test_what_redis_has_confirmed_waits_for_its_stamp():
+    """It is struck when the stamp arrives, and by nothing else but a gap; a stamp may be quicker than the answer."""
+    backlog = filled((A, b"1"), (B, b"2"))
+    batch = backlog.take(2, 1000)
+    backlog.gap()
+    backlog.add(A, b"3", 0.0)
+    batch += backlog.take(1, 1000)
+    backlog.strike(str(A), b"1")
+
+    backlog.confirm(batch)
+
+    assert left(backlog) == [(A, b"3")]
+    assert len(backlog) == 1
+
+
+def test_what_is_struck_holds_no_payload():
+    """Entries are dropped from the front; one that is struck in the middle takes little room until then."""
+    backlog = filled((A, b"1"), (B, b"2" * 1000))
+
+    assert backlog.strike(str(B), b"2" * 1000).tail == b""
 
 
 def test_what_redis_has_confirmed_is_not_kept_over_a_gap():

@@ -96,6 +96,7 @@ def test_a_socket_pauses_above_the_bound_and_not_before():
 def test_a_ping_is_due_at_half_the_bound():
     """Early enough for the answer to come back before the bound is reached; each ping puts off the next."""
     credit = Credit()
+    assert credit.sent == 0
     assert credit.ask_at == BOUND // 2
 
     credit.sent = 1000

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from notifications.cursor import Cursor, Start, State, Verdict, start
 from notifications.history.position import Frame, Page, Position, Where
+from notifications.metrics import tally
 from notifications.topics import Topic
 
 TTL = 100.0
@@ -69,6 +70,8 @@ def cursor_at(position, *, last=None, now=0.0, **fields):
         (where(P(E, 1), P(E, 5), whole=False), P(E, 5), False, Start(False, P(E, 5))),
         # The topic was empty, and nothing can have come and gone.
         (where(), P(NOW - 99_999, 0), False, Start(True, P(NOW, 0))),
+        (where(), P(NOW, 0), False, Start(True, P(NOW, 0))),
+        (where(started=NOW - 10), P(NOW - 10, 0), False, Start(True, P(NOW, 0))),
         (where(P(E, 1), P(E, 5)), P(E - 7, 0), False, Start(True, P(E, 0))),
         # It can have: expired meanwhile, lost in a restart, trimmed, from before the epoch, or of another's clock.
         (where(), P(NOW - 100_000, 0), False, Start(False, P(NOW, 0))),
@@ -205,16 +208,63 @@ def test_another_epoch_is_looked_up(position, epoch):
     assert cursor_at(position).offer(epoch, 1, "", 1.0) is Verdict.BEHIND
 
 
+def test_what_a_socket_has_had_is_counted():
+    """A duplicate, and nothing else."""
+    cursor, before = cursor_at(P(E, 3)), tally.duplicates
+    for n in (3, 4, 6, 2):
+        cursor.offer(E, n, "a", 1.0)
+
+    assert tally.duplicates == before + 2
+
+
+@pytest.mark.parametrize(
+    ("position", "epoch", "n", "run", "verdict"),
+    [
+        (P(NOW, 0), NOW + 5000, 1, "a", Verdict.SEND),
+        (P(NOW, 0), NOW + 99_999, 1, "a", Verdict.SEND),
+        (P(NOW, 0), NOW + 100_000, 1, "a", Verdict.BEHIND),
+        (P(NOW, 0), NOW + 5000, 1, "b", Verdict.BEHIND),
+        (P(NOW, 0), NOW + 5000, 1, "", Verdict.BEHIND),
+        (P(NOW, 0), NOW + 5000, 2, "a", Verdict.BEHIND),
+        (P(NOW, 0), NOW - 5000, 1, "a", Verdict.BEHIND),
+        (P(E, 1), NOW + 5000, 1, "a", Verdict.BEHIND),
+        (P(E, 3), NOW + 5000, 1, "a", Verdict.BEHIND),
+    ],
+)
+def test_the_first_message_of_an_empty_topic_is_sent_at_once(position, epoch, n, run, verdict):
+    """Where nothing can have come and gone before it, nobody has to ask: the server is the same, and the time short."""
+    cursor = cursor_at(position)
+
+    assert cursor.offer(epoch, n, run, 5.0) is verdict
+
+    assert cursor.position == (P(epoch, 1) if verdict is Verdict.SEND else position)
+    assert cursor.heard == (5.0 if verdict is Verdict.SEND else 0.0)
+
+
 def test_nothing_is_missed_when_the_history_brought_it():
     """What was let go and then sent from the history is missed no more."""
     cursor = cursor_at(P(E, 3))
-    cursor.let_go(E, 5)
-    cursor.let_go(E, 4)
+    for n in (5, 7, 4):
+        cursor.let_go(E, n)
+    assert cursor.latest == P(E, 7)
 
-    cursor.move(P(E, 4), 1.0)
-    assert cursor.missed
     cursor.move(P(E, 5), 1.0)
+    assert cursor.missed
+    cursor.move(P(E, 7), 1.0)
     assert not cursor.missed
+    assert cursor.latest == P(E, 7)
+
+
+def test_a_topic_without_a_history_needs_no_position():
+    """Nobody looks for where it begins; its messages have no id, and nothing of it is ever missed."""
+    cursor = Cursor(Topic("closed", "7"), TTL)
+    cursor.go_live()
+
+    assert cursor.topic == Topic("closed", "7")
+    assert cursor.position == cursor.latest == P(0, 0)
+    assert not cursor.missed
+    assert not cursor.lacks
+    assert cursor.offer_without_id() is Verdict.SEND
 
 
 # Pages.
@@ -247,6 +297,7 @@ def test_what_was_trimmed_is_told_and_the_rest_follows():
     assert cursor.follow(page(*kept(E, 7, 9)), 1.0) == (True, [])
 
     assert cursor.position == P(E, 6)
+    assert cursor.heard == 1.0
     told, frames = cursor.follow(page(*kept(E, 7, 9)), 1.0)
     assert not told
     assert [frame.position.n for frame in frames] == [7, 8, 9]
@@ -308,6 +359,39 @@ def test_an_epoch_is_told_when_something_may_have_been_lost(changes, after):
     assert cursor.position == P(NEXT, 0)
 
 
+def test_what_comes_again_takes_no_proof_away():
+    """The last message that was sent may arrive once more while a socket catches up: it has everything all the same."""
+    cursor = cursor_at(P(E, 3))
+    cursor.catch_up()
+    assert cursor.offer(E, 3, "a", 1.0) is Verdict.DROP
+    assert not cursor.missed
+    cursor.go_live()
+
+    assert not cursor.follow(page(P(NEXT, 1), now=NOW + 99_999), LATER)[0]
+
+
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_a_history_lives_on_with_each_message(vanishes):
+    """It ends a life-time after its last message, and not after the one with which a socket began."""
+    cursor = cursor_at(P(E, 3))
+    assert cursor.offer(E, 4, "a", 90.0) is Verdict.SEND
+    assert not cursor.compare(where(P(E, 1), P(E, 4), now=NOW + 91_000), 91.0)
+    if vanishes:
+        assert not cursor.compare(where(now=NOW + 120_000), 120.0)
+
+    assert cursor.follow(page(P(NEXT, 1), now=NOW + 150_000), 200.0 if vanishes else 150.0)[0]
+
+
+def test_the_age_of_a_history_is_known_from_the_start():
+    """One that will end in ten seconds had its last message long ago: that it is gone by then is no loss."""
+    cursor = cursor_at(P(E, 3), ttl=10.0, now=1000.0)
+
+    assert cursor.heard == 910.0
+    assert cursor_at(P(NOW, 0), now=1000.0).heard == 1000.0
+    assert not cursor.compare(where(now=NOW + 10_001), 1010.0)
+    assert not cursor.follow(page(P(NEXT, 1), now=NOW + 20_000), 1020.0)[0]
+
+
 def test_an_epoch_that_ended_too_early_is_told():
     """A history that is gone before its time was lost, and perhaps messages with it."""
     cursor = cursor_at(P(E, 3))
@@ -315,7 +399,7 @@ def test_an_epoch_that_ended_too_early_is_told():
     assert cursor.follow(page(P(NEXT, 1), now=NOW + 50_000), 50.0)[0]
 
 
-@pytest.mark.parametrize(("late", "told"), [(-0.9, False), (-1.1, True)])
+@pytest.mark.parametrize(("late", "told"), [(-0.9, False), (-1.0, False), (-1.1, True)])
 def test_two_clocks_may_disagree_by_a_moment_on_an_age(late, told):
     """By our clock a history may end up to ``EXPIRY_TOLERANCE`` before its time, and no earlier: it ended by age."""
     for found_before_the_next_message in (True, False):
@@ -388,6 +472,26 @@ def test_an_epoch_behind_a_later_one_is_read_again():
     assert len(cursor.follow(page(*kept(E - 1, 1, 2), now=now), LATER)[1]) == 2
 
 
+def test_an_earlier_epoch_of_which_nothing_is_known_is_told():
+    """With the clock set back, and no proof that nothing was missed, the latest message is what can still be had."""
+    cursor = cursor_at(P(E, 3))
+
+    assert cursor.follow(page(first=P(E - 1, 1), last=P(E - 1, 7)), 1.0) == (True, [])
+
+    assert cursor.position == P(E - 1, 6)
+
+
+def test_what_was_seen_after_a_page_was_read_is_not_lost():
+    """A page that ends with the epoch before says nothing of a message of the next one."""
+    cursor = cursor_at(P(E, 3))
+    cursor.let_go(NEXT, 1)
+
+    assert cursor.follow(page(first=P(E, 1), last=P(E, 3)), 1.0) == (False, [])
+
+    assert cursor.position == P(E, 3)
+    assert cursor.missed
+
+
 @pytest.mark.parametrize("seen", [P(E, 5), P(NEXT, 1)])
 def test_what_was_seen_and_is_in_no_history_is_told(seen):
     """A live message showed a hole, and then Redis lost it all: the browser does not wait for the next message."""
@@ -397,6 +501,7 @@ def test_what_was_seen_and_is_in_no_history_is_told(seen):
     assert cursor.follow(page(), 1.0) == (True, [])
 
     assert cursor.position == seen
+    assert cursor.heard == 1.0
     assert cursor.follow(page(), 1.0) == (False, [])
 
 
@@ -420,6 +525,29 @@ def test_what_is_forwarded_again_is_no_evidence(stale):
 
     assert cursor.follow(page(), 1.0) == (False, [])
     assert cursor.position == P(E, 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "before", "has_all"),
+    [
+        (page(*kept(E, 2, 3), first=P(E, 1)), P(E, 1), True),
+        (page(*kept(E, 2, 3), first=P(E, 1), last=P(E, 4)), P(E, 1), False),
+        (page(first=P(E, 1), last=P(E, 2)), P(E, 3), True),
+        (page(), P(E, 2), True),
+        (page(), P(E, 3), True),
+    ],
+    ids=["all of it", "a page of more", "overtaken", "lost", "empty"],
+)
+def test_reading_ends_at_the_end_of_the_history(found, before, has_all):
+    """When a page brought the last message, or nothing; and what was let go meanwhile is read as well."""
+    cursor = cursor_at(P(E, 3))
+    assert cursor.has_all(found, before) is has_all
+
+    cursor.catch_up()
+    cursor.offer(E, 4, "a", 1.0)
+    assert not cursor.has_all(found, before)
+    assert cursor.begin_reading() == P(E, 3)
+    assert not cursor.has_all(found, before), "it is known that there is one more"
 
 
 # Comparing.

@@ -18,7 +18,7 @@ class Socket:
     def __init__(self, *, answers: bool = True, takes: bool = True) -> None:
         self.paused = False
         self.pings: list[float] = []
-        self.given_up = False
+        self.given_up = 0
         self.heartbeat = Heartbeat(self)
         self._answers, self._takes = answers, takes
 
@@ -33,7 +33,7 @@ class Socket:
         return taken
 
     def give_up(self) -> None:
-        self.given_up = True
+        self.given_up += 1
 
 
 @pytest.fixture
@@ -151,8 +151,55 @@ async def test_a_socket_that_fails_stops_no_other(caplog, interval):
     await asyncio.sleep(2 * interval)
 
     assert counts["task_restarted", "heartbeat"] > before
+    assert set(caplog.messages) == {"the heartbeat of a socket failed"}
     assert "ZeroDivisionError" in caplog.text
     assert len(lively.pings) == 2
+
+
+@in_virtual_time
+async def test_a_socket_that_fails_stops_no_other_of_the_same_turn(interval, caplog):
+    """Whichever of those that have their turn together it is."""
+    sockets = [socket for socket in begun(3 * GROUPS) if socket.heartbeat.group == 7]
+    assert len(sockets) == 3
+    for turn, broken in enumerate(sockets, start=1):
+        ping, broken.ping = broken.ping, None
+        await asyncio.sleep(interval)
+        broken.ping = ping
+        broken.heartbeat.heard()
+        assert sum(len(socket.pings) for socket in sockets) == 2 * turn
+
+
+@in_virtual_time
+async def test_a_new_socket_goes_where_one_has_ended(interval):
+    """Whichever of all groups has the fewest, it is found: with as many sockets as groups each has its own moment."""
+    sockets = begun(GROUPS)
+    for index in reversed(range(GROUPS)):
+        sockets[index].heartbeat.end()
+        [sockets[index]] = begun(1)
+
+        assert {socket.heartbeat.group for socket in sockets} == set(range(GROUPS))
+
+
+@in_virtual_time
+async def test_those_that_stay_are_pinged_when_others_end(interval):
+    """Only the last one takes the timer along."""
+    sockets = begun(10)
+    for socket in sockets[1:]:
+        socket.heartbeat.end()
+    await asyncio.sleep(interval)
+
+    assert len(sockets[0].pings) == 1
+
+
+@in_virtual_time
+async def test_only_beats_in_a_row_count():
+    """One word from a browser, and its patience begins anew."""
+    socket = Socket(answers=False)
+    beat, heard = socket.heartbeat.beat, socket.heartbeat.heard
+    for _ in range(3):
+        heard()
+        assert [beat() for _ in range(PATIENCE)] == [True] * PATIENCE
+    assert not beat()
 
 
 @in_virtual_time
@@ -166,7 +213,7 @@ async def test_a_silent_browser_is_given_up_and_asked_no_more(interval):
     assert not silent.given_up
     await asyncio.sleep(3 * interval)
 
-    assert silent.given_up
+    assert silent.given_up == 1
     assert len(silent.pings) == PATIENCE
     assert not lively.given_up
     assert len(lively.pings) == PATIENCE + 3
@@ -193,6 +240,7 @@ async def test_a_slow_browser_that_confirms_is_kept(interval):
         socket.heartbeat.confirmed()
 
     assert not socket.given_up
+    assert len(socket.pings) >= 10
 
 
 @in_virtual_time
@@ -213,8 +261,9 @@ async def test_a_ping_that_the_server_did_not_take_gives_the_browser_up(interval
     socket.heartbeat.begin()
     await asyncio.sleep(2 * interval)
 
-    assert socket.given_up
+    assert socket.given_up == 1
     assert len(socket.pings) == 1
+    assert asyncio.get_running_loop().timers == 0
 
 
 @in_virtual_time

@@ -76,8 +76,10 @@ def test_replacing_a_frame_frees_its_bytes(monkeypatch):
     recent.add(stamped("b:1", 1, b"1234567890"), 0.0)
     for n in range(1, 50):
         recent.add(stamped("a:1", n, b"1234567890"), 0.0)
-
     assert len(recent.frames(0.0)) == 2
+
+    recent.add(stamped("c:1", 1, b"1234567890"), 0.0)
+    assert [each.topic for each in recent.frames(0.0)] == ["a:1", "c:1"]
 
 
 def test_a_gap_is_looked_up_once():
@@ -97,7 +99,17 @@ def test_a_gap_is_looked_up_once():
 def test_a_gap_of_long_ago_is_not_looked_up(seconds, known):
     """By then sockets have found out by themselves."""
     recent = Recent()
-    recent.add(stamped("a:1", 7), 0.0)
-    recent.gap(0.0)
+    recent.add(stamped("a:1", 7), 1000.0)
+    recent.gap(1000.0)
 
-    assert len(recent.before_gap(seconds)) == known
+    assert len(recent.before_gap(1000.0 + seconds)) == known
+
+
+def test_without_a_gap_there_is_nothing_to_look_up():
+    """A listener that has just started, and the first messages that it sees, ask for nothing."""
+    recent = Recent()
+
+    assert recent.seen == {}
+    assert recent.before_gap(1.0) == {}
+    recent.add(stamped("a:1", 7), 1.0)
+    assert recent.before_gap(2.0) == {}
