@@ -11,9 +11,10 @@ import asyncio
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Container, Iterable
+from collections.abc import AsyncIterator, Awaitable, Container, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Protocol
+from itertools import chain
+from typing import Any, Final, NamedTuple, Protocol
 
 from . import auth, control
 from .aio import PerLoop
@@ -60,7 +61,19 @@ once: each would hold a thread, and the frames behind it, for as long as a call 
 
 
 Pair = tuple[str, str]
-"""A user, by the id of their own topic, and a topic."""
+"""A user, by the id of their own topic, and what is asked: of a topic ``AUTHORIZE``, of a kind ``JOIN``."""
+NEVER: Final = float("-inf")
+"""When a ``JOIN`` was asked that nobody has answered yet."""
+
+
+class Joining(NamedTuple):
+    """The question that ``JOIN`` of a kind answers, for a user of a tenant."""
+
+    tenant: str
+    kind: str
+
+
+What = Topic | Joining
 
 
 class Socket(Protocol):
@@ -73,6 +86,7 @@ class Socket(Protocol):
         credentials: What its access rests on.
         authorized: The topics that ``AUTHORIZE`` has allowed, and when it was asked.
         unanswered: The topics of which nobody could say.
+        joins: The kinds whose ``JOIN`` it is asked for, and when it was asked; ``NEVER`` if nobody could say yet.
 
     """
 
@@ -80,6 +94,7 @@ class Socket(Protocol):
     is_account_old: bool
     credentials: Credentials
     authorized: dict[str, float]
+    joins: dict[str, float]
 
     @property
     def unanswered(self) -> Container[str]: ...
@@ -92,6 +107,9 @@ class Socket(Protocol):
 
     def withdraw(self, topic: str) -> None:
         """Unsubscribe from a topic, or refuse what was unanswered."""
+
+    def take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
+        """Have these topics of a kind without asking, and no others; ``JOIN`` was asked then."""
 
 
 class Access:
@@ -168,6 +186,7 @@ class Access:
             return
         self._endings.append((asyncio.get_running_loop().time(), told))
         self._asked.pop((told.user, told.what), None)
+        self._asked.pop((told.user, told.what.partition(":")[0]), None)  # its kind's JOIN was asked before
         for socket in list(self._sockets.get(told.user, ())):
             self._obey(told, socket)
 
@@ -254,11 +273,25 @@ class Access:
         If something was revoked since their account was read, it is read again: what a site asks may be one of its
         fields, or what Django's users remember.
         """
-        if self.is_out(topic) or (socket.is_account_old and not await _survives(self._renew(socket), 1)):
+        if not await self._may_ask(socket, topic):
             return None
         allowed = await auth.authorized(socket.user, topic)
         self.heard_of(topic, allowed)
         return allowed
+
+    async def ask_join(self, socket: Socket, kind: str) -> list[Topic] | None:
+        """Ask ``JOIN`` which topics a socket's user has without asking; None if nobody can say."""
+        what = Joining(socket.credentials.tenant.name, kind)
+        if not await self._may_ask(socket, what):
+            return None
+        topics = await auth.joined(socket.user, kind)
+        self.heard_of(what, topics)
+        return topics
+
+    async def _may_ask(self, socket: Socket, what: What) -> bool:
+        if self.is_out(what):
+            return False
+        return not socket.is_account_old or await _survives(self._renew(socket), 1)
 
     async def _renew(self, socket: Socket) -> None:
         socket.is_account_old = False  # first: what is revoked while it is read counts
@@ -276,10 +309,10 @@ class Access:
             await asyncio.sleep(interval * (1 - ASKED_EARLY) / 2)
             before = max(loop.time() - interval * ASKED_EARLY, self._heard_since)
             due = {
-                (user, topic): socket
+                (user, what): socket
                 for user, sockets in self._sockets.items()
                 for socket in sockets
-                for topic, asked in socket.authorized.items()
+                for what, asked in chain(socket.authorized.items(), socket.joins.items())
                 if asked <= before
             }
             pairs = list(due)
@@ -305,17 +338,17 @@ class Access:
 
         async def ask() -> None:
             for (user, name), tenant, account in questions:
-                topic = Topic.checked_elsewhere(name)
-                if account is None or silent[_who_answers(topic)] >= MAX_QUESTIONS:
+                what = Topic.checked_elsewhere(name) if ":" in name else Joining(tenant.name, name)
+                if account is None or silent[_who_answers(what)] >= MAX_QUESTIONS:
                     continue  # the next check closes the socket; or the question stays due
-                allowed = await in_context(tenant.fresh_context(), auth.authorized(account, topic))
-                self.heard_of(topic, allowed)
-                if allowed is not None:
-                    silent.pop(_who_answers(topic), None)
-                    if not allowed or self._asked.get((user, name)) == as_of:  # otherwise revoked meanwhile
-                        self._answered(user, name, allowed, as_of)
+                answer = await in_context(tenant.fresh_context(), _answer(account, what))
+                self.heard_of(what, answer)
+                if answer is not None:
+                    silent.pop(_who_answers(what), None)
+                    if not answer or self._asked.get((user, name)) == as_of:  # otherwise revoked meanwhile
+                        self._answered(user, name, answer, as_of)
                     continue
-                silent[_who_answers(topic)] += 1
+                silent[_who_answers(what)] += 1
                 if (user, name) in self._later:
                     self._later[user, name] = self._later.pop((user, name))  # the others first, next time
 
@@ -323,34 +356,37 @@ class Access:
             for _ in range(MAX_QUESTIONS):
                 tasks.create_task(ask())
 
-    def _answered(self, user: str, topic: str, allowed: bool, as_of: float) -> None:
-        self._later.pop((user, topic), None)
+    def _answered(self, user: str, what: str, answer: bool | list[Topic], as_of: float) -> None:
+        self._later.pop((user, what), None)
         for socket in list(self._sockets.get(user, ())):
-            if topic not in socket.authorized and topic not in socket.unanswered:
+            if isinstance(answer, list):
+                if what in socket.joins:
+                    socket.take(what, answer, as_of)
+            elif what not in socket.authorized and what not in socket.unanswered:
                 continue  # not subscribed, or by a grant
-            if not allowed:
-                socket.withdraw(topic)
-            elif topic in socket.authorized:
-                socket.authorized[topic] = as_of
+            elif not answer:
+                socket.withdraw(what)
+            elif what in socket.authorized:
+                socket.authorized[what] = as_of
             else:
-                socket.admit(topic, as_of)
+                socket.admit(what, as_of)
 
     # What nobody could answer.
 
-    def is_out(self, topic: Topic) -> bool:
+    def is_out(self, what: What) -> bool:
         """Say whether nobody answers for a kind, in that tenant, so that it need not be asked now."""
-        return self._silent[_who_answers(topic)] >= OUT_AFTER
+        return self._silent[_who_answers(what)] >= OUT_AFTER
 
-    def heard_of(self, topic: Topic, allowed: bool | None) -> None:
-        """Note whether ``AUTHORIZE`` of a kind could answer."""
-        if allowed is None:
-            self._silent[_who_answers(topic)] += 1
+    def heard_of(self, what: What, answer: bool | list[Topic] | None) -> None:
+        """Note whether ``AUTHORIZE`` or ``JOIN`` of a kind could answer."""
+        if answer is None:
+            self._silent[_who_answers(what)] += 1
         else:
-            self._silent.pop(_who_answers(topic), None)
+            self._silent.pop(_who_answers(what), None)
 
-    def ask_later(self, user: str, topic: str) -> None:
-        """Ask again whether a user may read a topic, until there is an answer; then tell those sockets that wait."""
-        self._later[user, topic] = None
+    def ask_later(self, user: str, what: str) -> None:
+        """Ask again of a topic or a kind, until there is an answer; then tell those sockets that wait."""
+        self._later[user, what] = None
         self._wanted.set()
 
     async def _ask_later_on(self) -> None:
@@ -369,13 +405,22 @@ class Access:
             if not self._later:
                 self._wanted.clear()
 
-    def _waiting_for(self, user: str, topic: str) -> Socket | None:
-        return next((socket for socket in self._sockets.get(user, ()) if topic in socket.unanswered), None)
+    def _waiting_for(self, user: str, what: str) -> Socket | None:
+        for socket in self._sockets.get(user, ()):
+            if what in socket.unanswered or socket.joins.get(what) == NEVER:
+                return socket
+        return None
 
 
-def _who_answers(topic: Topic) -> tuple[str, str]:
+async def _answer(account: Any, what: What) -> bool | list[Topic] | None:
+    if isinstance(what, Topic):
+        return await auth.authorized(account, what)
+    return await auth.joined(account, what.kind)
+
+
+def _who_answers(what: What) -> tuple[str, str]:
     """Name what is away together: the permissions of a kind, whose rows each tenant may have in another database."""
-    return topic.tenant, topic.kind
+    return what.tenant, what.kind if isinstance(what, Topic) else f"JOIN {what.kind}"
 
 
 async def _survives(job: Awaitable[None], waiting: int) -> bool:

@@ -52,7 +52,8 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
     for name, kind in settings.kinds.items():
         wanted[f"TOPICS[{name!r}]['AUTHORIZE']"] = kind.AUTHORIZE  # type: ignore[assignment]
         wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID  # type: ignore[assignment]
-        if kind.AUTHORIZE is None and not kind.PUBLIC and name != "user":
+        wanted[f"TOPICS[{name!r}]['JOIN']"] = kind.JOIN  # type: ignore[assignment]
+        if kind.AUTHORIZE is kind.JOIN is None and not kind.PUBLIC and name != "user":
             found.append(
                 checks.Warning(
                     f"Nobody may subscribe to topics of kind {name!r}: it has no AUTHORIZE.",

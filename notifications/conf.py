@@ -73,9 +73,17 @@ class Kind:
     PUBLIC: bool = False
     """Any authenticated user may subscribe; ``AUTHORIZE`` is not called."""
 
+    JOIN: str | Callable[..., Any] | None = None
+    """``(user) -> ids``, sync or async, or its dotted path: the topics of this kind that each connection of the user
+    has without asking for them. Asked again with ``REAUTHORIZE_INTERVAL``."""
+
     @cached_property
     def authorize(self) -> Callable[..., Any] | None:
         return _load(self.AUTHORIZE)
+
+    @cached_property
+    def join(self) -> Callable[..., Any] | None:
+        return _load(self.JOIN)
 
     @cached_property
     def clean_id(self) -> Callable[[str], str] | None:
@@ -123,7 +131,8 @@ class Settings:
 
     REAUTHORIZE_INTERVAL: float = 300.0
     """Seconds within which ``AUTHORIZE`` is called again for what a socket is subscribed to: by then a withdrawn
-    permission has ended the subscription. One call for each user and topic of a process, a few at once. 0: never."""
+    permission has ended the subscription. One call for each user and topic of a process, a few at once. 0: never.
+    ``JOIN`` is called again as well, once for each user and kind."""
 
     MAX_CONNECTIONS_PER_USER: int = 100
     """Sockets that one user may have in one web process; 0 for any number. Nobody opens that many tabs, but a page
@@ -162,6 +171,11 @@ class Settings:
         defaults = {"HISTORY_SIZE": self.HISTORY_SIZE, "HISTORY_TTL": self.HISTORY_TTL}
         kinds: dict[str, Mapping[str, Any]] = {"user": {}, **self.TOPICS}
         return {name: Kind(**{**defaults, **OWN_DEFAULTS.get(name, {}), **options}) for name, options in kinds.items()}
+
+    @cached_property
+    def joining(self) -> tuple[str, ...]:
+        """The kinds that have a ``JOIN``."""
+        return tuple(name for name, kind in self.kinds.items() if kind.JOIN is not None)
 
     @cached_property
     def authenticate_token(self) -> Callable[..., Any]:

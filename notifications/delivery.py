@@ -39,10 +39,10 @@ Redis lost or a listener did not forward. On other layers the comparison keeps t
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
-def subscribed(topic: Topic, recovered: bool | None, position: str | None) -> Subscribed:
+def subscribed(topic: Topic, recovered: bool | None, position: str | None, *, joined: bool = False) -> Subscribed:
     """Tell a browser that a topic is subscribed, and of which sort it is."""
     state = settings.kinds[topic.kind].STATE
-    return Subscribed(topic=topic.told, recovered=recovered, id=position, state=state)
+    return Subscribed(topic=topic.told, recovered=recovered, id=position, state=state, joined=joined)
 
 
 class Delivery:

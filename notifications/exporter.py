@@ -106,7 +106,7 @@ COUNTS: Final = {
         "auth_failures",
         "Sockets and subscriptions refused because of their user or origin, and checks that failed.",
         "reason",
-        ("origin", "token", "unavailable", "error", "authorize"),
+        ("origin", "token", "unavailable", "error", "authorize", "join"),
     ),
     "connection_refused": Shown(
         "connections_refused",

@@ -275,8 +275,8 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
     """
     The topic is subscribed.
 
-    Also sent without a request, with ``recovered`` false: when something is missing on an open socket, and some time
-    after an ``unavailable``.
+    Also sent without a request: with ``joined``, and with ``recovered`` false when something is missing on an open
+    socket, and some time after an ``unavailable``.
     """
 
     topic: TopicName
@@ -287,6 +287,13 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
         Meta(
             description="Whether the latest message of the topic is the complete state, such as progress: then it "
             "follows if the client gave no position from which to continue."
+        ),
+    ]
+    joined: Annotated[
+        bool,
+        Meta(
+            description="Whether the site has subscribed the client without a request. A client that has a position of "
+            "the topic subscribes with it as since, and ignores messages until the answer: they follow again."
         ),
     ]
 

@@ -612,7 +612,7 @@ async def test_credentials_that_are_renewed_during_a_look_are_looked_at_again(li
     """Their account may have been read before what the look was for; nobody waits for the next one, in a minute."""
     ended = asyncio.Event()
     user = SimpleNamespace(pk=7, is_active=True)
-    socket = SimpleNamespace(user=user, credentials=credentials_of(user), authorized={}, unanswered=())
+    socket = SimpleNamespace(user=user, credentials=credentials_of(user), authorized={}, unanswered=(), joins={})
     socket.end_access = lambda code, reason: ended.set()
     looks = []
 

@@ -46,10 +46,10 @@ class Tab(Process):
         return [line["value"] for line in self.said if line.get("topic") == topic and "value" in line]
 
 
-def open_tab(site: Site, server: WebServer, *topics: str, **credentials: str) -> Tab:
+def open_tab(site: Site, server: WebServer, *topics: str, **options: Any) -> Tab:
     assert NODE is not None, "CI is set and there is no Node.js"
-    options = json.dumps({"url": server.url, "topics": topics, **credentials})
-    return site.start(NODE, TAB, options, name="tab", process=Tab)
+    argument = json.dumps({"url": server.url, "topics": topics, **options})
+    return site.start(NODE, TAB, argument, name="tab", process=Tab)
 
 
 @contextmanager
@@ -77,9 +77,11 @@ def publishing(*topics: str) -> Iterator[None]:
 
 @pytest.fixture
 def site(new_site: Site, settings: Any) -> Site:
-    new_site.settings = SITE_SETTINGS
+    topics = {**settings.NOTIFICATIONS["TOPICS"], "team": {"JOIN": "tests.site.permissions.teams_of"}}
+    ours = {**SITE_SETTINGS["NOTIFICATIONS"], "TOPICS": topics}
+    new_site.settings = {**SITE_SETTINGS, "NOTIFICATIONS": ours}
     point_to(settings, new_site.redis.url)
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **SITE_SETTINGS["NOTIFICATIONS"]}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **ours}
     return new_site
 
 
@@ -88,15 +90,16 @@ def topics_of(user: User) -> list[str]:
 
 
 def test_every_message_is_shown_once_while_the_server_is_killed_and_restarted(site: Site, server_kind: str) -> None:
-    """kill -9 and SIGTERM of the web server lose nothing, repeat nothing, and no gap is told, on three topics."""
+    """kill -9 and SIGTERM of the web server lose and repeat nothing on four topics, of which the site joins one."""
     user = site.add_user()
     own, upload, order = topics_of(user)
+    team = f"team:{user.username}"
     server, _ = site.start_all(server_kind)
     # CLEAN_ID of orders is lower(): the page spells it in its own way, and is answered in the other.
-    tab = open_tab(site, server, upload, order, cookie=user.cookie)
-    topics = (own, upload, order.lower())
+    tab = open_tab(site, server, upload, order, cookie=user.cookie, joined=[team])
+    topics = (own, upload, order.lower(), team)
     for topic in topics:
-        wait_for(lambda topic=topic: notifications.publish(topic, {"value": 0}) and tab.values(topic))
+        wait_for(lambda topic=topic: notifications.publish(topic, {"action": "note", "value": 0}) and tab.values(topic))
     with publishing(*topics):
         for end in ("kill", "terminate"):
             wait_for(lambda: tab.said[-1].get("value", 0) > 20)

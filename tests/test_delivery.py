@@ -339,6 +339,7 @@ async def test_what_was_trimmed_is_told(site, settings):
             "recovered": False,
             "id": f"{end.epoch}-{end.n - 2}",
             "state": False,
+            "joined": False,
         }
     ]
 

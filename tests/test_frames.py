@@ -311,8 +311,15 @@ def test_nothing_is_read_of_what_is_larger_than_any_frame(size):
         ),
         (frames.AuthError(message="no"), {"action": "auth_error", "message": "no"}),
         (
-            frames.Subscribed(topic="order:7", recovered=False, id=None, state=True),
-            {"action": "subscribed", "topic": "order:7", "recovered": False, "id": None, "state": True},
+            frames.Subscribed(topic="order:7", recovered=False, id=None, state=True, joined=False),
+            {
+                "action": "subscribed",
+                "topic": "order:7",
+                "recovered": False,
+                "id": None,
+                "state": True,
+                "joined": False,
+            },
         ),
         (frames.Unsubscribed(topic="order:7"), {"action": "unsubscribed", "topic": "order:7"}),
         (

@@ -303,6 +303,7 @@ class Socket:
         self.credentials = credentials_of(user)
         self.authorized = {}
         self.unanswered = set()
+        self.joins = {}
         self.told = asyncio.Queue()
 
     def admit(self, topic, as_of=None):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET
 
 from .. import auth, frames
-from ..access import access
+from ..access import NEVER, access
 from ..aio import PerLoop
 from ..closing import Closing
 from ..conf import settings
@@ -68,6 +68,8 @@ class Unanswered(NamedTuple):
 
     topic: Topic
     since: Position | str | None
+    is_refused: bool = False
+    """``AUTHORIZE`` has said no; it waits for ``JOIN``."""
 
 
 _crowd: Final = LogBudget(logger, lines=1, period=60.0)
@@ -87,6 +89,7 @@ class Connection:
         credentials: What its access rests on.
         authorized: The topics that ``AUTHORIZE`` has allowed, and when it was asked.
         unanswered: The topics of which nobody could say.
+        joins: The kinds that have a ``JOIN``, and when it was asked; ``NEVER`` if nobody could say yet.
 
     """
 
@@ -96,15 +99,18 @@ class Connection:
         "_auth_timer",
         "_closing",
         "_delivery",
+        "_given",
         "_heartbeat",
         "_invalid",
         "_jobs",
         "_own",
         "_pace",
+        "_revoked",
         "_tenant",
         "authorized",
         "credentials",
         "is_account_old",
+        "joins",
         "unanswered",
         "user",
     )
@@ -123,7 +129,11 @@ class Connection:
         self.credentials: Credentials
         self.authorized: dict[str, float] = {}
         self.unanswered: dict[str, Unanswered] = {}
+        self.joins: dict[str, float] = {}
+        self._given: dict[str, bool] = {}
+        """The topics that ``JOIN`` has given, and whether the client has subscribed to them as well."""
         self._asking: str | None = None
+        self._revoked: set[str] | None = None  # only while JOIN is asked
         self._tenant = NO_TENANT
         self._own: Topic | None = None
         self._address: str | None = None
@@ -334,13 +344,22 @@ class Connection:
         self._heartbeat.begin()
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
         self._delivery.release(self._own)
+        for kind in settings.joining:
+            await self._ask_join(kind)
 
     # Subscriptions.
 
     async def _subscribe(self, topic: Topic, since: str | None, grant: str | None) -> None:
         name = str(topic)
         if name in self._delivery.cursors:
-            await self._say(subscribed(topic, None, self._delivery.position(name)))
+            is_new = self._given.get(name) is False and since not in (None, self._delivery.position(name))
+            if is_new:  # the client says where it was, which nobody could know when it was given the topic
+                await self._delivery.leave(topic)
+                await self._join(topic, Position.since(since))
+            else:
+                await self._say(subscribed(topic, None, self._delivery.position(name)))
+            if name in self._given:
+                self._given[name] = True
             return
         most = settings.MAX_SUBSCRIPTIONS
         self._forget_unanswered(name)  # it has its place
@@ -356,11 +375,12 @@ class Connection:
         if allowed:
             self.authorized[name] = as_of
             await self._join(topic, position)
-        elif allowed is None:
-            self.unanswered[name] = Unanswered(topic, position)
+        elif allowed is None or self.joins.get(topic.kind) == NEVER:
+            self.unanswered[name] = Unanswered(topic, position, is_refused=allowed is not None)
             tally.unanswered += 1
             await self._error("unavailable", "nobody can say yet; the answer will follow", topic.told)
-            access().ask_later(Topic.for_user(self.user).full_id, name)
+            if allowed is None:
+                self._ask_later(name)
         else:
             await self._error("forbidden", "no such topic, or it is not yours to read", topic.told)
 
@@ -373,7 +393,12 @@ class Connection:
         self._asking = None
         return allowed
 
-    async def _join(self, topic: Topic, since: Position | str | None, *, unasked: bool = False) -> None:
+    def _ask_later(self, what: str) -> None:
+        access().ask_later(Topic.for_user(self.user).full_id, what)
+
+    async def _join(
+        self, topic: Topic, since: Position | str | None, *, unasked: bool = False, joined: bool = False
+    ) -> None:
         try:
             recovered, position = await self._delivery.join(topic, since)
         except Exception as error:  # noqa: BLE001  a layer may raise anything
@@ -381,7 +406,7 @@ class Connection:
             return
         if unasked:
             recovered = False  # so clients know that it is no answer; and much may have happened meanwhile
-        await self._say(subscribed(topic, recovered, position and str(position)))
+        await self._say(subscribed(topic, recovered, position and str(position), joined=joined))
         self._delivery.release(topic)
 
     def admit(self, topic: str, as_of: float) -> None:
@@ -391,7 +416,7 @@ class Connection:
     async def _admit(self, topic: str, as_of: float) -> None:
         if (waiting := self._forget_unanswered(topic)) is not None:
             self.authorized[topic] = as_of
-            await self._join(*waiting, unasked=True)
+            await self._join(waiting.topic, waiting.since, unasked=True)
 
     def _forget_unanswered(self, topic: str) -> Unanswered | None:
         if (waiting := self.unanswered.pop(topic, None)) is not None:
@@ -399,13 +424,72 @@ class Connection:
         return waiting
 
     async def _unsubscribe(self, topic: Topic) -> None:
-        if topic == self._own:
-            await self._error("forbidden", "a socket always has its user's own topic", topic.told)
-            return
+        if topic == self._own or str(topic) in self._given:
+            await self._error("forbidden", "a socket always has its user's own topic, and those of JOIN", topic.told)
+        else:
+            await self._leave(topic)
+
+    async def _leave(self, topic: Topic) -> None:
+        self._given.pop(str(topic), None)
         self.authorized.pop(str(topic), None)
         self._forget_unanswered(str(topic))
         await self._delivery.leave(topic)
         await self._say(frames.Unsubscribed(topic=topic.told))
+
+    # Topics that the client has without asking.
+
+    async def _ask_join(self, kind: str) -> None:
+        as_of = asyncio.get_running_loop().time()
+        self.joins[kind] = NEVER
+        self._revoked = set()
+        topics = await self._jobs.aside(access().ask_join(self, kind))
+        revoked, self._revoked = self._revoked, None
+        if self._closing.begun:
+            return
+        if topics is None:
+            self._ask_later(kind)
+        else:
+            await self._take(kind, [topic for topic in topics if str(topic) not in revoked], as_of)
+
+    def take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
+        """Have these topics of a kind without asking, and no others; ``JOIN`` was asked then."""
+        self._jobs.add(partial(self._take, kind, topics, as_of))
+
+    async def _take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
+        if as_of < self.joins[kind]:
+            return  # what was revoked since, or a later answer, counts
+        self.joins[kind] = as_of
+        names = {str(topic) for topic in topics}
+        waiting = {name: each.topic for name, each in self.unanswered.items() if each.is_refused}
+        had = {name: self._delivery.cursors[name].topic for name in self._given}
+        for name, topic in {**had, **waiting}.items():
+            if topic.kind == kind and name not in names:
+                count("withdrawn")
+                await self._leave(topic)
+        for number, topic in enumerate(topics):
+            if not await self._give(topic):
+                _log.warning(
+                    "JOIN of kind %r names more topics than a socket may have; %d left out", kind, len(topics) - number
+                )
+                break
+
+    async def _give(self, topic: Topic) -> bool:
+        """Have a topic from now on, as far as there is room."""
+        name = str(topic)
+        if name in self._given or topic == self._own:
+            return True
+        if name in self._delivery.cursors:
+            self._given[name] = True
+        elif (waiting := self._forget_unanswered(name)) is not None:
+            self._given[name] = True
+            await self._join(topic, waiting.since, unasked=True)
+        elif len(self._delivery.cursors) + len(self.unanswered) > settings.MAX_SUBSCRIPTIONS:
+            return False
+        else:
+            self._given[name] = False
+            await self._join(topic, None, joined=True)
+        self.authorized.pop(name, None)
+        return True
 
     # Access that ends.
 
@@ -420,9 +504,15 @@ class Connection:
     async def _withdraw(self, topic: str) -> None:
         if self._asking == topic:
             self._asking = None
-        if (held := self._delivery.cursors.get(topic) or self.unanswered.get(topic)) is not None:
+        if self._revoked is not None:
+            self._revoked.add(topic)
+        kind = topic.partition(":")[0]
+        if self.joins.get(kind, NEVER) != NEVER:
+            self.joins[kind] = asyncio.get_running_loop().time()  # an answer that waits for its turn is older
+        held = self._delivery.cursors.get(topic) or self.unanswered.get(topic)
+        if held is not None and held.topic != self._own:
             count("withdrawn")
-            await self._unsubscribe(held.topic)
+            await self._leave(held.topic)
 
     async def _too_many(self, whose: str) -> None:
         count("connection_refused", whose)

@@ -4,7 +4,7 @@ import { WebSocket } from "ws";
 
 import { connect } from "../../notifications/static/notifications/client.js";
 
-const { url, cookie, token, topics } = JSON.parse(process.argv[2]);
+const { url, cookie, token, topics, joined = [] } = JSON.parse(process.argv[2]);
 const say = (line) => console.log(JSON.stringify(line));
 
 Math.random = () => 0.1; // a server takes seconds to start, and a test should not wait for a longer time than it
@@ -22,3 +22,4 @@ notifications.addEventListener("gap", ({ detail }) => say({ gap: detail.topic })
 const show = ({ _meta, action, value }) => say({ action, value, topic: _meta.topic });
 notifications.onUser(show);
 for (const topic of topics) notifications.subscribe(topic, show);
+notifications.on("note", (message) => joined.includes(message._meta.topic) && show(message));

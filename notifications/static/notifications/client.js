@@ -1,6 +1,6 @@
 // A WebSocket that comes back by itself, each message once and in order: docs/browser.md
 
-// Milliseconds; docs/browser.md says of what
+// Milliseconds
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 20_000;
 const RESTART_DELAY = 5_000;
@@ -12,7 +12,7 @@ const PACE = 8_000;
 const SAVE = 200;
 
 const ID = /^\d{1,19}-\d{1,19}$/;
-const memories = new Set(); // of connections: names in sessionStorage
+const memories = new Set(); // names in sessionStorage
 
 const pair = (id) => String(id).split("-").map(Number);
 
@@ -21,7 +21,7 @@ function follows(id, last) {
   return epoch !== lastEpoch || n > lastN;
 }
 
-/** Where to begin: at `since`, or where the tab's page before has `left`. */
+/** Begin at `since`, or where the tab's page before has `left`. */
 const start = (since, left) => (since === "last" ? since : [since, left].find((id) => ID.test(id)));
 
 const report = (error) => (globalThis.reportError ?? console.error)(error);
@@ -52,14 +52,14 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   const topics = new Map(); // subscriptions by the page's names
   const actions = new Map();
   let joined = new Map(); // those of this socket by the server's
-  let asked = []; // unanswered; the server answers in order
+  let asked = []; // unanswered, in order
   let leaving; // not sent yet
   let fetching; // grants
   let free; // frames that may be sent now
   let room = Infinity; // for topics, until the server refuses one
 
   let memory, saving, user, left;
-  const own = { listeners: new Set() };
+  const own = { listeners: new Set(), given: true };
 
   const emit = (type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
 
@@ -95,7 +95,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       socket.onopen = () => mine === attempt && token && send({ type: "auth", token: secret, since });
       socket.onmessage = ({ data }) => mine === attempt && receive(data);
       socket.onclose = (event) => mine === attempt && lost(event.code, reason ?? event.reason);
-      socket.onerror = () => {}; // "close" follows; Node's ws would throw
+      socket.onerror = () => {}; // else Node's ws throws
     } catch (error) {
       if (mine === attempt) lost(1006, String(error));
     }
@@ -135,7 +135,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
 
   const wake = () => (state === "waiting" ? dial() : probe());
 
-  /** Browsers keep a page only without a socket. */
+  // Browsers keep a page only without a socket.
   function sleep() {
     if (state === "closed") return;
     drop();
@@ -153,7 +153,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   function send(frame) {
     if (socket?.readyState !== 1) return;
     socket.send(JSON.stringify(frame));
-    const hide = (key, value) => (value && (key === "token" || key === "grant") ? "…" : value);
+    const hide = (key, value) => (value && /token|grant/.test(key) ? "…" : value);
     if (listened.has("frame")) emit("frame", { direction: "out", text: JSON.stringify(frame, hide) });
   }
 
@@ -192,11 +192,12 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     else if (action === "auth_error") reason = message;
     else if (action === "subscribed") {
       // Nobody asked: something is missing.
-      settle((frame.recovered === false && joined.get(topic)) || join(answer(), topic), frame);
+      const missing = frame.recovered === false && joined.get(topic);
+      settle(missing || join(frame.joined ? give(topic) : answer(), topic), frame);
     } else if (action === "unsubscribed") {
       const known = joined.get(topic);
       joined.delete(topic);
-      if (known?.listeners.size && !known.again) refuse(known, action, "the permission was withdrawn");
+      if (known && (known.given || known.listeners.size) && !known.again) refuse(known, action, "the permission was withdrawn");
       else if (asked[0]?.leaves) {
         answer();
         if (known) known.asked = known.again = undefined;
@@ -213,7 +214,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       // Nobody says what was dropped: begin anew.
       if (hasty && state === "open") lost(4100, message);
     } else if (action !== "pong") {
-      // Without an id there is no topic; those of uploads name theirs.
+      // Without an id; uploads name theirs.
       const id = frame.upload_id ?? frame.payload?.upload_id;
       deliver(frame, /^upload_/.test(action) && topics.get(`upload:${id}`));
     }
@@ -242,7 +243,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     settle(own, frame);
   }
 
-  /** Note the server's name; two subscriptions of one topic become one. */
+  /** Note the server's name; two of one topic become one. */
   function join(subscription, topic) {
     if (!subscription) return;
     const known = joined.get(topic) ?? subscription;
@@ -251,6 +252,17 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     if (topics.get(subscription.topic) !== subscription) return void (known.again = true);
     merge(subscription.topic, known);
     return known;
+  }
+
+  /** Ask for what was missed of a topic that the site has joined. */
+  function give(topic) {
+    const subscription = topics.get(topic) ?? { topic, listeners: new Set() };
+    topics.set(topic, subscription);
+    subscription.given = true;
+    const since = origin(subscription);
+    subscription.asked = (!since || asked.includes(subscription)) && attempt;
+    if (!since) return subscription;
+    advance();
   }
 
   function merge(name, subscription) {
@@ -270,7 +282,8 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     }
   }
 
-  function refuse({ topic, listeners = [] }, code, message) {
+  function refuse({ topic, listeners = [], given }, code, message) {
+    if (given && !listeners.size) return;
     const detail = { code, message, topic };
     emit("error", detail);
     tell(listeners, detail, "error");
@@ -285,7 +298,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     return asked.shift();
   }
 
-  /** Leave and ask for topics, as far as the server allows. */
+  /** Leave and ask, as far as the server allows. */
   function advance() {
     if (state !== "open") return;
     for (const each of leaving.splice(0, free)) request(each, "unsubscribe");
@@ -295,10 +308,13 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     }
   }
 
+  const origin = ({ topic, last, since }) => last ?? start(since, left[topic]);
+
   async function ask(subscription) {
     const mine = (subscription.asked = attempt);
     const { topic, listeners } = subscription;
     let { grant } = subscription;
+    const since = origin(subscription);
     if (typeof grant === "function") {
       fetching++;
       try {
@@ -311,7 +327,6 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       fetching--;
       if (!listeners.size) return advance();
     }
-    const since = subscription.last ?? start(subscription.since, left[topic]);
     request(subscription, "subscribe", { since, grant });
   }
 
@@ -323,7 +338,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
 
   function leave(topic, listener) {
     const subscription = topics.get(topic);
-    if (!subscription?.listeners.delete(listener) || subscription.listeners.size || subscription === own) return;
+    if (!subscription?.listeners.delete(listener) || subscription.listeners.size || subscription.given) return;
     for (const [name, each] of topics) if (each === subscription) topics.delete(name);
     delete left[topic];
     if (state !== "open" || subscription.asked !== attempt) return;
@@ -342,12 +357,12 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   const save = () => (saving ??= setTimeout(remember, SAVE));
 
   function remember(forget) {
-    // A new page needs the state that the old one had last.
-    const before = ([epoch, n]) => `${epoch}-${n && n - 1}`;
-    const position = (topic, { last, state }) => (last && state ? before(pair(last)) : (last ?? left[topic]));
-    const positions = [...topics].map(([topic, each]) => [topic, position(topic, each)]);
+    const positions = [...topics].map(([topic, { last, state }]) => {
+      const [epoch, n] = pair(last);
+      return [topic, state && n ? `${epoch}-${n - 1}` : (last ?? left[topic])]; // the next page shows a state again
+    });
     try {
-      if (forget || saving) sessionStorage.removeItem(memory); // however full it is
+      if (forget || saving) sessionStorage.removeItem(memory); // it may be full
       if (saving && !forget) sessionStorage.setItem(memory, JSON.stringify({ user, left: Object.fromEntries(positions) }));
     } catch {}
     saving = clearTimeout(saving);
@@ -363,7 +378,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     } catch {}
     ({ user, left } = stored?.left && (!userTopic || userTopic === stored.user) ? stored : { left: {} });
     topics.delete(own.topic);
-    // A page may come from a cache: `left` counts, unless the history is a new one.
+    // A page may be cached: `left` counts, unless the history is new.
     const [[epoch], [lastEpoch, n]] = [since, left[user]].map(pair);
     own.since = start(n && epoch > lastEpoch ? since : left[user], since);
     own.topic = userTopic;
@@ -377,7 +392,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   listen("pageshow", (event) => event.persisted && wake());
   listen("pagehide", sleep);
   listen("visibilitychange", () => (document.hidden ? remember() : wake()), globalThis.document);
-  queueMicrotask(() => state === "connecting" && (attempt ?? dial())); // after the page has added its own
+  queueMicrotask(() => state === "connecting" && (attempt ?? dial())); // after the page's script
 
   Object.assign(target, {
     subscribe(topic, handler, { since, grant, ...options } = {}) {

@@ -152,8 +152,8 @@ export interface SubscribeUpload {
 /**
  * The topic is subscribed.
  *
- * Also sent without a request, with `recovered` false: when something is missing on an open socket, and some time
- * after an `unavailable`.
+ * Also sent without a request: with `joined`, and with `recovered` false when something is missing on an open
+ * socket, and some time after an `unavailable`.
  */
 export interface Subscribed {
   readonly action: "subscribed";
@@ -165,6 +165,8 @@ export interface Subscribed {
   readonly id: string | null;
   /** Whether the latest message of the topic is the complete state, such as progress: then it follows if the client gave no position from which to continue. */
   readonly state: boolean;
+  /** Whether the site has subscribed the client without a request. A client that has a position of the topic subscribes with it as since, and ignores messages until the answer: they follow again. */
+  readonly joined: boolean;
 }
 
 /** Stop receiving a topic. No message of the topic follows the answer. */
