@@ -18,11 +18,11 @@ RESTART_SPREAD: Final = 0.5
 FLUSH: Final = 0.1
 """Seconds for the last close frame to leave the process."""
 LAST_WORDS: Final = 2.0
-"""Seconds that a client has to take the frame that says why it is closed."""
+"""Seconds that a client has to accept the frame that says why it is closed."""
 
 
 class Closing:
-    """Closes a connection once, for whoever asks first."""
+    """Closes a connection once, for the first caller."""
 
     __slots__ = ("_stop", "_task", "_transport", "begun")
 
@@ -31,11 +31,11 @@ class Closing:
         Prepare to close.
 
         Args:
-            transport: What to close.
+            transport: The transport to close.
             stop: Ends everything that would still send something.
 
         """
-        self.begun = False  # from then on nobody else may send: transports take nothing after a close
+        self.begun = False  # from then on nobody else may send, because transports accept nothing after a close
         self._transport = transport
         self._stop = stop
         self._task: asyncio.Task[None] | None = None
@@ -46,13 +46,13 @@ class Closing:
             await self._finish(code)
 
     async def refuse(self, code: CloseCode, message: str) -> None:
-        """Say why, and close."""
+        """Send the reason, and close."""
         if not self.begun:
             self.begun = True
             await self._finish(code, message)
 
     def at_once(self, code: CloseCode, message: str | None = None) -> None:
-        """Close now, whatever the connection is busy with, saying why if there is a message."""
+        """Close now, whatever the connection is busy with; send the reason first if there is a message."""
         if not self.begun:
             self.begun = True
             self._task = asyncio.create_task(self._finish(code, message))

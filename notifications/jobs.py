@@ -1,4 +1,4 @@
-"""What a connection has to do that may take long: one thing after the other, while frames keep coming in."""
+"""A connection's slow work, done one piece after the other while frames keep arriving."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Work = Callable[[], Awaitable[None]]
 
 class Worklist:
     """
-    One task at most, and none when there is nothing to do.
+    A queue of work, with one task at most, and none when there is nothing to do.
 
     Attributes:
-        context: The context in which all of it is done, whoever adds it; None for that of whoever adds the first.
+        context: The context in which all work runs, whoever adds it; None for the context of the first caller.
 
     """
 
@@ -27,10 +27,10 @@ class Worklist:
 
     def __init__(self, failed: Callable[[Exception], Awaitable[None]]) -> None:
         """
-        Prepare an empty list.
+        Create an empty list.
 
         Args:
-            failed: Called with what any of it raised; all that waits behind it is forgotten.
+            failed: Called with the exception of a piece of work; everything queued behind it is dropped.
 
         """
         self.context: Context | None = None
@@ -42,7 +42,7 @@ class Worklist:
         self._waiting: list[Work] = []  # an empty deque takes ten times as much, and most sockets have nothing to do
 
     def __len__(self) -> int:
-        """Count what has not begun."""
+        """Return how much work has not begun."""
         return len(self._waiting)
 
     @property
@@ -51,13 +51,13 @@ class Worklist:
         return self._task is not None
 
     def add(self, work: Work) -> None:
-        """Do this after everything else; nothing after ``end``."""
+        """Add work after everything else; ignored after ``end``."""
         if not self._ended:
             self._waiting.append(work)
             self._begin()
 
     def add_next(self, work: Work) -> None:
-        """Do this after what runs now, or while that waits ``aside``; nothing after ``end``."""
+        """Add work after the current one, or while that waits ``aside``; ignored after ``end``."""
         if self._ended:
             return
         if self._urgent is not None:
@@ -70,11 +70,11 @@ class Worklist:
 
     @property
     def is_aside(self) -> bool:
-        """Whether what runs now waits ``aside``."""
+        """Whether the current work waits ``aside``."""
         return self._urgent is not None
 
     async def aside(self, question: Coroutine[Any, Any, T]) -> T:
-        """Await what may take long, from within the list; what ``add_next`` brings meanwhile is done at once."""
+        """Await something slow from within the list; work added by ``add_next`` in the meantime is done at once."""
         asked = asyncio.create_task(question)
         self._urgent = []
         try:
@@ -92,7 +92,7 @@ class Worklist:
                 await ended(asked)
 
     def clear(self) -> None:
-        """Forget what has not begun."""
+        """Drop work that has not begun."""
         self._waiting.clear()
         if self._urgent is not None:
             self._urgent.clear()
@@ -118,11 +118,11 @@ class Worklist:
                     if task is None or task.cancelling():
                         raise
                     await self._fail(CutShortError("something that was waited for was cancelled"))
-                except Exception as error:  # noqa: BLE001  whatever it is, ``failed`` is told
+                except Exception as error:  # noqa: BLE001  whatever it is, ``failed`` gets it
                     await self._fail(error)
         finally:
             self._task = None
 
     async def _fail(self, error: Exception) -> None:
         self.clear()
-        await self._failed(error)  # what is added meanwhile comes after it
+        await self._failed(error)  # work added in the meantime comes after it

@@ -1,4 +1,4 @@
-"""What one connection, one user and one address may ask of the server."""
+"""The limits of one connection, one user and one address."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .conf import Settings, settings
 MAX_SUBSCRIPTIONS: Final = Settings.MAX_SUBSCRIPTIONS
 """Topics of one connection besides its user's own, unless the site sets another number."""
 MAX_WAITING_FRAMES: Final = 200
-"""Frames that may wait while a permission is being asked for; our client leaves at most 150 unanswered."""
+"""Frames that may wait while a permission is checked; this app's client leaves at most 150 unanswered."""
 MAX_INVALID_FRAMES: Final = 10
 """Unreadable frames in a row after which a connection is closed."""
 MAX_REFUSED_FRAMES: Final = 200
 """Frames above the rate after which a connection is closed, unless half of the burst has come back meanwhile."""
 BURST: Final = 200
-"""Frames that may come at once. Our client sends at most 150, whatever the site's ``MAX_SUBSCRIPTIONS``, and keeps to
-the rate: only other programs exceed it."""
+"""Frames that may arrive at once. This app's client sends at most 150, whatever the site's ``MAX_SUBSCRIPTIONS``, and
+keeps to the rate: only other programs exceed it."""
 RATE: Final = 20.0
 """Frames a second in the long run."""
 MAX_SENDERS: Final = 10_000
-"""Users, or addresses, whose rate is remembered; those that have been silent for longest are forgotten first."""
+"""Users, or addresses, whose rate is remembered; those that have been silent longest are forgotten first."""
 SHARE_OF_AN_ADDRESS: Final = 2
 """One address may take half of the places for connections that have not authenticated."""
 UNREADABLE: Final = "unreadable"
-"""What every address that cannot be read counts as."""
+"""What every address that cannot be parsed counts as."""
 _WITH_PORT: Final = re.compile(r"(?:\[([^]]+)](?::\d+)?|([\d.]+):\d+)").fullmatch
 
 
@@ -73,7 +73,7 @@ class Senders:
         if name is None or not sockets:
             return True
         bucket = self._buckets.pop(name, None) or TokenBucket(sockets)
-        self._buckets[name] = bucket  # behind all that have been silent since
+        self._buckets[name] = bucket  # at the end, as the most recently active
         if len(self._buckets) > MAX_SENDERS:
             del self._buckets[next(iter(self._buckets))]
         return bucket.take(now)
@@ -153,22 +153,22 @@ class Strangers:
     """
     The connections that have not authenticated, by address.
 
-    When there is no room, the oldest one that has said nothing is closed, of the address that has the most: whoever
-    opens many pushes out their own, and not the only one of somebody else. Those whose token is being checked stay.
+    When there is no room, the oldest silent one of the address that has the most is closed: a client that opens many
+    pushes out its own, and not the only one of somebody else. Those whose token is being checked stay.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[str, dict[Stranger, None]] = {}
         self._leaving: dict[Stranger, str] = {}
-        """Closed, and still there: a program need not answer a close, and servers wait for it."""
+        """Closed, but still there: a program need not answer a close, and servers wait for it."""
         self._leaving_of: Counter[str] = Counter()
         self._count = 0
 
     def is_crowded(self, address: str, limit: int) -> bool:
         """
-        Return whether as many again as there are places are on their way out: then nobody is let in.
+        Return whether another full set of connections is on its way out, in which case nobody is let in.
 
-        An address has its share of these as well, so that it keeps nobody else out.
+        An address has a limited share of these as well, so that it keeps nobody else out.
         """
         if not limit:
             return False
@@ -180,7 +180,7 @@ class Strangers:
         Take a place until ``remove``, and return whether there was one.
 
         Args:
-            address: Where the connection comes from; an address has a share of the places.
+            address: The connection's address; each address has a share of the places.
             stranger: The connection.
             limit: How many places there are; 0 for any number.
 
@@ -210,7 +210,7 @@ class Strangers:
         return False
 
     def remove(self, address: str | None, stranger: Stranger) -> None:
-        """Give a place back: the connection has authenticated, or has gone. No error if it had none."""
+        """Give back a place: the connection has authenticated, or has gone. No error if it had none."""
         if (left := self._leaving.pop(stranger, None)) is not None:
             self._leaving_of[left] -= 1
             if not self._leaving_of[left]:
@@ -225,13 +225,13 @@ class Strangers:
 
 def address_of(host: object) -> str:
     """
-    Name the address that a client counts under.
+    Return the address under which a client is counted.
 
-    An IPv6 address counts as its network of 64 bits: whoever has one address of it has them all. Whatever is no
-    address, such as what a client has made up, or nothing, as behind a Unix socket, counts as ``UNREADABLE``.
+    An IPv6 address counts as its /64 network, because a client that has one address of it has them all. Anything that
+    is not an address, such as one that a client made up, or none, as behind a Unix socket, counts as ``UNREADABLE``.
 
     Args:
-        host: Where the client connects from, as the web server says.
+        host: The client's host, as the web server reports it.
 
     """
     match = _WITH_PORT(str(host))  # some proxies forward the port with the address

@@ -1,8 +1,8 @@
 """
-What all sockets of a process share to stay complete: one reader of histories, one comparison of positions.
+What all sockets of an event loop share in order to miss nothing: a reader of histories and a comparison of positions.
 
-A socket sees by itself that a message is missing when a later one arrives. For the message that nothing
-follows, the positions of all subscribed topics are compared with the histories from time to time.
+A socket notices by itself that a message is missing when a later one arrives. For a message that nothing
+follows, the positions of all subscribed topics are compared with the histories at intervals.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from .topics import Topic
 logger = logging.getLogger(__name__)
 
 TICK: Final = 0.5
-"""Seconds between two looks at what is due."""
+"""Seconds between two checks of what is due."""
 AFTER_JOIN: Final = 2.0
 """Seconds after joining at which a topic is compared: layers that do not wait for Redis may have missed what
 was published meanwhile."""
 COMPARISONS_IN_A_LIFE: Final = 3
-"""Comparisons in the time that a history outlives its last message, at least."""
+"""Minimum number of comparisons within the time that a history outlives its last message."""
 AFTER_FAILURE: Final = 2.0
-"""Seconds after a comparison that Redis did not answer at which it is tried again."""
+"""Seconds after which a comparison that Redis did not answer is repeated."""
 TOPICS_PER_LOOK: Final = 500
-"""Topics compared by one script call, which holds Redis up for about 2 ms."""
+"""Topics compared by one script call, which blocks Redis for about 2 ms."""
 MAX_READS: Final = 4
-"""Reads of histories under way at once; each may bring ``PAGE_BYTES``."""
+"""Concurrent reads of histories; each may return ``PAGE_BYTES``."""
 
 Behind = Callable[[Cursor], None]
 
@@ -47,10 +47,10 @@ class Watched:
     A topic that sockets have joined.
 
     Attributes:
-        cursors: Theirs, and what to call when one is behind.
+        cursors: Their cursors, and what to call when one has fallen behind.
         interval: Seconds between two comparisons.
         joined: When the last one joined.
-        due: When it is compared next.
+        due: When it is next compared.
 
     """
 
@@ -64,9 +64,9 @@ class Watched:
 
 class Reconciler:
     """
-    Knows the cursors of all sockets of one event loop, and tells those that are behind.
+    Knows the cursors of all sockets of one event loop, and notifies those that have fallen behind.
 
-    Its task runs while there is any.
+    Its task runs while there are any.
     """
 
     def __init__(self) -> None:
@@ -82,15 +82,15 @@ class Reconciler:
 
     def add(self, cursor: Cursor, behind: Behind, interval: float) -> None:
         """
-        Compare this cursor, and call ``behind`` when the history has more than it: within ``interval`` seconds.
+        Compare this cursor, and call ``behind`` when the history has newer messages: within ``interval`` seconds.
 
-        It is called when two comparisons, a tick apart, find the cursor behind and where it was.
+        It is called when two comparisons, a tick apart, find the cursor behind and at the same position.
         """
         now = asyncio.get_running_loop().time()
         if (watched := self._topics.get(cursor.topic)) is None:
             watched = self._topics[cursor.topic] = Watched()
         watched.cursors[cursor] = behind
-        # Well within the life of a history: nobody would notice what came and went between two comparisons.
+        # Well within the life of a history: what came and expired between two comparisons would go unnoticed.
         watched.interval = min(interval, cursor.ttl / COMPARISONS_IN_A_LIFE)
         watched.joined = now
         # Never later than before: others may join all the time.
@@ -107,16 +107,16 @@ class Reconciler:
             self._comparing.stop()
 
     def hurry(self, topic: Topic) -> None:
-        """Compare a topic's cursors at the next tick, and believe at once that what they have not is lost."""
+        """Compare a topic's cursors at the next tick, and at once consider lost what they do not have."""
         if (watched := self._topics.get(topic)) is not None:
             watched.due = 0.0
 
     async def look(self, topic: Topic) -> Where:
         """
-        Say where a topic's history is, after this call.
+        Return the position of a topic's history, read after this call.
 
-        When a thousand browsers come back at once their questions wait for one another, not for connections: what is
-        asked while an answer is under way goes into the next question.
+        When a thousand browsers come back at once, their requests are batched instead of waiting for connections: those
+        that arrive while an answer is pending go into the next query.
         """
         answer: asyncio.Future[Where] = asyncio.get_running_loop().create_future()
         self._questions.append((topic, answer))
@@ -128,7 +128,7 @@ class Reconciler:
         finally:
             self._waiting -= 1
             if not self._waiting and self._answering is not None:
-                self._answering.cancel()  # whoever asked has gone
+                self._answering.cancel()  # the callers have gone
                 self._answering = None
                 self._questions.clear()
 
@@ -139,7 +139,7 @@ class Reconciler:
                 del self._questions[:TOPICS_PER_LOOK]
                 try:
                     found = await get_store().look([topic for topic, _ in asked])
-                except Exception as error:  # noqa: BLE001  it is for those who asked
+                except Exception as error:  # noqa: BLE001  the callers get it
                     for _, answer in asked:
                         if not answer.done():
                             answer.set_exception(error)
@@ -186,14 +186,14 @@ class Reconciler:
                 try:
                     await self._compare(due[begin : begin + TOPICS_PER_LOOK])
                 except Exception:
-                    logger.exception("the comparison of positions failed")  # and goes on: all sockets lean on it
+                    logger.exception("the comparison of positions failed")  # and continue: all sockets depend on it
 
     async def _compare(self, topics: list[Topic]) -> None:
         now = asyncio.get_running_loop().time
         topics = [topic for topic in topics if topic in self._topics]
         hurried = {topic for topic in topics if not self._topics[topic].due}
         for watched in map(self._topics.__getitem__, topics):
-            # Before the question: who wants another comparison meanwhile must get it.
+            # Before the query: a comparison that is requested in the meantime must not be lost.
             joined = watched.joined + AFTER_JOIN
             again = now() + watched.interval - 2 * TICK  # for one tick we are late, in another it is confirmed
             watched.due = min(again, joined) if joined > now() else again
@@ -209,7 +209,7 @@ class Reconciler:
             if topic not in self._topics:
                 continue
             watched = self._topics[topic]
-            for cursor in list(watched.cursors):  # not of pairs: ten thousand new objects would wake Python's collector
+            for cursor in list(watched.cursors):  # not pairs: that many new objects would trigger Python's collector
                 if not cursor.compare(where, now()) or cursor.state is not State.LIVE or cursor not in watched.cursors:
                     self._stood.pop(cursor, None)
                 elif topic in hurried or self._stood.get(cursor) == cursor.position:
