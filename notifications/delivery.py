@@ -160,7 +160,7 @@ class Delivery:
         try:
             await self._in_time(self._layer.group_discard(topic.group, self._channel))
         except Exception as error:  # noqa: BLE001  a layer may raise anything; the socket does not depend on it
-            logger.debug("could not leave a group: %s", type(error).__name__)
+            logger.debug("could not leave a group: %s", describe(error))
 
     def stop(self) -> None:
         """Send nothing more, and begin nothing: servers take nothing after a close."""

@@ -31,10 +31,20 @@ _MEANINGS: Final = {
 """What some words of a server or a library mean, where they do not say it."""
 
 
-def describe(error: BaseException | str) -> str:
-    """Write an error for people: one line of at most ``LONGEST`` characters, without credentials."""
-    text = str(error) or (error if isinstance(error, str) else type(error).__name__)
+def describe(error: BaseException | str, *, named: bool = False) -> str:
+    """
+    Write an error for people: one line of at most ``LONGEST`` characters, without credentials.
+
+    Args:
+        error: What was raised, or what a server said.
+        named: Begin with the class of the error. It says more than the text of some, such as ``KeyError``.
+
+    """
+    kind = "" if isinstance(error, str) else type(error).__name__
+    text = str(error) or kind
     text = next((meaning for words, meaning in _MEANINGS.items() if words in text), text)
+    if named and kind and text != kind:
+        text = f"{kind}: {text}"
     for secret in sorted(_secrets(), key=len, reverse=True):
         text = text.replace(secret, "***")
     text = " ".join(text.split())

@@ -229,4 +229,6 @@ def test_an_error_is_one_line_of_bounded_length():
     assert describe(OSError("a\nb  \r\n c")) == "a b c"
     assert len(describe("x" * 10_000)) == LONGEST
     assert describe(TimeoutError()) == "TimeoutError"
+    assert describe(KeyError("zone"), named=True) == "KeyError: 'zone'"
+    assert describe(TimeoutError(), named=True) == "TimeoutError"
     assert "maxclients" in describe(redis.ConnectionError("max number of clients reached"))

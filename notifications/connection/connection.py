@@ -29,7 +29,7 @@ from ..heartbeat import Heartbeat
 from ..history.position import Position
 from ..jobs import Worklist
 from ..limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_WAITING_FRAMES, Pace, Strangers, addresses
-from ..logs import LogBudget
+from ..logs import LogBudget, describe
 from ..metrics import count, tally
 from ..tenants import NO_TENANT, Tenant
 from ..topics import Topic
@@ -519,7 +519,7 @@ class Connection:
         await self._closing.close(CloseCode.TOO_MANY_CONNECTIONS)
 
     async def _no_way_in(self, error: Exception) -> None:
-        _log.warning("a topic could not be joined (%s); the browser is told to come back", type(error).__name__)
+        _log.warning("a topic could not be joined (%s); the browser is told to come back", describe(error))
         await self._closing.close(CloseCode.TRY_AGAIN)
 
     def _delivery_failed(self) -> None:

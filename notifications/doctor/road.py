@@ -133,7 +133,7 @@ class Road:
         try:
             layer = get_channel_layer()
         except Exception as error:  # noqa: BLE001  a layer may raise anything while it is created
-            text = f"it cannot be created: {type(error).__name__}: {describe(error)}"
+            text = f"it cannot be created: {describe(error, named=True)}"
             self._say("layer", Level.ERROR, text, "See CHANNEL_LAYERS.")
             return None
         if layer is None:
@@ -175,13 +175,13 @@ class Road:
         try:
             application = get_default_application()
         except Exception as error:  # noqa: BLE001  it is the site's module
-            text = f"ASGI_APPLICATION cannot be imported: {type(error).__name__}: {describe(error)}"
+            text = f"ASGI_APPLICATION cannot be imported: {describe(error, named=True)}"
             self._say("socket", Level.ERROR, text, "It is the dotted path of the application in asgi.py.")
             return
         try:
             socket = await self._knock(application, self._path)
         except Exception as error:  # noqa: BLE001  the site's application may raise anything
-            text = f"the application raised at {self._path}: {type(error).__name__}: {describe(error)}"
+            text = f"the application raised at {self._path}: {describe(error, named=True)}"
             socket_below = await self._knock_where_a_stripping_proxy_does(application)
             if socket_below is None:
                 self._say("socket", Level.ERROR, text, mount)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Self
 from urllib.parse import SplitResult, quote, urlsplit
 
 from ..frames import MAX_AUTH_FRAME_SIZE
+from ..logs import describe
 from ..mount import PATH, socket_path
 from .findings import Finding, Level
 
@@ -124,7 +125,7 @@ async def examine_server(site: str | None, path: str | None) -> list[Finding]:
     try:
         answer = await _ask(place)
     except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError, ValueError) as error:
-        text = f"{where} does not answer: {error or type(error).__name__}"
+        text = f"{where} does not answer: {describe(error)}"
         return [Finding("server", Level.ERROR, text, "Does it run, and can it be reached from here?")]
     if answer.status != _SWITCHING:
         hint = _STATUS.get(answer.status, "The log of the web server or of the proxy says why.")

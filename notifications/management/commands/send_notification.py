@@ -10,6 +10,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
 from notifications import NotificationsError, publish_to_user
+from notifications.logs import describe
 from notifications.messages import Notice
 
 
@@ -28,7 +29,7 @@ class Command(BaseCommand):
         try:
             publish_to_user(found, Notice(title=title, body=body, level=level, url=url))
         except NotificationsError as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(describe(error)) from error
         self.stdout.write(
             self.style.SUCCESS(f"Published on user:{found.pk}. A tab of {found.get_username()} shows it now,")
             + " if it is open and run_listener is running."
