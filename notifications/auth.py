@@ -21,13 +21,13 @@ from django.utils.http import is_same_domain
 from redis.exceptions import RedisError
 
 from .aio import CutShortError, PerLoop
-from .callbacks import Callbacks, is_async
+from .callbacks import Callbacks, is_async, within
 from .conf import settings
 from .exceptions import NotificationsError, TopicError
 from .limits import address_of
 from .logs import LogBudget, describe, outages
 from .metrics import count, tally
-from .tenants import current, within
+from .tenants import current
 from .tokens import check_grant
 from .topics import Topic
 

@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Final
 
-from asgiref.sync import iscoroutinefunction
+from asgiref.sync import async_to_sync, iscoroutinefunction
 from channels.db import DatabaseSyncToAsync
 
 from .aio import CutShortError
+from .conf import settings
 from .tasks import ended
 
 MAX_WAITING: Final = 10_000
@@ -184,3 +185,30 @@ async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], sec
 def is_async(function: Callable[..., Any]) -> bool:
     """Return whether a function returns an awaitable, as far as can be told without calling it."""
     return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def within(tenant: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Make a function enter a tenant's ``TENANT_CONTEXT`` in the thread in which it is called.
+
+    An asynchronous function is made synchronous: its queries through the ORM then run in the thread that waits for it.
+    In the thread that all asynchronous code shares for these, each function would see the context of another.
+    """
+    if not tenant or (enter := settings.tenant_context) is None:
+        return function
+
+    @wraps(function, updated=())  # without the mark of an asynchronous function
+    def entering(*arguments: Any) -> Any:
+        with enter(tenant):
+            result = function(*arguments)
+            return async_to_sync(_uncut)(result) if inspect.isawaitable(result) else result
+
+    return entering
+
+
+async def _uncut(result: Awaitable[Any]) -> Any:
+    """Await a result; its cancellation must not look like one of whoever waits for the thread."""
+    try:
+        return await result
+    except asyncio.CancelledError as error:
+        raise CutShortError from error

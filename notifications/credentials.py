@@ -21,11 +21,12 @@ from django.core.cache import caches
 from django.utils import timezone
 
 from . import sessions
+from .callbacks import within
 from .control import fingerprint
 from .frames import CloseCode
 from .logs import LogBudget, describe
 from .tasks import in_context
-from .tenants import NO_TENANT, Tenant, within
+from .tenants import NO_TENANT, Tenant
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from django.utils.crypto import constant_time_compare
 
 from . import auth, tenants
 from .aio import PerLoop
-from .callbacks import Callbacks
+from .callbacks import Callbacks, within
 from .conf import settings
 from .control import fingerprint
 from .exceptions import TopicError
@@ -84,7 +84,7 @@ async def find(session_key: str | None, address: str = "") -> Found:
     with suppress(TopicError):  # no tenant: the consumer reports it
         tenant = tenants.current()
     try:
-        user, is_gone = await reads().call(address, settings.AUTH_TIMEOUT, tenants.within(tenant, user_of), session_key)
+        user, is_gone = await reads().call(address, settings.AUTH_TIMEOUT, within(tenant, user_of), session_key)
     except Exception as error:
         count("auth_failed", "unavailable")
         if times := outages.due(f"sessions {type(error).__name__}"):

@@ -7,12 +7,8 @@ Without it there are no tenants, and the name of the tenant is empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
-from functools import wraps
-from typing import Any, Final, NamedTuple
-
-from asgiref.sync import iscoroutinefunction
+from typing import Final, NamedTuple
 
 from .conf import settings
 from .exceptions import TopicError
@@ -77,17 +73,3 @@ class Tenant(NamedTuple):
 
 
 NO_TENANT: Final = Tenant("", None)
-
-
-def within(tenant: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a synchronous function enter a tenant's ``TENANT_CONTEXT`` in whichever thread it is called."""
-    enter = settings.tenant_context
-    if not tenant or enter is None or iscoroutinefunction(function):
-        return function
-
-    @wraps(function)
-    def entering(*arguments: Any) -> Any:
-        with enter(tenant):
-            return function(*arguments)
-
-    return entering

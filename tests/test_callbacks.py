@@ -4,11 +4,13 @@ import asyncio
 import threading
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 
 from notifications import Topic, auth, callbacks
 from notifications.aio import CutShortError
-from notifications.callbacks import BusyError, Callbacks, Turns
+from notifications.callbacks import BusyError, Callbacks, Turns, within
+from tests.site import tenancy
 from tests.waiting import await_for, scaled
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -158,3 +160,63 @@ async def test_a_coroutine_that_does_not_return_is_ended():
         await asked.call("", 0.05, never)
 
     assert asyncio.all_tasks() == before
+
+
+@pytest.fixture
+def schemas(settings):
+    """Let each tenant have a schema, which a thread is in as a connection of PostgreSQL is; return that of a thread."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT_CONTEXT": "tests.site.tenancy.schema"}
+    return lambda: getattr(tenancy._thread, "schema", None)
+
+
+async def ask_the_orm(name, schemas):
+    """Ask in several queries which schema they are in, as an asynchronous function of a site does."""
+    seen = set()
+    for _ in range(5):
+        seen.add(await sync_to_async(schemas)())
+        await asyncio.sleep(0.001)
+    return name, seen
+
+
+@pytest.mark.parametrize(
+    "function", [ask_the_orm, lambda *arguments: ask_the_orm(*arguments)], ids=["asynchronous", "around one"]
+)
+async def test_an_asynchronous_function_is_in_its_tenants_context(schemas, function):
+    """Its queries are in the schema of its tenant and of no other, also while those of others run."""
+    asked = Callbacks("test", 4, scaled())
+    names = [f"tenant{number % 3}" for number in range(12)]
+
+    answers = await asyncio.gather(
+        *(asked.call(name, scaled(), within(name, function), name, schemas) for name in names)
+    )
+
+    assert answers == [(name, {name}) for name in names]
+    assert await sync_to_async(schemas)() is None
+
+
+async def test_a_synchronous_function_is_in_its_tenants_context(schemas):
+    assert await Callbacks("test", 1, scaled()).call("", scaled(), within("acme", schemas)) == "acme"
+
+
+async def test_an_asynchronous_function_that_is_cancelled_in_a_tenant_cancels_nobody(schemas):
+    """It counts as no answer, as it does without tenants."""
+
+    async def be_cancelled():
+        other = asyncio.get_running_loop().create_future()
+        other.cancel()
+        await other
+
+    with pytest.raises(CutShortError):
+        await Callbacks("test", 1, scaled()).call("", scaled(), within("acme", be_cancelled))
+
+
+async def test_an_asynchronous_function_that_hangs_in_a_tenant_is_given_up(schemas):
+    """After its time; its thread is free again when it returns."""
+    go_on = asyncio.Event()
+    asked = Callbacks("test", 1, scaled())
+
+    with pytest.raises(TimeoutError):
+        await asked.call("", 0.05, within("acme", go_on.wait))
+    go_on.set()
+
+    assert await asked.call("", scaled(), within("acme", schemas)) == "acme"
