@@ -112,6 +112,8 @@ NOTIFICATIONS = [
     ("E011", {**GOOD, "AUTHENTICATE_TOKEN": None}),
     ("E011", {**GOOD, "TOPICS": {"order": {"AUTHORIZE": True}}}),
     ("E011", {**GOOD, "TOPICS": {"user": {"CLEAN_ID": 7}}}),
+    ("E010", {**GOOD, "TOPICS": {"team": {"JOIN": "tests.nowhere.teams"}}}),
+    ("E011", {**GOOD, "TOPICS": {"team": {"JOIN": ["7"]}}}),
     ("E014", {**GOOD, "METRICS_TOKEN": None}),
     ("W001", {**GOOD, "TOPICS": {"closed": {}}}),
     ("E017", {**GOOD, "TOPICS": {"order": {"STATE": "no"}}}),
@@ -135,6 +137,13 @@ def test_each_mistake_in_notifications_is_found(settings, id_, value):
 def test_a_public_kind_is_not_closed(settings):
     """Nobody is warned of a kind without AUTHORIZE that is open to every user."""
     change(settings, TOPICS={"site": {"PUBLIC": True}})
+
+    assert found() == []
+
+
+def test_a_kind_that_the_site_joins_is_not_closed(settings):
+    """Nobody is warned of a kind without AUTHORIZE whose topics have readers."""
+    change(settings, TOPICS={"team": {"JOIN": "tests.site.permissions.teams_of"}})
 
     assert found() == []
 

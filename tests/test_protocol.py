@@ -368,10 +368,14 @@ class Reader:
 
 async def test_the_documented_client_loses_nothing_over_restarts(new_site, server_kind, settings) -> None:
     """While the web server is killed, stopped and started, the client of docs/protocol.md gets all, once, in order."""
+    kinds = {**settings.NOTIFICATIONS["TOPICS"], "team": {"JOIN": "tests.site.permissions.teams_of"}}
+    new_site.settings = {"NOTIFICATIONS": {"TOPICS": kinds}}
     point_to(settings, new_site.redis.url)
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": kinds}
     server, _ = await asyncio.to_thread(new_site.start_all, server_kind)
     user = new_site.add_user()
-    raw_topic, published_topic = f"user:{user.pk}", f"upload:{user.new_upload()}"
+    raw_topic, published_topic, team = f"user:{user.pk}", f"upload:{user.new_upload()}", f"team:{user.username}"
+    topics = (raw_topic, published_topic, team)  # the site joins the last
     sent = 0
 
     with RawRedis(new_site.redis.port) as raw:
@@ -380,14 +384,15 @@ async def test_the_documented_client_loses_nothing_over_restarts(new_site, serve
             nonlocal sent
             for _ in range(amount):
                 raw.publish(raw_topic, json.dumps({"number": sent}))
-                await notifications.apublish(published_topic, {"number": sent})
+                for topic in (published_topic, team):
+                    await notifications.apublish(topic, {"number": sent})
                 sent += 1
 
         def all_there() -> bool:
-            return all(len(reader.got[topic]) >= sent for topic in (raw_topic, published_topic))
+            return all(len(reader.got[topic]) >= sent for topic in topics)
 
         async with Reader(server.url, user, published_topic) as reader:
-            await await_for(lambda: {raw_topic, published_topic} <= reader.positions.keys(), what="it has subscribed")
+            await await_for(lambda: set(topics) <= reader.positions.keys(), what="it has subscribed")
             await publish(20)
             await await_for(all_there, what="the first messages")
             for end in (WebServer.kill, WebServer.terminate):
@@ -398,7 +403,7 @@ async def test_the_documented_client_loses_nothing_over_restarts(new_site, serve
                 await publish(5)
                 await await_for(all_there, seconds=30, what=f"{sent} messages; {reader.got}")
 
-            assert reader.got == {raw_topic: list(range(sent)), published_topic: list(range(sent))}
+            assert reader.got == {topic: list(range(sent)) for topic in topics}
             assert reader.losses == []
 
 

@@ -357,6 +357,18 @@ async def test_site_says_who_may_subscribe(ada):
         await socket.receive_nothing()
 
 
+async def test_topics_that_the_site_joins_are_there(ada, settings):
+    """What JOIN names is received without a subscription, and does not stand in the way of one."""
+    topics = {**settings.NOTIFICATIONS["TOPICS"], "team": {"JOIN": "tests.site.permissions.teams_of"}}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": topics}
+    async with connect_as(ada) as socket:
+        await socket.subscribe("order:ada-1")
+        await apublish("team:all", {"action": "hello"})
+        await socket.expect("hello")
+    async with connect_as(ada) as socket:
+        await socket.expect("subscribed", topic="team:ada", joined=True)
+
+
 async def test_page_that_is_opened_late_sees_the_state(ada):
     """What was published earlier in the block is the history of the socket."""
     with captured():

@@ -456,7 +456,7 @@ class Connection:
         self._jobs.add(partial(self._take, kind, topics, as_of))
 
     async def _take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
-        if as_of < self.joins[kind]:
+        if self._closing.begun or as_of < self.joins[kind]:
             return  # what was revoked since, or a later answer, counts
         self.joins[kind] = as_of
         names = {str(topic) for topic in topics}
