@@ -22,9 +22,9 @@ from redis.exceptions import RedisError
 
 from .aio import CutShortError, PerLoop
 from .callbacks import Callbacks, is_async, within
+from .client_address import address_of
 from .conf import settings
 from .exceptions import NotificationsError, TopicError
-from .limits import address_of
 from .logs import LogBudget, describe, outages
 from .metrics import count, tally
 from .tenants import current

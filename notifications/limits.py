@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
-from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final, Protocol
 
 from .conf import Settings, settings
@@ -28,9 +26,6 @@ MAX_SENDERS: Final = 10_000
 """Users, or addresses, whose rate is remembered; those that have been silent longest are forgotten first."""
 SHARE_OF_AN_ADDRESS: Final = 2
 """One address may take half of the places for connections that have not authenticated."""
-UNREADABLE: Final = "unreadable"
-"""What every address that cannot be parsed counts as."""
-_WITH_PORT: Final = re.compile(r"(?:\[([^]]+)](?::\d+)?|([\d.]+):\d+)").fullmatch
 
 
 class TokenBucket:
@@ -221,24 +216,3 @@ class Strangers:
         self._count -= 1
         if not waiting:
             del self._waiting[address]
-
-
-def address_of(host: object) -> str:
-    """
-    Return the address under which a client is counted.
-
-    An IPv6 address counts as its /64 network, because a client that has one address of it has them all. Anything that
-    is not an address, such as one that a client made up, or none, as behind a Unix socket, counts as ``UNREADABLE``.
-
-    Args:
-        host: The client's host, as the web server reports it.
-
-    """
-    match = _WITH_PORT(str(host))  # some proxies forward the port with the address
-    try:
-        address = ip_address((match[1] or match[2]) if match else str(host))
-    except ValueError:
-        return UNREADABLE
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is None:
-        return str(IPv6Network((int(address), 64), strict=False))
-    return str(getattr(address, "ipv4_mapped", None) or address)

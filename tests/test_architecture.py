@@ -14,7 +14,7 @@ PACKAGE = Path(notifications.__file__).parent
 ROOT = PACKAGE.parent
 
 STOREYS = [
-    {"exceptions", "conf", "topics", "messages", "frames", "limits", "metrics", "logs", "credit"}
+    {"exceptions", "conf", "topics", "messages", "frames", "client_address", "limits", "metrics", "logs", "credit"}
     | {"surrogates", "address", "mount", "signed", "tenants"}
     | {"history.position", "history.stamped", "history.store", "history.memory"}
     | {"cursor", "held", "backlog", "recent"},

@@ -4,7 +4,8 @@ import pytest
 
 from notifications import limits
 from notifications.auth import client_address
-from notifications.limits import BURST, RATE, UNREADABLE, Addresses, Pace, Senders, Strangers
+from notifications.client_address import UNREADABLE
+from notifications.limits import BURST, RATE, Addresses, Pace, Senders, Strangers
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ class Caller(NamedTuple):
     What a transport knows of whoever opens a connection.
 
     Attributes:
-        address: Where they come from, as ``limits.address_of`` names it.
+        address: Where they come from, as ``client_address.address_of`` names it.
         user: Whom their session names; None if they have none, or if it may not be trusted.
         session_key: That session's key.
         as_of: When the session was read, by the clock of the event loop; None if that is not known.
