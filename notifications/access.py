@@ -1,8 +1,8 @@
 """
-The end of access, for all sockets of a process: who was disconnected, logged out, deactivated, or lost a permission.
+The end of access, for all sockets of a process: disconnected, logged-out and deactivated users, lost permissions.
 
-The web processes are told of it on the control channel. What they were not told, or did not hear, they find when they
-look: once a minute, and after each gap of that channel, one query asks for all accounts and one for all sessions.
+The web processes are notified on the control channel. What sent no notification, or was missed, is found by a check:
+once a minute, and after each gap of that channel, one query reads all accounts and one all sessions.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ CHECK_INTERVAL: Final = 50.0
 """Seconds between two looks at all accounts and sessions, up to a fifth less: processes should not ask together, and
 a session that expires is closed within a minute."""
 CHECK_DELAY: Final = 1.0
-"""Seconds between the first doubt about a user and the look at his account: others may follow, and a browser in which
-the password was changed must have been given its new session."""
+"""Seconds between the first doubt about a user and the check of their account: others may follow, and a browser in
+which the password was changed must have been given its new session."""
 AFTER_FAILURE: Final = 5.0
-"""Seconds after a look that the database did not answer at which it is tried again."""
+"""Seconds after which a check that the database did not answer is repeated."""
 MAX_QUESTIONS: Final = 4
-"""``AUTHORIZE`` calls of the process under way at once when permissions are asked again: half of the threads there
-are, so that who subscribes now need not wait for them."""
+"""Concurrent ``AUTHORIZE`` calls of the process when permissions are checked again: half of the threads, so that new
+subscriptions need not wait for them."""
 PAIRS_AT_ONCE: Final = 500
-"""Permissions that are asked again with accounts that were read together."""
+"""Permissions that are checked again with accounts that were read together."""
 ASKED_EARLY: Final = 0.9
-"""Part of ``REAUTHORIZE_INTERVAL`` after which a permission is asked again; what is left of it is for the asking."""
+"""Fraction of ``REAUTHORIZE_INTERVAL`` after which a permission is checked again; the rest is for the checks."""
 MAX_ENDINGS: Final = 1000
-"""Ends of access that are remembered for sockets which are being opened."""
+"""Ends of access that are remembered for sockets that are being opened."""
 AFTERMATH: Final = 5.0
-"""Seconds after an end of access in which new sockets of that user are looked up once more: Django tells of a logout,
-and only then deletes the session."""
+"""Seconds after an end of access for which new sockets of that user are checked once more: Django sends the signal of a
+logout before it deletes the session."""
 UNKNOWN_AGE: Final = 60.0
-"""Seconds that credentials may be old where nobody knows it: behind Channels' own middleware."""
+"""Maximum age of credentials, in seconds, where it is not known: behind Channels' own middleware."""
 ASK_LATER_FIRST, ASK_LATER_LONGEST = 1.0, 15.0
-"""Seconds after which what nobody could answer is asked again; it doubles while nobody answers anything."""
+"""Seconds after which an unanswered question is asked again; they double while nothing is answered."""
 OUT_AFTER: Final = 8
 """Calls of one kind's ``AUTHORIZE`` in a row that were not answered after which new subscriptions are not asked for at
 once: each would hold a thread, and the frames behind it, for as long as a call may take."""
@@ -136,7 +136,7 @@ class Access:
         self._silent: Counter[tuple[str, str]] = Counter()
 
     def add(self, user: str, socket: Socket) -> bool:
-        """Take care of a socket, until ``remove``; says no if the user has too many."""
+        """Watch over a socket until ``remove``; return False if the user has too many."""
         sockets = self._sockets.get(user, [])
         if settings.MAX_CONNECTIONS_PER_USER and len(sockets) >= settings.MAX_CONNECTIONS_PER_USER:
             return False
@@ -149,7 +149,7 @@ class Access:
         return True
 
     def remove(self, user: str, socket: Socket) -> None:
-        """Forget a socket; no error if it was not added."""
+        """Remove a socket; no error if it was not added."""
         sockets = self._sockets.get(user, [])
         with suppress(ValueError):
             sockets.remove(socket)
@@ -160,7 +160,7 @@ class Access:
                 task.stop()
             self._later = {}
 
-    # What we are told.
+    # Control messages.
 
     async def _listen(self) -> None:
         await keep_connected(self._subscribed, self._not_told)
@@ -223,7 +223,7 @@ class Access:
         if len(self._endings) == MAX_ENDINGS:
             self._look_at(user)  # perhaps it is among those that were forgotten
 
-    # What we look up.
+    # Accounts and sessions.
 
     def _look_at(self, user: str) -> None:
         if user in self._sockets:
@@ -264,7 +264,7 @@ class Access:
             elif verdict.user is not None:
                 socket.user = verdict.user
 
-    # What we ask.
+    # Permissions.
 
     async def ask(self, socket: Socket, topic: Topic) -> bool | None:
         """
@@ -374,18 +374,18 @@ class Access:
     # What nobody could answer.
 
     def is_out(self, what: What) -> bool:
-        """Say whether nobody answers for a kind, in that tenant, so that it need not be asked now."""
+        """Return whether calls for a kind go unanswered in that tenant, so that it need not be asked now."""
         return self._silent[_who_answers(what)] >= OUT_AFTER
 
     def heard_of(self, what: What, answer: bool | list[Topic] | None) -> None:
-        """Note whether ``AUTHORIZE`` or ``JOIN`` of a kind could answer."""
+        """Record whether ``AUTHORIZE`` or ``JOIN`` of a kind could answer."""
         if answer is None:
             self._silent[_who_answers(what)] += 1
         else:
             self._silent.pop(_who_answers(what), None)
 
     def ask_later(self, user: str, what: str) -> None:
-        """Ask again of a topic or a kind, until there is an answer; then tell those sockets that wait."""
+        """Ask again about a topic or a kind until there is an answer; then notify the waiting sockets."""
         self._later[user, what] = None
         self._wanted.set()
 

@@ -48,7 +48,7 @@ class PerLoop(Generic[T]):
 
     def __init__(self, make: Callable[[], T], end: Callable[[T], Awaitable[None]] | None = None) -> None:
         """
-        Prepare; nothing is made before it is asked for.
+        Prepare; nothing is created before it is first used.
 
         Args:
             make: Makes an instance, in its loop.

@@ -17,7 +17,7 @@ ANONYMOUS_PONGS: Final = 10.0
 """Seconds between two pongs without a number that count: they may come from a program that pongs by a timer and reads
 nothing. Daphne then buffers 26 KB/s, and ends it after 50 s, because it does not answer WebSocket pings."""
 MAX_STEP: Final = 1 << 20
-"""Numbers of pings grow by up to this much at random, so that nobody can answer what he has not read. They stay
+"""Numbers of pings grow by up to this much at random, so that nobody can answer what they have not read. They stay
 integers in JavaScript for 2^33 pings."""
 
 
@@ -57,7 +57,7 @@ class Credit:
         """
         Take a ping of the browser's own, which confirms everything, as often as an anonymous pong counts.
 
-        The client of the replaced service pings, and answers no ping of ours: that it pings is all we know of it.
+        The client of the replaced service sends pings but answers none: its pings are all that is known about it.
         """
         if not self._open or now - self._anonymous_at < ANONYMOUS_PONGS:
             return False

@@ -1,8 +1,8 @@
 """
-What is said of errors, and logging that one bad program cannot use to fill the disk.
+Error texts, and logging that a misbehaving program cannot use to fill the disk.
 
-Every text of an error that goes into a log, an exception of ours or a finding of the doctor is written by
-``describe``: one line, bounded, and without the credentials of the site's URLs.
+Every error text that goes into a log, an exception of this app or a finding of the doctor comes from ``describe``: one
+line of bounded length, without the credentials of the site's URLs.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from .metrics import count
 
 LINES: Final = 100
 PERIOD: Final = 10.0
-"""Lines in so many seconds, of one sort."""
+"""At most ``LINES`` log lines of one kind in ``PERIOD`` seconds."""
 
 
 LONGEST: Final = 300
-"""Characters of an error's text: a server or a library may say anything."""
+"""Maximum length of an error's text, because a server or a library may say anything."""
 _MEANINGS: Final = {
     "max number of clients reached": "Redis takes no more connections (maxclients)",
 }
-"""What some words of a server or a library mean, where they do not say it."""
+"""The meaning of some errors of servers and libraries whose text does not tell."""
 
 
 def describe(error: BaseException | str, *, named: bool = False) -> str:
     """
-    Write an error for people: one line of at most ``LONGEST`` characters, without credentials.
+    Describe an error in one line of at most ``LONGEST`` characters, without credentials.
 
     Args:
-        error: What was raised, or what a server said.
-        named: Begin with the class of the error. It says more than the text of some, such as ``KeyError``.
+        error: The exception, or the error text of a server.
+        named: Begin with the class of the error, which says more than its text for some, such as ``KeyError``.
 
     """
     kind = "" if isinstance(error, str) else type(error).__name__
@@ -52,7 +52,7 @@ def describe(error: BaseException | str, *, named: bool = False) -> str:
 
 
 def _secrets() -> set[str]:
-    """Collect what may be part of credentials in the URLs of the settings, however they parse."""
+    """Collect everything that may be part of credentials in the URLs of the settings, whether or not they parse."""
     own = getattr(django_settings, "NOTIFICATIONS", None)
     urls: list[Any] = [own.get("REDIS_URL")] if isinstance(own, Mapping) else []
     words = set()
@@ -69,18 +69,18 @@ def _secrets() -> set[str]:
 
 
 OUTAGE_PERIOD: Final = 60.0
-"""Seconds between two lines about something that does not answer."""
+"""Seconds between two log lines about something that does not answer."""
 
 
 class Outages:
-    """Says when something fails that thousands of sockets ask for: once, then once a minute, with how often."""
+    """Limits the log of a failure that affects thousands of sockets: one line at once, then one a minute."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
         self._times: Counter[str] = Counter()
 
     def due(self, what: str) -> int:
-        """Count a failure; returns how many there were since the last line, if a line is due, otherwise 0."""
+        """Count a failure; return the number since the last line if a line is due, otherwise 0."""
         now = time.monotonic()
         self._times[what] += 1
         if now < self._next.get(what, 0.0):
@@ -93,7 +93,7 @@ outages: Final = Outages()
 
 
 class LogBudget:
-    """Warns, at most ``lines`` times in ``period`` seconds; says how many lines it left out."""
+    """Logs at most ``lines`` warnings in ``period`` seconds, and the number of lines it left out."""
 
     def __init__(self, logger: logging.Logger, lines: int = LINES, period: float = PERIOD) -> None:
         self._logger = logger

@@ -168,7 +168,7 @@ class Reconciler:
 
     async def _read(self, key: tuple[Topic, Position]) -> Page:
         async with self._free:
-            del self._reads[key]  # from here on it may be too old for somebody who asks now
+            del self._reads[key]  # from here on it may be too old for a new caller
             return await get_store().read(*key)
 
     def _read_done(self, task: asyncio.Task[Page]) -> None:

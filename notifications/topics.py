@@ -133,12 +133,12 @@ class Topic:
 
     @property
     def full_id(self) -> str:
-        """The id, behind the tenant if there are tenants: no two topics of a kind have the same."""
+        """The id, prefixed with the tenant if there are tenants: unique among the topics of a kind."""
         return f"{self.tenant}{tenants.SEPARATOR}{self.id}" if self.tenant else self.id
 
     @property
     def told(self) -> str:
-        """What browsers are told that it is: without the tenant, which is theirs."""
+        """The topic as browsers see it: without the tenant, which is theirs."""
         return f"{self.kind}:{self.id}"
 
     @property
@@ -148,7 +148,7 @@ class Topic:
 
     @property
     def history_key(self) -> str:
-        """The Redis key of what was published."""
+        """The Redis key of the topic's history."""
         return internal_name(f"history:{self}")
 
     @property
@@ -165,7 +165,7 @@ class Topic:
 
 
 def told(name: str) -> str:
-    """Return the text of a topic as browsers are told it."""
+    """Return the text of a topic as browsers see it."""
     if settings.TENANT is None:
         return name
     kind, _, id_ = _split(name)
@@ -173,7 +173,7 @@ def told(name: str) -> str:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """Read kind, tenant and id of the text of a topic; whether they are valid is not looked at."""
+    """Split the text of a topic into kind, tenant and id, without validating them."""
     kind, _, id_ = name.partition(":")
     if settings.TENANT is None:
         return kind, "", id_
@@ -219,5 +219,5 @@ def patterns() -> list[str]:
 
 
 def internal_name(name: str) -> str:
-    """Name a key or a channel of our own, which no topic can reach."""
+    """Return the name of an internal key or channel, which no topic can reach."""
     return f"{settings.PREFIX}notifications:{name}"

@@ -23,14 +23,14 @@ from .connecting import CONNECT_TIMEOUT, agreet, keep_alive, last_words, named
 from .connections import IDLE, PROOF, async_options
 
 PING_INTERVAL: Final = 1.0
-"""Seconds between two pings of ours."""
+"""Seconds between two pings."""
 MAX_SILENCE: Final = 3.5
-"""Seconds without a byte, not even a pong, after which the connection is given up: with the second that a holder
-then has to finish, a stand-by is at work within five."""
+"""Seconds without a byte, not even a pong, after which the connection is given up: including the second that a holder
+then has to finish, a stand-by takes over within five."""
 HANDSHAKE_TIMEOUT: Final = 2.0
 """Seconds that connecting, authentication and the confirmation of subscriptions may each take."""
 PACKET: Final = 64 * 1024
-"""Bytes written in one turn of the event loop after which a writer should let others have their turn."""
+"""Bytes written in one iteration of the event loop after which a writer should let others run."""
 
 POOL_OPTIONS: Final[dict[str, Any]] = {
     "protocol": 2,
@@ -41,7 +41,7 @@ POOL_OPTIONS: Final[dict[str, Any]] = {
 
 
 def site_pool(**options: Any) -> redis.asyncio.ConnectionPool:
-    """Make a pool for its way to connect to the site's Redis."""
+    """Return a pool that knows how to connect to the site's Redis."""
     return redis.asyncio.ConnectionPool(**{**POOL_OPTIONS, **options, **async_options(settings.REDIS_URL)})
 
 
@@ -88,7 +88,7 @@ class Wire(asyncio.Protocol):
                 await connection.connect()
                 # Before 7.2 Redis lets redis-py connect without the password that it wants, and refuses what follows.
                 await connection.send_command("PING")
-                with suppress(redis.ResponseError):  # it cannot save, or the account may not ask; it lets us in
+                with suppress(redis.ResponseError):  # it cannot save, or the account may not ping; but it accepts us
                     await connection.read_response()
             if connection._writer.transport.is_closing():
                 raise redis.ConnectionError("closed by Redis")  # its end was told to the protocol we replace
@@ -108,7 +108,7 @@ class Wire(asyncio.Protocol):
         self._watching = self._loop.call_later(PING_INTERVAL, self._watch)
 
     def command(self, *words: str | bytes) -> None:
-        """Send a command at the end of this turn of the event loop."""
+        """Send a command at the end of this iteration of the event loop."""
         if not self._this_turn:
             self._loop.call_soon(self._end_turn)
         packed = hiredis.pack_command(words)  # type: ignore[arg-type]  # its stub takes a 1-tuple
@@ -117,7 +117,7 @@ class Wire(asyncio.Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it may be written to at once: it is known to live, Redis keeps up, and others have had their turn."""
+        """Whether it can be written to at once: it is known to be alive, Redis keeps up, and others have run."""
         return (
             self._writable is None
             and self._this_turn < PACKET
@@ -126,7 +126,7 @@ class Wire(asyncio.Protocol):
         )
 
     async def room(self) -> None:
-        """Let others have their turn, and wait until Redis has taken enough of what was written before."""
+        """Let others run, and wait until Redis has read enough of what was written before."""
         if self._writable is None:
             await asyncio.sleep(0)
         else:
@@ -134,11 +134,11 @@ class Wire(asyncio.Protocol):
 
     @property
     def proven(self) -> bool:
-        """Whether something that was asked on it has been answered so recently that it is known to live."""
+        """Whether something sent on it was answered so recently that it is known to be alive."""
         return self._loop.time() - self._worked < IDLE
 
     def hear(self) -> asyncio.Future[None]:
-        """Ask it whether it lives, and return what is done when anything has been heard of it, or at its end."""
+        """Probe the connection, and return a future that is done when anything is received, or when it ends."""
         if self._hearing is None:
             self._hearing = self._loop.create_future()
             if self._closed.done():
@@ -148,12 +148,12 @@ class Wire(asyncio.Protocol):
         return self._hearing
 
     async def prove(self) -> bool:
-        """Ask it whether it lives; says no when nothing was heard of it within ``PROOF``."""
+        """Probe the connection; return False if nothing is received within ``PROOF``."""
         await asyncio.wait([self.hear()], timeout=PROOF)
         return self.proven and not self._closed.done()
 
     def got(self, reply: Any) -> None:
-        """Take one reply."""
+        """Handle one reply."""
         raise NotImplementedError
 
     @property
@@ -165,7 +165,7 @@ class Wire(asyncio.Protocol):
         return await asyncio.shield(self._closed)
 
     def close(self, reason: str = "closed") -> None:
-        """End the connection at once; what has been received has been handed on."""
+        """Close the connection at once; what has been received has already been passed on."""
         if self._watching is not None:
             self._watching.cancel()
         if not self._closed.done():
@@ -190,7 +190,7 @@ class Wire(asyncio.Protocol):
         assert self._watching is not None  # noqa: S101  it calls this
         now = self._loop.time()
         if now - self._watching.when() > PING_INTERVAL:
-            self._heard = now  # it is us who slept; what Redis said meanwhile has not been read yet
+            self._heard = now  # this process slept; what Redis sent in the meantime has not been read yet
         if now - self._heard > MAX_SILENCE:
             self.close(f"nothing heard for {MAX_SILENCE:g} s")
         else:
@@ -198,7 +198,7 @@ class Wire(asyncio.Protocol):
             self._watching = self._loop.call_later(PING_INTERVAL, self._watch)
 
     def ping(self) -> None:
-        """Make Redis say something."""
+        """Make Redis send something."""
         self.command("PING")
 
     # asyncio.Protocol
@@ -289,7 +289,7 @@ class Subscription(Wire):
         for future in futures:
             if not future.done():
                 future.set_exception(ConnectionError(self._closed.result()))
-                future.exception()  # whoever waits gets it; if nobody does, nobody needs to hear of it
+                future.exception()  # waiting callers get it; without any, it can be ignored
 
 
 class Publisher(Wire):
@@ -313,7 +313,7 @@ class Publisher(Wire):
             self._on_refusal(reply)
 
     async def finish(self) -> None:
-        """Wait until Redis has answered everything; not for long."""
+        """Wait briefly until Redis has answered everything."""
         with suppress(TimeoutError):
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 while self.unanswered and not self.is_closed:

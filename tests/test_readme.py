@@ -693,6 +693,21 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert heading in [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in headings]
 
 
+WIDE = re.compile(r"\||!\[|    |#|<")
+"""How lines begin that may be long: tables, pictures, code, headings and tags. So may be a changelog's."""
+
+
+@pytest.mark.parametrize(
+    "document", [each for each in DOCUMENTS if each.name != "CHANGELOG.md"], ids=lambda path: path.name
+)
+def test_lines_of_text_are_at_most_100_characters(document: Path) -> None:
+    """The text of the documents can be read, and compared, in a window of ordinary width; a long URL may stand out."""
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
+    lines = [line for line in text.splitlines() if len(line) > 100 and not WIDE.match(line)]
+
+    assert [line for line in lines if "](" not in line or len(line.split()) > 4] == []
+
+
 def test_readme_is_short() -> None:
     """The README has at most 250 lines; the rest is in the pages it links to."""
     assert len(README.splitlines()) <= 250

@@ -59,7 +59,7 @@ class Where(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """Where a reader is who has had everything."""
+        """The position of a reader who has received everything."""
         return self.last or Position(self.now, 0)
 
 

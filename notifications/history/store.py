@@ -100,11 +100,11 @@ class Store(Protocol):
         ...
 
     def position(self, topic: Topic) -> Position:
-        """Say where a reader of a topic is who has had everything; for web requests, which put it in their page."""
+        """Return the position of a reader who has received everything on a topic; for pages of web requests."""
         ...
 
     async def aposition(self, topic: Topic) -> Position:
-        """Say where a reader of a topic is who has had everything; see ``position``."""
+        """Return the position of a reader who has received everything on a topic; see ``position``."""
         ...
 
     async def server(self) -> str:

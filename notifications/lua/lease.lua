@@ -12,8 +12,8 @@
 -- After a failover the new primary may know none of them; so each is announced before it subscribes there.
 --
 -- Redis ends keys by its wall clock. When that is set back, a lease would last for as much longer, and a stand-by that
--- has died would keep others from it for as long. So nothing may have more time left than it can have been given: who
--- is alive renews it, and who is not has a life-time left, from when the next one asks.
+-- has died would keep others from it for as long. So nothing may have more time left than it can have been given: a
+-- living listener renews its own, and a dead one has one lifetime left, from when the next one asks.
 
 local holder = redis.call('HGET', KEYS[1], 'token')
 local term = redis.call('GET', KEYS[3]) or ''

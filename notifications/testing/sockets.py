@@ -161,14 +161,14 @@ class Socket:
 @asynccontextmanager
 async def connect_as(user: Any) -> AsyncIterator[Socket]:
     """
-    Open a socket of a user, as a page does when he is logged in, and receive what is published to it.
+    Open a socket for a user, as a page does when they are logged in, and receive what is published to it.
 
     The consumer is the real one, and so are its frames, the kind's ``AUTHORIZE`` and the recovery from histories. In
     Redis's place stands what stands there within ``captured``, in the place of the channel layer that of Channels in
     memory. Synchronous ``AUTHORIZE`` functions run in the thread of the ORM, where the data of the test are.
 
     Args:
-        user: A saved, active user. As with Django's ``force_login`` nobody asks for his session.
+        user: A saved, active user. As with Django's ``force_login``, no session is needed.
 
     Yields:
         The socket, after ``auth_success``.
