@@ -12,7 +12,8 @@ REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0")
 LAYER = os.environ.get("BENCH_LAYER", "notifications.layers.RedisPubSubLayer")
 NOTIFICATIONS = {
     "REDIS_URL": REDIS_URL,
-    "TOPICS": {"upload": {"AUTHORIZE": "benchmarks.peers.ours.may_watch"}},
+    # No state: clients begin with nothing, as those of the peers do.
+    "TOPICS": {"upload": {"AUTHORIZE": "benchmarks.peers.ours.may_watch", "STATE": False}},
 }
 CHANNEL_LAYERS = {"default": {"BACKEND": LAYER, "CONFIG": {"hosts": [REDIS_URL]}}}
 if ".core" in LAYER:
