@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 TIMEOUT = 5
-"""Seconds the command may take to kill a process and to say so."""
+"""Seconds that the command may take to kill a process and confirm it."""
 
 
 class KillSwitch:
-    """The end that the demo command has."""
+    """The demo command's end of the kill switch."""
 
     def __init__(self) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="demo-"))  # mode 0700; short, as paths of sockets must be

@@ -1,4 +1,4 @@
-"""A Redis server of our own for the demo and the tests: on 127.0.0.1, in memory, gone with its parent."""
+"""A private Redis server for the demo and the tests: on 127.0.0.1, in memory, ends with its parent."""
 
 import importlib.util
 import os
@@ -22,7 +22,7 @@ START_TIMEOUT = 10
 
 
 class RedisStartError(Exception):
-    """The server ended, or did not answer in time; the text holds the end of what it said."""
+    """The server ended, or did not answer in time; the message contains the end of its output."""
 
 
 def find_server() -> Path | None:
@@ -115,7 +115,7 @@ class LocalRedis:
                 return
 
     def stop(self) -> None:
-        """Stop the server in good order; a stopped one stays stopped."""
+        """Stop the server gracefully; no error if it is stopped already."""
         if self._child is not None:
             self._child.stop()
 
@@ -158,7 +158,7 @@ class LocalRedis:
                 raise
 
     def _answers(self, port: int) -> bool:
-        """Wait until the server answers; no if it ends, or takes too long."""
+        """Wait until the server answers; return False if it ends or takes too long."""
         deadline = time.monotonic() + START_TIMEOUT
         options = {"socket_connect_timeout": 1, "socket_timeout": 1, "retry": Retry(NoBackoff(), 0)}
         with redis.Redis.from_url(self._url(port), **options) as client:

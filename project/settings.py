@@ -9,7 +9,7 @@ from pathlib import Path
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 DEBUG = os.environ.get("DEBUG", "1") == "1"
-"""On unless said otherwise: this is a demo, and ``manage.py demo`` listens on 127.0.0.1 only."""
+"""On by default: this is a demo, and ``manage.py demo`` listens on 127.0.0.1 only."""
 
 if DEBUG:
     SECRET_KEY = os.environ.get("SECRET_KEY", "django-insecure-for-the-demo-on-your-own-machine-only")
@@ -126,12 +126,12 @@ LOGGING = {
 }
 
 UPLOAD_MAX_FILES = 20
-"""Files one request may bring."""
+"""Maximum number of files in one request."""
 UPLOAD_MAX_SIZE = 50 * 1024 * 1024
-"""Bytes one file may have."""
+"""Maximum size of a file, in bytes."""
 UPLOAD_LEASE = float(os.environ.get("UPLOAD_LEASE", "15"))
-"""Seconds without a sign of life from its worker after which another worker may take an upload up again."""
+"""Seconds without a sign of life from its worker after which another worker may take over an upload."""
 DEMO_PACE = float(os.environ.get("DEMO_PACE", "0.15" if DEBUG else "0"))
 """Seconds the worker rests after every chunk, so that a person sees the bar of a small file move."""
 KILL_SWITCH = os.environ.get("KILL_SWITCH", "") if DEBUG else ""
-"""Where the page's button reaches the demo command, to have the listener killed; without it there is no button."""
+"""Where the page's button reaches the demo command to kill the listener; without it there is no button."""

@@ -1,4 +1,4 @@
-"""What the worker finds out about a file. Nothing here knows of the database or of messages."""
+"""The analysis of a file. This module does not use the database or send messages."""
 
 import hashlib
 import io
@@ -33,12 +33,12 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image upright, by the orientation that a camera has written down."""
+"""How to turn an image upright, by the orientation that the camera recorded."""
 SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
 
 
 class AnalysisError(Exception):
-    """The file cannot be analysed; the text says why, to the person who uploaded it."""
+    """The file cannot be analysed; the message gives the reason to its uploader."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def read(file: BinaryIO, size: int) -> Iterator[int | Content]:
 
 
 def shrink(image: Image.Image) -> Image.Image:
-    """Decode an image wholly, and scale it down to twice the thumbnail or more, strip by strip."""
+    """Decode a whole image, and scale it down to at least twice the thumbnail, strip by strip."""
     image.load()
     mode = "RGBA" if image.has_transparency_data else "RGB"
     width, height = image.size

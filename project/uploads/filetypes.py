@@ -1,10 +1,10 @@
-"""What a file is, told by its first bytes and never by its name."""
+"""The type of a file, detected from its first bytes and never from its name."""
 
 import codecs
 import mimetypes
 
 HEAD_SIZE = 4096
-"""Bytes of a file's beginning that ``detect`` wants."""
+"""Number of leading bytes of a file that ``detect`` needs."""
 
 SIGNATURES = [  # (offset, bytes, media type); the longer and rarer first
     (0, b"\x89PNG\r\n\x1a\n", "image/png"),

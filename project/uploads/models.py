@@ -11,7 +11,7 @@ from django.utils import timezone
 
 
 def file_path(upload: "Upload", name: str) -> str:
-    """Name the stored file by its id: what the browser called it never becomes a path."""
+    """Name the stored file by its id, so that the browser's name for it never becomes a path."""
     return f"uploads/{upload.pk}"
 
 
@@ -78,7 +78,7 @@ class Upload(models.Model):
 
     @property
     def description(self) -> str:
-        """What was found out, in words for people."""
+        """The result of the analysis, in words for the user."""
         facts = [filesizeformat(self.size)]
         if self.content_type:
             facts.append(self.content_type)

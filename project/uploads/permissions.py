@@ -1,4 +1,4 @@
-"""Who may watch an upload's progress."""
+"""The permission to watch an upload's progress."""
 
 from uuid import UUID
 
@@ -6,7 +6,7 @@ from project.uploads.models import Upload
 
 
 def may_watch(user: object, upload_id: str) -> bool:
-    """Say whether ``user`` owns the upload; no for ids that are none, as for uploads that do not exist."""
+    """Return whether ``user`` owns the upload; False for invalid ids and for uploads that do not exist."""
     try:
         pk = UUID(upload_id)
     except ValueError:

@@ -32,7 +32,7 @@ def report_created(uploads: list[Upload]) -> None:
 
 
 def report_cleared(owner: AbstractBaseUser) -> None:
-    """Tell the owner's tabs that finished uploads were deleted; a message of our own, any mapping will do."""
+    """Tell the owner's tabs that finished uploads were deleted; a custom message, because any mapping will do."""
     publish_to_user(owner, {"action": "uploads_cleared"}, fail_silently=True)
 
 

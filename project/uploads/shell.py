@@ -1,4 +1,4 @@
-"""The line on the help page that makes a notice appear, for the shell of whoever reads it."""
+"""The shell command on the help page that makes a notice appear."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""The page, and what its script asks for."""
+"""The page, and the views that its script calls."""
 
 import uuid
 
@@ -19,7 +19,7 @@ from project.uploads.reports import report_cleared, report_created, report_kille
 from project.uploads.shell import publish_command
 
 LIST_LENGTH = 60
-"""Uploads on the page: the newest. A socket may watch 100."""
+"""Number of uploads on the page, the newest ones. A socket may watch 100."""
 
 
 def latest(request: HttpRequest) -> list[Upload]:
@@ -54,7 +54,7 @@ def upload_state(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_POST
 def upload_create(request: HttpRequest) -> HttpResponse:
-    """Take the files of one request as one batch, and say which were not taken and why."""
+    """Accept the files of one request as one batch, and report which were refused and why."""
     files = sorted(request.FILES.getlist("files"), key=lambda file: file.name)
     if not files:
         return JsonResponse({"error": "No file was sent."}, status=400)
@@ -76,7 +76,7 @@ def upload_create(request: HttpRequest) -> HttpResponse:
 
 
 def reject_reason(file: UploadedFile) -> str | None:
-    """Say why a file is not taken, or ``None`` if it is."""
+    """Return why a file is refused, or ``None`` if it is accepted."""
     if not file.size:
         return "The file is empty."
     if file.size > settings.UPLOAD_MAX_SIZE:
@@ -114,7 +114,7 @@ def thumbnail(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
 @login_required
 @require_POST
 def listener_kill(request: HttpRequest) -> HttpResponse:
-    """Have ``manage.py demo`` kill the listener and start another, and tell the user so meanwhile."""
+    """Have ``manage.py demo`` kill the listener and start another, and notify the user in the meantime."""
     if not settings.KILL_SWITCH:  # set by that command only, and never without DEBUG
         raise Http404
     try:

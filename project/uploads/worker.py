@@ -25,7 +25,7 @@ from project.uploads.reports import report_file, report_finished, report_progres
 logger = logging.getLogger(__name__)
 
 POLL_INTERVAL = 0.3
-"""Seconds between two looks into the database when there is nothing to do."""
+"""Seconds between two queries of the database when there is nothing to do."""
 MAX_ATTEMPTS = 3
 """A file on which this many workers died is not given to a fourth."""
 READ_PERCENT = 85
@@ -45,7 +45,7 @@ class Worker:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """End soon: the upload in hand is given back, and the next worker starts it anew."""
+        """Stop soon: the current upload is released, and the next worker starts it anew."""
         self._stop.set()
 
     def run(self) -> None:
@@ -118,7 +118,7 @@ class Worker:
 def claim_next() -> Upload | None:
     """Take the oldest upload that nobody works on; two workers never take the same."""
     now = timezone.now()
-    # A claim of a time to come is from before the clock was set back: nobody alive would wait so long to renew it.
+    # A claim from the future is from before the clock was set back: no live worker would wait so long to renew it.
     ended = Q(claimed_until__lt=now) | Q(claimed_until__gt=_lease() + timedelta(seconds=settings.UPLOAD_LEASE))
     free = Q(status=Upload.Status.PENDING) | (Q(status=Upload.Status.ANALYZING) & ended)
     waiting = Upload.objects.filter(free).order_by("created_at", "name")
@@ -133,7 +133,7 @@ def claim_next() -> Upload | None:
 
 
 def release(upload: Upload) -> None:
-    """Give an upload back, as if it had not been taken."""
+    """Release an upload, as if it had not been claimed."""
     Upload.objects.filter(pk=upload.pk, claim=upload.claim).update(
         status=Upload.Status.PENDING, claim=None, claimed_until=None, attempts=F("attempts") - 1
     )

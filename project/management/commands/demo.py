@@ -1,4 +1,4 @@
-"""One command that shows everything: Redis, web server, listener and worker, as one tree of processes."""
+"""One command that runs everything: Redis, web server, listener and worker, as one tree of processes."""
 
 import contextlib
 import os
@@ -147,7 +147,7 @@ class Command(BaseCommand):
         if self._interrupted:
             raise KeyboardInterrupt
         for name, child in self._children.items():
-            # It is not started again: a demo that hides a crash shows what is not so. (The listener that
+            # It is not restarted: a demo that hides a crash would be dishonest. (The listener that
             # the button killed never gets here.)
             if child.returncode is not None:
                 raise CommandError(f"{name} ended by itself, exit code {child.returncode}; everything is stopped")
@@ -176,7 +176,7 @@ def create_user() -> None:
 
 
 def unreachable(url: str) -> str | None:
-    """Say why no Redis answers at ``url``, or ``None`` if one does."""
+    """Return why no Redis server answers at ``url``, or ``None`` if one does."""
     try:
         address.read(url)
         client = redis.Redis.from_url(url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0))
