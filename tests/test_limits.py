@@ -5,7 +5,7 @@ import pytest
 from notifications import limits
 from notifications.auth import client_address
 from notifications.client_address import UNREADABLE
-from notifications.limits import BURST, RATE, Addresses, Pace, Senders, Strangers
+from notifications.limits import BURST, RATE, Addresses, Pace, Senders, Strangers, TokenBucket
 
 
 @pytest.mark.parametrize(
@@ -184,6 +184,15 @@ def test_frames_come_back_at_the_rate(sockets):
     assert burst(senders, "a", sockets, 1000.5) == RATE / 2 * sockets
     assert burst(senders, "a", sockets, 1002.5) == 2 * RATE * sockets
     assert burst(senders, "a", sockets, 9000) == BURST * sockets
+
+
+@pytest.mark.parametrize("sockets", [1, 3])
+def test_haste_is_over_when_half_of_the_burst_has_come_back(sockets):
+    """Of the burst of all sockets together."""
+    bucket = TokenBucket(sockets)
+    for frame in range(BURST * sockets):
+        bucket.take(0)
+        assert bucket.rested is (frame < BURST * sockets / 2)
 
 
 def test_a_user_who_comes_back_does_not_begin_anew():
