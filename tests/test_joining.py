@@ -140,7 +140,7 @@ class Lazy:
 @pytest.mark.parametrize(
     "answer",
     [[7, 8], (each for each in ("7", "8")), {"7": 1, "8": 2}, ["7", "", "x" * 201, None, "7", 8], Lazy()],
-    ids=repr,
+    ids=["list", "generator", "keys", "with what is no id", "queryset"],
 )
 async def test_ids_are_whatever_can_be_listed(configure, answer):
     """What is no id is left out, and what comes twice is joined once; a queryset is read in the thread."""
