@@ -8,7 +8,10 @@ import hypothesis
 import psutil
 import pytest
 import redis
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
+from notifications import credentials
 from project.local_redis import LocalRedis, find_server
 from tests import fault_run
 from tests.processes import Site, WebServer, make_database
@@ -49,6 +52,25 @@ def nothing_left_behind() -> Iterator[None]:
         wait_for(lambda: not left())
     except AssertionError:
         raise AssertionError(f"processes left behind: {left()}") from None
+
+
+@pytest.fixture(autouse=True)
+def no_connection_is_left_in_the_thread_of_accounts() -> Iterator[None]:
+    """
+    End what a test has opened in the thread that looks for accounts, which lives as long as the process.
+
+    With a connection there, the next look asks for the database, which pytest-django keeps from tests without its mark:
+    they would pass or fail by their order.
+    """
+    yield
+
+    def forget() -> None:
+        for alias in connections:
+            if hasattr(connections._connections, alias):
+                BaseDatabaseWrapper.close(connections[alias])  # Django's own leaves a database in memory open
+                del connections[alias]
+
+    credentials._thread.submit(forget).result()
 
 
 @pytest.fixture(scope="session")

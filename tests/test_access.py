@@ -607,7 +607,6 @@ async def test_frames_are_limited_for_a_user_over_all_his_sockets(new_site, serv
         assert set(await ping_often(tab)) == {"pong"}
 
 
-@pytest.mark.django_db
 async def test_credentials_that_are_renewed_during_a_look_are_looked_at_again(live_redis, monkeypatch):
     """Their account may have been read before what the look was for; nobody waits for the next one, in a minute."""
     ended = asyncio.Event()

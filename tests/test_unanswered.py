@@ -317,7 +317,6 @@ class Socket:
         self.told.put_nowait(("end", reason))
 
 
-@pytest.mark.django_db
 async def test_an_answer_from_before_a_revoke_lets_nobody_in_who_asked_after_it(live_redis, settings):
     """What is being asked when a topic is revoked was perhaps allowed before; it is asked once more."""
     asked, answers = asyncio.Queue(), asyncio.Queue()
@@ -349,7 +348,6 @@ async def test_an_answer_from_before_a_revoke_lets_nobody_in_who_asked_after_it(
         access.remove("7", socket)
 
 
-@pytest.mark.django_db
 async def test_a_permission_is_as_old_as_its_question(live_redis, settings):
     """What was withdrawn while ``AUTHORIZE`` was being asked, and not heard of, is asked again as what is older."""
     asked, answers = asyncio.Queue(), asyncio.Queue()
