@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-faults lint schema docs guides matrix mutants bench bench-full clean
+.PHONY: demo test unit test-faults lint schema docs guides matrix mutants bench bench-full clean
 
 demo: $(STAMP)
 	@$(BIN)/python manage.py demo
@@ -14,11 +14,15 @@ test: $(STAMP) lint docs
 	@tests/install_proxies
 	@tests/js/run
 	@$(MAKE) --no-print-directory guides
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob='tests/test_how_to*.py'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob='tests/*/test_how_to*.py'
+
+# What needs no Redis and no process, in seconds: while you work.
+unit: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile=quick tests/unit
 
 # Half an hour: every fault on both web servers, alone and many at once. FAULT_TABLE=path writes the table to a file, too.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest tests/test_faults.py -p no:randomly -m faults_long
+	$(BIN)/python -m pytest tests/site/test_faults.py -p no:randomly -m faults_long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -50,7 +54,7 @@ GUIDES_VENV := .venv-guides
 GUIDES_STAMP := $(GUIDES_VENV)/.installed
 
 guides: $(GUIDES_STAMP)
-	$(GUIDES_VENV)/bin/python -m pytest -n 2 --dist loadfile tests/test_how_to.py tests/test_how_to_pages.py
+	$(GUIDES_VENV)/bin/python -m pytest -n 2 --dist loadfile tests/site/test_how_to.py tests/browser/test_how_to_pages.py
 
 $(GUIDES_STAMP): requirements.txt docs/how-to/requirements.txt tests/pages/package-lock.json
 	$(PYTHON) -m venv $(GUIDES_VENV)

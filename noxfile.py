@@ -22,11 +22,11 @@ nox.options.error_on_missing_interpreters = "CI" in os.environ
 TESTS = [
     "tests",
     *("-p", "no:randomly", "-m", "not faults and not faults_long and not slow", "-n", "2", "--dist", "loadfile"),
+    "--ignore=tests/browser",
     *(
-        f"--ignore=tests/test_{name}.py"
-        for name in ("analysis", "browser", "demo", "faults", "how_to", "how_to_pages", "proxies", "uploads", "worker")
+        f"--ignore=tests/site/test_{name}.py"
+        for name in ("analysis", "demo", "faults", "how_to", "proxies", "uploads", "worker")
     ),
-    "--deselect=tests/test_readme.py::test_snippet_works_in_a_browser",
 ]
 
 
@@ -90,4 +90,4 @@ def how_to(session: nox.Session) -> None:
     """Follow the guides of docs/how-to with the packages that they are about."""
     session.install("--quiet", "-r", "requirements.txt")
     session.install("--quiet", "-r", "docs/how-to/requirements.txt")
-    session.run("python", "-m", "pytest", "tests/test_how_to.py", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/site/test_how_to.py", *session.posargs)

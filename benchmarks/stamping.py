@@ -38,12 +38,12 @@ def main() -> None:
 
 async def _measure() -> None:
     from benchmarks.publishing import message
-    from notifications import connections
+    from notifications.broker import clients
     from notifications.history import get_store
     from notifications.history.stamped import tail
     from notifications.topics import Topic
 
-    client = await connections.async_client()
+    client = await clients.async_client()
     topics = [Topic("user", str(number)) for number in range(TOPICS)]
     data = message(1)
 

@@ -1,6 +1,6 @@
 """Tell a browser something now: Redis publishes from any program to the browser tabs of a Django site."""
 
-from .control import adisconnect_user, arevoke, disconnect_user, revoke
+from .access.control import adisconnect_user, arevoke, disconnect_user, revoke
 from .exceptions import MessageError, NotificationsError, PositionError, PublishError, TopicError
 from .positions import aposition, position
 from .publisher import (

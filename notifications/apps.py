@@ -8,9 +8,10 @@ class NotificationsConfig(AppConfig):
     verbose_name = "Notifications"
 
     def ready(self) -> None:
-        from . import checks, receivers  # noqa: F401  both register themselves
+        from . import checks  # noqa: F401  both register themselves
+        from .access import receivers  # noqa: F401  both register themselves
 
         if find_spec("prometheus_client") is not None:
-            from . import exporter
+            from .monitoring import prometheus
 
-            exporter.install()
+            prometheus.install()

@@ -11,10 +11,11 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
 from django.core.exceptions import ImproperlyConfigured
 
-from . import auth, frames, sessions
+from .access import authentication, sessions
 from .aio import coroutine_function
 from .connection.connection import Caller, Connection
-from .frames import CloseCode
+from .protocol import frames
+from .protocol.frames import CloseCode
 
 HELD_BACK: Final = 0.2
 """Seconds after which a close that the server has not sent counts as held back."""
@@ -97,7 +98,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         return interrupted and self._task is not None and self._task.uncancel() == 0
 
     async def websocket_connect(self, message: dict[str, Any]) -> None:
-        caller = _caller(self.scope) if auth.origin_allowed(self.scope) else None
+        caller = _caller(self.scope) if authentication.origin_allowed(self.scope) else None
         if caller is None or not self._connection.may_open(caller):
             await self.close()  # before accept: HTTP 403
             return
@@ -114,11 +115,11 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 def _caller(scope: dict[str, Any]) -> Caller:
     """Describe who opens a WebSocket."""
     found: sessions.Found | None = scope.get(sessions.SCOPE_KEY)
-    is_known, has_origin = found is None or found.is_known, auth.has_origin(scope)
-    user = auth.session_user(scope) if is_known else None
+    is_known, has_origin = found is None or found.is_known, authentication.has_origin(scope)
+    user = authentication.session_user(scope) if is_known else None
     has_session = user is not None
     return Caller(
-        address=auth.client_address(scope),
+        address=authentication.client_address(scope),
         user=user,
         session_key=getattr(scope.get("session"), "session_key", None) if has_session else None,
         as_of=found.as_of if found is not None else None,

@@ -24,9 +24,9 @@ from django.core.exceptions import ImproperlyConfigured
 
 from .address import AddressError
 from .aio import PerLoop
-from .connections import async_options
-from .loop_layer import LoopLayer
-from .wire import POOL_OPTIONS
+from .broker.clients import async_options
+from .broker.wire import POOL_OPTIONS
+from .channel_layer.loop_layer import LoopLayer
 
 CAPACITY: Final = 1000
 """Messages that may wait for one consumer: about as many small ones as one read from the socket returns."""

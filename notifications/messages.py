@@ -21,7 +21,7 @@ from django.utils.functional import Promise
 from msgspec import Meta, Struct
 
 from .exceptions import MessageError
-from .surrogates import mend_json, mend_values
+from .protocol.surrogates import mend_json, mend_values
 
 META: Final = "_meta"
 """The key that frames reserve for topic and id. No message may use it: a forged id would mute a user."""

@@ -1,8 +1,8 @@
 """
 What happened in this process, as plain numbers.
 
-They cost next to nothing and need no package; ``exporter.py`` exposes them to Prometheus if prometheus-client is
-installed. Every module that loses, refuses or delivers something counts it here.
+They cost next to nothing and need no package; ``monitoring/prometheus.py`` exposes them to Prometheus if
+prometheus-client is installed. Every module that loses, refuses or delivers something counts it here.
 """
 
 from __future__ import annotations

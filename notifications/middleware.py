@@ -8,7 +8,7 @@ from channels.auth import AuthMiddleware
 from channels.sessions import CookieMiddleware, SessionMiddleware
 from django.contrib.auth.models import AnonymousUser
 
-from . import auth, sessions
+from .access import authentication, sessions
 from .mount import with_root_path
 
 
@@ -23,7 +23,7 @@ class SessionAuthMiddleware(AuthMiddleware):  # type: ignore[misc]  # Channels h
     """
 
     async def resolve_scope(self, scope: dict[str, Any]) -> None:
-        found = await sessions.find(scope["session"].session_key, auth.client_address(scope))
+        found = await sessions.find(scope["session"].session_key, authentication.client_address(scope))
         scope[sessions.SCOPE_KEY] = found
         if found.is_known:
             scope["user"]._wrapped = found.user or AnonymousUser()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .broker.clients import FAILURES
 from .conf import settings
-from .connections import FAILURES
 from .exceptions import PositionError
 from .history import get_store
 from .logs import describe

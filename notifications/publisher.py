@@ -15,8 +15,8 @@ from .exceptions import MessageError
 from .history import get_store
 from .messages import Message
 from .metrics import Sampler, count, microseconds
+from .protocol.surrogates import mend_text
 from .signals import atell, message_prepared, message_published, tell
-from .surrogates import mend_text
 from .topics import Topic, TopicId
 
 MAX_IDEMPOTENCY_KEY_LENGTH: Final = 200

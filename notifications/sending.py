@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from .connections import FAILURES
+from .broker.clients import FAILURES
 from .exceptions import PublishError
 from .logs import describe
 from .metrics import count

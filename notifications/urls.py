@@ -2,11 +2,11 @@
 
 from django.urls import path
 
-from . import monitoring
+from .monitoring import views
 
 app_name = "notifications"
 urlpatterns = [
-    path("live/", monitoring.live, name="live"),
-    path("ready/", monitoring.ready, name="ready"),
-    path("metrics/", monitoring.metrics, name="metrics"),
+    path("live/", views.live, name="live"),
+    path("ready/", views.ready, name="ready"),
+    path("metrics/", views.metrics, name="metrics"),
 ]

@@ -11,7 +11,7 @@ import redis
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from notifications import credentials
+from notifications.access import credentials
 from project.local_redis import LocalRedis, find_server
 from tests import fault_run
 from tests.processes import Site, WebServer, make_database
@@ -155,14 +155,14 @@ SITE_SETTINGS = {
         "AUTH_TIMEOUT": 0.5,
         "HISTORY_SIZE": 5000,  # more than any test publishes at once: nothing is told, everything is filled
         "TOPICS": {
-            "upload": {"AUTHORIZE": "tests.site.permissions.may_watch"},
+            "upload": {"AUTHORIZE": "tests.testsite.permissions.may_watch"},
             "order": {
-                "AUTHORIZE": "tests.site.permissions.may_watch_order",
-                "CLEAN_ID": "tests.site.permissions.clean_order",
+                "AUTHORIZE": "tests.testsite.permissions.may_watch_order",
+                "CLEAN_ID": "tests.testsite.permissions.clean_order",
             },
             "closed": {},
-            "slow": {"AUTHORIZE": "tests.site.strange_permissions.answer_late"},
-            "broken": {"AUTHORIZE": "tests.site.strange_permissions.fail"},
+            "slow": {"AUTHORIZE": "tests.testsite.strange_permissions.answer_late"},
+            "broken": {"AUTHORIZE": "tests.testsite.strange_permissions.fail"},
         },
     },
 }

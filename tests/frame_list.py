@@ -14,7 +14,7 @@ from typing import Any
 from channels.layers import InMemoryChannelLayer
 
 from notifications.connection.connection import Caller, Connection
-from notifications.frames import CloseCode
+from notifications.protocol.frames import CloseCode
 from notifications.topics import Topic
 from tests.schemas import check_server_frame
 from tests.waiting import scaled

@@ -352,7 +352,7 @@ class Site:
             ],
         }[kind]
         server = self.start(
-            sys.executable, "-m", *options, *more, "tests.site.asgi:application", name=kind, process=WebServer
+            sys.executable, "-m", *options, *more, "tests.testsite.asgi:application", name=kind, process=WebServer
         )
         server.kind = kind
         return server

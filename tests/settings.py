@@ -7,8 +7,8 @@ SECRET_KEY = "only-for-tests-" + "x" * 50
 DEBUG = False
 USE_TZ = True
 ALLOWED_HOSTS = ["testserver", "localhost", "127.0.0.1"]
-ROOT_URLCONF = "tests.site.urls"
-ASGI_APPLICATION = "tests.site.asgi.application"
+ROOT_URLCONF = "tests.testsite.urls"
+ASGI_APPLICATION = "tests.testsite.asgi.application"
 INSTALLED_APPS = [
     "daphne",
     "django.contrib.auth",
@@ -17,7 +17,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "channels",
     "notifications",
-    "tests.site",
+    "tests.testsite",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -51,10 +51,10 @@ REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0")
 NOTIFICATIONS = {
     "REDIS_URL": REDIS_URL,
     "TOPICS": {
-        "upload": {"AUTHORIZE": "tests.site.permissions.may_watch"},
+        "upload": {"AUTHORIZE": "tests.testsite.permissions.may_watch"},
         "order": {
-            "AUTHORIZE": "tests.site.permissions.may_watch_order",
-            "CLEAN_ID": "tests.site.permissions.clean_order",
+            "AUTHORIZE": "tests.testsite.permissions.may_watch_order",
+            "CLEAN_ID": "tests.testsite.permissions.clean_order",
         },
         "closed": {},
     },

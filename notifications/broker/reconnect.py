@@ -16,9 +16,9 @@ from typing import Final, NoReturn, TypeVar
 
 import redis.asyncio
 
-from ..connections import FAILURES
 from ..logs import describe
-from ..wire import Wire
+from .clients import FAILURES
+from .wire import Wire
 
 logger = logging.getLogger(__name__)
 

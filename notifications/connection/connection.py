@@ -1,9 +1,9 @@
 """
 One client's end: who it is, which topics it reads, what it says and is told, and how it ends.
 
-What a client says and is answered is here; ``delivery.py`` carries the messages, and a ``Transport`` the frames. A
-transport makes a ``Connection``, asks ``may_open``, calls ``open`` when the client is let in, ``hear`` for each frame
-that the client sends, and ``end`` when it has gone.
+What a client says and is answered is here; ``delivery/subscriber.py`` carries the messages, and a ``Transport`` the
+frames. A transport makes a ``Connection``, asks ``may_open``, calls ``open`` when the client is let in, ``hear`` for
+each frame that the client sends, and ``end`` when it has gone.
 """
 
 from __future__ import annotations
@@ -16,24 +16,25 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET
 
-from .. import auth, frames
-from ..access import NEVER, access
+from ..access import authentication
+from ..access.credentials import Credentials, credentials_of
+from ..access.revocation import NEVER, access
 from ..aio import PerLoop
-from ..closing import Closing
 from ..conf import settings
-from ..credentials import Credentials, credentials_of
-from ..delivery import Delivery, subscribed
+from ..delivery.subscriber import Delivery, subscribed
 from ..exceptions import TopicError
-from ..frames import CloseCode, FrameError
-from ..heartbeat import Heartbeat
 from ..history.position import Position
-from ..jobs import Worklist
-from ..limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_WAITING_FRAMES, Pace, Strangers, addresses
 from ..logs import LogBudget, describe
 from ..metrics import count, tally
+from ..protocol import frames
+from ..protocol.frames import CloseCode, FrameError
 from ..tenants import NO_TENANT, Tenant
 from ..topics import Topic
+from .closing import Closing
+from .heartbeat import Heartbeat
+from .limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_WAITING_FRAMES, Pace, Strangers, addresses
 from .transport import Transport
+from .worklist import Worklist
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Connection:
     """
     Carries published messages to one client.
 
-    The wire protocol is in the documentation; what a frame may be is in ``frames.py``.
+    The wire protocol is in the documentation; what a frame may be is in ``protocol/frames.py``.
 
     Attributes:
         user: Who it is; None until it has authenticated. Replaced by what the database says later.
@@ -309,8 +310,8 @@ class Connection:
             await self._invalid_frame(error)
         as_of = asyncio.get_running_loop().time()
         try:
-            user = await auth.token_user(frame.token, self._address or "")
-        except auth.AuthUnavailableError:
+            user = await authentication.token_user(frame.token, self._address or "")
+        except authentication.AuthUnavailableError:
             await self._closing.close(CloseCode.TRY_AGAIN)
             return
         if user is None:
@@ -367,7 +368,7 @@ class Connection:
             await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
         position = Position.since(since)
-        if auth.is_given(self.user, topic, grant):
+        if authentication.is_given(self.user, topic, grant):
             await self._join(topic, position)
             return
         as_of = asyncio.get_running_loop().time()

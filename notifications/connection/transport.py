@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from ..frames import CloseCode
+from ..protocol.frames import CloseCode
 
 
 class Transport(Protocol):

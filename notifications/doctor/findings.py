@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 
 import redis
 
-from ..connections import SOCKET_TIMEOUT
+from ..broker.clients import SOCKET_TIMEOUT
 from ..logs import describe
 from ..topics import internal_name
 

@@ -6,20 +6,20 @@ import asyncio
 from contextlib import suppress
 from typing import Any, Final
 
-from .. import health
-from ..connections import FAILURES, SOCKET_TIMEOUT
+from ..bridge import status
+from ..broker.clients import FAILURES, SOCKET_TIMEOUT
 from ..history.stamped import STAMPED
 from ..topics import internal_name
 from .findings import Finding, Level, explain
 
-SUCCEEDED_AFTER: Final = 2 * health.REPORT_INTERVAL
+SUCCEEDED_AFTER: Final = 2 * status.REPORT_INTERVAL
 """Seconds of silence after which a holder with a successor hangs; it loses the lease after at least two."""
 
 
 async def examine_listeners(client: Any) -> list[Finding]:
     try:
         async with asyncio.timeout(SOCKET_TIMEOUT):
-            reports = await health.reports(client)
+            reports = await status.reports(client)
     except FAILURES as error:
         return [Finding("listeners", Level.ERROR, *explain(error))]
     hanging = [(report, age) for report, age in reports if _hangs(report, age, reports)]
@@ -52,14 +52,14 @@ async def examine_listeners(client: Any) -> list[Finding]:
     return found
 
 
-def _hangs(report: health.Report, age: float, reports: list[tuple[health.Report, float]]) -> bool:
+def _hangs(report: status.Report, age: float, reports: list[tuple[status.Report, float]]) -> bool:
     """
     Return whether a listener has failed to report.
 
     A former holder with a successor lost the lease because it did not renew it, which shows before its report is old.
     A holder that gives back the lease reports it, perhaps a moment after its successor does.
     """
-    if not health.is_fresh(age):
+    if not status.is_fresh(age):
         return True
     succeeded = report.state == "holder" and any(other.state == "holder" and at < age for other, at in reports)
     return succeeded and age > SUCCEEDED_AFTER

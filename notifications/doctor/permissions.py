@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.db import DataError
 
-from .. import auth
+from ..access import authentication
 from ..conf import settings
 from ..exceptions import TopicError
 from ..topics import Topic
@@ -60,13 +60,13 @@ def _nobody() -> Any:
 async def _ask(authorize: Any, user: Any, topic: Topic) -> tuple[str, str] | None:
     which = f"AUTHORIZE of kind {topic.kind!r}"
     try:
-        await auth.permissions().call("", auth.AUTHORIZE_TIMEOUT, authorize, user, topic.id)
+        await authentication.permissions().call("", authentication.AUTHORIZE_TIMEOUT, authorize, user, topic.id)
     except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
         return None  # a no, as in auth.authorized
     except Exception as error:  # noqa: BLE001  it is the site's function
         # Its message may contain anything, even a secret: only show where it was raised.
         what = f"{type(error).__name__} in {_place(authorize, error)}"
-        if auth.is_outage(error):
+        if authentication.is_outage(error):
             text = f"{which} could not answer, so nobody may subscribe: {what}"
             return text, "Does the database, or what else it asks, answer from here? python manage.py dbshell."
         text = f"{which} raised for an id that nothing has, as any browser may send, which is a no: {what}"

@@ -9,8 +9,8 @@ from typing import Any, Final
 import redis
 
 from ..address import shown
+from ..broker.clients import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from ..conf import settings
-from ..connections import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from ..history.stamped import STAMPED
 from ..topics import internal_name
 from .findings import ACCOUNT, PRIMARY, Finding, Level, explain, missing_right

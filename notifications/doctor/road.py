@@ -10,16 +10,18 @@ import msgspec
 from channels.layers import get_channel_layer
 from channels.routing import get_default_application
 
-from .. import control, health, messages
+from .. import messages
+from ..access import control
+from ..bridge import status
+from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
+from ..broker.wire import Subscription, confirmed, site_pool
 from ..conf import settings
-from ..connections import FAILURES, SOCKET_TIMEOUT, async_client
 from ..exceptions import MessageError, PublishError, TopicError
 from ..history.stamped import STAMPED
 from ..logs import describe
 from ..mount import PATH, socket_path
 from ..publisher import apublish
 from ..topics import Topic, internal_name, patterns
-from ..wire import Subscription, confirmed, site_pool
 from .findings import ACCOUNT, Finding, Level, explain, missing_right
 from .listeners import examine_listeners
 from .socket import ProbeSocket, ProbeUser, end, host_of, writes_sessions
@@ -274,7 +276,7 @@ class Road:
         try:
             async with asyncio.timeout(SOCKET_TIMEOUT):
                 await client.publish(self.topic.channel, msgspec.json.encode(self._message(RAW)))
-                anybody = any(report.healthy for report in await health.living(client))
+                anybody = any(report.healthy for report in await status.living(client))
         except FAILURES as error:
             self._say("rights", Level.ERROR, *explain(error))
             return

@@ -11,9 +11,9 @@ from contextlib import suppress
 from typing import Final, NamedTuple, Self
 from urllib.parse import SplitResult, quote, urlsplit
 
-from ..frames import MAX_AUTH_FRAME_SIZE
 from ..logs import describe
 from ..mount import PATH, socket_path
+from ..protocol.frames import MAX_AUTH_FRAME_SIZE
 from .findings import Finding, Level
 
 PATIENCE: Final = 5.0

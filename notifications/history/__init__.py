@@ -3,7 +3,7 @@ The history of a topic: stamping what is published, and reading what was missed.
 
 Callers get what keeps the histories from ``get_store``, and know no store by name. ``store.py`` says what a store must
 do, ``redis.py`` is the site's, ``memory.py`` the test kit's. ``position.py`` and ``stamped.py`` are pure. Another store
-is a module beside these: choose it here, and add it to the fixture of ``tests/test_store.py``.
+is a module beside these: choose it here, and add it to the fixture of ``tests/redis/test_store.py``.
 """
 
 from __future__ import annotations

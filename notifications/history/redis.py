@@ -12,9 +12,9 @@ from typing import Any, Final
 
 from django.core.signals import setting_changed
 
-from .. import connections, pipeline
+from ..broker import clients, pipeline
+from ..broker.clients import RUN, STARTED, Script
 from ..conf import settings
-from ..connections import RUN, STARTED, Script
 from ..topics import Topic, internal_name
 from .position import Frame, Page, Position, Where
 from .stamped import STAMPED, head, tail
@@ -39,13 +39,13 @@ class RedisStore:
 
     def publish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
         keys, arguments = _publishing(topic, data, idempotency_key, at)
-        with connections.breaker.guarding():
-            id_ = connections.run(_PUBLISH, keys, arguments, again=idempotency_key is not None)
+        with clients.breaker.guarding():
+            id_ = clients.run(_PUBLISH, keys, arguments, again=idempotency_key is not None)
         return id_.decode() or None
 
     async def apublish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
         keys, arguments = _publishing(topic, data, idempotency_key, at)
-        with connections.breaker.guarding():
+        with clients.breaker.guarding():
             id_ = await pipeline.arun(_PUBLISH, keys, arguments, again=idempotency_key is not None)
         return id_.decode() or None
 
@@ -75,12 +75,12 @@ class RedisStore:
         return Page(run.decode(), int(now), _position(first), _position(last), bool(whole), frames, int(ttl) / 1000)
 
     def position(self, topic: Topic) -> Position:
-        with connections.breaker.guarding():
-            [where] = _where(connections.run(_LOOK, [topic.history_key], [RUN, STARTED], again=True))
+        with clients.breaker.guarding():
+            [where] = _where(clients.run(_LOOK, [topic.history_key], [RUN, STARTED], again=True))
         return where.position
 
     async def aposition(self, topic: Topic) -> Position:
-        with connections.breaker.guarding():
+        with clients.breaker.guarding():
             [where] = _where(await pipeline.arun(_LOOK, [topic.history_key], [RUN, STARTED], again=True))
         return where.position
 

@@ -1,6 +1,1 @@
-"""
-The wire protocol as documents for machines: JSON Schemas, an AsyncAPI document, TypeScript types.
-
-All are made from the structs of ``messages.py`` and ``frames.py``, and from nothing else: they are the same on
-every site. ``manage.py notifications_schema`` prints them.
-"""
+"""The wire protocol: the frames beside the published messages."""

@@ -19,7 +19,8 @@ import msgspec
 import redis
 from asgiref.sync import sync_to_async
 
-from .. import callbacks, history
+from .. import history
+from ..access import callbacks
 from ..history.memory import MemoryStore
 from ..history.stamped import Stamped
 from ..history.store import Store

@@ -12,9 +12,9 @@ from typing import Any, Final
 import msgspec
 from channels.layers import InMemoryChannelLayer, channel_layers
 
-from .. import auth
+from ..access import authentication
+from ..bridge.forwarder import Forwarder
 from ..consumers import NotificationConsumer
-from ..forwarder import Forwarder
 from ..logs import LogBudget
 from ..topics import Topic
 from .capture import blocks
@@ -179,7 +179,7 @@ async def connect_as(user: Any) -> AsyncIterator[Socket]:
     """
     __tracebackhide__ = True
     scope = _scope(user)
-    assert auth.session_user(scope) is not None, f"{user!r} is anonymous or not active"  # noqa: S101  for tests
+    assert authentication.session_user(scope) is not None, f"{user!r} is anonymous or not active"  # noqa: S101  for tests
     alias, layer = f"notifications.testing.{next(_numbers)}", InMemoryChannelLayer(FOREVER, FOREVER, CAPACITY)
     consumer = NotificationConsumer()
     consumer.channel_layer_alias = alias

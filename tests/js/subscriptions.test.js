@@ -684,7 +684,7 @@ class Roomy {
         this.tab.socket.say({ action: "pong" });
         continue;
       }
-      // As notifications/limits.py: 200 at once, and 20 a second.
+      // As notifications/connection/limits.py: 200 at once, and 20 a second.
       this.#times.push(Date.now());
       for (let from = 0; from < this.#times.length; from++) {
         const seconds = (Date.now() - this.#times[from]) / 1000;

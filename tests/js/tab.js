@@ -1,4 +1,4 @@
-// The client in a process of its own, on a real site: tests/test_client.py reads what it prints, one JSON text a line.
+// The client in a process of its own, on a real site: tests/site/test_client.py reads what it prints, one JSON text a line.
 
 import { WebSocket } from "ws";
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from django.core.management.base import BaseCommand
 
-from notifications.protocol.asyncapi import asyncapi
-from notifications.protocol.schemas import json_schema
-from notifications.protocol.typescript import typescript
+from notifications.schema.asyncapi import asyncapi
+from notifications.schema.json_schema import json_schema
+from notifications.schema.typescript import typescript
 
 FORMATS: Final[dict[str, Callable[[], Any]]] = {
     "asyncapi": asyncapi,

@@ -19,9 +19,10 @@ from channels.layers import get_channel_layer
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.autoreload import run_with_reloader
 
-from notifications import connections, health
-from notifications.connections import FAILURES
-from notifications.listener import Listener
+from notifications.bridge import status
+from notifications.bridge.listener import Listener
+from notifications.broker import clients
+from notifications.broker.clients import FAILURES
 from notifications.logs import describe
 
 STOPPING: Final = (signal.SIGTERM, signal.SIGINT)
@@ -67,13 +68,13 @@ class Command(BaseCommand):
 
     async def _check(self) -> None:
         try:
-            async with asyncio.timeout(connections.SOCKET_TIMEOUT):
-                reports = await health.living(await connections.async_client())
+            async with asyncio.timeout(clients.SOCKET_TIMEOUT):
+                reports = await status.living(await clients.async_client())
         except FAILURES as error:
             raise CommandError(f"cannot ask Redis: {describe(error)}") from error
         for report in reports:
             self.stdout.write(f"{report.host} pid {report.pid}: {report.state}, {report.forwarded} forwarded")
-        if not any(report.healthy for report in health.nearby(reports)):
+        if not any(report.healthy for report in status.nearby(reports)):
             raise CommandError(f"no listener on {socket.gethostname()} is alive and connected")
 
 
@@ -83,7 +84,7 @@ def _serve_metrics(address: str, port: int) -> None:
         raise CommandError('--metrics-port needs prometheus-client: install "django-realtime-notifications[metrics]"')
     from prometheus_client import start_http_server
 
-    from notifications.exporter import DIRECTORY
+    from notifications.monitoring.prometheus import DIRECTORY
 
     if DIRECTORY in os.environ:
         raise CommandError(f"unset {DIRECTORY} for the listener: its numbers would be added to the web servers'")

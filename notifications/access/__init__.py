@@ -1,0 +1,1 @@
+"""Who a connection is, what it may read, and how that ends."""

@@ -1,0 +1,214 @@
+"""
+Calls to the site's functions: a limited number at once, in turn, each with a time-out.
+
+A site's function may be slow, and thousands of browsers may come back at the same moment. So the time-out begins when
+the function is called, and not while others are served first. Users take turns; the number of waiting calls and the
+time that they wait are bounded. A call that got no answer is a separate kind of error, and never a denial.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial, wraps
+from typing import Any, Final
+
+from asgiref.sync import async_to_sync, iscoroutinefunction
+from channels.db import DatabaseSyncToAsync
+
+from ..aio import CutShortError
+from ..conf import settings
+from ..tasks import ended
+
+MAX_WAITING: Final = 10_000
+"""Calls of one kind that may wait for their turn; each takes about 1 KiB."""
+MAX_COROUTINES: Final = 32
+"""Calls of asynchronous functions of one kind that run at once. More would only wait in a queue of the database or the
+event loop, with their time-out running."""
+
+in_thread: Callable[..., Any] | None = None
+"""Makes a synchronous function awaitable, instead of this module's threads: ``testing`` runs it in the thread of the
+ORM, which sees the test's data."""
+
+
+class BusyError(TimeoutError):
+    """A call did not get its turn: too many were waiting already, or it waited too long."""
+
+
+class Turns:
+    """A semaphore whose waiters take turns by user."""
+
+    def __init__(self, at_once: int) -> None:
+        self._free = at_once
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._length = 0
+
+    async def take(self, whose: str, seconds: float) -> None:
+        """
+        Wait for a turn, which ends with ``give_back``.
+
+        Raises:
+            BusyError: The turn did not come within ``seconds``, or too many calls are waiting.
+
+        """
+        if self._free:
+            self._free -= 1
+            return
+        if self._length >= MAX_WAITING:
+            raise BusyError(f"{self._length} calls wait already")
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(whose, deque()).append(turn)
+        self._length += 1
+        try:
+            async with asyncio.timeout(seconds):
+                await turn
+        except BaseException as error:
+            self._forget(whose, turn)
+            if isinstance(error, TimeoutError):
+                raise BusyError(f"no turn within {seconds:g} s") from None
+            raise
+
+    def _forget(self, whose: str, turn: asyncio.Future[None]) -> None:
+        if turn.done() and not turn.cancelled():
+            self.give_back()  # it came at that very moment
+            return
+        turns = self._waiting.get(whose, deque())
+        if turn in turns:
+            turns.remove(turn)
+            self._length -= 1
+        if not turns:
+            self._waiting.pop(whose, None)
+
+    def give_back(self) -> None:
+        """Let the next call begin."""
+        while self._waiting:
+            whose, turns = self._waiting.popitem(last=False)
+            turn = turns.popleft()
+            self._length -= 1
+            if turns:
+                self._waiting[whose] = turns  # after all others
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+
+class Callbacks:
+    """
+    The calls of one kind, in one event loop.
+
+    A synchronous function runs in a thread of this class: in Django's single thread for synchronous code, one slow
+    function would hold up every socket of the process. A function that exceeds its time-out keeps its thread, and its
+    turn, until it returns.
+    """
+
+    def __init__(self, sort: str, threads: int, longest_wait: float) -> None:
+        """
+        Create the threads and queues.
+
+        Args:
+            sort: Names the threads.
+            threads: Synchronous functions that run at once.
+            longest_wait: Seconds that a call may wait for its turn.
+
+        """
+        self._longest_wait = longest_wait
+        self._threads = Turns(threads)
+        self._coroutines = Turns(MAX_COROUTINES)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"notifications-{sort}")
+        self._late: set[asyncio.Future[Any]] = set()
+
+    async def call(self, whose: str, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+        """
+        Call a function, sync or async, when it is its turn.
+
+        Args:
+            whose: The user on whose behalf it is called, or the address if the user is not known.
+            seconds: The time-out, from its turn on.
+            function: The function to call.
+            arguments: Its arguments.
+
+        Raises:
+            BusyError: It did not get its turn.
+            TimeoutError: It has not returned in time.
+            CutShortError: It, or something it was waiting for, was cancelled.
+            Exception: Whatever it raises.
+
+        """
+        if is_async(function):
+            await self._coroutines.take(whose, self._longest_wait)
+            try:
+                return await _in_a_task(function, arguments, seconds)
+            finally:
+                self._coroutines.give_back()
+        await self._threads.take(whose, self._longest_wait)
+        threaded = in_thread or partial(DatabaseSyncToAsync, thread_sensitive=False, executor=self._executor)
+        running = asyncio.ensure_future(threaded(function)(*arguments))
+        try:
+            async with asyncio.timeout(seconds):
+                result = await asyncio.shield(running)
+                # A lambda or partial around a coroutine function looks synchronous, and a coroutine is true.
+                return await result if inspect.isawaitable(result) else result
+        finally:
+            if running.done():
+                self._threads.give_back()
+            else:
+                self._late.add(running)
+                running.add_done_callback(self._came_late)
+
+    def _came_late(self, running: asyncio.Future[Any]) -> None:
+        self._late.discard(running)
+        with suppress(asyncio.CancelledError):
+            running.exception()  # nobody is waiting for it any more
+        self._threads.give_back()
+
+
+async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], seconds: float) -> Any:
+    """Await a function in a separate task, because it may cancel the task it runs in."""
+    running = asyncio.ensure_future(function(*arguments))
+    try:
+        await asyncio.wait([running], timeout=seconds)
+        if not running.done():
+            raise TimeoutError
+        if running.cancelled():
+            raise CutShortError
+        return running.result()
+    finally:
+        if not running.done():
+            await ended(running)
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Return whether a function returns an awaitable, as far as can be told without calling it."""
+    return iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def within(tenant: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    Make a function enter a tenant's ``TENANT_CONTEXT`` in the thread in which it is called.
+
+    An asynchronous function is made synchronous: its queries through the ORM then run in the thread that waits for it.
+    In the thread that all asynchronous code shares for these, each function would see the context of another.
+    """
+    if not tenant or (enter := settings.tenant_context) is None:
+        return function
+
+    @wraps(function, updated=())  # without the mark of an asynchronous function
+    def entering(*arguments: Any) -> Any:
+        with enter(tenant):
+            result = function(*arguments)
+            return async_to_sync(_uncut)(result) if inspect.isawaitable(result) else result
+
+    return entering
+
+
+async def _uncut(result: Awaitable[Any]) -> Any:
+    """Await a result; its cancellation must not look like one of whoever waits for the thread."""
+    try:
+        return await result
+    except asyncio.CancelledError as error:
+        raise CutShortError from error

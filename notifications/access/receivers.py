@@ -1,0 +1,76 @@
+"""
+Django's own signals that end access: logout, a changed password, an account that is deactivated or deleted.
+
+They make access end at once. What sends no signal, such as ``queryset.update``, is found by the next check. The site's
+action never fails because of a receiver here: Django deletes a session only after the receivers of its logout.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_out
+from django.db.models.signals import class_prepared, post_delete, post_save
+from django.dispatch import receiver
+
+from ..exceptions import TopicError
+from ..logs import LogBudget
+from .control import check_user, disconnect_user
+
+_log = LogBudget(logging.getLogger(__name__))
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
+    """Log a ``TopicError`` and continue: there is no current tenant, or the user's id is not valid."""
+    try:
+        yield
+    except TopicError as error:
+        _log.warning("nobody is told that a user's access may end: %s", error)
+
+
+@receiver(user_logged_out, dispatch_uid="notifications")
+def _logged_out(*, request: Any, user: Any, **_: Any) -> None:
+    session_key = getattr(getattr(request, "session", None), "session_key", None)
+    if user is not None and session_key:  # otherwise nobody was logged in, or the session is not known
+        with _harmless():
+            disconnect_user(user, session_key=session_key, on_commit=True, fail_silently=True)
+
+
+@receiver(post_save, dispatch_uid="notifications")  # no sender: proxies of the user model are saved as themselves
+def _saved(*, instance: Any, created: bool, using: str, **_: Any) -> None:
+    if not isinstance(instance, get_user_model()) or created:
+        return
+    # ``set_password`` keeps the new password here until ``save`` has ended, so the old one need not be known.
+    password_changed = getattr(instance, "_password", None) is not None
+    inactive = "is_active" not in instance.get_deferred_fields() and not instance.is_active
+    if password_changed or inactive:
+        with _harmless():
+            check_user(instance, using=using)
+
+
+def _deleted(*, instance: Any, using: str, **_: Any) -> None:
+    with _harmless():
+        check_user(instance, using=using)
+
+
+@receiver(class_prepared, dispatch_uid="notifications")
+def _watch_deletions(*, sender: Any, **_: Any) -> None:
+    """
+    Connect to deletions of users, including those through a proxy of their model.
+
+    Each model has its own receiver: with one for all senders, Django could not delete any model of the site by a
+    single statement, because it would have to load each row for the receiver.
+    """
+    if sender._meta.concrete_model._meta.label_lower == django_settings.AUTH_USER_MODEL.lower():
+        post_delete.connect(_deleted, sender=sender, dispatch_uid="notifications")
+
+
+for _model in apps.get_models():
+    _watch_deletions(sender=_model)

@@ -1,0 +1,1 @@
+"""What ``layers.py`` is made of."""

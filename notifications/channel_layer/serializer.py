@@ -1,0 +1,59 @@
+"""How channel-layer messages are serialised, and which consumers may share one object."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from .queue import Item
+
+_SHAREABLE: Final = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def _plain(value: Any) -> Any:
+    """Turn a subclass instance, such as a template's safe string, into a plain value, as other layers do."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, bytes):
+        return b"".join((value, b""))
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float):
+        return float.__float__(value)
+    raise TypeError(f"a channel layer does not carry {type(value).__name__} objects")
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+decode = msgspec.msgpack.Decoder().decode
+
+
+def encode(message: dict[str, Any]) -> bytes:
+    """
+    Encode a message.
+
+    Raises:
+        TypeError, ValueError, OverflowError: It cannot be sent through a channel layer.
+
+    """
+    if not isinstance(message, dict):
+        raise TypeError(f"a message is a dict, not {type(message).__name__}")
+    return _encode(message)
+
+
+def encode_for(channel: str, message: dict[str, Any]) -> bytes:
+    """Encode a message for a Redis channel that is shared by several channels of the layer."""
+    return _encode([channel, msgspec.Raw(encode(message))])
+
+
+def shareable(message: dict[str, Any], data: bytes) -> Item:
+    """Return the item that the queues of a group share; if it is mutable, each consumer decodes its own copy."""
+    return Item(message if all(type(value) in _SHAREABLE for value in message.values()) else data, len(data))
+
+
+def own(content: dict[str, Any] | bytes) -> dict[str, Any]:
+    """Return a message that its consumer may change."""
+    if isinstance(content, bytes):
+        message: dict[str, Any] = decode(content)
+        return message
+    return content.copy()

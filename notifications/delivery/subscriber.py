@@ -1,0 +1,373 @@
+"""
+The road from the channel layer to one browser: judging what comes, and catching up from the history.
+
+What is to be sent goes into the socket's outbox (``outbox.py``). On this road there is no database, no JSON, no
+thread and no task to be woken: Channels' own dispatch closes old database connections in another thread and
+makes two tasks for every message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final
+
+from ..broker.clients import FAILURES
+from ..conf import settings
+from ..history.position import Page, Position
+from ..layers import RedisPubSubLayer
+from ..logs import LogBudget, describe
+from ..metrics import count, tally
+from ..protocol.frames import ServerFrame, ServerPing, Subscribed, encode
+from ..tasks import ended, new_task
+from ..topics import Topic
+from .buffer import Held
+from .cursor import Cursor, Start, State, Verdict, start
+from .flow_control import Credit
+from .outbox import Outbox
+from .reconciler import reconciler
+
+logger = logging.getLogger(__name__)
+
+LAYER_TIMEOUT: Final = 5.0
+"""Seconds that joining or leaving a group may take."""
+INTERVAL_WITH_GAPS_TOLD: Final = 5.0
+"""Seconds between two comparisons with the history on a layer that tells of its gaps; what it cannot know is what
+Redis lost or a listener did not forward. On other layers the comparison keeps to ``HEARTBEAT_INTERVAL``."""
+
+_log: Final = LogBudget(logger, lines=10, period=60.0)
+
+
+def subscribed(topic: Topic, recovered: bool | None, position: str | None, *, joined: bool = False) -> Subscribed:
+    """Tell a browser that a topic is subscribed, and of which sort it is."""
+    state = settings.kinds[topic.kind].STATE
+    return Subscribed(topic=topic.told, recovered=recovered, id=position, state=state, joined=joined)
+
+
+class Delivery:
+    """
+    Carries the messages of some topics to one socket, each once and in order, or says what is missing.
+
+    It sends no faster than the browser confirms: above the bound of ``Credit`` it takes what the layer brings
+    and lets it go, which is a hole, and fills it from the history when the browser has caught up.
+    """
+
+    def __init__(
+        self,
+        layer: Any,
+        send: Callable[[str], Coroutine[Any, Any, None]],
+        failed: Callable[[], None],
+    ) -> None:
+        """
+        Prepare the road.
+
+        Args:
+            layer: The channel layer.
+            send: Hands a text to the client's transport; see ``Transport.send_text``.
+            failed: Called when the layer breaks so that nothing will be delivered any more.
+
+        """
+        self.cursors: dict[str, Cursor] = {}
+        self.credit = Credit()
+        self._layer = layer
+        self._is_own_layer = isinstance(layer, RedisPubSubLayer)
+        self._outbox = Outbox(send, failed)
+        self._failed = failed
+        self._now = asyncio.get_running_loop().time
+        self._channel: str | None = None
+        self._receive_task: asyncio.Task[None] | None = None
+        self._forgotten = False
+        self._behind: list[Cursor] = []
+        self._held = Held()
+        self._catch_up_task: asyncio.Task[None] | None = None
+        self._resumed: asyncio.Future[None] | None = None
+
+    # Topics.
+
+    async def open(self) -> None:
+        """Get a channel of our own on the layer; raises whatever the layer raises."""
+        self._channel = await self._in_time(self._layer.new_channel())
+        if self._is_own_layer:
+            self._layer.on_resync(self._channel, self._resync)
+            self._layer.on_message(self._channel, self._take)
+        elif self._outbox.is_open:
+            self._receive_task = asyncio.create_task(self._receive())
+
+    async def join(self, topic: Topic, since: Position | str | None) -> tuple[bool | None, Position | None]:
+        """
+        Join a topic, and hold its messages back until ``release``.
+
+        Nothing falls between history and live: the group is joined first, then the history is read, and what
+        arrives live meanwhile is let go, because the history has it as well.
+
+        Returns:
+            Whether everything since ``since`` follows (None without one), and the position after which messages
+            follow (None without a history).
+
+        Raises:
+            Exception: Whatever the layer raises, or one of ``connections.FAILURES``. Perhaps the group was joined
+                all the same; ``end`` leaves it.
+
+        """
+        kind = settings.kinds[topic.kind]
+        cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
+        tally.subscriptions += 1
+        await self._in_time(self._layer.group_add(topic.group, self._channel))
+        if not kind.HISTORY_SIZE:
+            return (None if since is None else False), None
+        begin = await self._find_start(cursor, since)
+        if begin.recovered is not None:
+            count("recovered", "true" if begin.recovered else "false")
+        interval = INTERVAL_WITH_GAPS_TOLD if self._is_own_layer else settings.HEARTBEAT_INTERVAL
+        reconciler().add(cursor, self.catch_up, interval)
+        return begin.recovered, begin.position
+
+    async def _in_time(self, call: Awaitable[Any]) -> Any:
+        """Bound a call of the layer; our own bounds itself, and timers are not free when thousands come at once."""
+        if self._is_own_layer:
+            return await call
+        async with asyncio.timeout(LAYER_TIMEOUT):
+            return await call
+
+    async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
+        where = await reconciler().look(cursor.topic)
+        now = asyncio.get_running_loop().time()
+        begin = start(where, since, cursor.ttl, state=settings.kinds[cursor.topic.kind].STATE)
+        cursor.begin(begin.position, where, now)
+        return begin
+
+    def position(self, name: str) -> str | None:
+        """Say after which message a joined topic is; None without a history."""
+        cursor = self.cursors[name]
+        return str(cursor.position) if settings.kinds[cursor.topic.kind].HISTORY_SIZE else None
+
+    def release(self, topic: Topic) -> None:
+        """Let a joined topic's messages follow."""
+        cursor = self.cursors[str(topic)]
+        if cursor.missed:
+            self.catch_up(cursor)
+        else:
+            cursor.go_live()
+
+    async def leave(self, topic: Topic) -> None:
+        """Leave a topic; nothing of it is sent from now on."""
+        if (cursor := self.cursors.pop(str(topic), None)) is None:
+            return
+        cursor.leave()
+        tally.subscriptions -= 1
+        reconciler().remove(cursor)
+        try:
+            await self._in_time(self._layer.group_discard(topic.group, self._channel))
+        except Exception as error:  # noqa: BLE001  a layer may raise anything; the socket does not depend on it
+            logger.debug("could not leave a group: %s", describe(error))
+
+    def stop(self) -> None:
+        """Send nothing more, and begin nothing: servers take nothing after a close."""
+        self._outbox.close()
+        for cursor in self.cursors.values():
+            cursor.leave()
+        if self._catch_up_task is not None:
+            self._catch_up_task.cancel()
+
+    async def end(self) -> None:
+        """Release everything; the socket is gone."""
+        self.stop()
+        await self._outbox.wait_closed()
+        if self._catch_up_task is not None:
+            await ended(self._catch_up_task)
+        if self._channel is None:
+            return
+        for cursor in list(self.cursors.values()):
+            await self.leave(cursor.topic)
+        if self._is_own_layer:
+            self._layer.forget(self._channel)
+        else:
+            await self._end_receiving()
+
+    async def _end_receiving(self) -> None:
+        """Cancel a ``receive``: layers forget a channel then, and only then; ours may have ended elsewhere."""
+        if self._receive_task is not None:
+            await ended(self._receive_task)
+        while not self._forgotten:
+            receiving = asyncio.ensure_future(self._layer.receive(self._channel))
+            await asyncio.sleep(0)  # a task that is cancelled before its first step never reaches ``receive``
+            if not receiving.done():
+                await ended(receiving)
+                return
+            if receiving.cancelled() or receiving.exception() is not None:
+                return
+
+    # The pump.
+
+    async def _receive(self) -> None:
+        """Take what a layer without ``on_message`` brings."""
+        receive, channel = self._layer.receive, self._channel
+        try:
+            while True:
+                self._take(await receive(channel))
+        except asyncio.CancelledError:
+            self._forgotten = True
+            task = asyncio.current_task()
+            if task is not None and not task.cancelling():  # something in the layer was; nobody else would say so
+                logger.exception("the channel layer failed under a socket")
+                self._failed()
+            raise
+        except Exception:
+            logger.exception("the channel layer failed under a socket")
+            self._failed()
+
+    def _take(self, event: dict[str, Any]) -> None:
+        """Judge a message of the layer, and put it in the outbox if it is the next one."""
+        cursor = self.cursors.get(event.get("topic"))  # type: ignore[arg-type]
+        if cursor is None:
+            return  # unsubscribed meanwhile, or not from our listener
+        credit, epoch = self.credit, event.get("epoch")
+        if credit.exhausted:
+            if epoch is None:
+                count("dropped", "slow browser, no history")
+            else:
+                cursor.let_go(epoch, event["n"])
+            return
+        if epoch is None:
+            verdict = cursor.offer_without_id()
+        else:
+            verdict = cursor.offer(epoch, event["n"], event.get("run", ""), self._now())
+        if verdict is Verdict.SEND:
+            self._deliver(event["text"])
+            if "at" in event:
+                self._outbox.time(event["at"])
+        elif verdict is Verdict.BEHIND:
+            self.catch_up(cursor)
+        elif verdict is Verdict.HOLD:
+            self._held.keep(cursor, event["text"])
+
+    def _deliver(self, text: str) -> None:
+        self._put(text)
+        tally.delivered += 1
+
+    def _put(self, text: str) -> None:
+        credit = self.credit
+        credit.sent += len(text)
+        self._outbox.put(text)
+        if credit.sent >= credit.ask_at:
+            self.ask()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the browser has to catch up before it is sent anything more."""
+        return self.credit.exhausted
+
+    def pong(self, number: int | None) -> bool:
+        """Take the browser's answer to a ping; says whether there was one to answer."""
+        if answered := self.credit.pong(number, self._now()):
+            self._resume()
+        return answered
+
+    def _resync(self) -> None:
+        """The layer may have lost something: compare positions now."""
+        for cursor in self.cursors.values():
+            reconciler().hurry(cursor.topic)
+
+    def asked(self) -> bool:
+        """Take a ping of the browser's own; says whether that confirmed anything."""
+        if confirmed := self.credit.asked(self._now()):
+            self._resume()
+        return confirmed
+
+    def _resume(self) -> None:
+        if self.paused:
+            return
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
+        for cursor in self.cursors.values():
+            if cursor.missed and cursor.state is State.LIVE:
+                self.catch_up(cursor)
+
+    def ask(self) -> None:
+        """Ask the browser to confirm what it was sent."""
+        text = encode(ServerPing(n=self.credit.ping()))
+        self.credit.sent += len(text)
+        self._outbox.put(text)
+
+    def mark(self) -> asyncio.Future[bool]:
+        """Return what is done when the server has taken all that was sent so far, or (False) takes no more."""
+        return self._outbox.mark()
+
+    async def say(self, frame: ServerFrame) -> None:
+        """Send one of the server's own frames, and return when the server has taken it."""
+        text = encode(frame)
+        self.credit.sent += len(text)
+        self._outbox.put(text)
+        await self._outbox.mark()
+
+    # Catching up.
+
+    def catch_up(self, cursor: Cursor) -> None:
+        """Read what a cursor misses from the history, and send it, after those that were behind before."""
+        if cursor.has_left or not self._outbox.is_open:
+            return
+        cursor.catch_up()
+        self._behind.append(cursor)
+        if self._catch_up_task is None:
+            self._catch_up_task = new_task(self._catch_up_all())
+
+    async def _catch_up_all(self) -> None:
+        try:
+            while self._behind:
+                cursor = self._behind.pop(0)
+                try:
+                    await self._catch_up(cursor)
+                except FAILURES as error:
+                    # Nothing may follow that shows the hole again, and the next comparison may be far.
+                    logger.debug("could not read the history of %s: %s", cursor.topic, describe(error))
+                    reconciler().hurry(cursor.topic)
+                except Exception as error:  # noqa: BLE001  a bug; of this topic, and at this time only
+                    _log.warning("could not bring a socket up to date on %s", cursor.topic, exc_info=error)
+                finally:
+                    self._end_catching_up(cursor)
+        finally:
+            self._catch_up_task = None
+            while self._behind:  # cancelled: they are found behind again, if the socket is still there
+                self._end_catching_up(self._behind.pop(0))
+
+    def _end_catching_up(self, cursor: Cursor) -> None:
+        cursor.go_live()
+        for text in self._held.all(cursor):
+            if cursor.state is State.LIVE:  # also if it could not be read: what was held is nowhere else
+                self._deliver(text)
+
+    async def _catch_up(self, cursor: Cursor) -> None:
+        """Send what follows a cursor page by page, each when the browser has confirmed enough, until it has all."""
+        while True:
+            await self._until_confirmed()
+            before = cursor.begin_reading()
+            page = await reconciler().read(cursor.topic, before)
+            if cursor.has_left:
+                return  # nothing of it follows the answer
+            self._send(page, cursor)
+            if not await self._outbox.mark() or cursor.has_left:
+                return
+            if cursor.has_all(page, before) and not (self.paused and self._held.has(cursor)):
+                break
+        cursor.compare(page, self._now())
+
+    async def _until_confirmed(self) -> None:
+        while self.paused:
+            self._resumed = asyncio.get_running_loop().create_future()
+            await self._resumed
+
+    def _send(self, page: Page, cursor: Cursor) -> None:
+        """Send a page, and between its messages those without an id that were published there."""
+        now = self._now()
+        incomplete, frames = cursor.follow(page, now)
+        if incomplete:
+            count("recovered", "false")
+            self._put(encode(subscribed(cursor.topic, False, str(cursor.position))))
+        heard = cursor.published_by(page, now)
+        for frame in frames:
+            for text in self._held.before(cursor, frame.position):
+                self._deliver(text)
+            cursor.move(frame.position, heard)
+            self._deliver(frame.text)
+        count("filled", amount=len(frames))

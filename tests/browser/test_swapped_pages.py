@@ -1,0 +1,236 @@
+"""Logins, logouts and links where a library puts new pages into the document: real htmx, real Turbo, real Chromium."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, expect
+
+from tests.browser.test_elements import browser, pytestmark, shown
+from tests.conftest import point_to
+from tests.demo_browser import MILLISECONDS
+from tests.processes import LAYERS, Site, User, WebServer
+from tests.site.test_protocol import node_module
+
+__all__ = ["browser", "pytestmark"]  # as there
+
+LIBRARIES = {
+    "htmx 2": "htmx.org/dist/htmx.js",
+    "htmx 4": "htmx-4/dist/htmx.js",
+    "turbo": "@hotwired/turbo/dist/turbo.es2017-umd.js",
+}
+FORM = """<form method="post" action="/{action}/"><input type="hidden" name="user" value="{user}">
+<input type="hidden" name="next" value="{{{{ request.get_full_path }}}}"><button>{label}</button></form>"""
+HEAD = '<script src="/lib.js"></script>{tag}'
+BODY = """<body hx-boost="true" hx-boost:inherited="true">{tag}<h1>{{% firstof request.user.pk 'nobody' %}}</h1>
+<a href="{{{{ request.get_full_path }}}}&amp;again">next</a>{forms}
+<notification-toasts timeout="0"></notification-toasts>"""
+LASTING = """<body><main hx-boost="true" hx-boost:inherited="true" hx-target="main" hx-target:inherited="main"
+hx-select="main" hx-select:inherited="main" hx-swap="outerHTML" hx-swap:inherited="outerHTML">{tag}
+<h1>{{% firstof request.user.pk 'nobody' %}}</h1>{forms}</main>
+<notification-toasts id="toasts" timeout="0" data-turbo-permanent></notification-toasts>"""
+TAG = "{% notifications %}"
+
+
+@pytest.fixture(scope="module")
+def swapping(
+    redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Site, WebServer]]:
+    """A site with sessions that a logout ends, and with collected static files."""
+    directory = tmp_path_factory.mktemp("swapping")
+    settings = {
+        "STATIC_ROOT": str(directory / "static"),
+        "SESSION_ENGINE": "django.contrib.sessions.backends.db",
+        "CHANNEL_LAYER_BACKEND": LAYERS["ours"],
+    }
+    with Site(directory, migrated_database, settings=settings) as site:
+        assert site.run("collectstatic", "--noinput").returncode == 0
+        server = site.start_server("uvicorn")
+        site.start_listener()
+        yield site, server
+
+
+@dataclass
+class Visitor:
+    """A browser on pages with a library, and two people who use it."""
+
+    site: Site
+    server: WebServer
+    context: BrowserContext
+    ada: User
+    bob: User
+    sockets: list[WebSocket] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, library: str, where: str = "head", body: str = BODY) -> Page:
+        """Open a page with the tag in its head or body, as whoever is logged in."""
+        page = self.context.new_page()
+        page.on("websocket", lambda socket: self.sockets.append(socket))
+        page.route("**/lib.js", lambda route: route.fulfill(path=node_module(LIBRARIES[library])))
+        forms = [("log_out", self.ada, "out"), ("log_in", self.ada, "as ada"), ("log_in", self.bob, "as bob")]
+        template = HEAD.format(tag=TAG if where == "head" else "") + body.format(
+            tag=TAG if where == "body" else "",
+            forms="".join(FORM.format(action=action, user=user.pk, label=label) for action, user, label in forms),
+        )
+        query = {"template": template, "scripts": "script-src 'self'", "connect": "; style-src 'unsafe-inline'"}
+        page.goto(f"http://{self.server.address}/page/?{urlencode(query)}")
+        page.evaluate("window.loaded = 'once'")
+        return page
+
+    def press(self, page: Page, label: str, user: User | None) -> None:
+        """Press a button, and wait until the new page is there: it was put into the document that was there."""
+        page.get_by_role("button", name=label, exact=True).click()
+        expect(page.locator("h1")).to_have_text(str(user.pk) if user else "nobody")
+        assert page.evaluate("window.loaded") == "once"
+
+    def follow_link(self, page: Page) -> None:
+        """Follow the link, which is another one on each page, and wait until the new page is there."""
+        link = page.get_by_role("link", name="next")
+        before = link.get_attribute("href") or ""
+        link.click()
+        expect(link).not_to_have_attribute("href", before)
+        assert page.evaluate("window.loaded") == "once"
+
+    def wait_until(self, page: Page, state: str) -> None:
+        page.wait_for_function("async (state) => (await window.notifications)?.state === state", arg=state)
+
+    def notice(self, user: User, title: str) -> None:
+        with self.site.client() as client:
+            client.publish(f"user:{user.pk}", json.dumps({"action": "notice", "title": title}))
+
+
+@pytest.fixture
+def visitor(browser: Browser, swapping: tuple[Site, WebServer], settings: Any) -> Iterator[Visitor]:
+    site, server = swapping
+    point_to(settings, site.redis.url)
+    with browser.new_context() as context:
+        context.set_default_timeout(MILLISECONDS)
+        visitor = Visitor(site, server, context, site.add_user(), site.add_user())
+        context.on("console", lambda line: line.type in ("error", "warning") and visitor.complaints.append(line.text))
+        context.on("weberror", lambda error: visitor.complaints.append(str(error.error)))
+        yield visitor
+    assert visitor.complaints == []
+
+
+def log_in(visitor: Visitor, user: User) -> None:
+    visitor.context.request.post(f"http://{visitor.server.address}/log_in/", form={"user": str(user.pk)})
+
+
+ALL = pytest.mark.parametrize(
+    ("library", "where"), [(library, where) for library in LIBRARIES for where in ("head", "body")]
+)
+SOME = pytest.mark.parametrize(("library", "where"), [("htmx 2", "head"), ("htmx 4", "body"), ("turbo", "head")])
+
+
+@ALL
+def test_login_after_a_logout(visitor: Visitor, library: str, where: str) -> None:
+    """Notices stop with a logout and go on with the next login, without a new document, as often as one likes."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where)
+    visitor.wait_until(page, "open")
+
+    for title in ("first", "second"):
+        visitor.press(page, "out", None)
+        visitor.wait_until(page, "closed")
+        visitor.notice(visitor.ada, "not to be seen yet")
+        visitor.press(page, "as ada", visitor.ada)
+        visitor.wait_until(page, "open")
+        visitor.notice(visitor.ada, title)
+        expect(shown(page, "title").last).to_have_text(title)
+
+
+@SOME
+def test_login_as_somebody_else(visitor: Visitor, library: str, where: str) -> None:
+    """The page of the next user shows what is theirs, and nothing of the user before; also without a logout between."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where)
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.ada, "for ada")
+    expect(shown(page, "title")).to_have_text("for ada")
+
+    visitor.press(page, "as bob", visitor.bob)
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.ada, "for ada, too late")
+    visitor.notice(visitor.bob, "for bob")
+
+    expect(shown(page, "title").last).to_have_text("for bob")
+    expect(shown(page, "title")).to_have_text(["for bob"])
+
+
+@SOME
+def test_notices_that_no_page_replaces(visitor: Visitor, library: str, where: str) -> None:
+    """Notices outside of what is replaced leave when another user has logged in, and those of that user go along."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where, LASTING)
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.ada, "for ada")
+    expect(shown(page, "title")).to_have_text("for ada")
+    page.evaluate("window.toasts = document.querySelector('notification-toasts')")
+
+    visitor.press(page, "out", None)
+    visitor.wait_until(page, "closed")
+    visitor.press(page, "as bob", visitor.bob)
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.bob, "for bob")
+
+    expect(shown(page, "title").last).to_have_text("for bob")
+    expect(shown(page, "title")).to_have_text(["for bob"])
+    assert page.evaluate("window.toasts === document.querySelector('notification-toasts')")
+    page.reload()
+    expect(shown(page, "title")).to_have_text(["for bob"])
+
+
+@pytest.mark.parametrize(("library", "where"), [("htmx 2", "body"), ("htmx 4", "body"), ("turbo", "head")])
+def test_first_login(visitor: Visitor, library: str, where: str) -> None:
+    """A document that was opened by nobody, and so without the scripts, is told things after a login."""
+    page = visitor.open(library, where)
+    assert not visitor.sockets
+
+    visitor.press(page, "as ada", visitor.ada)
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.ada, "welcome")
+
+    expect(shown(page, "title")).to_have_text("welcome")
+
+
+@SOME
+def test_links_keep_the_connection(visitor: Visitor, library: str, where: str) -> None:
+    """A page that is put in place of another of the same user goes on with the same socket."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where)
+    visitor.wait_until(page, "open")
+
+    for n in range(3):
+        visitor.follow_link(page)
+        visitor.notice(visitor.ada, f"notice {n}")
+        expect(shown(page, "title").last).to_have_text(f"notice {n}")
+
+    assert len(visitor.sockets) == 1
+
+
+@SOME
+def test_old_session_ends_after_the_new_page_has_come(visitor: Visitor, library: str, where: str) -> None:
+    """A slow word of a logout closes the socket when the page of the next login is there: it opens again, once."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where)
+    visitor.wait_until(page, "open")
+    visitor.follow_link(page)
+    page.evaluate("notifications.then((connection) => (connection.closed = []))")
+    page.evaluate(
+        "notifications.then((connection) => connection.addEventListener('state', ({ detail }) =>"
+        " detail.state === 'closed' && connection.closed.push(detail.code)))"
+    )
+
+    visitor.site.run("shell", "-c", DISCONNECT.format(visitor.ada.pk))
+    page.wait_for_function("async () => (await notifications).closed.length === 1")
+    visitor.wait_until(page, "open")
+    visitor.site.run("shell", "-c", DISCONNECT.format(visitor.ada.pk))
+    page.wait_for_function("async () => (await notifications).closed.length === 2")
+
+    visitor.wait_until(page, "closed")
+
+
+DISCONNECT = "from notifications import disconnect_user; disconnect_user({})"

@@ -1,0 +1,148 @@
+"""How connections come about: what a server says when it lets nobody in, and what of redis-py this stands on."""
+
+import asyncio
+import logging
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+import uvloop
+
+from notifications import PublishError, Topic, apublish, publish
+from notifications.broker.clients import async_client
+from notifications.broker.connecting import ASYNC_CLASSES, CLASSES, named
+from notifications.broker.wire import Wire, site_pool
+from notifications.layers import RedisPubSubLayer
+from project.local_redis import LocalRedis
+from tests.conftest import point_to
+from tests.waiting import await_for, scaled
+
+TOPIC = Topic.for_user(1)
+
+
+@pytest.fixture
+def full(redis_program, settings):
+    """Return a Redis that has all the clients it may have."""
+    with LocalRedis() as server, redis.Redis.from_url(server.url) as client:
+        client.config_set("maxclients", 1)
+        point_to(settings, server.url)
+        yield server
+        client.config_set("maxclients", 100)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("login", ["", "site:secret@"], ids=["without an account", "with an account"])
+def test_a_server_without_room_is_said_to_have_none(full, settings, caplog, run, login):
+    """Whatever connects: not that a socket could not be written to."""
+    caplog.set_level(logging.WARNING)
+    url = full.url.replace("redis://", f"redis://{login}")
+    point_to(settings, url)
+    settings.CHANNEL_LAYERS["default"]["BACKEND"] = "notifications.layers.RedisPubSubLayer"
+
+    async def use():
+        with pytest.raises(PublishError, match="maxclients"):
+            await apublish(TOPIC, {"n": 1})
+        layer = RedisPubSubLayer(hosts=[url])
+        sending = asyncio.create_task(layer.group_send("group", {"type": "x"}))
+        await await_for(lambda: "not connected (Redis takes no more connections (maxclients))" in caplog.text)
+        sending.cancel()
+        await asyncio.wait([sending])
+        await layer.flush()
+
+    for _ in range(3):  # who of both is faster differs
+        with pytest.raises(PublishError, match="maxclients"):
+            publish(TOPIC, {"n": 1})
+    run(use())
+
+    assert "UNKNOWN" not in caplog.text
+
+
+async def test_a_connection_that_is_refused_many_times_says_it_each_time(full):
+    """A server closes when it likes: before the first command, between two, or while one is written."""
+    for _ in range(30):
+        wire = Wire()
+        with pytest.raises(redis.ConnectionError, match="max number of clients"):
+            await wire.connect(site_pool())
+        wire.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_the_client_of_commands_says_it_each_time(full, run):
+    """Also when the server has hung up before anything of its refusal was read."""
+
+    async def ask():
+        with pytest.raises(redis.ConnectionError, match="max number of clients"):
+            await (await async_client()).info()
+
+    for _ in range(30):
+        run(ask())
+
+
+# What of redis-py is not part of its documentation, and is used all the same.
+
+
+def test_the_upper_bound_is_a_version_that_was_tried():
+    """The next major version of redis-py is let in when the tests below have run on it."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    [bound] = [re.search(r"<(\d+)", each) for each in project["dependencies"] if each.startswith("redis>")]
+
+    assert int(metadata.version("redis").split(".")[0]) < int(bound[1])
+
+
+def test_synchronous_connections_are_as_they_are_used():
+    """They connect by ``_connect``, keep their socket as ``_sock`` and wait on it for as long as that says."""
+    for kind in CLASSES.values():
+        connection = kind()
+        assert connection._sock is None
+        assert not connection.connected
+        assert callable(connection._connect)
+        assert callable(connection.on_connect)
+    assert redis.SSLConnection._connect is not redis.Connection._connect
+    order = [each.__name__ for each in CLASSES["rediss"].__mro__]
+    assert order.index("SSLConnection") < order.index("_Tcp") < order.index("Connection")
+
+
+async def test_the_time_out_of_a_socket_is_the_time_out_of_an_answer(redis_server, settings):
+    """A ``settimeout`` on it is what a read goes by, until the next."""
+    connection = CLASSES["redis"](port=redis_server.port)
+    connection.connect()
+    connection.limit(0.05)
+    connection.send_command("BLPOP", "nothing", 10)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises(redis.TimeoutError):
+        connection.read_response()
+    assert loop.time() - began < scaled(2)
+    connection.disconnect()
+    assert connection._sock is None
+
+
+async def test_asyncio_connections_are_as_they_are_used(redis_server):
+    """They have a reader and a writer with a transport, and connect to what ``_connection_arguments`` say."""
+    connection = ASYNC_CLASSES["redis"](host="127.0.0.1", port=redis_server.port)
+    assert connection._reader is connection._writer is None
+    await connection.connect()
+
+    assert isinstance(connection._reader, asyncio.StreamReader)
+    assert isinstance(connection._reader._buffer, bytearray)
+    assert isinstance(connection._writer.transport, asyncio.Transport)
+    assert connection._connection_arguments() == {"host": "127.0.0.1", "port": redis_server.port}
+    connection._writer.transport.abort()
+    connection._reader = connection._writer = None
+
+    assert "ssl" in ASYNC_CLASSES["rediss"](host="h", port=1)._connection_arguments()
+
+
+async def test_a_pool_makes_connections_of_its_class(redis_server):
+    """Also one of Sentinel, whose connections are of a class of their own."""
+    sentinel = redis.asyncio.sentinel.Sentinel([("127.0.0.1", 1)])
+    for pool in (site_pool(), redis.asyncio.sentinel.SentinelConnectionPool("m", sentinel)):
+        kind = named(pool.connection_class)
+        pool.connection_class = kind
+        assert named(kind) is kind
+        assert type(pool.make_connection()) is kind
+    assert sentinel.sentinels[0].connection_pool.connection_class is redis.asyncio.Connection

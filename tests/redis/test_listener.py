@@ -1,0 +1,352 @@
+"""The bridge in this process, on a real Redis, where a test has to stand between the two."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+
+import pytest
+
+from notifications import Topic, tasks
+from notifications.bridge.lease import Lease
+from notifications.bridge.listener import Listener
+from notifications.broker import pipeline
+from notifications.history import get_store
+from notifications.history.stamped import tail
+from notifications.metrics import counts
+from tests.faults import kill_type
+from tests.waiting import await_for, scaled
+
+
+class Layer:
+    """Takes down what the listener forwards."""
+
+    def __init__(self):
+        self.texts = []
+
+    async def group_send(self, group, message):
+        self.texts.append(message["text"])
+
+
+async def test_what_was_published_without_an_id_is_not_published_again(live_redis, monkeypatch):
+    """A full Redis cannot note which batch was done: when its answer is lost, what came back has been done."""
+    stamp_batch, answers = get_store().stamp_batch, []
+
+    async def lose_the_first_answer(*arguments):
+        answers.append(await stamp_batch(*arguments))
+        if len(answers) == 1:
+            raise ConnectionError("closed by Redis")
+        return answers[-1]
+
+    monkeypatch.setattr(get_store(), "stamp_batch", lose_the_first_answer)
+    listener = Listener(layer := Layer())
+    running = asyncio.create_task(listener.run())
+    try:
+        await await_for(lambda: listener.status.state == "holder")
+        live_redis.config_set("maxmemory", 1)
+        live_redis.publish("user:1", '{"n":1}')
+        await await_for(lambda: layer.texts)
+        await await_for(lambda: not len(listener._backlog))
+        live_redis.publish("user:1", '{"n":2}')
+        await await_for(lambda: '{"n":2}' in layer.texts)
+
+        assert layer.texts == ['{"n":1}', '{"n":2}']
+    finally:
+        live_redis.config_set("maxmemory", 0)
+        listener.stop()
+        await running
+
+
+async def test_a_batch_is_stamped_though_what_it_waited_for_was_cancelled(live_redis, monkeypatch):
+    """And not the listener itself: whether it was done is not known, so it is asked for again, and done once."""
+    stamp_batch, answers = get_store().stamp_batch, []
+
+    async def be_cancelled_after_the_first(*arguments):
+        answers.append(await stamp_batch(*arguments))
+        if len(answers) == 1:
+            raise asyncio.CancelledError
+        return answers[-1]
+
+    async def be_cancelled_before_the_second(*arguments):
+        if len(answers) == 2:
+            answers.append(None)
+            raise asyncio.CancelledError
+        return await be_cancelled_after_the_first(*arguments)
+
+    monkeypatch.setattr(get_store(), "stamp_batch", be_cancelled_before_the_second)
+    listener = Listener(layer := Layer())
+    running = asyncio.create_task(listener.run())
+    try:
+        await await_for(lambda: listener.status.state == "holder")
+        for n in range(1, 4):
+            live_redis.publish("user:1", f'{{"n":{n}}}')
+            await await_for(lambda n=n: len(layer.texts) == n)
+
+        assert [text[-8:] for text in layer.texts] == ['},"n":1}', '},"n":2}', '},"n":3}']
+    finally:
+        listener.stop()
+        await running
+
+
+# What was read before a gap. Each test begins with a stand-by that has read ``{"n":1}``, and a holder that has not.
+
+
+class Holder:
+    """Another listener, as far as Redis can tell."""
+
+    def __init__(self):
+        self._lease = Lease()
+        self._batches = 0
+
+    async def lead(self):
+        self._lease.subscribed()
+        assert await self._lease.take()
+
+    async def stamp(self, n):
+        self._batches += 1
+        batch = [(Topic("user", "1"), tail(b'{"n":%d}' % n))]
+        await get_store().stamp_batch(self._lease.key, self._lease.token, self._batches, batch)
+
+    async def stop(self):
+        await self._lease.release()
+
+
+@asynccontextmanager
+async def a_stand_by(live_redis):
+    """Start a listener beside a holder, and give it a message that the holder has not heard."""
+    holder = Holder()
+    await holder.lead()
+    listener = Listener(layer := Layer())
+    running = asyncio.create_task(listener.run())
+    try:
+        await await_for(lambda: listener.status.state == "stand-by")
+        live_redis.publish("user:1", '{"n":1}')
+        await await_for(lambda: len(listener._backlog) == 1)
+        yield listener, layer, holder
+    finally:
+        listener.stop()
+        await running
+
+
+def meanwhile(doing):
+    """Do something while this event loop stands still, and the listener in it notices nothing."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, doing).result()
+
+
+async def numbers_after_a_gap(live_redis, in_the_gap):
+    """Return the numbers that the stand-by forwards when it leads at last, up to 9, which is published then."""
+    async with a_stand_by(live_redis) as (listener, layer, holder):
+        live_redis.client_kill_filter(_type="pubsub")
+        meanwhile(in_the_gap(holder))
+
+        await await_for(lambda: listener.status.state == "holder", 10)
+        live_redis.publish("user:1", '{"n":9}')
+        await await_for(lambda: any('"n":9}' in text for text in layer.texts))
+        return [int(text.rpartition(":")[2].rstrip("}")) for text in layer.texts]
+
+
+async def test_what_a_dead_holder_left_is_stamped_after_a_gap(live_redis):
+    """Nobody else has it."""
+
+    async def dies(holder):
+        await holder.stop()
+
+    assert await numbers_after_a_gap(live_redis, dies) == [1, 9]
+
+
+async def test_a_message_does_not_come_behind_what_another_holder_stamped_in_a_gap(live_redis):
+    """Whoever led meanwhile had not heard it, and stamped later ones: better lost than out of order."""
+
+    async def is_followed(holder):
+        await holder.stop()
+        live_redis.delete("notifications:candidates")  # the stand-by has not asked for a while: it was paused
+        heir = Holder()
+        await heir.lead()
+        await heir.stamp(2)
+        await heir.stop()
+
+    assert 1 not in await numbers_after_a_gap(live_redis, is_followed)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_what_went_out_without_an_id_in_a_gap_brings_nothing_again_or_out_of_order(live_redis, n):
+    """The holder stays, but Redis is full for a while: no history shows what was forwarded."""
+
+    async def goes_on_without_ids(holder):
+        live_redis.config_set("maxmemory", 1)
+        await holder.stamp(n)
+        live_redis.config_set("maxmemory", 0)
+        await holder.lead()
+        await holder.stop()
+
+    assert 1 not in await numbers_after_a_gap(live_redis, goes_on_without_ids)
+
+
+async def test_what_was_published_in_a_gap_overtakes_what_was_read_before_it(live_redis):
+    """The holder stamps it when the stand-by listens again."""
+    async with a_stand_by(live_redis) as (listener, layer, holder):
+        live_redis.client_kill_filter(_type="pubsub")
+        await await_for(lambda: listener._backlog.kept == 1)
+        await await_for(lambda: listener.status.state == "stand-by")
+
+        await holder.stamp(2)
+        await await_for(lambda: not len(listener._backlog))
+        await holder.stop()
+
+        await await_for(lambda: listener.status.state == "holder", 10)
+        assert not any('"n":1}' in text for text in layer.texts)
+
+
+# States, on a real Redis.
+
+
+def recorded(listener):
+    """List the states that a listener goes through, from now on."""
+    states, move = [], listener._machine.move
+
+    def record(to, reason=""):
+        move(to, reason)
+        states.append(to.name)
+
+    listener._machine.move = record
+    return states
+
+
+async def test_a_listener_goes_from_state_to_state_and_to_the_end(live_redis, monkeypatch):
+    """It begins, leads, is cut off, comes back, leads again, and stops; each word of its report follows from that."""
+    listener = Listener(Layer())
+    states, reports = recorded(listener), []
+    monkeypatch.setattr(
+        listener.status, "now", lambda state, now=listener.status.now: (reports.append(state), now(state))
+    )
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    assert states == ["SETTLING", "STAND_BY", "TAKING_OVER", "HOLDER"]
+
+    kill_type(live_redis, "pubsub")
+    await await_for(lambda: states[-1] == "HOLDER" and len(states) > 4)
+    listener.stop()
+    await running
+
+    assert states[4:10] == ["HANDING_OVER", "DISCONNECTED", "SETTLING", "STAND_BY", "TAKING_OVER", "HOLDER"]
+    assert states[10:] == ["DRAINING", "STOPPING", "STOPPED"]
+    assert [report.partition(":")[0] for report in reports] == [
+        "stand-by",
+        "holder",
+        "disconnected",
+        "stand-by",
+        "holder",
+    ]
+    assert live_redis.hgetall("notifications:listeners") == {}
+
+
+@contextmanager
+def held_up(monkeypatch, owner, name, word=None):
+    """Hold up an asynchronous function, or its calls with a first word; yields the calls, and what lets them go on."""
+    call, waiting, go_on = getattr(owner, name), [], asyncio.Event()
+
+    async def wait_and_call(*arguments, **options):
+        if word is None or arguments[0] == word:
+            waiting.append(arguments)
+            await go_on.wait()
+        return await call(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, wait_and_call)
+        yield waiting, go_on
+        go_on.set()
+
+
+async def test_a_listener_that_stops_while_it_takes_over_leaves_no_lease_behind(live_redis, monkeypatch):
+    """A stand-by need not wait for the end of a lease that nobody ever used."""
+    listener = Listener(Layer())
+    states = recorded(listener)
+    with held_up(monkeypatch, pipeline, "acall", "PUBLISH") as (waiting, _):
+        running = asyncio.create_task(listener.run())
+        await await_for(lambda: waiting)
+        assert states[-1] == "TAKING_OVER"
+        assert live_redis.exists("notifications:lease")
+        listener.stop()
+        await running
+
+    assert states[-2:] == ["STOPPING", "STOPPED"]
+    assert not live_redis.exists("notifications:lease")
+
+
+async def test_a_listener_that_is_cut_off_while_it_takes_over_comes_back_as_a_stand_by(live_redis, monkeypatch, caplog):
+    """Its marker can no longer reach it: it gives the lease back, and takes over when it is subscribed again."""
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    with held_up(monkeypatch, pipeline, "acall", "PUBLISH") as (waiting, go_on):
+        await await_for(lambda: waiting)
+        kill_type(live_redis, "pubsub")
+        await await_for(lambda: states[-1] == "DISCONNECTED")
+        go_on.set()
+        await await_for(lambda: states[-1] == "HOLDER")
+    listener.stop()
+    await running
+
+    assert "TAKING_OVER DISCONNECTED SETTLING STAND_BY TAKING_OVER HOLDER" in " ".join(states)
+    assert "could not take over: cut off while taking over" in caplog.text
+
+
+async def test_a_take_over_under_which_something_was_cancelled_is_tried_again(live_redis, monkeypatch):
+    """It must not wait for ever for a marker that it has not sent."""
+    monkeypatch.setattr(tasks, "RESTART_DELAY", 0.01)
+    acall, cancelled = pipeline.acall, []
+
+    async def be_cancelled(*words, **options):
+        if words[0] == "PUBLISH" and not cancelled:
+            cancelled.append(None)
+            raise asyncio.CancelledError
+        return await acall(*words, **options)
+
+    monkeypatch.setattr(pipeline, "acall", be_cancelled)
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    listener.stop()
+    await running
+
+    assert states[1:6] == ["STAND_BY", "TAKING_OVER", "STAND_BY", "TAKING_OVER", "HOLDER"]
+
+
+async def test_a_holder_that_is_cut_off_and_told_to_stop_stamps_what_it_has_read(live_redis, monkeypatch):
+    """Nobody else may have read it. Then the lease is free, and nothing is said to be lost."""
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    lost = counts["dropped", "not forwarded in time before the end"]
+    with held_up(monkeypatch, get_store(), "stamp_batch") as (waiting, go_on):
+        live_redis.publish("user:1", '{"n":1}')
+        await await_for(lambda: waiting)
+        kill_type(live_redis, "pubsub")
+        await await_for(lambda: states[-1] == "HANDING_OVER")
+        listener.stop()
+        await await_for(lambda: states[-1] == "DRAINING")
+        go_on.set()
+        await running
+
+    assert states[-3:] == ["DRAINING", "STOPPING", "STOPPED"]
+    [where] = await get_store().look([Topic.for_user(1)])
+    assert where.last.n == 1
+    assert not live_redis.exists("notifications:lease")
+    assert counts["dropped", "not forwarded in time before the end"] == lost
+
+
+async def test_a_listener_without_redis_stops_at_once(live_redis, settings):
+    """It has nothing to finish."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "REDIS_URL": "redis://127.0.0.1:1/0"}
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states)
+    listener.stop()
+    async with asyncio.timeout(scaled()):
+        await running
+
+    assert set(states[:-2]) == {"DISCONNECTED"}
+    assert states[-2:] == ["STOPPING", "STOPPED"]

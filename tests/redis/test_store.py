@@ -1,0 +1,765 @@
+"""
+What a history store must do, in Redis and in memory: one suite for all stores, and what callers lean on.
+
+What only Redis can do, such as being restarted or tampered with, is in test_history.py.
+"""
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, Protocol
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from notifications import Topic, messages
+from notifications.broker.clients import FAILURES
+from notifications.history import get_store, put_in_place
+from notifications.history.memory import MemoryStore
+from notifications.history.position import Position
+from notifications.history.redis import RedisStore
+from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
+from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, Store, term_key
+from notifications.topics import internal_name
+from tests.waiting import await_for, scaled
+
+TOPIC = Topic("closed", "7")
+OTHER = Topic("closed", 'o"ther')
+LEASE = "lease"
+
+
+class Place(Protocol):
+    """A store, and what its tests need that no caller does."""
+
+    store: Store
+
+    def heard(self) -> list[Stamped]:
+        """Return what listeners have been told since this was asked last, in its order."""
+
+    def give_lease(self, token: str | None) -> None:
+        """Let this token have the lease; None: nobody."""
+
+    def term(self) -> str:
+        """Return the term of the lease; empty when it has ended."""
+
+    def full(self) -> Any:
+        """Return a context manager while whose block is open there is no room for anything new."""
+
+
+class InRedis:
+    """A store whose listeners are subscribed to everything, as the bridge is."""
+
+    def __init__(self, client, subscription):
+        self.store = RedisStore()
+        self._client, self._subscription = client, subscription
+
+    def heard(self):
+        self._client.publish("mark", "")
+        heard = []
+        while True:
+            message = self._subscription.get_message(timeout=scaled())
+            assert message is not None
+            channel, data = message["channel"].decode(), message["data"]
+            if channel == "mark":
+                return heard
+            if channel == internal_name(STAMPED):
+                heard.append(read_stamped(data))
+            elif not data.startswith(b'{"_meta"'):  # an echo for whoever watches the channel
+                heard.append(Stamped("u", channel, None, data))
+
+    def give_lease(self, token):
+        self._client.delete(LEASE)
+        if token is not None:
+            self._client.hset(LEASE, "token", token)
+            self._client.set(term_key(LEASE), f"term of {token}")
+
+    def term(self):
+        return (self._client.get(term_key(LEASE)) or b"").decode()
+
+    @contextmanager
+    def full(self):
+        self._client.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            self._client.config_set("maxmemory", 0)
+
+
+class InMemory:
+    """A store whose listeners are a list."""
+
+    def __init__(self):
+        self._heard = []
+        self.store = MemoryStore(self._heard.append)
+
+    def heard(self):
+        heard = self._heard[:]
+        self._heard.clear()
+        return heard
+
+    def give_lease(self, token):
+        self.store.give_lease(LEASE, token or "")
+
+    def term(self):
+        return self.store.term(LEASE)
+
+    @contextmanager
+    def full(self):
+        allowed, self.store._max_bytes = self.store._max_bytes, 0
+        try:
+            yield
+        finally:
+            self.store._max_bytes = allowed
+
+
+@pytest.fixture(params=["redis", "memory"])
+def place(request) -> Iterator[Place]:
+    """Each place that histories can be kept in; add one here, and it has to pass."""
+    if request.param == "memory":
+        yield InMemory()
+        return
+    client = request.getfixturevalue("live_redis")
+    with client.pubsub() as subscription:
+        subscription.psubscribe("*")
+        assert subscription.get_message(timeout=scaled())["type"] == "psubscribe"
+        yield InRedis(client, subscription)
+
+
+@pytest.fixture
+def store(place: Place) -> Store:
+    return place.store
+
+
+def configure(settings, **kind):
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"closed": kind}}
+
+
+def data(number: int, size: int = 0) -> bytes:
+    return messages.encode({"n": number, **({"pad": "x" * size} if size else {})}, 1 << 20)
+
+
+def publish(store: Store, amount: int = 1, topic: Topic = TOPIC) -> list[Position]:
+    """Publish so many messages and return their positions."""
+    return [Position.parse(store.publish(topic, data(number))) for number in range(amount)]
+
+
+def raw(*numbers: int, topic: Topic = TOPIC) -> list[tuple[Topic, bytes]]:
+    """Write raw messages as the bridge submits them."""
+    return [(topic, tail(data(number))) for number in numbers]
+
+
+async def kept(store: Store, topic: Topic = TOPIC) -> list[Position]:
+    """Say which messages a history has."""
+    return [frame.position for frame in (await store.read(topic, Position(0, 0))).frames]
+
+
+def numbers(stamped: Sequence[Stamped]) -> list[int]:
+    """Read back which messages these are."""
+    return [json.loads(each.frame)["n"] for each in stamped]
+
+
+def test_no_store_lacks_an_operation():
+    """Every operation of the protocol is there in each store, with the same arguments."""
+    operations = {name for name in vars(Store) if not name.startswith("_")}
+
+    assert {"publish", "apublish", "stamp_batch", "look", "read", "position", "aposition", "server"} <= operations
+    for kind in (RedisStore, MemoryStore):
+        for name in operations:
+            assert vars(kind)[name].__annotations__ == vars(Store)[name].__annotations__, name
+
+
+def test_callers_get_the_store_that_is_in_place():
+    """get_store is the one place to ask; the site's own is Redis."""
+    site = get_store()
+    memory = MemoryStore(lambda _: None)
+    put_in_place(memory)
+    try:
+        assert get_store() is memory
+    finally:
+        put_in_place(None)
+
+    assert get_store() is site
+    assert isinstance(site, RedisStore)
+
+
+# Ids.
+
+
+async def test_ids_count_without_holes_in_one_epoch(store):
+    """From two ids of one epoch anyone can tell next, duplicate and hole; an epoch is the time of its first message."""
+    [before] = await store.look([TOPIC])
+    found = publish(store, 12)
+    [after] = await store.look([TOPIC])
+
+    assert [position.n for position in found] == list(range(1, 13))
+    assert len({position.epoch for position in found}) == 1
+    assert before.now <= found[0].epoch <= after.now
+    assert await kept(store) == found
+
+
+@pytest.fixture
+def eager_threads() -> Iterator[None]:
+    """Let threads take turns at every opportunity: whatever is not one step shows it."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+async def test_all_callers_share_the_count(store, place, eager_threads):
+    """Threads, event loops and tasks stamp one topic at the same time without a hole and without a repeat."""
+
+    async def some() -> list[str | None]:
+        return await asyncio.gather(*(store.apublish(TOPIC, data(n)) for n in range(20)))
+
+    def many() -> list[str | None]:
+        together.wait(scaled())
+        return [store.publish(TOPIC, data(n)) for n in range(amount)]
+
+    amount = 500 if isinstance(store, MemoryStore) else 50  # in memory fewer would be done before another thread starts
+    together = threading.Barrier(4)
+    with ThreadPoolExecutor(6) as threads:
+        begun = [threads.submit(asyncio.run, some()) for _ in range(2)] + [threads.submit(many) for _ in range(4)]
+        ids = await some()
+        ids += [id_ for each in begun for id_ in await asyncio.wrap_future(each)]
+
+    found = sorted(map(Position.parse, ids))
+    assert [position.n for position in found] == list(range(1, 61 + 4 * amount))
+    assert await kept(store) == found[-100:]
+    assert [stamped.position for stamped in place.heard()] == found, "told in the order of the ids"
+
+
+async def test_topics_count_apart(store):
+    """Each topic has a history of its own; kinds and ids are both part of its name."""
+    publish(store, 3)
+
+    assert publish(store, 1, Topic("closed", "8"))[0].n == 1
+    assert publish(store, 1, Topic("user", "7"))[0].n == 1
+    assert publish(store, 1)[0].n == 4
+    assert len(await kept(store)) == 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+async def test_exactly_the_last_messages_are_kept(store, settings, size):
+    """A history has HISTORY_SIZE messages and not one more, and trimming does not disturb the count."""
+    configure(settings, HISTORY_SIZE=size)
+
+    found = publish(store, size + 5)
+    [where] = await store.look([TOPIC])
+
+    assert await kept(store) == found[-size:]
+    assert [position.n for position in found] == list(range(1, size + 6))
+    assert (where.first, where.last) == (found[-size], found[-1])
+
+
+async def test_a_smaller_size_holds_from_the_next_message_on(store, settings):
+    """A site that keeps less from now on has the histories that it already has cut to it."""
+    configure(settings, HISTORY_SIZE=10)
+    found = publish(store, 8)
+    configure(settings, HISTORY_SIZE=2)
+    found += publish(store)
+
+    assert await kept(store) == found[-2:]
+
+
+async def test_each_message_gives_the_history_its_time_anew(store, settings):
+    """A history lives HISTORY_TTL seconds after its last message, whatever it had left."""
+    for ttl in (100, 1000, 10):
+        configure(settings, HISTORY_TTL=ttl)
+        publish(store)
+        [where], page = await store.look([TOPIC]), await store.read(TOPIC, Position(0, 0))
+
+        assert ttl / 2 < page.ttl <= where.ttl <= ttl
+
+    assert len(await kept(store)) == 3
+
+
+async def test_a_history_that_has_expired_begins_anew(store, settings):
+    """After its time a history has no entry, and what comes then is the first message of a later epoch."""
+    configure(settings, HISTORY_TTL=1)
+    began = time.monotonic()
+    *_, last = publish(store, 3)
+
+    await await_for(lambda: store.position(TOPIC).n == 0)
+    lived = time.monotonic() - began
+
+    assert lived > 0.9
+    empty = await store.read(TOPIC, Position(0, 0))
+    assert (empty.first, empty.last, empty.frames, empty.ttl, empty.whole) == (None, None, [], 0, False)
+    [anew] = publish(store)
+    assert anew.n == 1
+    assert anew.epoch > last.epoch
+    assert await kept(store) == [anew]
+
+
+# Frames, and what listeners are told.
+
+
+@pytest.mark.parametrize(
+    "payload", [{}, {"a": 1}, {"": ""}, {"text": '"}{"_meta":{'}, {"text": "ü\u2028\x00"}, {"_metal": {"_meta": 1}}]
+)
+@pytest.mark.parametrize("id_", ["7", '"', '{"_meta":{}}', "\\", "ü €", "a b\n", "%s %d", "\x00", "'" * 200])
+async def test_the_frame_is_the_message_with_meta_first(place, id_, payload):
+    """What is kept and what listeners are told is one and the same frame."""
+    await check_frame(place, Topic("closed", id_), payload)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+payloads = st.dictionaries(st.text().filter(lambda key: key != "_meta"), json_values, max_size=5)
+ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+
+
+@hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(id_=ids, payload=payloads)
+async def test_the_frame_is_exact_for_any_topic_and_message(place, id_, payload):
+    """Quotes, braces and any character in ids and messages arrive as they were given."""
+    await check_frame(place, Topic("closed", id_), payload)
+
+
+async def check_frame(place: Place, topic: Topic, payload: dict[str, Any]) -> None:
+    message = messages.encode(payload, 100_000)
+
+    id_ = place.store.publish(topic, message)
+
+    *_, frame = (await place.store.read(topic, Position(0, 0))).frames
+    [told] = place.heard()
+    assert json.loads(frame.text) == {"_meta": {"topic": str(topic), "id": id_}, **payload}
+    assert frame.text.startswith('{"_meta":{"topic":')
+    assert told == Stamped("p", str(topic), Position.parse(id_), frame.text.encode(), await place.store.server())
+    assert tail_of(told) == tail(message)
+
+
+async def test_a_timed_message_tells_when_it_was_published(place):
+    """The listener measures from there; other messages carry no time."""
+    place.store.publish(TOPIC, data(1), at=1_764_153_600_123_456)
+    await place.store.apublish(TOPIC, data(2), at=1_764_153_600_123_457)
+    place.store.publish(TOPIC, data(3))
+
+    assert [told.at for told in place.heard()] == [1_764_153_600_123_456, 1_764_153_600_123_457, 0]
+
+
+async def test_a_kind_without_a_history_keeps_nothing(place, settings):
+    """With HISTORY_SIZE 0 a message has no id, and is told as it is."""
+    configure(settings, HISTORY_SIZE=0)
+
+    assert place.store.publish(TOPIC, b'{"n":1}') is None
+    assert await place.store.apublish(TOPIC, b'{ "n" : 2 }') is None
+
+    assert place.heard() == [Stamped("u", str(TOPIC), None, frame) for frame in (b'{"n":1}', b'{ "n" : 2 }')]
+    assert await kept(place.store) == []
+    assert (await place.store.look([TOPIC]))[0].last is None
+
+
+# Idempotency.
+
+
+async def test_the_same_idempotency_key_publishes_once(place):
+    """A retry, sync or async, returns the first id, and nobody hears of it again."""
+    store = place.store
+    first = store.publish(TOPIC, data(1), "once")
+
+    assert store.publish(TOPIC, data(2), "once") == first
+    assert await store.apublish(TOPIC, data(3), "once") == first
+
+    assert numbers(place.heard()) == [1]
+    assert await kept(store) == [Position.parse(first)]
+    assert publish(store)[0].n == 2
+
+
+async def test_idempotency_keys_are_of_a_topic(store):
+    """The same key on another topic, and another key on the same, are other messages."""
+    store.publish(TOPIC, data(1), "a")
+    store.publish(TOPIC, data(1), "b")
+    store.publish(Topic("closed", "7:a"), data(1), "a")
+
+    assert len(await kept(store)) == 2
+    assert len(await kept(store, Topic("closed", "7:a"))) == 1
+
+
+async def test_idempotency_needs_no_history(place, settings):
+    """Where HISTORY_SIZE is 0 a key still holds a repeat back."""
+    configure(settings, HISTORY_SIZE=0)
+
+    assert place.store.publish(TOPIC, data(1), "once") is None
+    assert place.store.publish(TOPIC, data(1), "once") is None
+
+    assert numbers(place.heard()) == [1]
+
+
+async def test_an_idempotency_key_is_forgotten_after_its_time(store, monkeypatch):
+    """Then the same key is another message, though its topic's history still has the first."""
+    monkeypatch.setattr(f"{type(store).__module__}.IDEMPOTENCY_TTL", 1)
+    first = store.publish(TOPIC, data(1), "once")
+
+    again = await await_for_another(lambda: store.publish(TOPIC, data(2), "once"), first)
+
+    assert await kept(store) == [Position.parse(first), Position.parse(again)]
+
+
+async def await_for_another(ask: Callable[[], Any], first: Any) -> Any:
+    found = [first]
+
+    def another() -> bool:
+        found[0] = ask()
+        return found[0] != first
+
+    await await_for(another)
+    return found[0]
+
+
+# Batches of the lease holder.
+
+
+async def test_a_batch_is_stamped_in_its_order(place):
+    """Raw messages of several topics are kept and told in the order in which the holder read them."""
+    place.give_lease("mine")
+    batch = [*raw(1), *raw(2, topic=OTHER), *raw(3, 4), *raw(5, topic=OTHER)]
+
+    assert await place.store.stamp_batch(LEASE, "mine", 1, batch) == (5, "")
+
+    told, run = place.heard(), await place.store.server()
+    assert [(each.road, each.topic, each.position.n, each.run) for each in told] == [
+        ("r", "closed:7", 1, run),
+        ("r", 'closed:o"ther', 1, run),
+        ("r", "closed:7", 2, run),
+        ("r", "closed:7", 3, run),
+        ("r", 'closed:o"ther', 2, run),
+    ]
+    assert numbers(told) == [1, 2, 3, 4, 5]
+    assert [tail_of(each) for each in told] == [rest for _, rest in batch]
+    frames = (await place.store.read(TOPIC, Position(0, 0))).frames
+    assert [frame.text.encode() for frame in frames] == [each.frame for each in told if each.topic == "closed:7"]
+
+
+async def test_both_roads_share_one_count(place):
+    """Raw and published messages of a topic have one order."""
+    place.give_lease("mine")
+    publish(place.store)
+    await place.store.stamp_batch(LEASE, "mine", 1, raw(7))
+    publish(place.store)
+
+    assert [(told.road, told.position.n) for told in place.heard()] == [("p", 1), ("r", 2), ("p", 3)]
+
+
+@pytest.mark.parametrize("holder", ["another", None])
+async def test_who_has_no_lease_stamps_nothing(place, holder):
+    """A holder that was paused and wakes, with or without a successor, neither keeps nor tells anything."""
+    place.give_lease("mine")
+    await place.store.stamp_batch(LEASE, "mine", 1, raw(1))
+    place.heard()
+    place.give_lease(holder)
+
+    assert await place.store.stamp_batch(LEASE, "mine", 2, raw(2)) == (NOT_HOLDER, "")
+
+    assert place.heard() == []
+    assert [position.n for position in await kept(place.store)] == [1]
+
+
+async def test_a_batch_that_was_done_is_not_done_again(place):
+    """Whoever lost the reply asks with the same number again: nothing is kept or told twice."""
+    store = place.store
+    place.give_lease("mine")
+    await store.stamp_batch(LEASE, "mine", 1, raw(1))
+    await store.stamp_batch(LEASE, "mine", 2, raw(2))
+    place.heard()
+
+    assert await store.stamp_batch(LEASE, "mine", 2, raw(2)) == (DONE_BEFORE, "")
+    assert await store.stamp_batch(LEASE, "mine", 1, raw(1)) == (DONE_BEFORE, "")
+    assert place.heard() == []
+
+    assert await store.stamp_batch(LEASE, "mine", 3, raw(3)) == (1, "")
+    assert numbers(place.heard()) == [3]
+
+
+async def test_batches_of_a_new_tenure_are_counted_anew(place):
+    """The number of a batch is compared with those of the same holder only."""
+    for token in ("first", "second"):
+        place.give_lease(token)
+        assert await place.store.stamp_batch(LEASE, token, 1, raw(1)) == (1, "")
+
+    assert [position.n for position in await kept(place.store)] == [1, 2]
+
+
+async def test_an_empty_batch_is_done(place):
+    """Nothing to stamp is no refusal."""
+    place.give_lease("mine")
+
+    assert await place.store.stamp_batch(LEASE, "mine", 1, []) == (0, "")
+    assert place.heard() == []
+
+
+async def test_kinds_without_a_history_go_out_without_an_id(place, settings):
+    """HISTORY_SIZE 0 is no refusal; other messages of the same batch are stamped, each in its place."""
+    configure(settings, HISTORY_SIZE=0)
+    place.give_lease("mine")
+    user = Topic("user", "7")
+
+    answer = await place.store.stamp_batch(LEASE, "mine", 1, [*raw(1), *raw(2, topic=user), (TOPIC, tail(b"{}"))])
+
+    assert answer == (1, "")
+    assert place.term()
+    first, second, third = place.heard()
+    assert (first, third) == (Stamped("u", str(TOPIC), None, b'{"n":1}'), Stamped("u", str(TOPIC), None, b"{}"))
+    assert (second.road, second.topic, second.position.n) == ("r", str(user), 1)
+
+
+# Refusal.
+
+
+async def test_what_is_refused_is_a_failure_and_nothing_is_out(place):
+    """What could not be kept is not told to anybody either: the caller may send it again, under the same key."""
+    store = place.store
+    publish(store, 2)
+    place.heard()
+    with place.full():
+        with pytest.raises(FAILURES):
+            store.publish(TOPIC, data(1), "once")
+        with pytest.raises(FAILURES):
+            await store.apublish(OTHER, data(1))
+
+        assert place.heard() == []
+        assert [where.last and where.last.n for where in await store.look([TOPIC, OTHER])] == [2, None]
+
+    assert Position.parse(store.publish(TOPIC, data(1), "once")).n == 3
+    assert publish(store, 1, OTHER)[0].n == 1
+
+
+async def test_a_batch_that_is_refused_goes_out_without_ids(place):
+    """
+    Raw messages are told as they are, in order, and the holder learns why; the count goes on behind them.
+
+    The term of the lease ends: whoever did not hear them would look for them in the histories, for nothing.
+    """
+    store = place.store
+    place.give_lease("mine")
+    await store.stamp_batch(LEASE, "mine", 1, raw(0))
+    place.heard()
+    term = place.term()
+    batch = [*raw(1), (TOPIC, tail(b"{}")), (OTHER, tail(b'{ "n" : 2 }'))]
+
+    with place.full():
+        stamped, refusal = await store.stamp_batch(LEASE, "mine", 2, batch)
+
+    assert stamped == 0
+    assert refusal
+    assert (term != "", place.term()) == (True, "")
+    assert place.heard() == [
+        Stamped("u", str(TOPIC), None, b'{"n":1}'),
+        Stamped("u", str(TOPIC), None, b"{}"),
+        Stamped("u", str(OTHER), None, b'{ "n" : 2 }'),
+    ]
+    assert await store.stamp_batch(LEASE, "mine", 3, raw(3)) == (1, "")
+    assert [told.position.n for told in place.heard()] == [2]
+
+
+# Looking and reading.
+
+
+async def test_look_says_where_many_histories_are(store, settings):
+    """Ends, life-time and the server's clock of several topics come at once, also of those without a history."""
+    configure(settings, HISTORY_SIZE=2, HISTORY_TTL=50)
+    [before] = await store.look([TOPIC])
+    found = publish(store, 3)
+
+    here, nowhere, again = await store.look([TOPIC, Topic("closed", "nothing"), TOPIC])
+
+    assert (here.first, here.last, here.whole) == (found[1], found[2], True)
+    assert 45 < here.ttl <= 50
+    assert here.position == found[2]
+    assert (nowhere.first, nowhere.last, nowhere.ttl, nowhere.whole) == (None, None, 0, False)
+    assert nowhere.position == (nowhere.now, 0)
+    assert again[:5] == here[:5]
+    assert before.started <= before.now <= found[0].epoch <= here.now
+    assert here.started == before.started
+    assert await store.look([]) == []
+
+
+async def test_all_answers_name_the_same_server(place):
+    """As long as a server lives, ``run`` is one and the same; it is what ``server`` says."""
+    store = place.store
+    publish(store)
+    [where], page = await store.look([TOPIC]), await store.read(TOPIC, Position(0, 0))
+
+    assert {where.run, page.run, place.heard()[0].run, await store.server()} == {where.run}
+    assert where.run
+    assert where.now <= page.now
+    assert (page.whole, page.ttl > 0) == (True, True)
+
+
+async def test_several_pages_make_the_whole(store):
+    """Each page has a bounded number of bytes, and from page to page nothing is missing or doubled."""
+    size = 40_000
+    found = [Position.parse(store.publish(TOPIC, data(n, size))) for n in range(20)]
+    frames, pages, after = [], 0, Position(0, 0)
+    while after != found[-1]:
+        page = await store.read(TOPIC, after)
+        held = [len(frame.text) for frame in page.frames]
+        assert sum(held) >= PAGE_BYTES or page.frames[-1].position == found[-1]
+        assert sum(held[:-1]) < PAGE_BYTES
+        assert (page.first, page.last) == (found[0], found[-1])
+        frames += page.frames
+        pages += 1
+        after = page.frames[-1].position
+
+    assert [frame.position for frame in frames] == found
+    assert [json.loads(frame.text)["n"] for frame in frames] == list(range(20))
+    assert pages == 3
+
+
+@pytest.mark.parametrize(("short", "read"), [(0, 2), (1, 3)])
+async def test_a_page_is_full_at_its_bound_and_not_before(store, short, read):
+    """The frame that brings a page to PAGE_BYTES is its last; with one byte less another follows."""
+    store.publish(TOPIC, data(0, 1))
+    [probe] = (await store.read(TOPIC, Position(0, 0))).frames
+    half = PAGE_BYTES // 2 - len(probe.text) + 1
+    for n, size in enumerate((half, half - short, 1, 1)):
+        store.publish(TOPIC, data(n + 1, size))
+
+    page = await store.read(TOPIC, probe.position)
+
+    assert sum(len(frame.text) for frame in page.frames[:2]) == PAGE_BYTES - short
+    assert len(page.frames) == read
+
+
+async def test_the_bound_of_a_page_is_in_bytes(store):
+    """A text of other letters takes more bytes than it has characters."""
+    wide = messages.encode({"text": "€" * 20_000}, 1 << 20)
+    for _ in range(10):
+        store.publish(TOPIC, wide)
+
+    page = await store.read(TOPIC, Position(0, 0))
+
+    assert len(page.frames) == 5
+
+
+async def test_a_message_above_the_bound_comes_alone(store):
+    """One frame comes in any case, or a reader would not get behind it."""
+    for n in range(3):
+        store.publish(TOPIC, data(n, PAGE_BYTES + 1))
+
+    page = await store.read(TOPIC, Position(0, 0))
+
+    assert [json.loads(frame.text)["n"] for frame in page.frames] == [0]
+
+
+@pytest.mark.parametrize("amount", [1, 15, 16, 17, 33])
+async def test_a_page_of_many_small_messages_is_complete(store, amount):
+    """Steps that a store reads in are not seen from outside."""
+    found = publish(store, amount)
+
+    assert await kept(store) == found
+
+
+async def test_reading_begins_after_the_position(store):
+    """The message at the position itself does not come again; from the last position nothing comes."""
+    found = publish(store, 11)
+
+    async def positions(after: Position) -> list[Position]:
+        return [frame.position for frame in (await store.read(TOPIC, after)).frames]
+
+    for at, position in enumerate(found):
+        assert await positions(position) == found[at + 1 :]
+    assert await positions(Position(found[0].epoch, 0)) == found
+    assert await positions(Position(found[0].epoch - 1, 99)) == found
+    assert await positions(Position(found[0].epoch, 99)) == []
+    assert await positions(Position(found[0].epoch + 1, 0)) == []
+    empty = await store.read(Topic("closed", "nothing"), found[0])
+    assert (empty.first, empty.last, empty.frames) == (None, None, [])
+
+
+async def test_the_position_of_an_empty_topic_is_a_time(store):
+    """Whoever has had everything of nothing is before the first message, whose epoch is not earlier."""
+    [before] = await store.look([TOPIC])
+    positions = [store.position(TOPIC), await store.aposition(TOPIC)]
+    [first] = publish(store)
+
+    assert [position.n for position in positions] == [0, 0]
+    for earlier, later in pairwise([Position(before.now, 0), *positions, first]):
+        assert earlier <= later
+    assert await kept(store) == [first]
+    assert [frame.position for frame in (await store.read(TOPIC, positions[0])).frames] == [first]
+
+
+async def test_the_position_of_a_topic_is_its_last_message(store):
+    """Nothing follows it but what is published later."""
+    *_, last = publish(store, 3)
+
+    assert store.position(TOPIC) == await store.aposition(TOPIC) == last
+    [later] = publish(store)
+    assert [frame.position for frame in (await store.read(TOPIC, last)).frames] == [later]
+
+
+# What memory alone can show.
+
+
+def in_memory(**options: Any) -> MemoryStore:
+    return MemoryStore(lambda _: None, **options)
+
+
+async def test_a_clock_that_stands_still_gives_no_id_twice(settings, monkeypatch):
+    """Tests freeze the wall clock: what follows an expired history has another epoch all the same."""
+    configure(settings, HISTORY_TTL=1)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "time", lambda: 1_764_153_600.0)
+    store = in_memory()
+    found = []
+    for _ in range(3):
+        found += publish(store, 2)
+        now[0] += 1.5
+
+    assert [position.n for position in found] == [1, 2, 1, 2, 1, 2]
+    assert found == sorted(set(found))
+
+
+async def test_a_clock_that_is_set_back_does_not_turn_ids_back(settings, monkeypatch):
+    """An epoch is never earlier than what was said of the time before."""
+    configure(settings, HISTORY_TTL=1)
+    clock, now = [1_764_153_600.0], [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    store = in_memory()
+    [first], empty = publish(store), store.position(OTHER)
+    clock[0] -= 3600
+    assert store.position(OTHER) == empty
+    now[0] += 2
+    [second] = publish(store)
+
+    assert second > first
+    assert store.position(OTHER) >= empty
+
+
+async def test_memory_is_bounded_by_what_is_still_kept(settings, monkeypatch):
+    """What was trimmed or has expired makes room; beyond that a message is refused, and no other one is lost."""
+    configure(settings, HISTORY_SIZE=3, HISTORY_TTL=10)
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    store = in_memory(max_bytes=30_000)
+
+    for n in range(50):
+        store.publish(TOPIC, data(n, 8000))
+    with pytest.raises(OSError, match="full"):
+        store.publish(OTHER, data(1, 8000))
+    assert len(await kept(store)) == 3
+
+    now[0] += 11
+    store.publish(OTHER, data(1, 8000))
+    assert await kept(store) == []
+    assert len(await kept(store, OTHER)) == 1
+
+
+async def test_two_stores_are_two_servers():
+    """A new store knows nothing of an earlier one, and says so by its name."""
+    assert await in_memory().server() != await in_memory().server()

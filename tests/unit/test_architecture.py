@@ -1,0 +1,336 @@
+"""The shape of the package: which room may know which, and what a reader may rely on finding. docs/architecture.md."""
+
+import ast
+import inspect
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import notifications
+
+PACKAGE = Path(notifications.__file__).parent
+ROOT = PACKAGE.parent
+
+FLOORS = [
+    {"address", "exceptions", "messages", "metrics", "mount", "protocol", "signed"},
+    {"aio", "conf", "logs", "signals", "tasks", "tenants", "tokens", "topics"},
+    {"broker"},
+    {"channel_layer", "history", "sending"},
+    {"access", "bridge", "layers", "positions", "publisher"},
+    {"delivery"},
+    {"connection"},
+    {"consumers", "middleware", "routing"},
+]
+"""From the ground up. A room is a folder, or a module beside them; it imports from its own floor or from below."""
+RIM = {
+    "apps",
+    "checks",
+    "contrib",
+    "doctor",
+    "inbox",
+    "management",
+    "monitoring",
+    "schema",
+    "templatetags",
+    "testing",
+    "urls",
+    "views",
+}
+"""Rooms that may import anything. No room of a floor imports them."""
+OUTSIDE = {"contrib", "inbox"}
+"""Rooms that a site may leave out: nothing else imports them, not even the rim."""
+
+TRANSPORTS = {"notifications.consumers", "notifications.middleware", "notifications.routing"}
+ASGI = {"channels", "channels_redis", "asgiref", "daphne", "uvicorn", "django.core.asgi", "django.core.handlers.asgi"}
+IO = {"redis", "channels", "channels_redis", "hiredis", "asyncio", "socket", "django.db", "subprocess"}
+PURE = [
+    "address.py",
+    "bridge/backlog.py",
+    "bridge/replay.py",
+    "connection/limits.py",
+    "delivery/buffer.py",
+    "delivery/cursor.py",
+    "delivery/flow_control.py",
+    "exceptions.py",
+    "history/position.py",
+    "history/stamped.py",
+    "messages.py",
+    "metrics.py",
+    "protocol/frames.py",
+    "topics.py",
+]
+"""What takes data and returns data, and so can be tested without anything that runs."""
+
+KNOW_REDIS = {
+    "broker": "our ways to Redis",
+    "history/redis.py": "the store of histories",
+    "doctor": "asks Redis what it is and what the account may do",
+    "bridge/lease.py": "the lease is a key in Redis, which a script compares",
+    "bridge/status.py": "the listeners' states are a hash in Redis",
+    "access/authentication.py": "a site's own Redis that is away is no answer",
+    "testing/capture.py": "plays a Redis that is away",
+}
+"""Who may import redis-py or name a command, and why."""
+COMMANDS = {
+    *("DEL", "EVAL", "EVALSHA", "EXPIRE", "HDEL", "HGET", "HGETALL", "HSET", "PEXPIRE", "PING", "PSUBSCRIBE", "PTTL"),
+    *("PUBLISH", "PUNSUBSCRIBE", "SADD", "SMEMBERS", "SPUBLISH", "SSUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE", "XADD"),
+    *("XRANGE", "XREAD"),
+}
+
+MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def dotted(path):
+    """Return the dotted name of a module, which for a folder's ``__init__.py`` is the folder's."""
+    return ".".join(["notifications", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")
+
+
+NAMES = {dotted(path): path for path in MODULES.values()}
+
+
+def imports_of(path):
+    """Yield the dotted name of everything that a file imports, relative imports written out."""
+    package = ["notifications", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def modules_of(path):
+    """Name the modules of the package that a file imports, itself and the package's own front left out."""
+    for name in imports_of(path):
+        found = name if name in NAMES else name.rpartition(".")[0]
+        if found in NAMES and found not in ("notifications", dotted(path)):
+            yield found
+
+
+def room_of(name):
+    """``notifications.bridge.lease`` is in the room ``bridge``."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def floor_of(room):
+    return next((number for number, floor in enumerate(FLOORS) if room in floor), len(FLOORS))
+
+
+def reach_of(path):
+    """Return all modules of the package that a file needs, by way of others too, itself among them."""
+    seen, todo = set(), [dotted(path)]
+    while todo:
+        name = todo.pop()
+        if name not in seen:
+            seen.add(name)
+            todo += modules_of(NAMES[name])
+    return seen
+
+
+def within(name, packages):
+    """Whether a dotted name is one of some packages, or in one of them."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def circle(graph):
+    """Return what is left of a graph when whatever needs nothing of the rest is taken away, again and again."""
+    while free := [name for name, needs in graph.items() if not needs]:
+        graph = {name: needs.difference(free) for name, needs in graph.items() if name not in free}
+    return graph
+
+
+def test_the_finder_of_imports_finds_them(tmp_path, monkeypatch):
+    """The tests below would pass on anything if this did not see every way to write an import."""
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path)
+    (tmp_path / "bridge").mkdir()
+    file = tmp_path / "bridge/lease.py"
+    file.write_text(
+        "import os\nimport a.b as c\nfrom . import backlog\nfrom .. import conf\nfrom ..conf import settings\n"
+        "from notifications.topics import Topic\ndef f():\n    from project import x\n"
+    )
+
+    assert set(imports_of(file)) == {
+        "os",
+        "a.b",
+        "notifications.bridge.backlog",
+        "notifications.conf",
+        "notifications.conf.settings",
+        "notifications.topics.Topic",
+        "project.x",
+    }
+
+
+def test_circles_are_found():
+    """What needs itself by way of others is left over, and what needs that."""
+    assert circle({"a": {"b"}, "b": set(), "c": {"a"}}) == {}
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()})) == {"a", "b", "c"}
+
+
+def test_every_room_has_a_floor():
+    """A new room is given a floor here, or stands at the rim; what is gone is taken out."""
+    rooms = {room_of(name) for name in NAMES} - {"__init__"}
+
+    assert rooms == set().union(*FLOORS, RIM - OUTSIDE, OUTSIDE & rooms)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if room_of(name) not in RIM | {"__init__"}])
+def test_imports_flow_one_way(name):
+    """A room imports from its own floor or from below, and never from the rim."""
+    own = room_of(name)
+    others = {room_of(other) for other in modules_of(NAMES[name])} - {own}
+
+    assert {room for room in others if floor_of(room) > floor_of(own)} == set()
+
+
+def test_there_is_no_circle():
+    """Neither a module nor a room imports itself by way of others."""
+    modules = {name: set(modules_of(path)) for name, path in NAMES.items() if name != "notifications"}
+    rooms = {}
+    for name, needs in modules.items():
+        rooms.setdefault(room_of(name), set()).update(room_of(other) for other in needs)
+
+    assert circle(modules) == {}
+    assert circle({room: needs - {room} for room, needs in rooms.items()}) == {}
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_the_app_knows_nothing_of_the_demo_or_the_tests(path):
+    """The package is reusable: it imports neither the demo site nor the tests."""
+    assert {name.split(".")[0] for name in imports_of(path)}.isdisjoint({"project", "tests"})
+
+
+@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
+def test_what_a_site_may_leave_out_is_imported_by_nothing(path):
+    """Neither the integrations in ``contrib/`` nor the inbox are needed by anything else."""
+    others = {room_of(name) for name in imports_of(path) if within(name, ["notifications"])} - {room_of(dotted(path))}
+
+    assert others.isdisjoint(OUTSIDE)
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split("/")[0] in ("connection", "delivery")])
+def test_connections_know_no_transport(name):
+    """What a connection is and what it is delivered knows no ASGI: another transport is a room beside the consumer."""
+    path = MODULES[name]
+    used = {each for each in [*imports_of(path), *modules_of(path)] if within(each, ASGI | TRANSPORTS)}
+    events = [
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and str(node.value).startswith(("websocket.", "http."))
+    ]
+
+    assert used == set()
+    assert events == []
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_do_no_input_or_output(name):
+    """They import nothing that talks to anybody or waits, and neither does what they import."""
+    used = {
+        f"{module} imports {imported}"
+        for module in reach_of(MODULES[name])
+        for imported in imports_of(NAMES[module])
+        if within(imported, IO)
+    }
+
+    assert used == set()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not {name, name.split("/")[0]} & KNOW_REDIS.keys()])
+def test_few_know_the_commands_of_redis(name):
+    """Another Redis, such as a cluster, is another way in ``broker/``: nothing else names a command."""
+    path = MODULES[name]
+    named = {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in COMMANDS
+    }
+
+    assert {each for each in imports_of(path) if within(each, ["redis", "hiredis"])} == set()
+    assert named == set()
+
+
+def test_the_map_shows_what_is_there():
+    """docs/architecture.md names every room, and no path that does not exist."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    picture = text.split("```")[1]
+    paths = set(re.findall(r"`([\w/]+/[\w.]*|\w+\.py)`", text))
+
+    assert {room for room in set().union(*FLOORS, RIM - OUTSIDE) if not re.search(rf"\b{room}\b", picture)} == set()
+    assert paths
+    assert {path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES.values() if path.read_text().strip() and path.stem != "apps"], ids=dotted
+)
+def test_every_module_says_what_it_is(path):
+    """A module begins with a docstring of what it is for."""
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+@pytest.mark.parametrize("name", notifications.__all__)
+def test_the_public_api_is_documented(name):
+    """Every public function and class, and each public method of it, has a docstring."""
+    public = getattr(notifications, name)
+    members = [
+        member
+        for key, member in vars(public).items()
+        if inspect.isclass(public)
+        and not key.startswith("_")
+        and (callable(member) or isinstance(member, classmethod | property))
+    ]
+
+    assert inspect.getdoc(public)
+    assert "Args" in public.__doc__ or not name.startswith("publish")
+    assert [member for member in members if not inspect.getdoc(member)] == []
+
+
+def test_the_public_api_is_complete_and_sorted():
+    """What the package imports for others stands in __all__, and nothing else."""
+    assert notifications.__all__ == sorted(notifications.__all__)
+    assert {"publish", "publish_to_user", "publish_progress", "Topic", "PublishError"} <= set(notifications.__all__)
+
+
+@pytest.mark.parametrize("name", ["publish", "publish_to_user", "publish_progress"])
+def test_async_twins_take_the_same_arguments(name):
+    """A twin is the sync function with ``a`` in front: same arguments, same defaults, same annotations."""
+    function, twin = getattr(notifications, name), getattr(notifications, f"a{name}")
+
+    assert inspect.signature(function) == inspect.signature(twin)
+    assert inspect.iscoroutinefunction(twin)
+    assert not inspect.iscoroutinefunction(function)
+
+
+def test_the_package_is_typed():
+    """Type checkers read our annotations: the marker is there and is packaged."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+    assert (PACKAGE / "py.typed").exists()
+    assert "py.typed" in settings["tool"]["setuptools"]["package-data"]["notifications"]
+
+
+def test_every_dependency_says_what_it_is_for():
+    """Each requirement in pyproject.toml has a comment behind it."""
+    text = (ROOT / "pyproject.toml").read_text()
+    project = tomllib.loads(text)["project"]
+    wanted = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
+    commented = re.findall(r'^\s+"([^"]+)",\s+#\s+\S+', text, re.MULTILINE)
+
+    assert wanted
+    assert [each for each in wanted if each not in commented] == []
+
+
+def test_what_we_import_is_what_we_require():
+    """Every foreign package that the app imports stands among its dependencies, or is the extra for metrics."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {
+        re.match(r"[a-z0-9_-]+", each)[0].replace("-", "_")
+        for each in project["dependencies"] + project["optional-dependencies"]["metrics"]
+    }
+    own_or_standard = {"notifications", "__future__", *__import__("sys").stdlib_module_names}
+    used = {name.split(".")[0] for path in MODULES.values() for name in imports_of(path)} - own_or_standard
+
+    assert used - required <= {"asgiref"}  # Django's own dependency, for as long as there is Django

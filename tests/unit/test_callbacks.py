@@ -1,0 +1,223 @@
+"""Calling the functions of a site: their time, their turns, and what happens when they do not return."""
+
+import asyncio
+import threading
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth.models import User
+
+from notifications import Topic
+from notifications.access import authentication, callbacks
+from notifications.access.callbacks import BusyError, Callbacks, Turns, within
+from notifications.aio import CutShortError
+from tests.testsite import tenancy
+from tests.waiting import await_for, scaled
+
+pytestmark = pytest.mark.django_db(transaction=True)
+"""Synchronous functions run in threads, which look after their database connections."""
+
+
+def hang(gate):
+    return lambda *arguments: gate.wait(scaled())
+
+
+async def test_the_time_of_a_call_begins_with_its_turn():
+    """What waits for a thread for longer than a call may take is called all the same, and has all of its time."""
+    asked = Callbacks("test", threads=1, longest_wait=scaled())
+    took = 0.05
+
+    def slow(number):
+        threading.Event().wait(took)
+        return number
+
+    answers = await asyncio.gather(*(asked.call("", scaled(10 * took), slow, n) for n in range(40)))
+
+    assert answers == list(range(40))
+
+
+async def test_a_call_that_does_not_return_keeps_its_thread():
+    """It is given up in time; whoever comes next has no turn until it has returned, and then has one."""
+    gate, asked = threading.Event(), Callbacks("test", threads=1, longest_wait=0.2)
+    with pytest.raises(TimeoutError):
+        await asked.call("", 0.05, hang(gate))
+    with pytest.raises(BusyError):
+        await asked.call("", scaled(), lambda: True)
+
+    gate.set()
+
+    async with asyncio.timeout(scaled()):
+        while True:
+            try:
+                assert await asked.call("", scaled(), lambda: "answer") == "answer"
+                return
+            except BusyError:
+                continue
+
+
+@pytest.mark.parametrize("sync", [True, False], ids=["threads", "coroutines"])
+async def test_whoever_goes_away_takes_no_turn(sync):
+    """A socket that closes while it waits leaves the queue, and one that is being served gives its turn back."""
+    gate, asked = threading.Event(), Callbacks("test", threads=1, longest_wait=scaled())
+    asked._coroutines = Turns(1)
+
+    async def wait_for_gate():
+        await await_for(gate.is_set)
+
+    function = hang(gate) if sync else wait_for_gate
+    served = asyncio.create_task(asked.call("a", scaled(), function))
+    await asyncio.sleep(0)
+    waiting = [asyncio.create_task(asked.call(str(n), scaled(), function)) for n in range(5)]
+    await asyncio.sleep(0)
+    for task in (served, *waiting):
+        task.cancel()
+    await asyncio.wait([served, *waiting])
+    gate.set()
+
+    assert await asked.call("b", scaled(), lambda: "answer") == "answer"
+    assert all(turns._length == 0 and not turns._waiting for turns in (asked._threads, asked._coroutines))
+
+
+async def test_no_user_waits_for_all_calls_of_another():
+    """Turns go round: who asks once has theirs after one of each other user, however many those have."""
+    turns, served = Turns(1), []
+    await turns.take("first", scaled())
+
+    async def ask(whose):
+        await turns.take(whose, scaled())
+        served.append(whose)
+        turns.give_back()
+
+    tasks = [asyncio.create_task(ask("greedy")) for _ in range(50)]
+    tasks += [asyncio.create_task(ask(whose)) for whose in ("modest", "other")]
+    await asyncio.sleep(0)
+    turns.give_back()
+    await asyncio.gather(*tasks)
+
+    assert served[:3] == ["greedy", "modest", "other"]
+    assert len(served) == 52
+
+
+async def test_the_queue_is_bounded(monkeypatch):
+    """One more than may wait is told so at once; it costs the others nothing."""
+    monkeypatch.setattr(callbacks, "MAX_WAITING", 3)
+    turns = Turns(1)
+    await turns.take("", scaled())
+    waiting = [asyncio.create_task(turns.take("", scaled())) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    with pytest.raises(BusyError):
+        await turns.take("", scaled())
+    for task in waiting:
+        turns.give_back()
+        await task
+
+
+async def test_what_waits_for_too_long_is_told_so():
+    """A queue in which nothing moves keeps nobody for ever, and nothing of whom it has sent away."""
+    turns = Turns(1)
+    await turns.take("", scaled())
+
+    for _ in range(3):
+        with pytest.raises(BusyError):
+            await turns.take("", 0.01)
+
+    assert (turns._length, len(turns._waiting)) == (0, 0)
+    turns.give_back()
+    await turns.take("", 0.01)
+
+
+async def cancel_oneself(*arguments):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(0)
+
+
+async def await_what_was_cancelled(*arguments):
+    other = asyncio.get_running_loop().create_future()
+    other.cancel()
+    await other
+
+
+@pytest.mark.parametrize("function", [cancel_oneself, await_what_was_cancelled])
+async def test_a_function_that_cancels_its_task_cancels_nobody_else(function, settings):
+    """Whoever asked goes on, and knows that nobody could say: a task that all sockets depend on may have asked."""
+    asked = Callbacks("test", threads=1, longest_wait=1)
+    with pytest.raises(CutShortError):
+        await asked.call("", scaled(), function)
+    assert not asyncio.current_task().cancelling()
+
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"order": {"AUTHORIZE": function}}}
+    assert await authentication.authorized(User(pk=1), Topic("order", "7")) is None
+
+
+async def test_a_coroutine_that_does_not_return_is_ended():
+    """In its time, and nothing of it is left."""
+    asked, before = Callbacks("test", threads=1, longest_wait=1), asyncio.all_tasks()
+
+    async def never(*arguments):
+        await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await asked.call("", 0.05, never)
+
+    assert asyncio.all_tasks() == before
+
+
+@pytest.fixture
+def schemas(settings):
+    """Let each tenant have a schema, which a thread is in as a connection of PostgreSQL is; return that of a thread."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT_CONTEXT": "tests.testsite.tenancy.schema"}
+    return lambda: getattr(tenancy._thread, "schema", None)
+
+
+async def ask_the_orm(name, schemas):
+    """Ask in several queries which schema they are in, as an asynchronous function of a site does."""
+    seen = set()
+    for _ in range(5):
+        seen.add(await sync_to_async(schemas)())
+        await asyncio.sleep(0.001)
+    return name, seen
+
+
+@pytest.mark.parametrize(
+    "function", [ask_the_orm, lambda *arguments: ask_the_orm(*arguments)], ids=["asynchronous", "around one"]
+)
+async def test_an_asynchronous_function_is_in_its_tenants_context(schemas, function):
+    """Its queries are in the schema of its tenant and of no other, also while those of others run."""
+    asked = Callbacks("test", 4, scaled())
+    names = [f"tenant{number % 3}" for number in range(12)]
+
+    answers = await asyncio.gather(
+        *(asked.call(name, scaled(), within(name, function), name, schemas) for name in names)
+    )
+
+    assert answers == [(name, {name}) for name in names]
+    assert await sync_to_async(schemas)() is None
+
+
+async def test_a_synchronous_function_is_in_its_tenants_context(schemas):
+    assert await Callbacks("test", 1, scaled()).call("", scaled(), within("acme", schemas)) == "acme"
+
+
+async def test_an_asynchronous_function_that_is_cancelled_in_a_tenant_cancels_nobody(schemas):
+    """It counts as no answer, as it does without tenants."""
+
+    async def be_cancelled():
+        other = asyncio.get_running_loop().create_future()
+        other.cancel()
+        await other
+
+    with pytest.raises(CutShortError):
+        await Callbacks("test", 1, scaled()).call("", scaled(), within("acme", be_cancelled))
+
+
+async def test_an_asynchronous_function_that_hangs_in_a_tenant_is_given_up(schemas):
+    """After its time; its thread is free again when it returns."""
+    go_on = asyncio.Event()
+    asked = Callbacks("test", 1, scaled())
+
+    with pytest.raises(TimeoutError):
+        await asked.call("", 0.05, within("acme", go_on.wait))
+    go_on.set()
+
+    assert await asked.call("", scaled(), within("acme", schemas)) == "acme"

@@ -1,0 +1,127 @@
+"""What there is one of for each event loop goes with it."""
+
+import asyncio
+import gc
+import weakref
+from typing import ClassVar
+
+import pytest
+
+from notifications.access import revocation
+from notifications.aio import PerLoop
+from notifications.connection import heartbeat
+from notifications.delivery import outbox as outbox_module
+from notifications.delivery import reconciler
+from notifications.delivery.cursor import Cursor
+from notifications.delivery.reconciler import MAX_READS
+from notifications.history import get_store
+from notifications.history.position import Position
+from notifications.topics import Topic
+
+
+class Locked:
+    """Holds its event loop as soon as somebody has waited for it, as asyncio's locks do."""
+
+    def __init__(self):
+        self.lock = asyncio.Lock()
+
+
+locked = PerLoop(Locked)
+
+
+async def wait_for_the_lock():
+    lock = locked().lock
+    await lock.acquire()
+    waiting = asyncio.create_task(lock.acquire())
+    await asyncio.sleep(0)
+    lock.release()
+    await waiting
+    lock.release()
+
+
+async def have_a_socket():
+    class Socket:
+        user = credentials = None
+        authorized: ClassVar = {}
+
+    socket = Socket()
+    revocation.access().add("1", socket)
+    await asyncio.sleep(0.05)
+    revocation.access().remove("1", socket)
+
+
+async def read_histories():
+    topic = Topic("user", "1")
+    cursor = Cursor(topic, 60)
+    reconciler.reconciler().add(cursor, lambda cursor: None, 1.0)
+    reads = [reconciler.reconciler().read(topic, Position(1, n)) for n in range(2 * MAX_READS)]
+    await asyncio.gather(*reads, return_exceptions=True)
+    reconciler.reconciler().remove(cursor)
+
+
+async def send():
+    async def take(text):
+        await asyncio.sleep(0)
+
+    outbox = outbox_module.Outbox(take, lambda: None)
+    outbox.put("x")
+    await outbox.mark()
+    outbox.close()
+    await outbox.wait_closed()
+
+
+async def beat():
+    class Socket:
+        paused = False
+
+    each = heartbeat.Heartbeat(Socket())
+    each.begin()
+    each.end()
+
+
+async def die_with_everything_open():
+    """As a loop does that is closed by whoever made it, without a word to those who use it."""
+
+    async def take(text):
+        await asyncio.Event().wait()
+
+    outbox_module.Outbox(take, lambda: None).put("x")
+    heartbeat.Heartbeat(None).begin()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "use", [wait_for_the_lock, have_a_socket, read_histories, send, beat, die_with_everything_open]
+)
+def test_no_event_loop_is_kept_by_what_it_was_used_for(use, monkeypatch):
+    """``async_to_sync`` makes a loop for each call, and a worker may live for months."""
+    ended = []
+
+    async def read(topic, position):  # connections to Redis are closed by other means, and replaced by the next loop's
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(get_store(), "read", read)
+
+    async def main():
+        ended.append(weakref.ref(asyncio.get_running_loop()))
+        await use()
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    gc.collect()
+
+    assert [each() for each in ended] == [None] * 3
+
+
+async def test_each_event_loop_has_one_of_its_own():
+    """The same for all who ask in one loop, another in another."""
+    mine = locked()
+    other = await asyncio.to_thread(asyncio.run, asyncio.wait_for(ask(), 1))
+
+    assert locked() is mine
+    assert other is not mine
+
+
+async def ask():
+    return locked()

@@ -1,0 +1,493 @@
+"""The last step: texts leave in order whatever a server's ``send`` does, and nothing is left behind."""
+
+import asyncio
+import contextlib
+import gc
+import socket
+import weakref
+from contextvars import ContextVar
+
+import pytest
+import uvicorn
+from websockets.asyncio.client import connect
+
+from notifications import aio, metrics
+from notifications.delivery import outbox as module
+from notifications.delivery.outbox import SLICE, Outbox
+from notifications.logs import LogBudget
+from tests.waiting import await_for, scaled
+
+WHO = ContextVar("WHO", default="nobody")
+
+
+class Server:
+    """A transport that can be told to wait, as uvicorn's ``send`` does for a browser that does not read."""
+
+    def __init__(self):
+        self.taken = []
+        self.ready = asyncio.Event()
+        self.ready.set()
+        self.error = None
+
+    async def send(self, text):
+        await self.ready.wait()
+        if self.error is not None:
+            raise self.error
+        self.taken.append(text)
+
+
+@pytest.fixture(autouse=True)
+def unsaid(monkeypatch):
+    """Let no test use up what the log may hold in a minute."""
+    monkeypatch.setattr(module, "_log", LogBudget(module.logger))
+
+
+@pytest.fixture
+def server():
+    return Server()
+
+
+@pytest.fixture
+def failures():
+    return []
+
+
+@pytest.fixture
+async def outbox(server, failures):
+    outbox = Outbox(server.send, lambda: failures.append("failed"))
+    yield outbox
+    outbox.close()
+    await outbox.wait_closed()
+    await await_for(lambda: not tasks_of_the_pump(), what="the end of all tasks")
+
+
+def tasks_of_the_pump():
+    return [task for task in asyncio.all_tasks() if task.get_name() == aio.NAME]
+
+
+async def test_texts_leave_in_order(outbox, server):
+    for number in range(3 * SLICE):
+        outbox.put(str(number))
+    await outbox.mark()
+
+    assert server.taken == [str(number) for number in range(3 * SLICE)]
+
+
+async def test_others_have_their_turn_during_a_burst(outbox, server):
+    """A fan-out to thousands of sockets does not hold up what else the process does."""
+    seen = []
+    for number in range(10 * SLICE):
+        outbox.put(str(number))
+    while len(server.taken) < 10 * SLICE:
+        seen.append(len(server.taken))
+        await asyncio.sleep(0)
+
+    assert len(set(seen)) >= 10
+
+
+async def test_a_send_that_waits_goes_on_where_it_was(outbox, server):
+    """What is put meanwhile follows it, in order."""
+    server.ready.clear()
+    for number in range(5):
+        outbox.put(str(number))
+    await asyncio.sleep(0.01)
+    outbox.put("5")
+    assert server.taken == []
+    server.ready.set()
+    await outbox.mark()
+    outbox.put("6")
+    await outbox.mark()
+
+    assert server.taken == ["0", "1", "2", "3", "4", "5", "6"]
+
+
+async def test_a_send_that_waits_again_and_again_loses_nothing(outbox, server):
+    """A browser that reads now and then gets all of it once."""
+    for number in range(200):
+        outbox.put(str(number))
+        if number % 7 == 0:
+            server.ready.clear()
+        elif number % 7 == 4:
+            server.ready.set()
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+    server.ready.set()
+    await outbox.mark()
+
+    assert server.taken == [str(number) for number in range(200)]
+
+
+async def test_one_browser_that_does_not_read_holds_up_nobody(outbox, server):
+    other = Server()
+    its_outbox = Outbox(other.send, lambda: None)
+    server.ready.clear()
+    outbox.put("for the slow one")
+    its_outbox.put("for the other")
+    await its_outbox.mark()
+    its_outbox.close()
+
+    assert other.taken == ["for the other"]
+    assert server.taken == []
+
+
+async def test_what_wraps_send_sees_the_context_of_its_socket(server):
+    """Middlewares keep there who the user is, or which trace this belongs to; also after a wait."""
+    seen = []
+
+    async def send(text):
+        token = WHO.set(WHO.get() + "'s frame")
+        await server.send(text)
+        seen.append(WHO.get())
+        WHO.reset(token)
+
+    WHO.set("ann")
+    ann = Outbox(send, lambda: None)
+    WHO.set("ben")
+    ben = Outbox(send, lambda: None)
+    for outbox in (ann, ben, ann):
+        outbox.put("x")
+        await outbox.mark()
+    server.ready.clear()
+    ben.put("x")
+    await asyncio.sleep(0)
+    server.ready.set()
+    await ben.mark()
+    ann.close()
+    ben.close()
+
+    assert seen == ["ann's frame", "ben's frame", "ann's frame", "ben's frame"]
+
+
+async def test_a_time_out_around_a_send_may_be_used(server):
+    """``asyncio.timeout`` needs a task, and it has one."""
+
+    async def send(text):
+        async with asyncio.timeout(10):
+            await server.send(text)
+
+    outbox = Outbox(send, lambda: None)
+    outbox.put("x")
+    await outbox.mark()
+    outbox.close()
+
+    assert server.taken == ["x"]
+
+
+async def time_out(send, text):
+    async with asyncio.timeout(0.01):
+        await send(text)
+
+
+async def cancel_oneself(send, text):
+    asyncio.current_task().cancel()
+    await send(text)
+
+
+async def cancel_oneself_later(send, text):
+    asyncio.get_running_loop().call_later(0.01, asyncio.current_task().cancel)
+    await send(text)
+
+
+async def cancel_oneself_and_raise(send, text):
+    asyncio.current_task().cancel()
+    raise ValueError
+
+
+async def fail_in_a_group(send, text):
+    async def fail():
+        raise ValueError
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(fail())
+        await send(text)
+
+
+async def be_told_that_something_else_was_cancelled(send, text):
+    other = asyncio.get_running_loop().create_future()
+    other.cancel()
+    await other
+
+
+@pytest.mark.parametrize(
+    "middleware",
+    [
+        time_out,
+        cancel_oneself,
+        cancel_oneself_later,
+        cancel_oneself_and_raise,
+        fail_in_a_group,
+        be_told_that_something_else_was_cancelled,
+    ],
+)
+async def test_what_a_middleware_does_to_its_task_ends_its_own_socket_only(middleware, server, failures):
+    """A time-out or a cancel scope around ``send`` reaches no other socket, and its own is told to come back."""
+    server.ready.clear()
+    others = [Server() for _ in range(3)]
+    theirs = [Outbox(other.send, lambda: failures.append("another")) for other in others]
+    outbox = Outbox(lambda text: middleware(server.send, text), lambda: failures.append("its own"))
+
+    for number in range(5):
+        outbox.put(str(number))
+        for each in theirs:
+            each.put(str(number))
+    await await_for(lambda: failures, what="the end of the socket")
+    for each in theirs:
+        each.put("5")
+        await each.mark()
+        each.close()
+    await outbox.mark()
+    await outbox.wait_closed()
+
+    assert failures == ["its own"]
+    assert [other.taken for other in others] == [["0", "1", "2", "3", "4", "5"]] * 3
+    await await_for(lambda: not tasks_of_the_pump(), what="the end of all tasks")
+
+
+async def test_browsers_that_do_not_read_silence_nobody_on_a_real_server():
+    """With a time-out around each ``send``, as a middleware may have it, those that read get everything."""
+    outboxes, failures, messages = [], [], 60
+
+    async def read(reader):
+        return [int((await reader.recv()).split()[0]) for _ in range(messages)]
+
+    async def application(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+
+        async def send_text(text):
+            async with asyncio.timeout(scaled(1)):  # long enough for a browser that reads on a busy machine
+                await send({"type": "websocket.send", "text": text})
+
+        outboxes.append(Outbox(send_text, lambda: failures.append("failed")))
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        listening.bind(("127.0.0.1", 0))
+        host = f"127.0.0.1:{listening.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(application, lifespan="off", log_level="critical"))
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        await await_for(lambda: server.started, what="the server")
+        async with contextlib.AsyncExitStack() as opened:
+            for _ in range(3):
+                deaf = opened.enter_context(socket.create_connection(host.split(":")))
+                deaf.sendall(
+                    f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+                )
+            await await_for(lambda: len(outboxes) == 3, what="browsers that do not read")
+            readers = [await opened.enter_async_context(connect(f"ws://{host}/", proxy=None)) for _ in range(3)]
+            await await_for(lambda: len(outboxes) == 6, what="browsers that do")
+
+            reading = asyncio.gather(*map(read, readers))
+            for number in range(messages):
+                for outbox in outboxes:
+                    outbox.put(f"{number} {'x' * 20_000}")
+                await asyncio.sleep(0)
+            got = await asyncio.wait_for(reading, scaled())
+            await await_for(lambda: len(failures) == 3, what="the end of those that do not read")
+        for outbox in outboxes:
+            outbox.close()
+            await outbox.wait_closed()
+        server.should_exit = server.force_exit = True
+        await serving
+
+    assert got == [list(range(messages))] * 3
+
+
+async def test_a_timer_that_a_middleware_forgot_ends_nothing(outbox, server):
+    """It cancels a task that nobody needs any more; what is sent later gets another."""
+    wrapped = Outbox(lambda text: cancel_oneself_later(server.send, text), lambda: None)
+    for number in range(5):
+        wrapped.put(str(number))
+        await wrapped.mark()
+        await asyncio.sleep(0.02)
+    outbox.put("5")
+    await outbox.mark()
+    wrapped.close()
+    await wrapped.wait_closed()
+
+    assert server.taken == ["0", "1", "2", "3", "4", "5"]
+
+
+async def test_a_middleware_that_swallows_its_time_out_goes_on(outbox, server, failures):
+    """Then it is its own decision what becomes of the text; what follows is sent in order."""
+
+    async def send(text):
+        with contextlib.suppress(TimeoutError):
+            await time_out(server.send, text)
+
+    patient = Outbox(send, lambda: failures.append("failed"))
+    server.ready.clear()
+    patient.put("lost")
+    patient.put("lost as well")
+    await patient.mark()
+    server.ready.set()
+    patient.put("sent")
+    await patient.mark()
+    patient.close()
+    await patient.wait_closed()
+
+    assert server.taken == ["sent"]
+    assert failures == []
+
+
+async def test_a_socket_closed_from_within_its_send_leaves_no_task(server):
+    """A middleware may find out there that the browser is to go."""
+    closes = asyncio.Event()
+
+    async def send(text):
+        outbox.close()
+        closes.set()
+
+    outbox = Outbox(send, lambda: None)
+    outbox.put("x")
+    outbox.put("y")
+    await asyncio.wait_for(closes.wait(), scaled())
+    await outbox.wait_closed()
+
+    assert await outbox.mark() is False
+    assert not tasks_of_the_pump()
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_browser_that_has_gone_is_no_failure(outbox, server, failures, waits):
+    """Nothing more is sent; the server says ``websocket.disconnect`` in its own time."""
+    server.error = ConnectionResetError()
+    if waits:
+        server.ready.clear()
+    outbox.put("1")
+    outbox.put("2")
+    await asyncio.sleep(0.01)
+    server.ready.set()
+    await outbox.mark()
+    server.error = None
+    outbox.put("3")
+    await outbox.mark()
+
+    assert server.taken == []
+    assert failures == []
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_server_that_breaks_is_told(outbox, server, failures, caplog, waits):
+    """Once, with the reason in the log."""
+    server.error = ValueError("of the middleware")
+    if waits:
+        server.ready.clear()
+    outbox.put("1")
+    outbox.put("2")
+    await asyncio.sleep(0.01)
+    server.ready.set()
+    await outbox.mark()
+
+    assert failures == ["failed"]
+    assert "of the middleware" in caplog.text
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_nothing_is_sent_after_a_close(outbox, server, waits):
+    """Servers raise for what comes after a close; who waits is let go."""
+    if waits:
+        server.ready.clear()
+    for number in range(3):
+        outbox.put(str(number))
+    if waits:
+        await asyncio.sleep(0.01)
+    waiting = outbox.mark()
+    await asyncio.sleep(0)
+    outbox.close()
+    server.ready.set()
+    await waiting
+    outbox.put("3")
+    await outbox.mark()
+
+    assert server.taken == ([] if waits else ["0", "1", "2"])
+
+
+async def test_the_end_is_waited_for(failures):
+    """Nothing of a socket runs any more when ``wait_closed`` returns, however long a server takes to clean up."""
+    began, ended = asyncio.Event(), []
+
+    async def send(text):
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            ended.append("cleaned up")
+
+    outbox = Outbox(send, lambda: failures.append("failed"))
+    outbox.put("1")
+    await began.wait()
+    outbox.close()
+    assert ended == []
+
+    await outbox.wait_closed()
+
+    assert ended == ["cleaned up"]
+    assert tasks_of_the_pump() == []
+    assert failures == []
+
+
+async def test_what_was_never_sent_is_not_timed(server, monkeypatch):
+    """A text that waits when its socket is closed took no time to arrive: it did not."""
+    times = []
+    monkeypatch.setattr(metrics.sending, "record", times.append)
+    outbox = Outbox(server.send, lambda: None)
+    outbox.put("x")
+    outbox.time(metrics.microseconds())
+    await outbox.mark()
+    server.ready.clear()
+    for text in "yz":
+        outbox.put(text)
+        outbox.time(metrics.microseconds())
+    await asyncio.sleep(0)
+    closed = outbox.mark()
+    outbox.close()
+    await outbox.wait_closed()
+
+    assert await closed is False
+    assert server.taken == ["x"]
+    assert len(times) == 1
+
+
+async def test_a_bug_costs_one_text_and_not_all_that_waits_behind_it(server, caplog):
+    """It is logged and counted, and the queue goes on."""
+
+    class Broken:
+        def hand_over(self, what):
+            raise ZeroDivisionError
+
+    before = metrics.counts["task_restarted", "pump"]
+    outbox = Outbox(server.send, lambda: None)
+    for number in range(3):
+        outbox.put(str(number))
+        module._pump().put(Broken(), "x")
+    await outbox.mark()
+    outbox.close()
+
+    assert server.taken == ["0", "1", "2"]
+    assert metrics.counts["task_restarted", "pump"] == before + 3
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_loop_that_has_ended_is_not_kept(server):
+    """Nor is what hangs on it: ``async_to_sync`` makes a loop for each call."""
+    ended = []
+
+    async def use():
+        ended.append(weakref.ref(asyncio.get_running_loop()))
+        outbox = Outbox(server.send, lambda: None)
+        outbox.put("x")
+        await outbox.mark()
+        outbox.close()
+        await outbox.wait_closed()
+
+    for _ in range(3):
+        asyncio.run(use())
+    gc.collect()
+
+    assert [each() for each in ended] == [None] * 3
