@@ -1,4 +1,4 @@
-"""The WebSocket: a transport for one connection, as a normal Channels consumer."""
+"""The WebSocket transport, an ordinary Channels consumer."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .protocol import frames
 from .protocol.frames import CloseCode
 
 HELD_BACK: Final = 0.2
-"""Seconds after which a close that the server has not sent counts as held back."""
+"""Seconds after which a close that the server has not sent is considered held back."""
 
 _HANDLERS: Final = {f"websocket.{name}": f"websocket_{name}" for name in ("connect", "receive", "disconnect")}
 
 
 class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Channels has no types
     """
-    Carries published messages to one browser tab, by WebSocket.
+    Delivers published messages to one browser tab, over a WebSocket.
 
-    It does the handshake, applies the origin rule, and knows the ways of web servers. Everything else, from who the
-    browser is to how the connection ends, is up to its ``Connection``, which does the same on any transport.
+    It does the handshake, applies the origin rule, and handles what differs between web servers.
+    Everything else, from authentication to closing, is up to its ``Connection``, which is the same
+    on any transport.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -113,7 +114,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
 
 def _caller(scope: dict[str, Any]) -> Caller:
-    """Describe who opens a WebSocket."""
+    """Describe the client that opens a WebSocket."""
     found: sessions.Found | None = scope.get(sessions.SCOPE_KEY)
     is_known, has_origin = found is None or found.is_known, authentication.has_origin(scope)
     user = authentication.session_user(scope) if is_known else None

@@ -1,1 +1,1 @@
-"""One client's end: who it is, what it subscribes to, what it says and is told. It knows no transport and no ASGI."""
+"""The server's side of one client: identity, subscriptions, frames. It knows no ASGI."""

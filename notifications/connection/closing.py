@@ -18,7 +18,7 @@ RESTART_SPREAD: Final = 0.5
 FLUSH: Final = 0.1
 """Seconds for the last close frame to leave the process."""
 LAST_WORDS: Final = 2.0
-"""Seconds that a client has to accept the frame that says why it is closed."""
+"""Seconds that a client has to accept the frame with the reason."""
 
 
 class Closing:
@@ -32,10 +32,10 @@ class Closing:
 
         Args:
             transport: The transport to close.
-            stop: Ends everything that would still send something.
+            stop: Stops everything that could still send.
 
         """
-        self.begun = False  # from then on nobody else may send, because transports accept nothing after a close
+        self.begun = False  # nothing else may be sent then: transports accept nothing after a close
         self._transport = transport
         self._stop = stop
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +80,7 @@ class Closing:
         await asyncio.sleep(RESTART_SPREAD - wait + FLUSH)
 
     async def end(self) -> None:
-        """Send nothing more: the client has gone."""
+        """Send nothing more, because the client has gone."""
         self.begun = True
         if self._task is not None:
             await ended(self._task)

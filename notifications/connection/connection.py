@@ -1,9 +1,10 @@
 """
-One client's end: who it is, which topics it reads, what it says and is told, and how it ends.
+The server's side of one client: who it is, which topics it reads, its frames and how they are
+answered, and how the connection ends.
 
-What a client says and is answered is here; ``delivery/subscriber.py`` carries the messages, and a ``Transport`` the
-frames. A transport makes a ``Connection``, asks ``may_open``, calls ``open`` when the client is let in, ``hear`` for
-each frame that the client sends, and ``end`` when it has gone.
+``delivery/subscriber.py`` delivers the messages, and a ``Transport`` carries the frames. A
+transport creates a ``Connection``, asks ``may_open``, calls ``open`` when the client is admitted,
+``hear`` for each frame that the client sends, and ``end`` when it has gone.
 """
 
 from __future__ import annotations
@@ -41,17 +42,18 @@ logger = logging.getLogger(__name__)
 
 class Caller(NamedTuple):
     """
-    What a transport knows of whoever opens a connection.
+    What a transport knows about the client that opens a connection.
 
     Attributes:
-        address: Where they come from, as ``client_address.address_of`` names it.
-        user: Whom their session names; None if they have none, or if it may not be trusted.
+        address: The client's address, as ``client_address.address_of`` returns it.
+        user: The user of its session; None if it has no session, or one that may not be trusted.
         session_key: That session's key.
-        as_of: When the session was read, by the clock of the event loop; None if that is not known.
-        is_known: False if they have shown a session, and nobody could read it.
-        is_in_doubt: Says, when it is called, whether the session that they have shown may be replaced by another at
-            this moment: then they may come back.
-        since: What they have of their user's own topic, as they said it; only with a session.
+        as_of: When the session was read, in the event loop's time; None if not known.
+        is_known: False if it sent a session that could not be read.
+        is_in_doubt: Returns whether the session that it sent may be in the process of being
+            replaced by another: then the client is told to come back.
+        since: The client's position in its user's own topic, as the client sent it; only with a
+            session.
 
     """
 
@@ -65,7 +67,7 @@ class Caller(NamedTuple):
 
 
 class Unanswered(NamedTuple):
-    """A subscription that waits because nobody could say whether it is allowed."""
+    """A subscription that waits because it is not known yet whether it is allowed."""
 
     topic: Topic
     since: Position | str | None
@@ -80,17 +82,19 @@ strangers = PerLoop(Strangers)
 
 class Connection:
     """
-    Carries published messages to one client.
+    Delivers published messages to one client.
 
-    The wire protocol is in the documentation; what a frame may be is in ``protocol/frames.py``.
+    ``docs/protocol.md`` describes the wire protocol, and ``protocol/frames.py`` defines the frames.
 
     Attributes:
-        user: Who it is; None until it has authenticated. Replaced by what the database says later.
+        user: Its user; None until it has authenticated. Replaced when the account is read again.
         is_account_old: Whether something was revoked since ``user`` was read.
-        credentials: What its access rests on.
-        authorized: The topics that ``AUTHORIZE`` has allowed, and when it was asked.
-        unanswered: The topics of which nobody could say.
-        joins: The kinds that have a ``JOIN``, and when it was asked; ``NEVER`` if nobody could say yet.
+        credentials: What its access depends on.
+        authorized: The topics that ``AUTHORIZE`` has allowed, each with the time at which it was
+            asked.
+        unanswered: The topics for which it is not known yet.
+        joins: The kinds that have a ``JOIN``, each with the time at which it was asked; ``NEVER``
+            while there is no answer.
 
     """
 
@@ -103,11 +107,11 @@ class Connection:
         "_given",
         "_heartbeat",
         "_invalid",
-        "_jobs",
         "_own",
         "_pace",
         "_revoked",
         "_tenant",
+        "_work",
         "authorized",
         "credentials",
         "is_account_old",
@@ -118,10 +122,10 @@ class Connection:
 
     def __init__(self, transport: Transport, layer: Any) -> None:
         """
-        Prepare a connection; ``end`` must follow.
+        Create a connection; ``end`` must follow.
 
         Args:
-            transport: The way to the client.
+            transport: Carries frames to the client.
             layer: The channel layer.
 
         """
@@ -132,7 +136,8 @@ class Connection:
         self.unanswered: dict[str, Unanswered] = {}
         self.joins: dict[str, float] = {}
         self._given: dict[str, bool] = {}
-        """The topics that ``JOIN`` has given, and whether the client has subscribed to them as well."""
+        """The topics that ``JOIN`` has returned, and whether the client has subscribed to them as
+        well."""
         self._asking: str | None = None
         self._revoked: set[str] | None = None  # only while JOIN is asked
         self._tenant = NO_TENANT
@@ -140,7 +145,7 @@ class Connection:
         self._address: str | None = None
         self._pace = Pace()
         self._invalid = 0
-        self._jobs = Worklist(self._failed)
+        self._work = Worklist(self._failed)
         self._closing = Closing(transport, self._stop)
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(self)
@@ -151,23 +156,23 @@ class Connection:
 
     def may_open(self, caller: Caller) -> bool:
         """
-        Say whether to let a client in, within the context of its handshake: that is the one of its tenant.
+        Return whether to admit a client; called in the context of its handshake, its tenant's.
 
-        A transport refuses others as it refuses any handshake, and sends them nothing.
+        If not, the transport refuses the handshake, and sends nothing.
         """
         if caller.user is None and strangers().is_crowded(caller.address, settings.MAX_UNAUTHENTICATED):
-            self._count_crowd()  # those who were told to go need not, and a server waits for them
+            self._count_crowd()  # a client that is told to close need not, and a server waits for it
             return False
         try:
             self._tenant = Tenant.of_this_context()
         except TopicError as unknown:
             _log.warning("refused a socket: %s", unknown)
             return False
-        self._jobs.context = self._tenant.context
+        self._work.context = self._tenant.context
         return True
 
     async def open(self, caller: Caller) -> None:
-        """Begin with a client who was let in: they can be told something from now on."""
+        """Start to serve a client that was admitted: it can be sent frames from now on."""
         address = caller.address
         if not addresses.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS):
             await self._too_many("address")
@@ -185,12 +190,12 @@ class Connection:
         else:
             since, error = _checked(caller.since)
             credentials = credentials_of(caller.user, caller.session_key, self._tenant, caller.as_of)
-            self._jobs.add(partial(self._authenticated, credentials, since))
+            self._work.add(partial(self._authenticated, credentials, since))
             if error is not None:
-                self._jobs.add(partial(self._invalid_frame, error))
+                self._work.add(partial(self._invalid_frame, error))
 
     async def hear(self, text: str | None) -> None:
-        """Take a frame of the client's; None for one that is no text."""
+        """Handle a frame that the client sent; None for one that is not text."""
         if self._closing.begun:
             return
         self._heartbeat.heard()
@@ -207,12 +212,12 @@ class Connection:
             self._heartbeat.confirmed()
         elif not self._pace.take(self._own.full_id if self._own is not None else None, self._address):
             await self._hasty_frame()
-        elif isinstance(frame, frames.Ping) and self._jobs.is_aside:
-            self._jobs.add_next(partial(self._handle, frame))  # a browser asks whether we live; the site may take long
-        elif len(self._jobs) >= MAX_WAITING_FRAMES:
+        elif isinstance(frame, frames.Ping) and self._work.is_aside:
+            self._work.add_next(partial(self._handle, frame))  # the site may take long; the server is alive
+        elif len(self._work) >= MAX_WAITING_FRAMES:
             await self._closing.close(CloseCode.TOO_SLOW)
         else:
-            self._jobs.add(partial(self._handle, frame))
+            self._work.add(partial(self._handle, frame))
 
     async def server_stops(self) -> None:
         """Tell the client that the server restarts; see ``Closing.server_stops``."""
@@ -227,15 +232,15 @@ class Connection:
         if self._own is not None:
             access().remove(self._own.full_id, self)
         self._heartbeat.end()
-        await self._jobs.end()
+        await self._work.end()
         tally.unanswered -= len(self.unanswered)
         await self._delivery.end()
 
-    # What the client says.
+    # Frames from the client.
 
     def _nobody_yet(self) -> bool:
-        """Nobody has authenticated, nor is about to."""
-        return self.user is None and not self._jobs.busy
+        """Return whether nobody has authenticated, and nobody is about to."""
+        return self.user is None and not self._work.busy
 
     async def _failed(self, error: Exception) -> None:
         logger.error("a socket of user %s failed", getattr(self.user, "pk", None), exc_info=error)
@@ -286,7 +291,7 @@ class Connection:
         return self._nobody_yet()
 
     def give_way(self) -> None:
-        """Close a socket that has not authenticated, because others want its place."""
+        """Close a socket that has not authenticated, because others need its place."""
         if not self._closing.begun:
             self._count_crowd()
             self._closing.at_once(CloseCode.TOO_MANY_CONNECTIONS)
@@ -299,10 +304,10 @@ class Connection:
         if not self._nobody_yet():
             return
         if is_in_doubt():
-            self._jobs.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
+            self._work.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
         else:
             message = f"no credentials within {settings.AUTH_TIMEOUT:g} s"
-            self._jobs.add(partial(self._closing.refuse, CloseCode.AUTH_TIMEOUT, message))
+            self._work.add(partial(self._closing.refuse, CloseCode.AUTH_TIMEOUT, message))
 
     async def _authenticate(self, frame: frames.Auth) -> None:
         since, error = _checked(frame.since)
@@ -329,7 +334,7 @@ class Connection:
     async def _authenticated(self, credentials: Credentials, since: str | None) -> None:
         self.credentials, user = credentials, credentials.user
         self._own = Topic.for_user(user)
-        if not access().add(self._own.full_id, self):  # before anything is asked: the access may end meanwhile
+        if not access().add(self._own.full_id, self):  # first of all: the access may end meanwhile
             await self._too_many("user")
             return
         if self._closing.begun:
@@ -354,7 +359,7 @@ class Connection:
         name = str(topic)
         if name in self._delivery.cursors:
             is_new = self._given.get(name) is False and since not in (None, self._delivery.position(name))
-            if is_new:  # the client says where it was, which nobody could know when it was given the topic
+            if is_new:  # the client's position, not known when JOIN gave the topic
                 await self._delivery.leave(topic)
                 await self._join(topic, Position.since(since))
             else:
@@ -363,7 +368,7 @@ class Connection:
                 self._given[name] = True
             return
         most = settings.MAX_SUBSCRIPTIONS
-        self._forget_unanswered(name)  # it has its place
+        self._forget_unanswered(name)  # it must not count against itself
         if len(self._delivery.cursors) + len(self.unanswered) > most:  # the user's own is among them
             await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
@@ -379,16 +384,16 @@ class Connection:
         elif allowed is None or self.joins.get(topic.kind) == NEVER:
             self.unanswered[name] = Unanswered(topic, position, is_refused=allowed is not None)
             tally.unanswered += 1
-            await self._error("unavailable", "nobody can say yet; the answer will follow", topic.told)
+            await self._error("unavailable", "not known yet; the answer will follow", topic.told)
             if allowed is None:
                 self._ask_later(name)
         else:
             await self._error("forbidden", "no such topic, or it is not yours to read", topic.told)
 
     async def _may_read(self, topic: Topic) -> bool | None:
-        """Ask ``AUTHORIZE``; None if nobody could say, or the topic was revoked meanwhile: the answer may be older."""
+        """Ask ``AUTHORIZE``; None for no answer, or one that may be older than a revocation."""
         self._asking = str(topic)
-        allowed = await self._jobs.aside(access().ask(self, topic))
+        allowed = await self._work.aside(access().ask(self, topic))
         if self._asking is None:
             allowed = allowed and None
         self._asking = None
@@ -406,13 +411,13 @@ class Connection:
             await self._no_way_in(error)
             return
         if unasked:
-            recovered = False  # so clients know that it is no answer; and much may have happened meanwhile
+            recovered = False  # clients see that it answers no request; and much may have happened
         await self._say(subscribed(topic, recovered, position and str(position), joined=joined))
         self._delivery.release(topic)
 
     def admit(self, topic: str, as_of: float) -> None:
-        """Subscribe to what waits for an answer, and was asked then."""
-        self._jobs.add(partial(self._admit, topic, as_of))
+        """Subscribe to a topic that waits for an answer; ``AUTHORIZE`` was asked at ``as_of``."""
+        self._work.add(partial(self._admit, topic, as_of))
 
     async def _admit(self, topic: str, as_of: float) -> None:
         if (waiting := self._forget_unanswered(topic)) is not None:
@@ -437,13 +442,13 @@ class Connection:
         await self._delivery.leave(topic)
         await self._say(frames.Unsubscribed(topic=topic.told))
 
-    # Topics that the client has without asking.
+    # Topics that the client has without subscribing.
 
     async def _ask_join(self, kind: str) -> None:
         as_of = asyncio.get_running_loop().time()
         self.joins[kind] = NEVER
         self._revoked = set()
-        topics = await self._jobs.aside(access().ask_join(self, kind))
+        topics = await self._work.aside(access().ask_join(self, kind))
         revoked, self._revoked = self._revoked, None
         if self._closing.begun:
             return
@@ -453,12 +458,12 @@ class Connection:
             await self._take(kind, [topic for topic in topics if str(topic) not in revoked], as_of)
 
     def take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
-        """Have these topics of a kind without asking, and no others; ``JOIN`` was asked then."""
-        self._jobs.add(partial(self._take, kind, topics, as_of))
+        """Make these the topics of a kind that ``JOIN`` gives; it was asked at ``as_of``."""
+        self._work.add(partial(self._take, kind, topics, as_of))
 
     async def _take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
         if self._closing.begun or as_of < self.joins[kind]:
-            return  # what was revoked since, or a later answer, counts
+            return  # a revocation since then, or a later answer, prevails
         self.joins[kind] = as_of
         names = {str(topic) for topic in topics}
         waiting = {name: each.topic for name, each in self.unanswered.items() if each.is_refused}
@@ -475,7 +480,7 @@ class Connection:
                 break
 
     async def _give(self, topic: Topic) -> bool:
-        """Have a topic from now on, as far as there is room."""
+        """Subscribe to a topic of ``JOIN``; return False if there is no room."""
         name = str(topic)
         if name in self._given or topic == self._own:
             return True
@@ -495,12 +500,12 @@ class Connection:
     # Access that ends.
 
     def end_access(self, code: CloseCode, reason: str) -> None:
-        """Deliver nothing more, and close; whatever the socket is busy with."""
+        """Deliver nothing more and close, whatever the socket is busy with."""
         self._closing.at_once(code, reason if code is CloseCode.ACCESS_REVOKED else None)
 
     def withdraw(self, topic: str) -> None:
-        """Unsubscribe from a topic, or refuse what waits for an answer, before what the browser said and waits."""
-        self._jobs.add_next(partial(self._withdraw, topic))
+        """Unsubscribe from a topic, or refuse one that waits, ahead of queued frames."""
+        self._work.add_next(partial(self._withdraw, topic))
 
     async def _withdraw(self, topic: str) -> None:
         if self._asking == topic:
@@ -509,7 +514,7 @@ class Connection:
             self._revoked.add(topic)
         kind = topic.partition(":")[0]
         if self.joins.get(kind, NEVER) != NEVER:
-            self.joins[kind] = asyncio.get_running_loop().time()  # an answer that waits for its turn is older
+            self.joins[kind] = asyncio.get_running_loop().time()  # an answer that is queued is older
         held = self._delivery.cursors.get(topic) or self.unanswered.get(topic)
         if held is not None and held.topic != self._own:
             count("withdrawn")
@@ -524,7 +529,7 @@ class Connection:
         await self._closing.close(CloseCode.TRY_AGAIN)
 
     def _delivery_failed(self) -> None:
-        self._jobs.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
+        self._work.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
 
     # The heartbeat.
 
@@ -534,7 +539,7 @@ class Connection:
         return self._delivery.paused
 
     def ping(self) -> asyncio.Future[bool]:
-        """Ask the browser for a sign of life; the future is done when the server has taken the question."""
+        """Send a ping; the future is done when the server has accepted it."""
         self._delivery.ask()
         return self._delivery.mark()
 
@@ -542,7 +547,7 @@ class Connection:
         """Close a browser that is dead or too slow."""
         self._closing.at_once(CloseCode.TOO_SLOW)
 
-    # What we say.
+    # Frames to the client.
 
     async def _say(self, frame: frames.ServerFrame) -> None:
         if not self._closing.begun:
@@ -559,19 +564,19 @@ class Connection:
             await self._closing.close(CloseCode.INVALID_MESSAGES)
 
     async def _hasty_frame(self) -> None:
-        if self._pace.refused == 1:  # once: answering each would double the haste
+        if self._pace.refused == 1:  # once: answering each would double the traffic
             await self._error("rate_limited", "too many frames; slow down")
         if self._pace.refused >= MAX_REFUSED_FRAMES:
             await self._closing.close(CloseCode.TOO_SLOW)
 
     def _stop(self) -> None:
-        """Send nothing more, and begin nothing."""
-        self._jobs.clear()
+        """Send nothing more, and start nothing."""
+        self._work.clear()
         self._delivery.stop()
 
 
 def _checked(since: Any) -> tuple[Any, FrameError | None]:
-    """Return the position that a client says it has, or None and what is wrong with it."""
+    """Return the position that a client sent, or None and the error in it."""
     try:
         frames.check_since(since)
     except FrameError as error:

@@ -18,8 +18,8 @@ MAX_INVALID_FRAMES: Final = 10
 MAX_REFUSED_FRAMES: Final = 200
 """Frames above the rate after which a connection is closed, unless half of the burst has come back meanwhile."""
 BURST: Final = 200
-"""Frames that may arrive at once. This app's client sends at most 150, whatever the site's ``MAX_SUBSCRIPTIONS``, and
-keeps to the rate: only other programs exceed it."""
+"""Frames that may arrive at once. This app's client sends at most 150, whatever the site's
+``MAX_SUBSCRIPTIONS``, and keeps to the rate: only other programs exceed it."""
 RATE: Final = 20.0
 """Frames a second in the long run."""
 MAX_SENDERS: Final = 10_000
@@ -138,7 +138,7 @@ class Stranger(Protocol):
 
     @property
     def has_said_nothing(self) -> bool:
-        """Whether it has not even started to."""
+        """Whether it has not even begun to authenticate."""
 
     def give_way(self) -> None:
         """Close it, because others need its place."""
@@ -155,7 +155,7 @@ class Strangers:
     def __init__(self) -> None:
         self._waiting: dict[str, dict[Stranger, None]] = {}
         self._leaving: dict[Stranger, str] = {}
-        """Closed, but still there: a program need not answer a close, and servers wait for it."""
+        """Closed, but still counted: a client need not answer a close, and servers wait for it."""
         self._leaving_of: Counter[str] = Counter()
         self._count = 0
 

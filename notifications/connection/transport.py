@@ -1,4 +1,4 @@
-"""What a transport must do: a WebSocket today (``consumers.py``), a list of frames in a test."""
+"""The interface of transports: a WebSocket (``consumers.py``), or a list of frames in tests."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from ..protocol.frames import CloseCode
 
 class Transport(Protocol):
     """
-    The way to one client. It knows no topics, and a connection knows nothing else of it.
+    Carries frames to one client. It knows no topics, and a connection relies on nothing else of it.
 
-    Neither method is called again once ``close`` was, and ``send_text`` only while the client is there.
+    Neither method is called after ``close``, and ``send_text`` only while the client is connected.
     """
 
     def send_text(self, text: str) -> Coroutine[Any, Any, None]:
         """
-        Hand over one frame. Done when the transport has taken it, which may be long before the client has it.
+        Send one frame; done when the transport has accepted it, perhaps long before the client has.
 
-        This is called for each message and client, so a transport that can take the text at once should: the first
-        step of the coroutine costs no task. Frames come one at a time and in order; only the frame that says why a
-        connection is closed may come while another one still waits.
+        This is called for each message and client, so a transport that can accept the text at once
+        should: the first step of the coroutine costs no task. Frames are sent one at a time and in
+        order; only the frame with the reason for a close may be sent while another one still waits.
 
         Raises:
-            OSError: The client has gone; the transport then ends the connection in its own time. Any other error is
-                taken for a broken transport, and the client is told to come back.
+            OSError: The client has gone; the transport then ends the connection in its own time.
+                Any other error means a broken transport, and the client is told to come back.
 
         """
 
     async def close(self, code: CloseCode) -> None:
         """
-        Tell the client that this is the end, and what to do next.
+        Close with a code, which tells the client what to do next.
 
         Raises:
             OSError: The client has gone.

@@ -1,4 +1,4 @@
-"""A connection's slow work, done one piece after the other while frames keep arriving."""
+"""A connection's slow work, done one item at a time while frames keep arriving."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Worklist:
         Create an empty list.
 
         Args:
-            failed: Called with the exception of a piece of work; everything queued behind it is dropped.
+            failed: Called with the exception that an item raised; everything queued behind it is
+                dropped.
 
         """
         self.context: Context | None = None
@@ -42,7 +43,7 @@ class Worklist:
         self._waiting: list[Work] = []  # an empty deque takes ten times as much, and most sockets have nothing to do
 
     def __len__(self) -> int:
-        """Return how much work has not begun."""
+        """Return how many items have not been started."""
         return len(self._waiting)
 
     @property
@@ -57,7 +58,7 @@ class Worklist:
             self._begin()
 
     def add_next(self, work: Work) -> None:
-        """Add work after the current one, or while that waits ``aside``; ignored after ``end``."""
+        """Add work to do next, or now if the current item waits ``aside``; not after ``end``."""
         if self._ended:
             return
         if self._urgent is not None:
@@ -70,7 +71,7 @@ class Worklist:
 
     @property
     def is_aside(self) -> bool:
-        """Whether the current work waits ``aside``."""
+        """Whether the current item waits ``aside``."""
         return self._urgent is not None
 
     async def aside(self, question: Coroutine[Any, Any, T]) -> T:
@@ -92,7 +93,7 @@ class Worklist:
                 await ended(asked)
 
     def clear(self) -> None:
-        """Drop work that has not begun."""
+        """Drop all work that has not been started."""
         self._waiting.clear()
         if self._urgent is not None:
             self._urgent.clear()

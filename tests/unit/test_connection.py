@@ -344,7 +344,7 @@ async def test_a_permission_is_asked_in_the_context_of_the_handshake(permissions
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT": tenant.get}
     tenant.set("acme")
     async with opened(ALICE) as client:
-        await await_for(lambda: not client.connection._jobs.busy, what="the end of what began in that context")
+        await await_for(lambda: not client.connection._work.busy, what="the end of what began in that context")
         tenant.set("globex")
         await client.say(action="subscribe", topic="order:1-7")
         await client.expect("subscribed")
@@ -515,7 +515,7 @@ async def test_nothing_is_begun_for_a_client_that_is_closed(permissions):
         told("disconnect", ALICE)
         await client.expect_closed(CloseCode.ACCESS_REVOKED)
         permissions.gate.set()
-        await await_for(lambda: not client.connection._jobs.busy, what="the end of its work")
+        await await_for(lambda: not client.connection._work.busy, what="the end of its work")
 
     assert permissions.asked == ["1-0"]
 
