@@ -1,1 +1,1 @@
-"""From the channel layer to one connection: complete, in order, and no faster than the browser reads."""
+"""From the channel layer to one connection: complete, in order, no faster than it reads."""

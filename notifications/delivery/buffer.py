@@ -1,7 +1,8 @@
 """
 Messages without an id that arrive while a socket catches up from the history. Pure.
 
-No history has them, so what is let go is lost; and sent at once they would come before what is being read.
+No history has them, so dropping them would lose them, and sent at once they would overtake what is
+being read.
 """
 
 from __future__ import annotations
@@ -15,23 +16,24 @@ from ..metrics import count
 from .cursor import Cursor
 
 MAX_HELD: Final = 256 * 1024
-"""Characters that one socket holds back: as much as a page. What arrives beyond that is dropped and counted."""
+"""Characters that one socket holds back: as much as a page. What exceeds that is dropped and
+counted."""
 HELD_ENTRY: Final = 200
-"""What a message takes beside its text, about."""
+"""Approximate memory of a message besides its text."""
 
 
 class Held:
-    """What one socket holds back, of all its topics; ``size`` says how much it takes."""
+    """What one socket holds back, of all its topics; ``size`` is how much it takes."""
 
     __slots__ = ("_texts", "size")
 
     def __init__(self) -> None:
         self.size = 0
         self._texts: dict[Cursor, deque[tuple[Position, str]]] = {}
-        """By topic, each text behind the last message that was known to have been published before it."""
+        """By topic; each text with the last message known to have been published before it."""
 
     def keep(self, cursor: Cursor, text: str) -> None:
-        """Keep a message behind what is known to have been published before it; what has no room is dropped."""
+        """Keep a message, after all that is known to precede it; drop it if there is no room."""
         if self.size >= MAX_HELD:
             count("dropped", "catching up, no history")
             return
@@ -39,17 +41,17 @@ class Held:
         self._texts.setdefault(cursor, deque()).append((cursor.latest, text))
 
     def has(self, cursor: Cursor) -> bool:
-        """Say whether anything of a topic is held back."""
+        """Return whether anything of a topic is held back."""
         return cursor in self._texts
 
     def before(self, cursor: Cursor, position: Position) -> Iterator[str]:
-        """Give back, once, what came before the message at ``position``."""
+        """Yield, once, what came before the message at ``position``."""
         texts = self._texts.get(cursor)
         while texts and texts[0][0] < position:
             yield self._next(cursor, texts)
 
     def all(self, cursor: Cursor) -> Iterator[str]:
-        """Give back, once, all that is left."""
+        """Yield, once, all that is left."""
         texts = self._texts.get(cursor)
         while texts:
             yield self._next(cursor, texts)

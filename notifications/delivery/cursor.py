@@ -1,8 +1,10 @@
 """
-Where one socket is in one topic, and what follows from what it is offered. Pure: no socket, no clock, no Redis.
+The position of one socket in one topic, and what to do with each message. Pure: no socket, no
+clock, no Redis.
 
-Whatever goes wrong on the way looks the same here: a message does not follow the one before. What is missing
-is then read from the history, in which everything stands in order, and what cannot be had is told.
+Whatever goes wrong on the way looks the same here: a message does not follow the one before. What
+is missing is then read from the history, which has everything in order, and the browser is told if
+something cannot be recovered.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from ..metrics import tally
 from ..topics import Topic
 
 EXPIRY_TOLERANCE: Final = 1.0
-"""Seconds by which our clock and Redis's may disagree on how long ago something was."""
+"""Seconds by which this host's clock and that of Redis may differ on the age of a message."""
 
 
 class State(Enum):
@@ -28,7 +30,7 @@ class State(Enum):
 
 
 _LIVE: Final = State.LIVE
-"""For the road of each message: finding a member in its enumeration costs more than comparing it."""
+"""Compared for each message: looking up a member of an Enum takes longer than the comparison."""
 
 
 class Verdict(Enum):
@@ -60,10 +62,11 @@ def start(where: Where, since: Position | str | None, ttl: float, *, state: bool
 
     Args:
         where: What the history holds now.
-        since: The browser's position; ``"last"`` for the latest message first; None for none of the past.
-        ttl: Seconds that a history outlives its last message.
-        state: Whether the latest message is the whole truth, so that it comes first unless the browser is known to
-            have it.
+        since: The browser's position; ``"last"`` to begin with the latest message; None for nothing
+            from the past.
+        ttl: Seconds that a history is kept after its last message.
+        state: Whether the latest message is the whole state, so that it is sent first unless the
+            browser is known to have it.
 
     """
     latest = where.position if where.last is None else Position(where.last.epoch, where.last.n - 1)
@@ -79,10 +82,10 @@ def _recover(where: Where, since: Position, ttl: float) -> Position | None:
     first, last = where.first, where.last
     if first is not None and last is not None and since.epoch == last.epoch:
         complete = first.epoch != last.epoch or first.n <= since.n + 1
-        # After a restart from a snapshot, what was published behind it is lost.
+        # After a restart from a snapshot, what was published after it is lost.
         return since if complete and where.whole and since.n <= last.n else None
-    # A position on what was then an empty topic: its epoch is a time. Nothing has expired or been lost
-    # since, if that was less than a life-time ago on this very server.
+    # A position in a topic that was empty then: its epoch is a time. Nothing has expired or been
+    # lost since, if that was less than a lifetime ago on this very server.
     known = since.n == 0 and where.started <= since.epoch <= where.now and where.now - since.epoch < ttl * 1000
     if not known:
         return None
@@ -118,7 +121,7 @@ class Cursor:
     Attributes:
         state: As above.
         epoch, n: The last message that was sent, or the position before the first.
-        heard: Time of the event loop at which that was published, at the latest.
+        heard: The event loop's time at which that was published, at the latest.
 
     """
 
@@ -138,12 +141,12 @@ class Cursor:
         self._level_at = 0
 
     def go_live(self) -> None:
-        """Send from now on what follows."""
+        """Send what follows from now on."""
         if self.state is not State.LEFT:
             self.state = State.LIVE
 
     def catch_up(self) -> None:
-        """Send nothing live from now on: the history is going to be read."""
+        """Send nothing live from now on, because the history will be read."""
         if self.state is not State.LEFT:
             self.state = State.CATCHING_UP
 
@@ -153,7 +156,7 @@ class Cursor:
 
     @property
     def has_left(self) -> bool:
-        """Whether nothing more is sent; asked again after each wait."""
+        """Whether nothing more is sent; check again after each wait."""
         return self.state is State.LEFT
 
     @property
@@ -168,7 +171,7 @@ class Cursor:
 
     @property
     def missed(self) -> bool:
-        """Whether a message was let go that is still to be sent."""
+        """Whether a message was skipped that is still to be sent."""
         return self._missed is not None and (self._missed[0] != self.epoch or self._missed[1] > self.n)
 
     @property
@@ -177,7 +180,7 @@ class Cursor:
         return self._known is not None and self._known.epoch == self.epoch and self._known.n > self.n
 
     def begin(self, position: Position, where: Where, now: float) -> None:
-        """Take the position that ``start`` found."""
+        """Start at the position that ``start`` found."""
         self.move(position, self.published_by(where, now))
         if where.last is None or position == where.last:
             self._prove(where)
@@ -185,17 +188,17 @@ class Cursor:
             self.let_go(*where.last)
 
     def published_by(self, found: Where | Page, now: float) -> float:
-        """Say when, by the clock that reads ``now``, the last message of a history was published."""
+        """Return when the last message of a history was published; ``now`` says by which clock."""
         return now if found.last is None else now - (self.ttl - found.ttl)
 
     def let_go(self, epoch: int, n: int) -> None:
-        """Note a message that is not sent now."""
+        """Skip a message for now."""
         if self._missed is None or self._missed[0] != epoch or self._missed[1] < n:
             self._missed = epoch, n
         self._know(epoch, n)
 
     def _know(self, epoch: int, n: int) -> None:
-        """Remember that a message was published, in case that no history has it any more when it is looked for."""
+        """Remember that a message was published, in case the history loses it before it is read."""
         known = self._known
         if (epoch, n) <= (self.epoch, self.n):
             return
@@ -205,12 +208,12 @@ class Cursor:
             self._known = Position(epoch, n)
 
     def begin_reading(self) -> Position:
-        """Say from where the history is to be read now: it has all that was let go so far."""
+        """Return where to read the history from; that will have all that was skipped so far."""
         self._missed = None
         return self.position
 
     def move(self, position: Position, heard: float) -> None:
-        """Note that everything up to here was sent, or is told to be missing, and when it was published."""
+        """Record that all up to here was sent or reported missing, and when it was published."""
         self.epoch, self.n = position
         self.heard = heard
 
@@ -242,9 +245,9 @@ class Cursor:
 
     def compare(self, found: Where | Page, now: float) -> bool:
         """
-        Say whether a history has something that the socket has not; if not, remember that for ``follow``.
+        Return whether a history has what the socket lacks; if not, remember that for ``follow``.
 
-        A smaller ``n`` of the same epoch is not news: the message overtook the question.
+        A smaller ``n`` of the same epoch is nothing new: the message overtook the query.
         """
         last = found.last
         if last is not None and (last.epoch != self.epoch or last.n > self.n):
@@ -256,9 +259,9 @@ class Cursor:
         return False
 
     def _may_be_gone(self, found: Where | Page, now: float) -> bool:
-        """Whether a history without an entry proves that nothing was published since we were level."""
+        """Return whether an empty history proves that the socket has everything."""
         if self.n and now - self.heard < self.ttl - EXPIRY_TOLERANCE:
-            self._void()  # it did not end by age
+            self._void()  # it did not expire
         return self._was_level(found.run, found.now)
 
     def _prove(self, found: Where | Page) -> None:
@@ -266,26 +269,28 @@ class Cursor:
         self._level_run, self._level_at = found.run, found.now
 
     def _void(self) -> None:
-        """Take that back: something may have come and gone since."""
+        """Discard that proof, because something may have come and gone since."""
         self._level_run = ""
 
     def _was_level(self, run: str, at: int) -> bool:
         """
-        Whether nothing can have come and gone since the socket had everything, at the time ``at`` of the Redis ``run``.
+        Return whether nothing can have come and gone since the socket had everything.
 
-        What is published lives for ``ttl`` seconds, if its Redis does. The epoch of a topic that was empty is the time
-        of its first message.
+        That is until ``at``, a time of the Redis ``run``. What is published lives for ``ttl``
+        seconds, if its Redis does. The epoch of a topic that was empty is the time of its first
+        message.
         """
         return bool(run) and self._level_run == run and at - self._level_at < self.ttl * 1000
 
     def follow(self, page: Page, now: float) -> tuple[bool, list[Frame]]:
         """
-        Take what the history has after this position.
+        Decide what to send of a page read from the history.
 
         Returns:
-            Whether something is missing for good, in which case the cursor has been set to before the first
-            message that can still be had, and the frames to send, each of which the caller confirms with
-            ``move``. ``has_all`` says then whether there is more to read.
+            Whether something is missing for good, in which case the cursor has been set to just
+            before the first message that is still available, and the frames to send, each of which
+            the caller confirms with ``move``. ``has_all`` then returns whether there is more to
+            read.
 
         """
         last = page.last
@@ -296,7 +301,7 @@ class Cursor:
             self.epoch, self.n = last.epoch, 0
             self._void()
             if clock_was_set_back:
-                return False, []  # the page is what follows a later epoch: nothing; it has to be read again
+                return False, []  # the page follows a later epoch, and so has nothing; read again
         frames: list[Frame] = []
         n = self.n
         for frame in page.frames:
@@ -312,18 +317,18 @@ class Cursor:
         return True, []
 
     def has_all(self, page: Page, before: Position) -> bool:
-        """Say whether nothing is missing any more, now that a page was sent that was read after ``before``."""
+        """Return whether nothing is missing now that a page read after ``before`` was sent."""
         at_the_end = page.last is None or self.position in (before, page.last)
         return at_the_end and not self.lacks and not self.missed
 
     def _began_anew(self, page: Page, now: float) -> bool:
-        """Whether the old epoch ended by age, with this socket level, and all of the new one is there."""
+        """Return whether the old epoch expired with the socket level, and the new one is whole."""
         if page.last is None or page.first != (page.last.epoch, 1) or not self._was_level(page.run, page.now):
             return False
         return self.n == 0 or now - self.heard >= self.ttl - EXPIRY_TOLERANCE
 
     def _find_lost(self, last: Position | None, now: float) -> bool:
-        """Whether a message that was seen is in no history any more; moves behind it."""
+        """Return whether a message that was seen has left the history; if so, move past it."""
         known = self._known
         if known is None or known <= self.position or (last is not None and known.epoch != last.epoch):
             return False

@@ -1,9 +1,9 @@
 """
-How much a browser has not confirmed yet. Pure.
+Flow control: how much a browser has not confirmed yet. Pure.
 
-Servers do not tell how much they hold for a slow browser: Daphne's ``send`` never waits and buffers without
-limit (188 MB were seen), others wait for as long as the browser likes. So a socket counts what it sent, asks
-with numbered pings, and pauses at a bound.
+Servers do not report how much they buffer for a slow browser: Daphne's ``send`` never waits and
+buffers without limit (188 MB were seen), others wait for as long as the browser takes. So a socket
+counts what it sent, asks for confirmation with numbered pings, and pauses at a bound.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import random
 from typing import Final
 
 BOUND: Final = 512 * 1024
-"""Characters sent and not confirmed, above which a socket pauses. Enough for 4 MB/s at 125 ms of distance."""
+"""Characters sent and not confirmed, above which a socket pauses. Enough for 4 MB/s at a round trip
+of 125 ms."""
 ANONYMOUS_PONGS: Final = 10.0
-"""Seconds between two pongs without a number that count: they may come from a program that pongs by a timer and reads
-nothing. Daphne then buffers 26 KB/s, and ends it after 50 s, because it does not answer WebSocket pings."""
+"""Minimum seconds between two pongs without a number that count: they may come from a program that
+sends pongs by a timer and reads nothing. Daphne then buffers 26 KB/s, and closes it after 50 s,
+because it does not answer WebSocket pings."""
 MAX_STEP: Final = 1 << 20
 """Numbers of pings grow by up to this much at random, so that nobody can answer what they have not read. They stay
 integers in JavaScript for 2^33 pings."""
@@ -55,9 +57,10 @@ class Credit:
 
     def asked(self, now: float) -> bool:
         """
-        Take a ping of the browser's own, which confirms everything, as often as an anonymous pong counts.
+        Count a browser's ping, which confirms everything, as often as an anonymous pong does.
 
-        The client of the replaced service sends pings but answers none: its pings are all that is known about it.
+        The client of the replaced service sends pings but answers none: only its pings show that it
+        reads.
         """
         if not self._open or now - self._anonymous_at < ANONYMOUS_PONGS:
             return False
@@ -66,10 +69,11 @@ class Credit:
 
     def pong(self, number: int | None, now: float) -> bool:
         """
-        Take a pong.
+        Count a pong.
 
         Args:
-            number: The ping's; None answers the oldest open one, at most once in ``ANONYMOUS_PONGS``.
+            number: The number of its ping; None answers the oldest open one, at most once in
+                ``ANONYMOUS_PONGS``.
             now: Seconds of any clock.
 
         Returns:

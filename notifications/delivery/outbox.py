@@ -1,5 +1,6 @@
 """
-The last step to the browsers: one queue per event loop, from which the texts of all sockets are passed to the server.
+The last step to the browsers: one queue per event loop, which passes the texts of all sockets to
+the server.
 
 With one task per socket, that task would have to be woken for each message, which costs more than everything else. A
 server's ``send`` hardly ever waits, so its first step is run right here, in a task of its own (``aio.Runner``), which
@@ -40,7 +41,7 @@ class Pump:
         self._context = Context()
 
     def put(self, outbox: Outbox, what: str | Mark) -> None:
-        """Have ``outbox`` send ``what``, after everything that was put before."""
+        """Have ``outbox`` send ``what`` after everything that was put before."""
         self._queue.append(outbox)
         self._queue.append(what)
         if not self._due:
@@ -140,7 +141,7 @@ class Outbox:
             rest.add_done_callback(self._taken)
 
     def _hand_over(self, what: str | Mark) -> asyncio.Future[None] | None:
-        """Begin to send a text. If ``send`` has to wait, return a future that is done when it has ended."""
+        """Start to send a text. If ``send`` has to wait, return a future of its end."""
         if not isinstance(what, str):
             _set(what, sent=self._open)
         elif self._open:

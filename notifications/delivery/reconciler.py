@@ -1,5 +1,6 @@
 """
-What all sockets of an event loop share in order to miss nothing: a reader of histories and a comparison of positions.
+What all sockets of an event loop share in order to miss nothing: reading histories and comparing
+positions.
 
 A socket notices by itself that a message is missing when a later one arrives. For a message that nothing
 follows, the positions of all subscribed topics are compared with the histories at intervals.
@@ -113,7 +114,7 @@ class Reconciler:
 
     async def look(self, topic: Topic) -> Where:
         """
-        Return the position of a topic's history, read after this call.
+        Return the position of a topic's history, read no earlier than this call.
 
         When a thousand browsers come back at once, their requests are batched instead of waiting for connections: those
         that arrive while an answer is pending go into the next query.
@@ -174,7 +175,7 @@ class Reconciler:
     def _read_done(self, task: asyncio.Task[Page]) -> None:
         self._owned.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever still waits for it gets it; nobody else needs to hear of it
+            task.exception()  # callers that still wait get it; it needs no log line
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -195,7 +196,7 @@ class Reconciler:
         for watched in map(self._topics.__getitem__, topics):
             # Before the query: a comparison that is requested in the meantime must not be lost.
             joined = watched.joined + AFTER_JOIN
-            again = now() + watched.interval - 2 * TICK  # for one tick we are late, in another it is confirmed
+            again = now() + watched.interval - 2 * TICK  # a tick of lateness, and one to confirm
             watched.due = min(again, joined) if joined > now() else again
         try:
             found = await get_store().look(topics)
@@ -217,8 +218,9 @@ class Reconciler:
                     count("reconciled")
                     watched.cursors[cursor](cursor)
                 else:
-                    # On a busy host it may be under way still. To read it now would overtake what is between it and
-                    # the last, and has no id: that came late and out of order (seen). So it has a tick to arrive.
+                    # On a busy host it may still be on its way. Reading it now would overtake
+                    # messages before it that have no id: those then came late and out of order
+                    # (seen). So it has a tick to arrive.
                     self._stood[cursor] = cursor.position
                     watched.due = min(watched.due, now())
 

@@ -1,9 +1,10 @@
 """
-The road from the channel layer to one browser: judging what comes, and catching up from the history.
+Delivery from the channel layer to one browser: checking each message, and catching up from the
+history.
 
-What is to be sent goes into the socket's outbox (``outbox.py``). On this road there is no database, no JSON, no
-thread and no task to be woken: Channels' own dispatch closes old database connections in another thread and
-makes two tasks for every message.
+What is to be sent goes into the socket's outbox (``outbox.py``). This path has no database, no
+JSON, no thread and no task to be woken: Channels' own dispatch closes old database connections in
+another thread and creates two tasks for every message.
 """
 
 from __future__ import annotations
@@ -33,24 +34,25 @@ logger = logging.getLogger(__name__)
 LAYER_TIMEOUT: Final = 5.0
 """Seconds that joining or leaving a group may take."""
 INTERVAL_WITH_GAPS_TOLD: Final = 5.0
-"""Seconds between two comparisons with the history on a layer that tells of its gaps; what it cannot know is what
-Redis lost or a listener did not forward. On other layers the comparison keeps to ``HEARTBEAT_INTERVAL``."""
+"""Seconds between two comparisons with the history on a layer that reports its gaps; it cannot know
+what Redis lost or a listener did not forward. On other layers it is ``HEARTBEAT_INTERVAL``."""
 
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
 def subscribed(topic: Topic, recovered: bool | None, position: str | None, *, joined: bool = False) -> Subscribed:
-    """Tell a browser that a topic is subscribed, and of which sort it is."""
+    """Make the frame that confirms a subscription, and says of which sort the topic is."""
     state = settings.kinds[topic.kind].STATE
     return Subscribed(topic=topic.told, recovered=recovered, id=position, state=state, joined=joined)
 
 
 class Delivery:
     """
-    Carries the messages of some topics to one socket, each once and in order, or says what is missing.
+    Delivers the messages of some topics to one socket, each once and in order, or reports a loss.
 
-    It sends no faster than the browser confirms: above the bound of ``Credit`` it takes what the layer brings
-    and lets it go, which is a hole, and fills it from the history when the browser has caught up.
+    It sends no faster than the browser confirms: above the bound of ``Credit`` it skips what the
+    layer brings, which leaves a gap, and fills that from the history when the browser has caught
+    up.
     """
 
     def __init__(
@@ -60,12 +62,12 @@ class Delivery:
         failed: Callable[[], None],
     ) -> None:
         """
-        Prepare the road.
+        Prepare to deliver; ``end`` must follow.
 
         Args:
             layer: The channel layer.
-            send: Hands a text to the client's transport; see ``Transport.send_text``.
-            failed: Called when the layer breaks so that nothing will be delivered any more.
+            send: Passes a text to the client's transport; see ``Transport.send_text``.
+            failed: Called when the layer has failed and nothing more will be delivered.
 
         """
         self.cursors: dict[str, Cursor] = {}
@@ -86,7 +88,7 @@ class Delivery:
     # Topics.
 
     async def open(self) -> None:
-        """Get a channel of our own on the layer; raises whatever the layer raises."""
+        """Create a channel on the layer; raises whatever the layer raises."""
         self._channel = await self._in_time(self._layer.new_channel())
         if self._is_own_layer:
             self._layer.on_resync(self._channel, self._resync)
@@ -98,16 +100,16 @@ class Delivery:
         """
         Join a topic, and hold its messages back until ``release``.
 
-        Nothing falls between history and live: the group is joined first, then the history is read, and what
-        arrives live meanwhile is let go, because the history has it as well.
+        Nothing is lost between history and live: the group is joined first, then the history is
+        read, and what arrives live meanwhile is skipped, because the history has it as well.
 
         Returns:
             Whether everything since ``since`` follows (None without one), and the position after which messages
             follow (None without a history).
 
         Raises:
-            Exception: Whatever the layer raises, or one of ``connections.FAILURES``. Perhaps the group was joined
-                all the same; ``end`` leaves it.
+            Exception: Whatever the layer raises, or one of ``clients.FAILURES``. The group may have
+                been joined all the same; ``end`` leaves it.
 
         """
         kind = settings.kinds[topic.kind]
@@ -124,7 +126,7 @@ class Delivery:
         return begin.recovered, begin.position
 
     async def _in_time(self, call: Awaitable[Any]) -> Any:
-        """Bound a call of the layer; our own bounds itself, and timers are not free when thousands come at once."""
+        """Bound a call of the layer. Ours does that itself, and thousands of timers cost time."""
         if self._is_own_layer:
             return await call
         async with asyncio.timeout(LAYER_TIMEOUT):
@@ -138,12 +140,12 @@ class Delivery:
         return begin
 
     def position(self, name: str) -> str | None:
-        """Say after which message a joined topic is; None without a history."""
+        """Return the position of a joined topic; None without a history."""
         cursor = self.cursors[name]
         return str(cursor.position) if settings.kinds[cursor.topic.kind].HISTORY_SIZE else None
 
     def release(self, topic: Topic) -> None:
-        """Let a joined topic's messages follow."""
+        """Start to send a joined topic's messages."""
         cursor = self.cursors[str(topic)]
         if cursor.missed:
             self.catch_up(cursor)
@@ -151,7 +153,7 @@ class Delivery:
             cursor.go_live()
 
     async def leave(self, topic: Topic) -> None:
-        """Leave a topic; nothing of it is sent from now on."""
+        """Leave a topic; nothing more of it is sent."""
         if (cursor := self.cursors.pop(str(topic), None)) is None:
             return
         cursor.leave()
@@ -163,7 +165,7 @@ class Delivery:
             logger.debug("could not leave a group: %s", describe(error))
 
     def stop(self) -> None:
-        """Send nothing more, and begin nothing: servers take nothing after a close."""
+        """Send nothing more and start nothing, because servers accept nothing after a close."""
         self._outbox.close()
         for cursor in self.cursors.values():
             cursor.leave()
@@ -186,7 +188,11 @@ class Delivery:
             await self._end_receiving()
 
     async def _end_receiving(self) -> None:
-        """Cancel a ``receive``: layers forget a channel then, and only then; ours may have ended elsewhere."""
+        """
+        Cancel a ``receive``, because layers forget a channel only then.
+
+        ``_receive`` may have ended elsewhere than in the layer.
+        """
         if self._receive_task is not None:
             await ended(self._receive_task)
         while not self._forgotten:
@@ -198,10 +204,10 @@ class Delivery:
             if receiving.cancelled() or receiving.exception() is not None:
                 return
 
-    # The pump.
+    # Live messages.
 
     async def _receive(self) -> None:
-        """Take what a layer without ``on_message`` brings."""
+        """Receive from a layer without ``on_message``."""
         receive, channel = self._layer.receive, self._channel
         try:
             while True:
@@ -209,7 +215,7 @@ class Delivery:
         except asyncio.CancelledError:
             self._forgotten = True
             task = asyncio.current_task()
-            if task is not None and not task.cancelling():  # something in the layer was; nobody else would say so
+            if task is not None and not task.cancelling():  # something in the layer was; nothing else would log it
                 logger.exception("the channel layer failed under a socket")
                 self._failed()
             raise
@@ -218,10 +224,10 @@ class Delivery:
             self._failed()
 
     def _take(self, event: dict[str, Any]) -> None:
-        """Judge a message of the layer, and put it in the outbox if it is the next one."""
+        """Check a message of the layer, and put it into the outbox if it is the next one."""
         cursor = self.cursors.get(event.get("topic"))  # type: ignore[arg-type]
         if cursor is None:
-            return  # unsubscribed meanwhile, or not from our listener
+            return  # unsubscribed meanwhile, or not from a listener
         credit, epoch = self.credit, event.get("epoch")
         if credit.exhausted:
             if epoch is None:
@@ -255,22 +261,22 @@ class Delivery:
 
     @property
     def paused(self) -> bool:
-        """Whether the browser has to catch up before it is sent anything more."""
+        """Whether the browser has to confirm more before anything is sent to it."""
         return self.credit.exhausted
 
     def pong(self, number: int | None) -> bool:
-        """Take the browser's answer to a ping; says whether there was one to answer."""
+        """Count the browser's answer to a ping; return whether there was one to answer."""
         if answered := self.credit.pong(number, self._now()):
             self._resume()
         return answered
 
     def _resync(self) -> None:
-        """The layer may have lost something: compare positions now."""
+        """Compare positions now, because the layer may have lost something."""
         for cursor in self.cursors.values():
             reconciler().hurry(cursor.topic)
 
     def asked(self) -> bool:
-        """Take a ping of the browser's own; says whether that confirmed anything."""
+        """Count a ping from the browser; return whether that confirmed anything."""
         if confirmed := self.credit.asked(self._now()):
             self._resume()
         return confirmed
@@ -285,17 +291,17 @@ class Delivery:
                 self.catch_up(cursor)
 
     def ask(self) -> None:
-        """Ask the browser to confirm what it was sent."""
+        """Send a ping, whose answer confirms what was sent before."""
         text = encode(ServerPing(n=self.credit.ping()))
         self.credit.sent += len(text)
         self._outbox.put(text)
 
     def mark(self) -> asyncio.Future[bool]:
-        """Return what is done when the server has taken all that was sent so far, or (False) takes no more."""
+        """Return a future: True once the server has accepted all sent so far, False if never."""
         return self._outbox.mark()
 
     async def say(self, frame: ServerFrame) -> None:
-        """Send one of the server's own frames, and return when the server has taken it."""
+        """Send a frame that is no message, and return when the server has accepted it."""
         text = encode(frame)
         self.credit.sent += len(text)
         self._outbox.put(text)
@@ -304,7 +310,7 @@ class Delivery:
     # Catching up.
 
     def catch_up(self, cursor: Cursor) -> None:
-        """Read what a cursor misses from the history, and send it, after those that were behind before."""
+        """Queue a cursor that is behind: what it misses is read from the history and sent."""
         if cursor.has_left or not self._outbox.is_open:
             return
         cursor.catch_up()
@@ -319,7 +325,8 @@ class Delivery:
                 try:
                     await self._catch_up(cursor)
                 except FAILURES as error:
-                    # Nothing may follow that shows the hole again, and the next comparison may be far.
+                    # Perhaps no later message reveals the gap again, and the next comparison may be
+                    # far off.
                     logger.debug("could not read the history of %s: %s", cursor.topic, describe(error))
                     reconciler().hurry(cursor.topic)
                 except Exception as error:  # noqa: BLE001  a bug; of this topic, and at this time only
@@ -328,23 +335,23 @@ class Delivery:
                     self._end_catching_up(cursor)
         finally:
             self._catch_up_task = None
-            while self._behind:  # cancelled: they are found behind again, if the socket is still there
+            while self._behind:  # cancelled: a comparison finds them again, if the socket still exists
                 self._end_catching_up(self._behind.pop(0))
 
     def _end_catching_up(self, cursor: Cursor) -> None:
         cursor.go_live()
         for text in self._held.all(cursor):
-            if cursor.state is State.LIVE:  # also if it could not be read: what was held is nowhere else
+            if cursor.state is State.LIVE:  # even if reading failed: what was held exists nowhere else
                 self._deliver(text)
 
     async def _catch_up(self, cursor: Cursor) -> None:
-        """Send what follows a cursor page by page, each when the browser has confirmed enough, until it has all."""
+        """Send page by page what follows a cursor, each when the browser has confirmed enough."""
         while True:
             await self._until_confirmed()
             before = cursor.begin_reading()
             page = await reconciler().read(cursor.topic, before)
             if cursor.has_left:
-                return  # nothing of it follows the answer
+                return  # nothing of it may be sent after the answer
             self._send(page, cursor)
             if not await self._outbox.mark() or cursor.has_left:
                 return
@@ -358,7 +365,7 @@ class Delivery:
             await self._resumed
 
     def _send(self, page: Page, cursor: Cursor) -> None:
-        """Send a page, and between its messages those without an id that were published there."""
+        """Send a page, and between its messages those without an id, in their places."""
         now = self._now()
         incomplete, frames = cursor.follow(page, now)
         if incomplete:
