@@ -1,4 +1,4 @@
-"""Where a topic is now, for a page that shows its state and is told what follows."""
+"""Positions of topics, for pages that show a state and then receive what follows."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from .topics import Topic
 
 def position(topic: Topic | str) -> str | None:
     """
-    Return the position of a topic: a page that subscribes with it as ``since`` gets all that is published from now on.
+    Return the position of a topic, to render into a page.
 
-    Ask before you read the state that the page shows. What is published in between then reaches the page as well,
-    where otherwise it would be in neither.
+    A page that subscribes with it as ``since`` receives all that is published from now on. Call
+    this before you read the state that the page shows: what is published in between then reaches
+    the page as well, instead of being missing from both.
 
-    Takes about a second at most when Redis does not answer, and nothing in the seconds after that.
+    When Redis does not answer, this takes about a second, and then fails at once for some seconds.
 
     Args:
         topic: A ``Topic``, or its text such as ``"order:7"``.
 
     Returns:
-        ``"<epoch>-<n>"``, the id of the latest message or, where there is none, what comes before the first. None where
-        ``HISTORY_SIZE`` is 0.
+        ``"<epoch>-<n>"``, the id of the latest message or, if there is none, the position before
+        the first. None where ``HISTORY_SIZE`` is 0.
 
     Raises:
         TopicError: The topic is not valid.

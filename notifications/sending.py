@@ -1,7 +1,7 @@
 """
-How calls of the site are sent to Redis: at once or when the transaction commits, and how failures are handled.
+Sending to Redis for the site's code: at once or on commit, and with failures raised or logged.
 
-Publishing and ending access share this code; what they send is their own.
+Publishing and ending access share this; each defines its own calls.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Call(Protocol[T_co]):
-    """A call of Redis that is ready to be made, whatever happens to the objects it was made from."""
+    """A call to Redis, ready to be made whatever happens to the objects it was made from."""
 
     @property
     def where(self) -> str:
         """Return the topic or channel, for display."""
 
     def send(self) -> T_co:
-        """Make the call; raises ``connections.FAILURES``."""
+        """Make the call; raises ``clients.FAILURES``."""
 
     async def asend(self) -> T_co:
-        """Make the call without blocking the event loop; raises ``connections.FAILURES``."""
+        """Make the call without blocking the event loop; raises ``clients.FAILURES``."""
 
 
 def send(call: Call[T_co], *, on_commit: bool, using: str | None, fail_silently: bool) -> T_co | None:
@@ -43,7 +43,8 @@ def send(call: Call[T_co], *, on_commit: bool, using: str | None, fail_silently:
 
     Args:
         call: What to send.
-        on_commit: Wait for the commit, and do nothing after a rollback. Outside a transaction it is made at once.
+        on_commit: Wait for the commit, and do nothing after a rollback. Outside a transaction the
+            call is made at once.
         using: With ``on_commit``: the alias of the database. The default one if None.
         fail_silently: Log and count a ``PublishError`` instead of raising it.
 

@@ -1,15 +1,16 @@
 """
-Signals that are sent when a message is published, for apps that build on it: an inbox, an audit trail, a counter.
+Signals sent when a message is published, for apps such as an inbox, an audit trail or a counter.
 
-They are sent by ``publish`` and the like, in the thread or task that publishes, and not for what other programs publish
-on Redis. Receivers may be synchronous or asynchronous, as in Django. An exception in one is logged, and neither loses
-the message nor prevents the others from being called. The caller of ``publish`` waits for all of them.
+``publish_*`` send them, in the thread or task that publishes; they are not sent for what other
+programs publish on Redis. Receivers may be synchronous or asynchronous, as in Django. An exception
+in one is logged, and neither loses the message nor prevents the others from being called. The
+caller of ``publish`` waits for all of them.
 
 Both have the message's class as ``sender``, such as ``Notice``, or ``dict``, and these arguments:
 
 * ``topic``: the ``Topic``.
 * ``data``: the message as browsers receive it, without ``_meta``: the ``bytes`` of a JSON object.
-* ``idempotency_key``: that of the call, or None.
+* ``idempotency_key``: the call's, or None.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ async def atell(signal: Signal, sender: type, **facts: Any) -> None:
 
 @contextmanager
 def _harmless() -> Iterator[None]:
-    """Log what Django does not catch: it calls no asynchronous receivers in the thread of an event loop, for one."""
+    """Log what Django does not catch, such as asynchronous receivers in an event loop's thread."""
     try:
         yield
     except Exception:

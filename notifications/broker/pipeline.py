@@ -51,7 +51,7 @@ async def arun(
         again: It may be executed twice. Without this, what may have been executed is never sent again.
 
     Raises:
-        redis.RedisError, OSError, TimeoutError: See ``connections.FAILURES``.
+        redis.RedisError, OSError, TimeoutError: See ``clients.FAILURES``.
 
     """
 

@@ -1,8 +1,8 @@
 """
-Histories in the memory of one process: for the tests of sites, and the shortest way to see what a store does.
+Histories in the memory of one process: for the tests of sites, and the shortest example of a store.
 
-No other process hears of what is published here, and nothing outlives the store. Epochs are read off the wall clock,
-which tests may set; ages off the clock of event loops, which sockets go by as well.
+No other process receives what is published here, and nothing outlives the store. Epochs come from
+the wall clock, which tests may set; ages from the clock of event loops, which sockets use as well.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from .stamped import Stamped, head, tail
 from .store import DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES
 
 MAX_BYTES: Final = 256 * 1024 * 1024
-"""Bytes of frames that all histories keep together. What has no room is refused, as a full Redis does."""
+"""Bytes of frames that all histories keep together. What exceeds them is refused, as by a full
+Redis."""
 ENTRY_BYTES: Final = 400
-"""What a message takes beside its frame, about."""
+"""Approximate memory of a message besides its frame."""
 
 
 class History:
@@ -33,7 +34,7 @@ class History:
     The last messages of one topic; never empty.
 
     Attributes:
-        expires: When it is gone, if nothing more is published.
+        expires: When it expires, if nothing more is published.
 
     """
 
@@ -46,12 +47,12 @@ class History:
 
 class Tenure:
     """
-    What is known of a lease.
+    The state of a lease.
 
     Attributes:
-        token: Of its holder.
-        batch: The number of the last batch that it had stamped.
-        term: Names the time in which every raw message was given an id; empty when that is over.
+        token: The holder's.
+        batch: The number of the last batch that was stamped for the holder.
+        term: Names the period in which every raw message was given an id; empty when that is over.
 
     """
 
@@ -68,10 +69,10 @@ class MemoryStore:
 
     def __init__(self, tell: Callable[[Stamped], object], max_bytes: int = MAX_BYTES) -> None:
         """
-        Begin without any history, as a server that has just started.
+        Start without any history, like a server that has just been started.
 
         Args:
-            tell: Called with each message, in the thread that publishes it; it must only take note.
+            tell: Called with each message, in the thread that publishes it; it must return at once.
             max_bytes: As ``MAX_BYTES``.
 
         """
@@ -109,12 +110,12 @@ class MemoryStore:
         return self.publish(topic, data, idempotency_key, at)
 
     def give_lease(self, lease: str, token: str) -> None:
-        """Make ``token`` the holder; who had the lease before has it no more."""
+        """Make ``token`` the holder; the previous holder loses the lease."""
         with self._lock:
             self._leases[lease] = Tenure(token)
 
     def term(self, lease: str) -> str:
-        """Read the term of a lease; empty if there is none."""
+        """Return the term of a lease; empty if there is none."""
         with self._lock:
             return self._leases[lease].term if lease in self._leases else ""
 
@@ -173,7 +174,7 @@ class MemoryStore:
         Give a message its id, and keep it.
 
         Raises:
-            OSError: There is no room.
+            OSError: The histories are full.
 
         """
         kind, now = settings.kinds[topic.kind], time.monotonic()
@@ -198,11 +199,11 @@ class MemoryStore:
         return position, data
 
     def _history(self, topic: Topic, now: float) -> History | None:
-        """Return a topic's history; forget it first if its time is over."""
+        """Return a topic's history; None if there is none, or if it has just expired."""
         history = self._histories.get(topic)
         if history is None or now < history.expires:
             return history
-        # The clock may stand still: what comes after it must have another epoch all the same.
+        # The clock may stand still: the next history must have another epoch all the same.
         self._ended = max(self._ended, history.frames[-1].position.epoch)
         self._bytes -= sum(map(_size, history.frames))
         del self._histories[topic]
@@ -217,13 +218,13 @@ class MemoryStore:
         return Where(self._run, self._started, now, first, last, history.expires - age, whole=True)
 
     def _forget_keys(self) -> None:
-        """Forget the idempotency keys whose time is over; the oldest is the first."""
+        """Forget the idempotency keys that have expired; the oldest is the first."""
         now = time.monotonic()
         while self._once and (oldest := next(iter(self._once))) and self._once[oldest][0] <= now:
             del self._once[oldest]
 
     def _now(self) -> int:
-        """Say what time it is, in ms; never earlier than before, even when the clock is set back."""
+        """Return the time in ms; never earlier than before, even when the clock is set back."""
         self._clock = max(self._clock, int(time.time() * 1000), self._ended)
         return self._clock
 

@@ -1,8 +1,9 @@
 """
-Ids, and what histories say in them. Pure.
+Ids, and what a history answers in terms of them. Pure.
 
-An id is ``<epoch>-<n>``: within an epoch ``n`` counts without holes, so from two ids of one epoch anyone
-can tell next, duplicate and hole. Another epoch means that the count began anew, and nothing more.
+An id is ``<epoch>-<n>``: within an epoch ``n`` counts without gaps, so two ids of one epoch show
+whether the second is the next, a duplicate or behind a gap. Another epoch means that counting has
+started anew, and nothing more.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``"<epoch>-<n>"``; ValueError if it is not that."""
+        """Parse ``"<epoch>-<n>"``; raise ValueError for anything else."""
         epoch, _, n = text.partition("-")
         return tuple.__new__(cls, (int(epoch), int(n)))  # as the class would, in half the time
 
     @classmethod
     def since(cls, text: str | None) -> Self | str | None:
-        """Read a frame's ``since``: ``"last"`` and None stay what they are."""
+        """Parse a frame's ``since``; ``"last"`` and None are returned as they are."""
         return text if text is None or text == "last" else cls.parse(text)
 
     def __str__(self) -> str:
@@ -40,12 +41,14 @@ class Where(NamedTuple):
     What a history holds.
 
     Attributes:
-        run: Which server says so; it changes when a server starts again, for it may have lost something.
-        started: When that was up at the latest, in ms.
+        run: Identifies the server that answered; it changes at each start, which may have lost
+            something.
+        started: The latest time by which that server was up, in ms.
         now: The server's time in ms.
-        first, last: The ids of the history's ends; None if it has no entry.
-        ttl: Seconds until it is gone, if nothing more is published.
-        whole: The last entry was written by this server, so that none after it can have been lost with another.
+        first, last: The first and last ids of the history; None if it has no entry.
+        ttl: Seconds until it expires, if nothing more is published.
+        whole: Whether this server wrote the last entry, so that none after it was lost with
+            another.
 
     """
 
@@ -59,7 +62,7 @@ class Where(NamedTuple):
 
     @property
     def position(self) -> Position:
-        """The position of a reader who has received everything."""
+        """The position of a reader that has received everything."""
         return self.last or Position(self.now, 0)
 
 
@@ -75,12 +78,13 @@ class Page(NamedTuple):
     What follows a position.
 
     Attributes:
-        run: Which server says so.
+        run: Identifies the server that answered.
         now: The server's time in ms.
-        first, last: The ends of the history when it was read; None if it has no entry.
+        first, last: The first and last ids of the history when it was read; None if it has no
+            entry.
         whole: As in ``Where``.
-        frames: In their order. Unless the last of them is ``last`` there is more to read.
-        ttl: Seconds until the history is gone, if nothing more is published.
+        frames: In order. Unless the last of them is ``last``, there is more to read.
+        ttl: Seconds until the history expires, if nothing more is published.
 
     """
 

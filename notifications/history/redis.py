@@ -1,7 +1,7 @@
 """
-The histories in Redis: a stream for each topic, and for each operation one script, which is one step.
+Histories in Redis: a stream for each topic, and a script, which is atomic, for each operation.
 
-The files in ``lua/`` say what a script takes, does and returns.
+The files in ``broker/lua/`` describe what each script takes, does and returns.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .stamped import STAMPED, head, tail
 from .store import IDEMPOTENCY_TTL, PAGE_BYTES, term_key
 
 READ_TIMEOUT: Final = 3.0
-"""Seconds that a read may take: a socket can wait longer than a web request."""
+"""Seconds that a read may take; a socket can wait longer than a web request."""
 
 _PUBLISH: Final = Script("stamp", "publish")
 _BATCH: Final = Script("stamp", "batch")
@@ -33,8 +33,8 @@ class RedisStore:
     """
     The ``Store`` of a site.
 
-    What web requests wait for, ``publish`` and ``position``, is refused at once when Redis has just let another caller
-    wait for nothing.
+    The calls for which web requests wait, ``publish`` and ``position``, fail at once when Redis has
+    just failed to answer another caller.
     """
 
     def publish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
@@ -52,8 +52,8 @@ class RedisStore:
     async def stamp_batch(
         self, lease: str, token: str, number: int, messages: Sequence[tuple[Topic, bytes]]
     ) -> tuple[int, str]:
-        # Perhaps it was done, though it failed, and a full Redis cannot note its number: whoever asks again looks
-        # first at what has come back.
+        # A batch may have been stamped although the call failed, and a full Redis cannot record its
+        # number: before calling again, the caller removes what has come back.
         keys = [lease, term_key(lease)]
         arguments: list[Any] = [RUN, internal_name(STAMPED), token, number]
         for topic, rest in messages:
@@ -90,7 +90,7 @@ class RedisStore:
 
 
 def _publishing(topic: Topic, data: bytes, idempotency_key: str | None, at: int) -> tuple[list[str], list[Any]]:
-    """Write the keys and arguments of ``publish.lua``."""
+    """Return the keys and arguments of ``publish.lua``."""
     key, size, ttl, name, begin = _fixed(topic)
     keys = [key]
     if idempotency_key is not None:
@@ -113,7 +113,7 @@ def _publishing(topic: Topic, data: bytes, idempotency_key: str | None, at: int)
 
 @lru_cache(maxsize=10_000)
 def _fixed(topic: Topic) -> tuple[str, int, int, str, bytes]:
-    """Write what all messages of a topic have in common: key, size, age in ms, name, and beginning of the frame."""
+    """Return what all messages of a topic share: key, size, age in ms, name, start of the frame."""
     kind, name = settings.kinds[topic.kind], str(topic)
     return topic.history_key, kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, head(topic.told)
 

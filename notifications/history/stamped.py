@@ -1,5 +1,5 @@
 """
-Stamped messages: how a frame is made of a message and its id, and how it travels to the listeners. Pure.
+Stamped messages: how a message and its id become a frame, and how that reaches the listeners. Pure.
 
     {"_meta":{"topic":"user:7","id":"1764153600000-3"},"action":"notice"}
     └───────────── head ────────────┘└──── id ─────┘  └────── tail ─────┘
@@ -16,19 +16,19 @@ from ..topics import told
 from .position import Position
 
 STAMPED: Final = "stamped"
-"""The internal channel on which everything that has been stamped travels, whoever stamped it."""
+"""The internal channel on which everything that was stamped is published, by whichever process."""
 
 
 class Stamped(Struct, frozen=True, gc=False):
     """
-    What travels on the internal channel; a struct, because it is made for each message and C makes it.
+    A message on the internal channel; a struct, created in C, because there is one per message.
 
     Attributes:
-        road: ``"p"`` from ``publish_*``, ``"r"`` raw, ``"u"`` not kept.
+        road: How it was published: ``"p"`` by ``publish_*``, ``"r"`` raw, ``"u"`` not kept.
         topic: As text.
         position: None for ``"u"``.
         frame: What browsers receive.
-        run: Which server stamped it; empty if that is not known.
+        run: The ``run`` of the server that stamped it; empty if not known.
         at: When it was published, in µs, if it is to be timed; otherwise 0.
 
     """
@@ -42,25 +42,25 @@ class Stamped(Struct, frozen=True, gc=False):
 
 
 def head(topic: str) -> bytes:
-    """Write the beginning of a topic's frames, up to the id; ``topic`` is what browsers are told that it is."""
+    """Return the start of a topic's frames, up to the id; ``topic`` is its name for browsers."""
     return b'{"_meta":{"topic":' + msgspec.json.encode(topic) + b',"id":"'
 
 
 def tail(data: bytes) -> bytes:
-    """Write the rest of a frame, from the comma after ``_meta`` on; ``data`` is the message's JSON object."""
+    """Return the rest of a frame, from the comma after ``_meta``; ``data`` is a JSON object."""
     rest = data[1:]
     return rest if rest.strip(b" \t\r\n") == b"}" else b"," + rest
 
 
 def tail_of(stamped: Stamped) -> bytes:
-    """Read back the ``tail`` that a frame on the internal channel was made with."""
+    """Return the ``tail`` from which a frame on the internal channel was made."""
     if stamped.position is None:
         return tail(stamped.frame)
     return stamped.frame[len(head(told(stamped.topic))) + len(str(stamped.position)) + 2 :]
 
 
 def read_stamped(data: bytes) -> Stamped:
-    """Read what is published on the internal channel; ValueError if it is something else."""
+    """Parse what is published on the internal channel; raise ValueError for anything else."""
     size, id_, run, rest = data.split(b" ", 3)
     length = int(size[1:])
     position = None if id_ == b"-" else Position.parse(id_.decode())
