@@ -11,9 +11,15 @@ PACKAGE = Path(notifications.__file__).parent
 
 
 @cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """Return every node of a file."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def nodes() -> list[ast.AST]:
     """Return every node of every module."""
-    return [node for path in sorted(PACKAGE.rglob("*.py")) for node in ast.walk(ast.parse(path.read_text()))]
+    return [node for path in sorted(PACKAGE.rglob("*.py")) for node in nodes_of(path)]
 
 
 def calls(*names: str) -> Iterator[ast.Call]:

@@ -4,11 +4,13 @@ import ast
 import inspect
 import re
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import notifications
+from tests.source import nodes_of
 
 PACKAGE = Path(notifications.__file__).parent
 ROOT = PACKAGE.parent
@@ -90,16 +92,19 @@ def dotted(path):
 NAMES = {dotted(path): path for path in MODULES.values()}
 
 
+@cache
 def imports_of(path):
-    """Yield the dotted name of everything that a file imports, relative imports written out."""
+    """List the dotted name of everything that a file imports, relative imports written out."""
     package = ["notifications", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    found = []
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *(node.module or "").split(".")]).rstrip(".")
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def modules_of(path):
@@ -217,7 +222,7 @@ def test_connections_know_no_transport(name):
     used = {each for each in [*imports_of(path), *modules_of(path)] if within(each, ASGI | TRANSPORTS)}
     events = [
         node.value
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if isinstance(node, ast.Constant) and str(node.value).startswith(("websocket.", "http."))
     ]
 
@@ -244,7 +249,7 @@ def test_few_know_the_commands_of_redis(name):
     path = MODULES[name]
     named = {
         node.value
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes_of(path)
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in COMMANDS
     }
 
