@@ -43,11 +43,16 @@ The further argument ``id`` is what ``publish`` returns, None where ``HISTORY_SI
 under its idempotency key, the signal is sent again, with the id of the first.
 """
 
+CUT_SHORT: Final = "something that a receiver waited for was cancelled"
+
 
 def tell(signal: Signal, sender: type, **facts: Any) -> None:
     """Call the receivers of a signal, whatever they raise."""
     with _harmless():
-        signal.send_robust(sender, **facts)
+        try:
+            signal.send_robust(sender, **facts)
+        except asyncio.CancelledError as error:  # nothing cancels a thread
+            raise CutShortError(CUT_SHORT) from error
 
 
 async def atell(signal: Signal, sender: type, **facts: Any) -> None:
@@ -59,7 +64,7 @@ async def atell(signal: Signal, sender: type, **facts: Any) -> None:
         except asyncio.CancelledError as error:
             if task is None or task.cancelling():
                 raise
-            raise CutShortError("something that a receiver waited for was cancelled") from error
+            raise CutShortError(CUT_SHORT) from error
 
 
 @contextmanager

@@ -142,8 +142,9 @@ async def test_an_asynchronous_receiver_that_cannot_be_called_costs_no_message(e
     assert "not all receivers of a signal could be called" in caplog.text
 
 
+@TWINS
 @pytest.mark.parametrize("name", SIGNALS)
-async def test_a_receiver_under_which_something_is_cancelled_cancels_no_publish(ear, connect, caplog, name):
+def test_a_receiver_under_which_something_is_cancelled_cancels_no_publish(ear, connect, caplog, say, name):
     """Cancelling the publish itself does."""
 
     async def receive(**facts):
@@ -153,7 +154,7 @@ async def test_a_receiver_under_which_something_is_cancelled_cancels_no_publish(
 
     connect(SIGNALS[name], receive)
 
-    assert await apublish("user:7", {"n": 1}) is not None
+    assert say("user:7", {"n": 1}) is not None
 
     assert ear.hear() == ("user:7", '{"n":1}')
     assert "CancelledError" in caplog.text
