@@ -154,3 +154,27 @@ test("a team without a history is heard as well", async (t) => {
 
   assert.deepEqual(seen, ["cheer", "cheer"]);
 });
+
+test("a page that asks for a team that was left is answered as for any other topic", async (t) => {
+  const { tab, notifications } = await listening(t);
+  const errors = [];
+  const options = { grant: "signed", error: ({ code }) => errors.push(code) };
+  tab.socket.say(given()).publish(TEAM, "100-1").say({ action: "unsubscribed", topic: TEAM });
+  notifications.subscribe(TEAM, () => {}, options);
+  assert.deepEqual(tab.socket.heard(), [{ action: "subscribe", topic: TEAM, since: "100-1", grant: "signed" }]);
+  tab.socket.say({ action: "error", code: "forbidden", message: "no", topic: TEAM });
+
+  assert.deepEqual(errors, ["forbidden"]);
+});
+
+test("handlers of a team that was left may go, and others ask again", async (t) => {
+  const { tab, notifications, heard } = await listening(t);
+  tab.socket.say(given());
+  const off = notifications.subscribe(TEAM, () => {}, { error: () => off() });
+  tab.socket.say({ action: "unsubscribed", topic: TEAM });
+  notifications.subscribe(TEAM, () => {});
+  assert.deepEqual(tab.socket.heard().at(-1), { action: "subscribe", topic: TEAM });
+  tab.socket.say({ action: "unsubscribed", topic: TEAM }).subscribed(TEAM).publish(TEAM, "100-1");
+
+  assert.deepEqual(heard, ["100-1"]);
+});

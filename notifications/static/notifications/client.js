@@ -51,7 +51,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
 
   const topics = new Map(); // subscriptions by the page's names
   const actions = new Map();
-  let joined = new Map(); // those of this socket by the server's
+  let joined = new Map(); // of this socket by the server's
   let asked = []; // unanswered, in order
   let leaving; // not sent yet
   let fetching; // grants
@@ -95,7 +95,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       socket.onopen = () => mine === attempt && token && send({ type: "auth", token: secret, since });
       socket.onmessage = ({ data }) => mine === attempt && receive(data);
       socket.onclose = (event) => mine === attempt && lost(event.code, reason ?? event.reason);
-      socket.onerror = () => {}; // else Node's ws throws
+      socket.onerror = () => {}; // Node's ws throws
     } catch (error) {
       if (mine === attempt) lost(1006, String(error));
     }
@@ -225,7 +225,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     const topic = `user:${frame.user_id}`;
     if (own.topic && own.topic !== topic) return another();
     if (user && user !== topic) {
-      own.since = "last"; // it was another's: nothing is missing
+      own.since = "last"; // another's: nothing is missing
       left = {};
     }
     own.topic = user = topic;
@@ -248,13 +248,13 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     if (!subscription) return;
     const known = joined.get(topic) ?? subscription;
     joined.set(topic, known);
-    // Left meanwhile: another spelling goes, too.
+    // Left meanwhile, by any spelling.
     if (topics.get(subscription.topic) !== subscription) return void (known.again = true);
     merge(subscription.topic, known);
     return known;
   }
 
-  /** Ask for what was missed of a topic that the site has joined. */
+  /** Ask for what was missed of what the site has joined. */
   function give(topic) {
     const subscription = topics.get(topic) ?? { topic, listeners: new Set() };
     topics.set(topic, subscription);
@@ -275,20 +275,25 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     const { topic, since, known, last, listeners } = subscription;
     Object.assign(subscription, { last: id, known: true, state });
     save();
-    // A state misses nothing; coming back without an id, everything.
+    // A state misses nothing; without an id, everything.
     if (recovered === false ? known || !(state || since === "last") : known && !last) {
       emit("gap", { topic });
       tell(listeners, topic, "gap");
     }
   }
 
-  function refuse({ topic, listeners = [], given }, code, message) {
-    if (given && !listeners.size) return;
+  function refuse(subscription, code, message) {
+    const { topic, listeners = [], given, last } = subscription;
+    subscription.given = 0;
+    if (given && !listeners.size) {
+      left[topic] = last;
+      return void topics.delete(topic);
+    }
     const detail = { code, message, topic };
     emit("error", detail);
     tell(listeners, detail, "error");
     if (listened.has("error") || [...listeners].some(({ error }) => error)) return;
-    console.warn(`notifications: ${code}, ${message} (${topic}): see docs/protocol.md#errors`);
+    console.warn(`notifications: ${code}, ${message} (${topic}): docs/protocol.md#errors`);
   }
 
   // What we say
@@ -359,7 +364,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   function remember(forget) {
     const positions = [...topics].map(([topic, { last, state }]) => {
       const [epoch, n] = pair(last);
-      return [topic, state && n ? `${epoch}-${n - 1}` : (last ?? left[topic])]; // the next page shows a state again
+      return [topic, state && n ? `${epoch}-${n - 1}` : (last ?? left[topic])]; // shown again
     });
     try {
       if (forget || saving) sessionStorage.removeItem(memory); // it may be full
