@@ -105,8 +105,8 @@ class Socket(Protocol):
     def admit(self, topic: str, as_of: float) -> None:
         """Subscribe to what was unanswered, and was asked then."""
 
-    def withdraw(self, topic: str) -> None:
-        """Unsubscribe from a topic, or refuse what was unanswered."""
+    def withdraw(self, topic: str, *, is_revoked: bool = False) -> None:
+        """Unsubscribe from a topic, or refuse what was unanswered; if it was revoked, whatever asked before says."""
 
     def take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
         """Have these topics of a kind without asking, and no others; ``JOIN`` was asked then."""
@@ -195,7 +195,7 @@ class Access:
             self._look_at(told.user)
         elif told.do == "revoke":
             socket.is_account_old = True
-            socket.withdraw(told.what)
+            socket.withdraw(told.what, is_revoked=True)
         elif not told.what or told.what == socket.credentials.fingerprint:
             socket.end_access(CloseCode.ACCESS_REVOKED, "logged out" if told.what else "access was revoked")
         elif socket.credentials.session_key is not None and not sessions_have_lasting_keys():

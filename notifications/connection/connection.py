@@ -139,7 +139,8 @@ class Connection:
         """The topics that ``JOIN`` has returned, and whether the client has subscribed to them as
         well."""
         self._asking: str | None = None
-        self._revoked: set[str] | None = None  # only while JOIN is asked
+        self._revoked: dict[str, float] = {}
+        """The topics of such kinds that were revoked, and when; an answer of ``JOIN`` may be older."""
         self._tenant = NO_TENANT
         self._own: Topic | None = None
         self._address: str | None = None
@@ -351,7 +352,8 @@ class Connection:
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
         self._delivery.release(self._own)
         for kind in settings.joining:
-            await self._ask_join(kind)
+            if not self._closing.begun:
+                await self._ask_join(kind)
 
     # Subscriptions.
 
@@ -447,15 +449,13 @@ class Connection:
     async def _ask_join(self, kind: str) -> None:
         as_of = asyncio.get_running_loop().time()
         self.joins[kind] = NEVER
-        self._revoked = set()
         topics = await self._work.aside(access().ask_join(self, kind))
-        revoked, self._revoked = self._revoked, None
         if self._closing.begun:
             return
         if topics is None:
             self._ask_later(kind)
         else:
-            await self._take(kind, [topic for topic in topics if str(topic) not in revoked], as_of)
+            await self._take(kind, topics, as_of)
 
     def take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
         """Make these the topics of a kind that ``JOIN`` gives; it was asked at ``as_of``."""
@@ -463,8 +463,12 @@ class Connection:
 
     async def _take(self, kind: str, topics: Sequence[Topic], as_of: float) -> None:
         if self._closing.begun or as_of < self.joins[kind]:
-            return  # a revocation since then, or a later answer, prevails
+            return  # a later answer prevails
         self.joins[kind] = as_of
+        self._revoked = {
+            name: at for name, at in self._revoked.items() if at >= as_of or name.partition(":")[0] != kind
+        }
+        topics = [topic for topic in topics if str(topic) not in self._revoked]
         names = {str(topic) for topic in topics}
         waiting = {name: each.topic for name, each in self.unanswered.items() if each.is_refused}
         had = {name: self._delivery.cursors[name].topic for name in self._given}
@@ -473,6 +477,8 @@ class Connection:
                 count("withdrawn")
                 await self._leave(topic)
         for number, topic in enumerate(topics):
+            if self._closing.begun:
+                break
             if not await self._give(topic):
                 _log.warning(
                     "JOIN of kind %r names more topics than a socket may have; %d left out", kind, len(topics) - number
@@ -503,18 +509,15 @@ class Connection:
         """Deliver nothing more and close, whatever the socket is busy with."""
         self._closing.at_once(code, reason if code is CloseCode.ACCESS_REVOKED else None)
 
-    def withdraw(self, topic: str) -> None:
+    def withdraw(self, topic: str, *, is_revoked: bool = False) -> None:
         """Unsubscribe from a topic, or refuse one that waits, ahead of queued frames."""
+        if is_revoked and topic.partition(":")[0] in self.joins:
+            self._revoked[topic] = asyncio.get_running_loop().time()
         self._work.add_next(partial(self._withdraw, topic))
 
     async def _withdraw(self, topic: str) -> None:
         if self._asking == topic:
             self._asking = None
-        if self._revoked is not None:
-            self._revoked.add(topic)
-        kind = topic.partition(":")[0]
-        if self.joins.get(kind, NEVER) != NEVER:
-            self.joins[kind] = asyncio.get_running_loop().time()  # an answer that is queued is older
         held = self._delivery.cursors.get(topic) or self.unanswered.get(topic)
         if held is not None and held.topic != self._own:
             count("withdrawn")

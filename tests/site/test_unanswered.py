@@ -309,7 +309,7 @@ class Socket:
     def admit(self, topic, as_of=None):
         self.told.put_nowait(("admit", topic, as_of))
 
-    def withdraw(self, topic):
+    def withdraw(self, topic, *, is_revoked=False):
         self.unanswered.discard(topic)
         self.told.put_nowait(("withdraw", topic))
 

@@ -5,6 +5,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from channels.layers import InMemoryChannelLayer
 
 from notifications.access import authentication
 from notifications.access import revocation as access_module
@@ -15,6 +16,7 @@ from notifications.history import put_in_place
 from notifications.history.memory import MemoryStore
 from notifications.logs import LogBudget, Outages
 from notifications.metrics import tally
+from notifications.protocol.frames import CloseCode
 from notifications.topics import Topic
 from tests.frame_list import opened, user_of
 from tests.waiting import await_for
@@ -277,6 +279,60 @@ async def test_what_is_revoked_is_not_joined_by_an_older_answer(teams):
 
         await expect_joined(client, TEAM_8)
         await client.is_served()
+
+
+async def test_what_is_revoked_is_not_joined_by_an_answer_that_waits(teams, configure, same_accounts):
+    """JOIN could not answer at first; its answer waits behind a slow permission, and the rest of it counts."""
+    gate = asyncio.Event()
+
+    async def slow(user, id_):
+        return await gate.wait()
+
+    configure(TOPICS={"closed": {"JOIN": teams.of}, "order": {"AUTHORIZE": slow}})
+    teams.error = ConnectionError()
+    async with opened(ALICE) as client:
+        await client.is_served()
+        await client.say(action="subscribe", topic="order:1")
+        await await_for(lambda: client.connection._work.is_aside, what="the slow question")
+        teams.error = None
+        await await_for(lambda: len(client.connection._work), what="an answer that waits")
+        access()._heard(b"", Control("revoke", "1", "closed:7").sign().encode())
+        gate.set()
+
+        await client.expect("subscribed", topic="order:1")
+        await expect_joined(client, TEAM_8)
+        await client.is_served()
+
+
+async def test_what_was_revoked_is_joined_by_a_newer_answer(teams, configure, same_accounts):
+    """A team that was left and joined again is heard again."""
+    configure(REAUTHORIZE_INTERVAL=0.05)
+    async with opened(ALICE) as client:
+        await expect_joined(client, TEAM_7, TEAM_8)
+        access()._heard(b"", Control("revoke", "1", "closed:7").sign().encode())
+
+        await client.expect("unsubscribed", topic="closed:7")
+        await expect_joined(client, TEAM_7)
+
+
+async def test_a_connection_that_is_closed_joins_nothing_more(teams, configure):
+    """A layer that is away is not asked a hundred times, nor the site for another kind."""
+    layer = InMemoryChannelLayer()
+    group_add, added = layer.group_add, []
+
+    async def failing(group, channel):
+        added.append(group)
+        if len(added) == 2:
+            raise ConnectionError
+        await group_add(group, channel)
+
+    layer.group_add = failing
+    others = Teams()
+    configure(TOPICS={"closed": {"JOIN": teams.of}, "order": {"JOIN": others.of}})
+    async with opened(ALICE, layer=layer) as client:
+        await client.expect_closed(CloseCode.TRY_AGAIN)
+        await await_for(lambda: not client.connection._work.busy, what="the end of the work")
+    assert (added, others.asked) == ([Topic.for_user(1).group, TEAM_7.group], 0)
 
 
 async def test_what_is_revoked_ends(teams):
