@@ -110,7 +110,11 @@ class Lease:
         self._until = 0.0
 
     async def release(self) -> None:
-        """Give back the lease at once, so that a stand-by need not wait; raises the errors of ``take``."""
+        """
+        Give back the lease at once, and wait for it no longer, so that a stand-by need not wait.
+
+        Whoever asks at the moment gets their answer first. Raises the errors of ``take``.
+        """
         async with self._asking:
             self._until = 0.0
             await self._ask(0)

@@ -151,7 +151,7 @@ class Listener:
             logger.warning("not everything was finished: %s", describe(error))
         if unfinished := len(self._forwarder) + (len(self._backlog) if self._machine.leads else self._backlog.kept):
             self._log.lost("not forwarded in time before the end", unfinished)
-        if self._machine.leads or self._lease.held:  # we may have been about to take over
+        if self._lease.token:  # we have asked for it: it may be ours, or about to be
             await self._give_lease_back()
 
     async def _drain(self) -> None:

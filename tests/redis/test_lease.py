@@ -48,6 +48,21 @@ async def test_a_holder_with_a_gap_leaves_the_lease_to_a_stand_by(live_redis):
     assert await stand_by.take()
 
 
+async def test_a_stand_by_that_has_stopped_keeps_nobody_from_a_free_lease(live_redis):
+    """It has listened longest, and asked a moment ago; when the holder stops after it, the next one takes over."""
+    holder, stopped = listening(), listening()
+    await asyncio.sleep(0.02)  # between the two: who has listened longer is what counts
+    stand_by = listening()
+    await holder.take()
+    assert not await stopped.take()
+    assert not await stand_by.take()
+
+    await stopped.release()
+    await holder.release()
+
+    assert await stand_by.take()
+
+
 async def test_who_had_the_lease_and_heard_everything_since_is_no_newcomer(live_redis):
     """Of those who wait it has listened longest, so what it alone has heard is not lost."""
     first, second = listening(), listening()

@@ -350,3 +350,28 @@ async def test_a_listener_without_redis_stops_at_once(live_redis, settings):
 
     assert set(states[:-2]) == {"DISCONNECTED"}
     assert states[-2:] == ["STOPPING", "STOPPED"]
+
+
+async def test_a_listener_that_stops_while_it_asks_for_the_lease_leaves_none_behind(live_redis, monkeypatch):
+    """What Redis has answered is not known yet, and may be that the lease is its."""
+    arun, answered, go_on = pipeline.arun, [], asyncio.Event()
+
+    async def answer_late(script, keys, arguments, *rest, **options):
+        answer = await arun(script, keys, arguments, *rest, **options)
+        if "notifications:lease" in keys and not answered:
+            answered.append(answer)
+            await go_on.wait()
+        return answer
+
+    monkeypatch.setattr(pipeline, "arun", answer_late)
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: answered)
+    assert live_redis.exists("notifications:lease")
+    listener.stop()
+    await await_for(lambda: states[-1] == "STOPPING")
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    await running
+
+    assert not live_redis.exists("notifications:lease")

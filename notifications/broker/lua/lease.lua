@@ -21,6 +21,8 @@ if ARGV[2] == '0' then
   if holder == ARGV[1] then
     redis.call('DEL', KEYS[1])
   end
+  -- A stand-by that stops says so, too: it must not keep others from a free lease.
+  redis.call('HDEL', KEYS[2], ARGV[3])
   return {0, term}
 end
 if holder == ARGV[1] then
