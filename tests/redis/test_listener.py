@@ -375,3 +375,32 @@ async def test_a_listener_that_stops_while_it_asks_for_the_lease_leaves_none_beh
     await running
 
     assert not live_redis.exists("notifications:lease")
+
+
+async def test_a_holder_that_is_told_to_stop_and_then_cut_off_stamps_what_it_has_read(live_redis, monkeypatch):
+    """Whether Redis has confirmed that it hears nothing more does not matter: it hears nothing more."""
+    listener = Listener(Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    lost = counts["dropped", "not forwarded in time before the end"]
+    with held_up(monkeypatch, get_store(), "stamp_batch") as (waiting, go_on):
+        live_redis.publish("user:1", '{"n":1}')
+        await await_for(lambda: waiting)
+        unsubscribe = listener._subscription.unsubscribe
+
+        def be_cut_off(*names, **options):
+            kill_type(live_redis, "pubsub")
+            return unsubscribe(*names, **options)
+
+        monkeypatch.setattr(listener._subscription, "unsubscribe", be_cut_off)
+        listener.stop()
+        await await_for(lambda: listener._subscription is None)
+        go_on.set()
+        await running
+
+    assert states[-3:] == ["DRAINING", "STOPPING", "STOPPED"]
+    [where] = await get_store().look([Topic.for_user(1)])
+    assert where.last is not None
+    assert not live_redis.exists("notifications:lease")
+    assert counts["dropped", "not forwarded in time before the end"] == lost
