@@ -476,14 +476,12 @@ class Connection:
             if topic.kind == kind and name not in names:
                 count("withdrawn")
                 await self._leave(topic)
-        for number, topic in enumerate(topics):
-            if self._closing.begun:
-                break
-            if not await self._give(topic):
-                _log.warning(
-                    "JOIN of kind %r names more topics than a socket may have; %d left out", kind, len(topics) - number
-                )
-                break
+        left_out = 0  # a later one may have its place already
+        for topic in topics:
+            if not self._closing.begun and not await self._give(topic):
+                left_out += 1
+        if left_out:
+            _log.warning("JOIN of kind %r names more topics than a socket may have; %d left out", kind, left_out)
 
     async def _give(self, topic: Topic) -> bool:
         """Subscribe to a topic of ``JOIN``; return False if there is no room."""

@@ -193,6 +193,20 @@ async def test_whoever_asks_while_nobody_can_say_is_answered_later(teams):
         await client.expect("error", code="forbidden")
 
 
+async def test_whoever_asks_first_is_answered_although_others_have_no_room(teams, configure):
+    """A topic that waits has its place, wherever JOIN names it."""
+    configure(MAX_SUBSCRIPTIONS=2)
+    teams.ids, teams.error = ["7", "8", "9"], ConnectionError()
+    async with opened(ALICE) as client:
+        await client.say(action="subscribe", topic="closed:9")
+        await client.expect("error", code="unavailable", topic="closed:9")
+        teams.error = None
+
+        await expect_joined(client, TEAM_7)
+        await client.expect("subscribed", topic="closed:9", recovered=False, joined=False)
+        await client.is_served()
+
+
 async def test_a_subscription_waits_for_the_answer(teams):
     """A client that subscribes at once is not refused because JOIN takes its time."""
     teams.gate.clear()
