@@ -178,3 +178,14 @@ test("handlers of a team that was left may go, and others ask again", async (t) 
 
   assert.deepEqual(heard, ["100-1"]);
 });
+
+test("a team without a history has a gap when the page comes back, and none before", async (t) => {
+  const { tab, notifications } = await listening(t);
+  const gaps = [];
+  notifications.subscribe(TEAM, () => {}, { gap: (topic) => gaps.push(topic) });
+  tab.socket.say(given(null)).subscribed(TEAM, null);
+  assert.deepEqual(gaps, []);
+  (await again(tab)).say(given(null)).subscribed(TEAM, null);
+
+  assert.deepEqual(gaps, [TEAM]);
+});

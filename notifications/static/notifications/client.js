@@ -273,10 +273,10 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   function settle(subscription, { id, recovered, state }) {
     if (!subscription) return;
     const { topic, since, known, last, listeners } = subscription;
-    Object.assign(subscription, { last: id, known: true, state });
+    Object.assign(subscription, { last: id, known: attempt, state });
     save();
     // A state misses nothing; without an id, everything.
-    if (recovered === false ? known || !(state || since === "last") : known && !last) {
+    if (recovered === false ? known || !(state || since === "last") : known && known !== attempt && !last) {
       emit("gap", { topic });
       tell(listeners, topic, "gap");
     }
