@@ -404,7 +404,7 @@ class Listener:
                             page = await get_store().read(topic, seen[str(topic)])
                             for position, text in page.frames:
                                 self._forwarder.add(Stamped("p", str(topic), position, text.encode()))
-            except FAILURES as error:
+            except (*FAILURES, ValueError) as error:  # or somebody has written into a history by hand
                 logger.warning("could not look for what was missed: %s", describe(error))  # sockets find it later
 
     def _step_down(self, reason: str) -> None:

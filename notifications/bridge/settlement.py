@@ -91,7 +91,10 @@ class Settlement:
             return True
         after = seen if seen is not None and seen.epoch == last.epoch else Position(last.epoch, 0)
         while True:
-            page = await get_store().read(topic, after)
+            try:
+                page = await get_store().read(topic, after)
+            except ValueError:  # somebody has written into it by hand
+                return False
             follows = page.first is not None and page.first <= Position(after.epoch, after.n + 1)
             if not follows and name in self._seen:
                 return False  # what followed has been trimmed, or has expired

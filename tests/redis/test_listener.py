@@ -404,3 +404,24 @@ async def test_a_holder_that_is_told_to_stop_and_then_cut_off_stamps_what_it_has
     assert where.last is not None
     assert not live_redis.exists("notifications:lease")
     assert counts["dropped", "not forwarded in time before the end"] == lost
+
+
+async def test_a_history_that_nobody_can_read_does_not_end_a_listener(live_redis, caplog):
+    """Somebody has written into it by hand; what was missed in a gap is looked for in it."""
+    listener = Listener(layer := Layer())
+    states = recorded(listener)
+    running = asyncio.create_task(listener.run())
+    await await_for(lambda: states[-1:] == ["HOLDER"])
+    live_redis.publish("user:1", '{"n":1}')
+    await await_for(lambda: layer.texts)
+
+    live_redis.xadd(Topic.for_user(1).history_key, {"by hand": b"\xff"})
+    kill_type(live_redis, "pubsub")
+    await await_for(lambda: running.done() or "could not look for what was missed" in caplog.text)
+    assert not running.done()
+    await await_for(lambda: states[-1] == "HOLDER")
+    live_redis.publish("user:2", '{"n":2}')
+    await await_for(lambda: any('"n":2}' in text for text in layer.texts))
+
+    listener.stop()
+    await running

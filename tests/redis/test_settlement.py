@@ -69,6 +69,20 @@ async def test_what_was_stamped_in_the_gap_is_struck(bridge):
     assert bridge.left == [(A, tail(2)), (B, tail(2))]
 
 
+async def test_a_history_that_nobody_can_read_costs_the_messages_of_its_topic(bridge, live_redis):
+    """Somebody has written into it by hand; it tells nothing, and the other topics' histories are not to blame."""
+    [bridge.seen[str(A)]] = await bridge.stamp((A, 0))
+    bridge.read((A, 1), (B, 1), (A, 2), (B, 2))
+    settlement = bridge.gap()
+    last, _ = await bridge.stamp((A, 1), (B, 1))
+    live_redis.xadd(A.history_key, {"by hand": b"\xff"}, id=str(Position(last.epoch, last.n + 1)))
+
+    await settlement.settle(1.0)
+
+    assert settlement.given_up == 2
+    assert bridge.left == [(B, tail(2))]
+
+
 async def test_an_equal_message_of_before_the_gap_strikes_nothing(bridge):
     """Two equal messages are two messages: the one that was seen stamped before the gap is not the one that waits."""
     [bridge.seen[str(A)]] = await bridge.stamp((A, 1))
