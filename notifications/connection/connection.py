@@ -360,12 +360,13 @@ class Connection:
     async def _subscribe(self, topic: Topic, since: str | None, grant: str | None) -> None:
         name = str(topic)
         if name in self._delivery.cursors:
-            is_new = self._given.get(name) is False and since not in (None, self._delivery.position(name))
-            if is_new:  # the client's position, not known when JOIN gave the topic
+            position = self._delivery.position(name)
+            is_first = self._given.get(name) is False and since is not None
+            if is_first and since != position:  # not known when JOIN gave the topic
                 await self._delivery.leave(topic)
                 await self._join(topic, Position.since(since))
             else:
-                await self._say(subscribed(topic, None, self._delivery.position(name)))
+                await self._say(subscribed(topic, True if is_first else None, position))
             if name in self._given:
                 self._given[name] = True
             return
@@ -374,17 +375,17 @@ class Connection:
         if len(self._delivery.cursors) + len(self.unanswered) > most:  # the user's own is among them
             await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
-        position = Position.since(since)
+        begin = Position.since(since)
         if authentication.is_given(self.user, topic, grant):
-            await self._join(topic, position)
+            await self._join(topic, begin)
             return
         as_of = asyncio.get_running_loop().time()
         allowed = await self._may_read(topic)
         if allowed:
             self.authorized[name] = as_of
-            await self._join(topic, position)
+            await self._join(topic, begin)
         elif allowed is None or self.joins.get(topic.kind) == NEVER:
-            self.unanswered[name] = Unanswered(topic, position, is_refused=allowed is not None)
+            self.unanswered[name] = Unanswered(topic, begin, is_refused=allowed is not None)
             tally.unanswered += 1
             await self._error("unavailable", "not known yet; the answer will follow", topic.told)
             if allowed is None:

@@ -375,6 +375,19 @@ async def test_a_client_that_comes_back_gets_what_it_missed(configure, history):
         await client.is_served()
 
 
+async def test_a_client_that_has_missed_nothing_is_told_so(configure, history):
+    """Its position is the topic's: whether everything follows is the answer, once."""
+    configure(HISTORY_SIZE=100)
+    history.publish(TEAM_7, b'{"n":1}')
+    since = str(await history.aposition(TEAM_7))
+    async with opened(ALICE) as client:
+        await expect_joined(client, TEAM_7, TEAM_8)
+        for recovered in (True, None):
+            await client.say(action="subscribe", topic="closed:7", since=since)
+            await client.expect("subscribed", topic="closed:7", recovered=recovered, id=since)
+        await client.is_served()
+
+
 async def test_a_state_comes_first(configure, teams, history):
     """Of a state the latest message follows at once."""
     configure(HISTORY_SIZE=100, TOPICS={"closed": {"JOIN": teams.of, "STATE": True}})
