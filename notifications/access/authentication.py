@@ -1,52 +1,35 @@
-"""Authentication, the origin rule and permissions. Nothing is allowed by default."""
+"""Who opens a connection: the origin rule, sessions and tokens. Nobody is trusted by default."""
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Awaitable, Callable
-from functools import wraps
 from io import BytesIO
-from itertools import islice
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
-from django.core.exceptions import DisallowedHost, ObjectDoesNotExist, PermissionDenied, ValidationError
+from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
-from django.db import DataError
-from django.db import Error as DatabaseError
-from django.http import Http404
 from django.utils.http import is_same_domain
-from redis.exceptions import RedisError
 
-from ..aio import CutShortError, PerLoop
+from ..aio import PerLoop
 from ..conf import settings
-from ..exceptions import NotificationsError, TopicError
+from ..exceptions import NotificationsError
 from ..logs import LogBudget, describe, outages
-from ..metrics import count, tally
+from ..metrics import count
 from ..tenants import current
-from ..tokens import check_grant
-from ..topics import Topic
-from .callbacks import Callbacks, is_async, within
+from .callbacks import Callbacks, is_outage, within
 from .client_address import address_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-AUTHORIZE_TIMEOUT: Final = 5.0
-"""Seconds that a call of a site's ``AUTHORIZE`` may take; after that the answer is unknown."""
-AUTHORIZE_WAIT: Final = 60.0
-"""Seconds that a call may wait for its turn. When a thousand tabs come back with ten uploads each, and each call takes
-50 ms, the last of the calls that wait at the same time gets its turn after 6."""
 TOKEN_WAIT: Final = 10.0
 """Seconds that a token may wait for its turn: a browser does not wait much longer."""
-MAX_THREADS: Final = 8
-"""Synchronous calls of ``AUTHORIZE`` at once."""
 MAX_TOKEN_THREADS: Final = 4
-"""Synchronous calls of ``AUTHENTICATE_TOKEN`` at once: neither of the two can starve the other."""
+"""Synchronous calls of ``AUTHENTICATE_TOKEN`` at once: they have threads of their own, so that neither they nor
+``AUTHORIZE`` can starve the other."""
 
-permissions = PerLoop(lambda: Callbacks("authorize", MAX_THREADS, AUTHORIZE_WAIT))
 tokens = PerLoop(lambda: Callbacks("token", MAX_TOKEN_THREADS, TOKEN_WAIT))
 _HTTP: Final = {"ws": "http", "wss": "https"}
 """The schemes of WebSockets, and the HTTP schemes that are equally safe."""
@@ -55,39 +38,6 @@ _refusals: Final = LogBudget(logger)
 
 class AuthUnavailableError(NotificationsError):
     """The user could not be determined: the database or another service did not answer."""
-
-
-def is_outage(error: BaseException) -> bool:
-    """
-    Return whether an error means that the answer is unknown, because something did not answer.
-
-    Everything else that a site's function raises is a bug, or a denial. So is a missing file, and an HTTP status by
-    which a service refuses, for which HTTP libraries raise an ``OSError``, too. Libraries such as httpx raise errors
-    of their own when something did not answer, from the ``OSError`` that they got.
-    """
-    for _ in range(MAX_CAUSES):
-        if isinstance(error, OUTAGES):
-            break
-        if isinstance(error, PermissionDenied | Http404) or error.__cause__ is None:
-            return False
-        error = error.__cause__
-    if not isinstance(error, OUTAGES) or isinstance(error, PermissionError | DataError):
-        return False
-    if isinstance(error, FileNotFoundError):
-        return error.filename is None  # a server's Unix socket, which errors do not name
-    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", None))
-    return not isinstance(status, int) or status in COME_BACK or not 400 <= status < 500
-
-
-MAX_CAUSES: Final = 10
-"""Causes that are followed from the error that was raised; httpx has three."""
-
-COME_BACK: Final = frozenset({408, 425, 429})
-"""Client error statuses of HTTP that mean that there is no answer yet."""
-
-
-OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError, CutShortError)
-"""Errors that mean that the answer is unknown. Those of most HTTP libraries derive from ``OSError``."""
 
 
 def origin_allowed(scope: dict[str, Any]) -> bool:
@@ -206,96 +156,3 @@ async def token_user(token: str, address: str = "") -> Any:
         count("auth_failed", "token")
         return None
     return user
-
-
-def is_given(user: Any, topic: Topic, grant: str | None) -> bool:
-    """Return whether a user may read a topic without a call: their own, a public one, or one they have a grant for."""
-    if settings.kinds[topic.kind].PUBLIC or topic == Topic.for_user(user):
-        return True
-    return grant is not None and check_grant(grant, user, topic)
-
-
-async def authorized(user: Any, topic: Topic) -> bool | None:
-    """
-    Ask the kind's ``AUTHORIZE`` whether a user may read a topic.
-
-    Returns:
-        None if the answer is unknown, because the database or another service did not answer; ask again later.
-
-    """
-    return await _said("AUTHORIZE", topic.kind, _authorized(user, topic), no=False)
-
-
-async def _authorized(user: Any, topic: Topic) -> bool:
-    try:
-        if (authorize := settings.kinds[topic.kind].authorize) is None:
-            return False
-        whose, function = Topic.for_user(user).full_id, within(topic.tenant, authorize)
-        return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user, topic.id))
-    except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
-        return False  # Django's errors for an invalid or unknown id: a browser may send anything
-
-
-async def joined(user: Any, kind: str) -> list[Topic] | None:
-    """
-    Ask the kind's ``JOIN`` which topics every connection of a user has; in the context of the user's tenant.
-
-    Returns:
-        One more than ``MAX_SUBSCRIPTIONS`` at most. None when nobody could say, as for ``authorized``.
-
-    """
-    return await _said("JOIN", kind, _joined(user, kind), no=[])
-
-
-async def _joined(user: Any, kind: str) -> list[Topic]:
-    if (join := settings.kinds[kind].join) is None:
-        return []
-    whose, function = Topic.for_user(user).full_id, within(current(), _read_at_once(join))
-    topics: dict[Topic, None] = {}
-    for id_ in _some(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user)):
-        try:
-            topics[Topic(kind, id_)] = None
-        except TopicError as error:
-            _refusals.warning("JOIN named what is no topic: %s", error)
-    return list(topics)
-
-
-def _read_at_once(join: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function that returns a queryset read it where it runs: the database may not be asked elsewhere."""
-    if is_async(join):
-        return join
-
-    @wraps(join)
-    def reading(user: Any) -> Any:
-        ids = join(user)
-        return ids if inspect.isawaitable(ids) else _some(ids)
-
-    return reading
-
-
-def _some(ids: Any) -> list[Any]:
-    if isinstance(ids, str | bytes):
-        raise TypeError(f"JOIN returned a {type(ids).__name__}, not several ids")
-    return list(islice(ids, settings.MAX_SUBSCRIPTIONS + 1))
-
-
-async def _said(option: str, kind: str, question: Awaitable[T], no: T) -> T | None:
-    """Await what a site's function says; whatever it raises is a no, unless something did not answer: then None."""
-    try:
-        return await question
-    except Exception as error:
-        count("auth_failed", option.lower())
-        if is_outage(error):
-            if times := outages.due(f"{option} {kind}"):
-                logger.error(
-                    "%s of kind %r could not answer (%s, %d time(s)); %d subscription(s) wait for an answer",
-                    option,
-                    kind,
-                    describe(error),
-                    times,
-                    max(tally.unanswered, 1),
-                )
-            return None
-        if times := outages.due(f"{option} {kind} {type(error).__name__}"):
-            logger.exception("%s of kind %r failed; the answer is no (%d time(s))", option, kind, times)
-        return no

@@ -19,6 +19,11 @@ from typing import Any, Final
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from channels.db import DatabaseSyncToAsync
+from django.core.exceptions import PermissionDenied
+from django.db import DataError
+from django.db import Error as DatabaseError
+from django.http import Http404
+from redis.exceptions import RedisError
 
 from ..aio import CutShortError
 from ..conf import settings
@@ -30,6 +35,13 @@ MAX_COROUTINES: Final = 32
 """Calls of asynchronous functions of one kind that run at once. More would only wait in a queue of the database or the
 event loop, with their time-out running."""
 
+MAX_CAUSES: Final = 10
+"""Causes that are followed from the error that was raised; httpx has three."""
+COME_BACK: Final = frozenset({408, 425, 429})
+"""Client error statuses of HTTP that mean that there is no answer yet."""
+OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError, CutShortError)
+"""Errors that mean that the answer is unknown. Those of most HTTP libraries derive from ``OSError``."""
+
 in_thread: Callable[..., Any] | None = None
 """Makes a synchronous function awaitable, instead of this module's threads: ``testing`` runs it in the thread of the
 ORM, which sees the test's data."""
@@ -37,6 +49,28 @@ ORM, which sees the test's data."""
 
 class BusyError(TimeoutError):
     """A call did not get its turn: too many were waiting already, or it waited too long."""
+
+
+def is_outage(error: BaseException) -> bool:
+    """
+    Return whether an error means that the answer is unknown, because something did not answer.
+
+    Everything else that a site's function raises is a bug, or a denial. So is a missing file, and an HTTP status by
+    which a service refuses, for which HTTP libraries raise an ``OSError``, too. Libraries such as httpx raise errors
+    of their own when something did not answer, from the ``OSError`` that they got.
+    """
+    for _ in range(MAX_CAUSES):
+        if isinstance(error, OUTAGES):
+            break
+        if isinstance(error, PermissionDenied | Http404) or error.__cause__ is None:
+            return False
+        error = error.__cause__
+    if not isinstance(error, OUTAGES) or isinstance(error, PermissionError | DataError):
+        return False
+    if isinstance(error, FileNotFoundError):
+        return error.filename is None  # a server's Unix socket, which errors do not name
+    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", None))
+    return not isinstance(status, int) or status in COME_BACK or not 400 <= status < 500
 
 
 class Turns:

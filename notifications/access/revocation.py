@@ -25,7 +25,8 @@ from ..metrics import count, tally
 from ..protocol.frames import CloseCode
 from ..tasks import Supervised, in_context
 from ..topics import Topic
-from . import authentication, control
+from . import authorization, control
+from .callbacks import is_outage
 from .control import Control, ControlError
 from .credentials import Credentials, judge, sessions_have_lasting_keys
 
@@ -275,7 +276,7 @@ class Access:
         """
         if not await self._may_ask(socket, topic):
             return None
-        allowed = await authentication.authorized(socket.user, topic)
+        allowed = await authorization.authorized(socket.user, topic)
         self.heard_of(topic, allowed)
         return allowed
 
@@ -284,7 +285,7 @@ class Access:
         what = Joining(socket.credentials.tenant.name, kind)
         if not await self._may_ask(socket, what):
             return None
-        topics = await authentication.joined(socket.user, kind)
+        topics = await authorization.joined(socket.user, kind)
         self.heard_of(what, topics)
         return topics
 
@@ -414,8 +415,8 @@ class Access:
 
 async def _answer(account: Any, what: What) -> bool | list[Topic] | None:
     if isinstance(what, Topic):
-        return await authentication.authorized(account, what)
-    return await authentication.joined(account, what.kind)
+        return await authorization.authorized(account, what)
+    return await authorization.joined(account, what.kind)
 
 
 def _who_answers(what: What) -> tuple[str, str]:
@@ -429,8 +430,8 @@ async def _survives(job: Awaitable[None], waiting: int) -> bool:
         await job
     except Exception as error:
         count("access_check_failed")
-        if times := outages.due(f"access {authentication.is_outage(error)}"):
-            if not authentication.is_outage(error):
+        if times := outages.due(f"access {is_outage(error)}"):
+            if not is_outage(error):
                 logger.exception("could not look up who still has access; trying again (%d time(s))", times)
             else:
                 logger.error(

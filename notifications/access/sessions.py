@@ -29,8 +29,7 @@ from ..conf import settings
 from ..exceptions import TopicError
 from ..logs import describe, outages
 from ..metrics import count
-from . import authentication
-from .callbacks import Callbacks, within
+from .callbacks import Callbacks, is_outage, within
 from .control import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ async def find(session_key: str | None, address: str = "") -> Found:
                 "sessions could not be read (%s); %d socket(s) told to come back",
                 describe(error),
                 times,
-                exc_info=None if authentication.is_outage(error) else error,
+                exc_info=None if is_outage(error) else error,
             )
         return Found(None, False, False, as_of)
     return Found(user, True, is_gone, as_of)

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from msgspec import UNSET
 
-from ..access import authentication
+from ..access import authentication, authorization
 from ..access.credentials import Credentials, credentials_of
 from ..access.revocation import NEVER, access
 from ..aio import PerLoop
@@ -376,7 +376,7 @@ class Connection:
             await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
         begin = Position.since(since)
-        if authentication.is_given(self.user, topic, grant):
+        if authorization.is_given(self.user, topic, grant):
             await self._join(topic, begin)
             return
         as_of = asyncio.get_running_loop().time()

@@ -13,7 +13,8 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
 from django.db import DataError
 
-from ..access import authentication
+from ..access import authorization
+from ..access.callbacks import is_outage
 from ..conf import settings
 from ..exceptions import TopicError
 from ..topics import Topic
@@ -60,13 +61,13 @@ def _nobody() -> Any:
 async def _ask(authorize: Any, user: Any, topic: Topic) -> tuple[str, str] | None:
     which = f"AUTHORIZE of kind {topic.kind!r}"
     try:
-        await authentication.permissions().call("", authentication.AUTHORIZE_TIMEOUT, authorize, user, topic.id)
+        await authorization.permissions().call("", authorization.AUTHORIZE_TIMEOUT, authorize, user, topic.id)
     except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
-        return None  # a no, as in auth.authorized
+        return None  # a no, as in authorization.authorized
     except Exception as error:  # noqa: BLE001  it is the site's function
         # Its message may contain anything, even a secret: only show where it was raised.
         what = f"{type(error).__name__} in {_place(authorize, error)}"
-        if authentication.is_outage(error):
+        if is_outage(error):
             text = f"{which} could not answer, so nobody may subscribe: {what}"
             return text, "Does the database, or what else it asks, answer from here? python manage.py dbshell."
         text = f"{which} raised for an id that nothing has, as any browser may send, which is a no: {what}"

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 import notifications
-from notifications.access.authentication import MAX_THREADS, MAX_TOKEN_THREADS
+from notifications.access.authentication import MAX_TOKEN_THREADS
+from notifications.access.authorization import MAX_THREADS
 from notifications.access.control import channel
 from notifications.access.credentials import credentials_of
 from notifications.access.revocation import Access

@@ -5,7 +5,7 @@ from django.core.asgi import get_asgi_application
 
 http = get_asgi_application()
 
-from notifications.access import authentication, revocation, sessions  # noqa: E402  models must be loaded first
+from notifications.access import authorization, revocation, sessions  # noqa: E402  models must be loaded first
 from notifications.middleware import SessionAuthMiddlewareStack  # noqa: E402
 from notifications.routing import websocket_urlpatterns  # noqa: E402
 from tests.testsite import held  # noqa: E402
@@ -13,7 +13,7 @@ from tests.testsite import held  # noqa: E402
 revocation.CHECK_INTERVAL = getattr(
     settings, "CHECK_INTERVAL", revocation.CHECK_INTERVAL
 )  # tests cannot wait for a minute
-authentication.AUTHORIZE_TIMEOUT = getattr(settings, "AUTHORIZE_TIMEOUT", authentication.AUTHORIZE_TIMEOUT)
+authorization.AUTHORIZE_TIMEOUT = getattr(settings, "AUTHORIZE_TIMEOUT", authorization.AUTHORIZE_TIMEOUT)
 sessions.DOUBT = getattr(settings, "SESSION_DOUBT", sessions.DOUBT)
 if hasattr(settings, "AWAY"):
     held.install()

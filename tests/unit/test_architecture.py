@@ -71,7 +71,7 @@ KNOW_REDIS = {
     "doctor": "asks Redis what it is and what the account may do",
     "bridge/lease.py": "the lease is a key in Redis, which a script compares",
     "bridge/status.py": "the listeners' states are a hash in Redis",
-    "access/authentication.py": "a site's own Redis that is away is no answer",
+    "access/callbacks.py": "a site's own Redis that is away is no answer",
     "testing/capture.py": "plays a Redis that is away",
 }
 """Who may import redis-py or name a command, and why."""

@@ -17,16 +17,15 @@ from django.db import OperationalError
 from django.http import Http404
 
 from notifications import Topic
-from notifications.access import authentication
+from notifications.access import authentication, authorization
 from notifications.access.authentication import (
     AuthUnavailableError,
-    authorized,
     has_origin,
-    is_given,
     origin_allowed,
     session_user,
     token_user,
 )
+from notifications.access.authorization import authorized, is_given
 from notifications.logs import LINES, LogBudget, Outages
 from notifications.metrics import counts
 from notifications.tokens import make_grant, make_token
@@ -41,7 +40,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 @pytest.fixture(autouse=True)
 def new_log_budget(monkeypatch):
     """Give each test all the lines there are."""
-    monkeypatch.setattr(authentication, "outages", Outages())
+    outages = Outages()
+    monkeypatch.setattr(authentication, "outages", outages)
+    monkeypatch.setattr(authorization, "outages", outages)
     monkeypatch.setattr(authentication, "_refusals", LogBudget(authentication.logger))
 
 
@@ -252,7 +253,7 @@ async def test_a_slow_coroutine_means_no(settings, monkeypatch):
             cancelled.set()
             raise
 
-    monkeypatch.setattr(authentication, "AUTHORIZE_TIMEOUT", 0.05)
+    monkeypatch.setattr(authorization, "AUTHORIZE_TIMEOUT", 0.05)
     authorize_with(settings, wait_forever)
 
     assert not await may("order:7")
@@ -262,7 +263,7 @@ async def test_a_slow_coroutine_means_no(settings, monkeypatch):
 async def test_a_slow_function_means_no_at_once(settings, monkeypatch):
     """A synchronous AUTHORIZE that hangs refuses in time; the socket does not wait for its thread."""
     ended = threading.Event()
-    monkeypatch.setattr(authentication, "AUTHORIZE_TIMEOUT", 0.05)
+    monkeypatch.setattr(authorization, "AUTHORIZE_TIMEOUT", 0.05)
     authorize_with(settings, lambda user, id_: ended.wait(scaled()))
     started = time.monotonic()
 

@@ -8,7 +8,7 @@ from asgiref.sync import sync_to_async
 from django.contrib.auth.models import User
 
 from notifications import Topic
-from notifications.access import authentication, callbacks
+from notifications.access import authorization, callbacks
 from notifications.access.callbacks import BusyError, Callbacks, Turns, within
 from notifications.aio import CutShortError
 from tests.testsite import tenancy
@@ -147,7 +147,7 @@ async def test_a_function_that_cancels_its_task_cancels_nobody_else(function, se
     assert not asyncio.current_task().cancelling()
 
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"order": {"AUTHORIZE": function}}}
-    assert await authentication.authorized(User(pk=1), Topic("order", "7")) is None
+    assert await authorization.authorized(User(pk=1), Topic("order", "7")) is None
 
 
 async def test_a_coroutine_that_does_not_return_is_ended():

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from channels.layers import InMemoryChannelLayer
 
-from notifications.access import authentication
+from notifications.access import authorization
 from notifications.access import revocation as access_module
 from notifications.access.control import Control
 from notifications.access.revocation import access
@@ -64,9 +64,9 @@ def configure(settings, teams, monkeypatch):
     change(HISTORY_SIZE=0, REAUTHORIZE_INTERVAL=0, TOPICS={"closed": {"JOIN": teams.of}, "order": {}})
     monkeypatch.setattr(access_module, "ASK_LATER_FIRST", 0.01)
     monkeypatch.setattr(access_module, "ASK_LATER_LONGEST", 0.02)
-    monkeypatch.setattr(authentication, "outages", Outages())
-    for each in (authentication, module):
-        monkeypatch.setattr(each, "_refusals" if each is authentication else "_log", LogBudget(each.logger))
+    monkeypatch.setattr(authorization, "outages", Outages())
+    for each in (authorization, module):
+        monkeypatch.setattr(each, "_refusals" if each is authorization else "_log", LogBudget(each.logger))
     return change
 
 
