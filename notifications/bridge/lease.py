@@ -10,7 +10,7 @@ from typing import Final
 import redis
 
 from ..broker import pipeline
-from ..broker.clients import Script
+from ..broker.script import Script
 from ..history.store import term_key
 from ..topics import internal_name
 

@@ -8,12 +8,10 @@ executed is sent again here, once, within the second; one that may have been, on
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import redis
@@ -28,6 +26,7 @@ from ..conf import settings
 from .connecting import ASYNC_CLASSES, CLASSES, KEEPALIVE, Server, agreet, greet
 from .connecting import CONNECT_TIMEOUT as CONNECT_TIMEOUT
 from .connecting import SOCKET_TIMEOUT as SOCKET_TIMEOUT
+from .script import Script, filled_in
 
 IDLE: Final = 1.0
 """Seconds after its last answer at which a connection is probed before it carries a message: routers and load balancers
@@ -59,30 +58,6 @@ _ASYNC_OPTIONS: Final[dict[str, Any]] = {
     # that comes at the wrong moment: observed as a listener that did not end.
     "socket_timeout": None,
 }
-
-
-class Script:
-    """
-    A Lua script, composed of one or more files in ``lua/``.
-
-    It is one command, so all of it happens in one step or not at all.
-    """
-
-    def __init__(self, *names: str) -> None:
-        folder = Path(__file__).parent / "lua"
-        self.source = "\n".join((folder / f"{name}.lua").read_text() for name in names)
-        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-
-    def command(self, keys: Sequence[str], arguments: Sequence[Any], *, whole: bool) -> tuple[Any, ...]:
-        """Return the command that runs it: by its hash, or ``whole`` for a server that does not have it."""
-        name, text = ("EVAL", self.source) if whole else ("EVALSHA", self.sha)
-        return (name, text, len(keys), *keys, *arguments)
-
-
-RUN: Final = object()
-"""Placeholder for the server's ``run`` in a script's arguments."""
-STARTED: Final = object()
-"""Placeholder for the server's ``started`` in a script's arguments."""
 
 
 class StaleConnectionError(redis.TimeoutError):
@@ -216,13 +191,6 @@ def _lives(connection: Any) -> bool:
 def from_replica(error: redis.ResponseError) -> bool:
     """Return whether a server refused because it is no longer the primary; Redis 6.2 wraps this error of a script."""
     return isinstance(error, ReadOnlyError) or "READONLY " in str(error)
-
-
-def filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
-    """Replace ``RUN`` and ``STARTED`` by the values of the server."""
-    return [
-        server.run if argument is RUN else server.started if argument is STARTED else argument for argument in arguments
-    ]
 
 
 @cache

@@ -19,8 +19,9 @@ from django.core.signals import setting_changed
 
 from ..aio import PerLoop
 from . import clients
-from .clients import PROOF, SOCKET_TIMEOUT, Script, StaleConnectionError
+from .clients import PROOF, SOCKET_TIMEOUT, StaleConnectionError
 from .connecting import Server, agreet_server
+from .script import Script, filled_in
 from .wire import Wire, answers_ping, site_pool
 
 NO_SCRIPT: Final = "NOSCRIPT"
@@ -46,7 +47,7 @@ async def arun(
     Args:
         script: The script.
         keys: Redis keys.
-        arguments: May contain ``connections.RUN`` and ``STARTED``.
+        arguments: May contain ``script.RUN`` and ``STARTED``.
         within: Seconds that it takes at most; a little more if a connection has died silently.
         again: It may be executed twice. Without this, what may have been executed is never sent again.
 
@@ -56,7 +57,7 @@ async def arun(
     """
 
     def words(server: Server, whole: bool) -> tuple[Any, ...]:
-        return script.command(keys, clients.filled_in(arguments, server), whole=whole)
+        return script.command(keys, filled_in(arguments, server), whole=whole)
 
     return await _exchange(words, within, again)
 

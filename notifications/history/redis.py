@@ -13,7 +13,7 @@ from typing import Any, Final
 from django.core.signals import setting_changed
 
 from ..broker import clients, pipeline
-from ..broker.clients import RUN, STARTED, Script
+from ..broker.script import RUN, STARTED, Script
 from ..conf import settings
 from ..topics import Topic, internal_name
 from .position import Frame, Page, Position, Where

@@ -7,8 +7,8 @@ import pytest
 import redis
 
 from notifications.broker import clients, pipeline, wire
-from notifications.broker.clients import RUN, Script
 from notifications.broker.pipeline import arun
+from notifications.broker.script import RUN, Script
 from project.local_redis import LocalRedis
 from tests.faults import paused
 from tests.waiting import await_for, scaled, wait_for

@@ -1,0 +1,41 @@
+"""Lua scripts as Redis commands. Whatever must happen in one step is one of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from .connecting import Server
+
+
+class Script:
+    """
+    A Lua script, composed of one or more files in ``lua/``.
+
+    It is one command, so all of it happens in one step or not at all.
+    """
+
+    def __init__(self, *names: str) -> None:
+        folder = Path(__file__).parent / "lua"
+        self.source = "\n".join((folder / f"{name}.lua").read_text() for name in names)
+        self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[str], arguments: Sequence[Any], *, whole: bool) -> tuple[Any, ...]:
+        """Return the command that runs it: by its hash, or ``whole`` for a server that does not have it."""
+        name, text = ("EVAL", self.source) if whole else ("EVALSHA", self.sha)
+        return (name, text, len(keys), *keys, *arguments)
+
+
+RUN: Final = object()
+"""Placeholder for the server's ``run`` in a script's arguments."""
+STARTED: Final = object()
+"""Placeholder for the server's ``started`` in a script's arguments."""
+
+
+def filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
+    """Replace ``RUN`` and ``STARTED`` by the values of the server."""
+    return [
+        server.run if argument is RUN else server.started if argument is STARTED else argument for argument in arguments
+    ]
