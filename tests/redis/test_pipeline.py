@@ -1,6 +1,7 @@
 """Script calls that share a connection: each gets its own answer, or an error in time."""
 
 import asyncio
+import hashlib
 import time
 
 import pytest
@@ -19,7 +20,7 @@ class Text(Script):
 
     def __init__(self, source):
         self.source = source
-        self.sha = clients.hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
 ECHO = Text("return ARGV[1]")
