@@ -1,13 +1,14 @@
 """
-What asyncio does not have: one of something for each event loop, and first steps that are made at once.
+What asyncio lacks: one instance of something per event loop, and coroutines started at once.
 
-asyncio's futures and tasks belong to an event loop, and so does what holds them, such as a connection; ``PerLoop``
-keeps it, and ends it with the loop.
+asyncio's futures and tasks belong to an event loop, and so does whatever holds them, such as a
+connection; ``PerLoop`` keeps it, and ends it with the loop.
 
-Most coroutines on the road of a message end in their first step: a server takes a frame, a channel layer takes a
-message. That step needs no task to be woken. It does need a task to be *in*: a time-out or a cancel scope of a site's
-middleware cancels the task that it finds itself in, and nobody else may depend on that one. ``Runner`` gives it one:
-from Python 3.12 on an eager task of asyncio for each coroutine, on 3.11 one that many coroutines share.
+Most coroutines on the path of a message end in their first step: a server accepts a frame, a
+channel layer a message. That step needs no task to be woken. It does need to run *in* a task: a
+time-out or a cancel scope of a site's middleware cancels the current task, and nothing else may
+depend on that one. ``Runner`` provides it: from Python 3.12 on an eager task of asyncio for each
+coroutine, on 3.11 one that many coroutines share.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import sys
 import threading
 import types
 
-# Public, for whoever writes a task of their own: https://docs.python.org/3/library/asyncio-extending.html
+# Public, for alternative implementations of tasks:
+# https://docs.python.org/3/library/asyncio-extending.html
 from asyncio.tasks import _enter_task, _leave_task
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from contextvars import Context, copy_context
@@ -31,9 +33,10 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 END_TIMEOUT: Final = 5.0
-"""Seconds that the end of one thing that belongs to a loop may take, before the loop closes without it."""
+"""Seconds that ending one instance may take before its loop closes without that."""
 MAX_ENDS: Final = 100
-"""Things that are ended when a loop closes: a task that nobody cancelled may make new ones again and again."""
+"""Most instances ended when a loop closes: a task that was not cancelled may create new ones
+forever."""
 
 _MADE: Final = "_notifications"
 
@@ -42,18 +45,19 @@ class PerLoop(Generic[T]):
     """
     Return the running event loop's instance, creating it on first use.
 
-    The loop itself keeps it, and both go together. A dictionary with weak keys would keep both for good as soon as the
-    instance knows its loop, as every lock and event does that somebody has waited for.
+    The loop itself holds it, and both are freed together. A dictionary with weak keys would keep
+    both forever once the instance refers to its loop, as every lock and event does that was waited
+    for.
     """
 
     def __init__(self, make: Callable[[], T], end: Callable[[T], Awaitable[None]] | None = None) -> None:
         """
-        Prepare; nothing is created before it is first used.
+        Prepare; nothing is created before the first use.
 
         Args:
-            make: Makes an instance, in its loop.
-            end: Ends an instance that has a connection or a task, in its loop, before that closes. What is asked for
-                later is a new instance, which is ended, too.
+            make: Creates an instance, in its loop.
+            end: Ends an instance that has a connection or a task, in its loop, before that closes.
+                A later call returns a new instance, which is ended, too.
 
         """
         self._make = make
@@ -73,7 +77,7 @@ class PerLoop(Generic[T]):
         return cast("T", found)
 
     def forget(self) -> None:
-        """Make new instances from now on; those there are end with their loops."""
+        """Create new instances from now on; existing ones end with their loops."""
         self._key = object()
 
 
@@ -85,8 +89,8 @@ def _before_close(loop: asyncio.AbstractEventLoop, end: Callable[[], Awaitable[N
     """
     Have ``end`` run before a loop is closed.
 
-    Whoever is done with a loop closes it; not everybody has its asynchronous generators finalised or its tasks
-    cancelled before, as ``asyncio.run`` does. So it is ``close`` that is wrapped, as in channels_redis.
+    Every loop is closed in the end, but not always after its asynchronous generators were finalised
+    or its tasks cancelled, as by ``asyncio.run``. So ``close`` is wrapped, as in channels_redis.
     """
     close: Any = loop.close
     if not isinstance(close, _Closing):
@@ -95,7 +99,7 @@ def _before_close(loop: asyncio.AbstractEventLoop, end: Callable[[], Awaitable[N
 
 
 class _Closing:
-    """Stands for the ``close`` of a loop; the loop alone holds it, so that both may go when nobody closes it."""
+    """Replaces the ``close`` of a loop. Only the loop holds it, so both are freed together."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.ends: list[Callable[[], Awaitable[None]]] = []
@@ -121,7 +125,7 @@ class _Closing:
             thread.join(END_TIMEOUT)
 
     async def _end_all(self) -> None:
-        """End what there is, and what is made meanwhile: tasks that nobody cancelled go on, too."""
+        """End all instances, and those created meanwhile by tasks that were not cancelled."""
         for _ in range(MAX_ENDS):
             if not self.ends:
                 break
@@ -131,15 +135,15 @@ class _Closing:
             except Exception:  # the loop closes all the same
                 logger.exception("what belongs to an event loop could not be ended")
             if not self.ends:
-                await asyncio.sleep(0)  # transports close their sockets in the next turn
+                await asyncio.sleep(0)  # transports close their sockets in the next iteration
 
 
 class CutShortError(RuntimeError):
-    """A coroutine was cancelled, and not by us."""
+    """A coroutine was cancelled by something else than this app."""
 
 
 def coroutine_function(function: Callable[..., Awaitable[Any]]) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Make one of a function that returns any other awaitable, as servers written in other languages do."""
+    """Wrap a function that returns another awaitable, as servers written in other languages do."""
     if iscoroutinefunction(function):
         return function
 
@@ -151,19 +155,21 @@ def coroutine_function(function: Callable[..., Awaitable[Any]]) -> Callable[...,
 
 class Runner:
     """
-    Runs somebody else's coroutines, one after the other, each in one context and in a task that nobody depends on.
+    Runs foreign coroutines one after the other, in one context, in a task on which nothing depends.
 
-    A coroutine may cancel its task, also later, from a timer that was forgotten: that ends this coroutine at most.
+    A coroutine may cancel its task, even later, from a forgotten timer: that ends at most this
+    coroutine.
 
     Attributes:
-        running: The task of a coroutine that did not end in its first step. It may have ended since.
+        running: The task of the last coroutine that did not end in its first step. It may have
+            ended since.
 
     """
 
     __slots__ = ("_context", "_is_ended", "_spare", "running")
 
     def __init__(self) -> None:
-        """Prepare to run coroutines in a copy of the present context; ``end`` must follow."""
+        """Prepare to run coroutines in a copy of the current context; ``end`` must follow."""
         self.running: asyncio.Task[Any] | None = None
         self._context = copy_context()
         self._is_ended = False
@@ -171,14 +177,14 @@ class Runner:
 
     def begin(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Future[None] | None:
         """
-        Make the first step of a coroutine, when the one before has ended.
+        Run the first step of a coroutine; the previous coroutine must have ended.
 
         Returns:
-            None if that step was all, or what is done when the coroutine has ended. What it returned is lost: this is
-            for what returns nothing.
+            None if that step was all, otherwise a future that is done when the coroutine has ended.
+            What the coroutine returns is dropped.
 
         Raises:
-            CutShortError: It was cancelled; what is returned may be done with this, too.
+            CutShortError: It was cancelled; the future may have this exception, too.
             BaseException: Whatever else the step raised.
 
         """
@@ -187,7 +193,7 @@ class Runner:
         if task is None:
             return None
         self.running = task
-        if self._is_ended:  # by what it has just done
+        if self._is_ended:  # by that first step
             task.cancel()
         rest: asyncio.Future[None] = task.get_loop().create_future()
         task.add_done_callback(partial(_tell, rest))
@@ -217,7 +223,7 @@ class Runner:
             return spare.task
 
     def end(self) -> None:
-        """Cancel what runs, and begin nothing more; may be called by what runs."""
+        """Cancel what runs; may be called by the coroutine that runs."""
         self._is_ended = True
         if self.running is not None:
             self.running.cancel()
@@ -230,7 +236,7 @@ NAME: Final = "notifications: a send"
 
 
 def _tell(rest: asyncio.Future[None], task: asyncio.Task[Any]) -> None:
-    """Say how a task ended; that it was cancelled must not look as if whoever waits for it was."""
+    """Pass on how a task ended; its cancellation must not look like that of the waiting caller."""
     error = CutShortError("cancelled") if task.cancelled() else task.exception()
     if rest.done():
         return
@@ -242,12 +248,12 @@ def _tell(rest: asyncio.Future[None], task: asyncio.Task[Any]) -> None:
 
 class _Spare:
     """
-    What Python 3.11 has in place of eager tasks: one task, made before it is needed, for all that end in one step.
+    Replaces eager tasks on Python 3.11: one task, created in advance, for coroutines of one step.
 
     It is used up by the first coroutine that has to wait, which it then runs to its end.
 
-    A first step in it takes 0.8 µs. In a plain task it would take 1.9, and not be made before the next turn of the
-    event loop; in an eager task of Python 3.12 it takes 0.7.
+    A first step in it takes 0.8 µs. In a plain task it would take 1.9 µs, and not start before the
+    next iteration of the event loop; in an eager task of Python 3.12 it takes 0.7 µs.
     """
 
     __slots__ = ("_begun", "_coroutine", "_loop", "_waits_for", "task")
@@ -258,11 +264,11 @@ class _Spare:
         self._coroutine: Coroutine[Any, Any, Any] | None = None
         self._waits_for: Any = None
         work = self._work()
-        work.send(None)  # into its ``try``: what a task is told before its first step would be raised outside of it
+        work.send(None)  # into its ``try``: a cancellation before the first step would be raised outside of it
         self.task = asyncio.Task(work, loop=self._loop, name=NAME, context=context)
 
     def makes_first_step_of(self, coroutine: Coroutine[Any, Any, Any], context: Context) -> bool:
-        """Make the first step of a coroutine within the task; returns whether that was all."""
+        """Run the first step of a coroutine within the task; return whether that was all."""
         loop, task = self._loop, self.task
         if (caller := asyncio.current_task(loop)) is not None:
             _leave_task(loop, caller)
@@ -270,7 +276,7 @@ class _Spare:
         try:
             self._waits_for = context.run(coroutine.send, None)
         except StopIteration:
-            return True  # how a coroutine says that it is done
+            return True  # the coroutine is done
         except asyncio.CancelledError as error:
             raise CutShortError from error  # the caller was not cancelled
         finally:
@@ -278,7 +284,7 @@ class _Spare:
             if caller is not None:
                 _enter_task(loop, caller)
         self._coroutine = coroutine
-        if not self._begun.done():  # otherwise it was cancelled, and the coroutine is told so next
+        if not self._begun.done():  # otherwise it was cancelled, which the coroutine gets next
             self._begun.set_result(None)
         return False
 
@@ -300,7 +306,7 @@ class _Spare:
 
 @types.coroutine
 def _what(waits_for: Any) -> Generator[Any, Any, None]:
-    """Await what a coroutine has told its task that it waits for."""
+    """Await what a coroutine has yielded to its task."""
     yield waits_for
 
 

@@ -1,8 +1,8 @@
 """
-Raw messages that have been read and not yet been seen stamped. Pure.
+Raw messages that have been read but have not come back stamped yet. Pure.
 
-Every listener keeps them, and strikes each when its stamp arrives on the internal channel. So whoever takes the
-lease over knows what its predecessor left.
+Every listener keeps them, and removes each when it arrives stamped on the internal channel. So the
+listener that takes over the lease knows what its predecessor has left.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from ..topics import Topic
 MAX_AGE: Final = 15.0
 """Seconds that a raw message waits for its stamp: five times the life of a lease."""
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""Payload bytes that may wait. Pausing would only move the queue into Redis, which cuts us off at 32 MB and
-loses all of it."""
+"""Payload bytes that may wait. Pausing would only move the queue into Redis, which disconnects a
+slow subscriber at 32 MB and drops all of it."""
 
 
 ENTRY_BYTES: Final = 400
-"""What a message takes beside its payload, about."""
+"""Approximate memory of a message besides its payload."""
 
 
 class Entry:
@@ -30,19 +30,19 @@ class Entry:
     Attributes:
         tail: The rest of its frame, as ``stamped.tail`` writes it.
         at: When it was read.
-        struck: Its stamp has been seen, or it was given up.
-        stamped: Redis has told us that it is, and the stamp is on its way.
-        kept: It was read before the subscription had a gap, in which its stamp may have been missed.
+        done: Whether it has come back stamped, or was given up.
+        stamped: Whether Redis has confirmed that it is stamped; it has yet to come back.
+        kept: Whether it was read before the subscription had a gap, in which it may have come back.
 
     """
 
-    __slots__ = ("at", "kept", "stamped", "struck", "tail", "topic")
+    __slots__ = ("at", "done", "kept", "stamped", "tail", "topic")
 
     def __init__(self, topic: Topic, tail: bytes, at: float) -> None:
         self.topic = topic
         self.tail = tail
         self.at = at
-        self.struck = self.stamped = self.kept = False
+        self.done = self.stamped = self.kept = False
 
 
 class Backlog:
@@ -53,17 +53,18 @@ class Backlog:
         self._next: deque[Entry] = deque()
         self._by_topic: dict[str, deque[Entry]] = {}
         self._bytes = 0
-        self._unstruck = 0
+        self._left = 0
         self.kept = 0
         """How many messages are kept from before a gap."""
         self.overtaken = 0
-        """How many were given up because a later one of their topic was stamped; whoever tells of them resets it."""
+        """How many were given up because a later one of their topic was stamped; reset when they
+        are logged."""
 
     def __len__(self) -> int:
-        return self._unstruck
+        return self._left
 
     def add(self, topic: Topic, tail: bytes, now: float) -> bool:
-        """Keep a message; says no when there is no room."""
+        """Keep a message; return False if there is no room."""
         if self._bytes + len(tail) + ENTRY_BYTES > MAX_BYTES:
             return False
         entry = Entry(topic, tail, now)
@@ -71,42 +72,42 @@ class Backlog:
         self._next.append(entry)
         self._by_topic.setdefault(str(topic), deque()).append(entry)
         self._bytes += len(tail) + ENTRY_BYTES
-        self._unstruck += 1
+        self._left += 1
         return True
 
     @property
     def all_stamped(self) -> bool:
-        """Whether Redis has told us that all of them are, or we have seen it; they are stamped in their order."""
-        return next((entry.stamped for entry in reversed(self._entries) if not entry.struck), True)
+        """Whether all are stamped: confirmed by Redis, or come back. They are stamped in order."""
+        return next((entry.stamped for entry in reversed(self._entries) if not entry.done), True)
 
     def knows(self, topic: str) -> bool:
         """Whether a message of this topic waits."""
         return topic in self._by_topic
 
-    def strike(self, topic: str, tail: bytes) -> Entry | None:
+    def remove(self, topic: str, tail: bytes) -> Entry | None:
         """
-        Forget the oldest message of a topic whose frame ends with ``tail``, and return it.
+        Remove the oldest message of a topic whose frame ends with ``tail``, and return it.
 
-        Those of the topic that were read before it are given up, and counted as ``overtaken``: whoever stamps has
-        not heard them, and later they would be out of order.
+        Those of the topic that were read before it are given up, and counted as ``overtaken``: the
+        holder has not received them, and later they would be out of order.
         """
         entries = self._by_topic.get(topic, ())
         for before, entry in enumerate(entries):
             if entry.tail == tail:
                 if before:
                     for earlier in list(entries)[:before]:
-                        self._strike(earlier)
+                        self._remove(earlier)
                     self.overtaken += before
-                self._strike(entry)
+                self._remove(entry)
                 return entry
         return None
 
     def take(self, messages: int, size: int) -> list[Entry]:
-        """Take the next messages that have not been submitted, at most so many and so many bytes."""
+        """Take the next messages to submit: at most ``messages``, and at most ``size`` bytes."""
         batch: list[Entry] = []
         while self._next and len(batch) < messages:
             entry = self._next[0]
-            if not entry.struck:
+            if not entry.done:
                 size -= len(entry.tail)
                 if batch and size < 0:
                     break
@@ -115,54 +116,54 @@ class Backlog:
         return batch
 
     def resubmit(self) -> None:
-        """Offer everything that has not been struck to ``take`` again: another had the lease meanwhile."""
-        self._next = deque(entry for entry in self._entries if not entry.struck)
+        """Let ``take`` return all that is left once more, because another had the lease."""
+        self._next = deque(entry for entry in self._entries if not entry.done)
 
     def expire(self, now: float) -> int:
-        """Give up what has waited for longer than ``MAX_AGE``; returns how many."""
+        """Give up what has waited for longer than ``MAX_AGE``; return how many messages."""
         expired = 0
-        while self._entries and (self._entries[0].struck or now - self._entries[0].at > MAX_AGE):
+        while self._entries and (self._entries[0].done or now - self._entries[0].at > MAX_AGE):
             entry = self._entries.popleft()
-            if not entry.struck:
-                self._strike(entry)
+            if not entry.done:
+                self._remove(entry)
                 expired += 1
         return expired
 
     def confirm(self, batch: list[Entry]) -> None:
-        """Note that Redis has stamped what ``take`` gave."""
+        """Record that Redis has stamped what ``take`` returned."""
         for entry in batch:
             entry.stamped = True
-            if entry.kept and not entry.struck:
-                self._strike(entry)  # its stamp came in the gap
+            if entry.kept and not entry.done:
+                self._remove(entry)  # it came back in the gap
 
     def gap(self) -> None:
-        """Note that stamps may have been missed from here on: keep what is not known to be stamped."""
+        """Record a gap, from now on; keep what is not known to be stamped."""
         for entry in list(self._entries):
-            if entry.struck:
+            if entry.done:
                 continue
             if entry.stamped:
-                self._strike(entry)
+                self._remove(entry)
             elif not entry.kept:
                 entry.kept = True
                 self.kept += 1
 
     def kept_topics(self) -> list[Topic]:
         """List the topics of what is kept from before a gap."""
-        return list(dict.fromkeys(entry.topic for entry in self._entries if entry.kept and not entry.struck))
+        return list(dict.fromkeys(entry.topic for entry in self._entries if entry.kept and not entry.done))
 
     def give_up(self, topic: str | None = None) -> int:
-        """Forget what is kept from before a gap, or that of one topic; returns how many there were."""
+        """Remove what is kept from before a gap, of one topic or of all; return how many."""
         entries = self._entries if topic is None else self._by_topic.get(topic, ())
-        given_up = [entry for entry in entries if entry.kept and not entry.struck]
+        given_up = [entry for entry in entries if entry.kept and not entry.done]
         for entry in given_up:
-            self._strike(entry)
+            self._remove(entry)
         return len(given_up)
 
-    def _strike(self, entry: Entry) -> None:
-        entry.struck = True
+    def _remove(self, entry: Entry) -> None:
+        entry.done = True
         self._bytes -= len(entry.tail) + ENTRY_BYTES
         entry.tail = b""
-        self._unstruck -= 1
+        self._left -= 1
         self.kept -= entry.kept
         name = str(entry.topic)
         entries = self._by_topic[name]
@@ -170,5 +171,5 @@ class Backlog:
         if not entries:
             del self._by_topic[name]
         for queue in (self._entries, self._next):
-            while queue and queue[0].struck:
+            while queue and queue[0].done:
                 queue.popleft()

@@ -1,4 +1,4 @@
-"""The last step of the bridge: sends stamped messages to channel-layer groups, one after the other."""
+"""The last step of the bridge: sending stamped messages to channel-layer groups in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lease in Redis that decides which listener stamps and forwards. It must be renewed and can be given back."""
+"""The lease in Redis that decides which listener stamps and forwards."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Lease:
     paused and wakes up, or a batch that was delayed in transit, changes nothing.
 
     Attributes:
-        term: Names the time in which one listener has held the lease and every raw message was given an id, as Redis
-            last said. Empty while messages go out without ids.
+        term: Names the period in which one listener has held the lease and every raw message was
+            given an id, as Redis last reported it. Empty while messages go out without ids.
 
     """
 

@@ -3,9 +3,10 @@ The bridge: what is published becomes messages to channel-layer groups.
 
     raw channel ──▶ backlog ──▶ (holder) stamping script ──▶ …:stamped ──▶ (holder) outgoing ──▶ group_send
 
-All that is stamped, whoever stamped it, comes back on the internal channel, and only what arrives there is
-forwarded, in that order. Of several listeners the one that holds the lease stamps and forwards; the others
-remember what it has not finished, and one of them takes over when the lease ends.
+All that is stamped, by whichever process, comes back on the internal channel, and only what arrives
+there is forwarded, in that order. Of several listeners, the one that holds the lease stamps and
+forwards; the others remember what it has not finished, and one of them takes over when the lease
+ends.
 """
 
 from __future__ import annotations
@@ -45,29 +46,32 @@ logger = logging.getLogger(__name__)
 
 BATCH_MESSAGES: Final = 200
 BATCH_BYTES: Final = 256 * 1024
-"""What one script call stamps at most: it holds Redis up for about 1.5 ms."""
+"""What one script call stamps at most, which blocks Redis for about 1.5 ms."""
 MARKER_TIMEOUT: Final = 2.0
-"""Seconds in which our own word must come back on the internal channel; otherwise we are deaf."""
+"""Seconds in which our marker must come back on the internal channel; otherwise we receive
+nothing."""
 CANCEL_INTERVAL: Final = 0.2
 """Seconds between two attempts to end a task."""
 ECHO: Final = 0.05
-"""Seconds in which what Redis has published comes back to us, at the least that we wait before we ask again."""
+"""Minimum seconds to wait before asking again: meanwhile, what Redis has published comes back."""
 SETTLE_TIMEOUT: Final = 3.0
 """Seconds after which what was read before a gap is given up, if Redis has not said whether it was stamped."""
 DRAIN_TIMEOUT: Final = 3.5
-"""Seconds to finish what has been read when we are told to stop; below the 5 promised to the supervisor."""
+"""Seconds to finish what has been read when the process is stopped; below the 5 promised to the
+supervisor."""
 OWN_FRAME: Final = b'{"_meta":{"topic":"'
-"""How what ``publish_*`` says on the topic's own channel begins: it arrives stamped as well."""
+"""The start of what ``publish_*`` sends on the topic's own channel, which also arrives stamped."""
 _DRAINING: Final = State.DRAINING
-"""Compared for each message: on Python 3.11 to look up a member of an Enum takes five times as long."""
+"""Compared for each message: on Python 3.11, looking up a member of an Enum takes five times as
+long."""
 
 
 class Listener:
     """
     Bridges until it is stopped. Any number may run.
 
-    Three tasks share its work: one keeps the subscription, one asks for the lease, one stamps. What each may do is
-    said by the state, ``bridge/state.py``.
+    Three tasks share the work: one keeps the subscription, one asks for the lease, one stamps. The
+    state, see ``bridge/state.py``, decides what each may do.
     """
 
     def __init__(self, layer: Any) -> None:
@@ -122,7 +126,7 @@ class Listener:
         self._move(State.STOPPED)
 
     def _move(self, to: State, reason: str = "") -> None:
-        """Go over to another state, and say so."""
+        """Change the state, report and log it."""
         self._machine.move(to, reason)
         if self.status.state != self._machine.report:
             self.status.now(self._machine.report)
@@ -134,7 +138,7 @@ class Listener:
             logger.info("stopped; forwarded %d messages", self._forwarder.forwarded)
 
     def _move_connection(self, to: State, reason: str = "") -> None:
-        """Go over to another state because the connection came or went; that changes nothing once we stop."""
+        """Change the state because the connection came or went; not once the listener stops."""
         if self._machine.state not in (State.DRAINING, State.STOPPING):
             self._move(to, reason)
 
@@ -151,23 +155,25 @@ class Listener:
             logger.warning("not everything was finished: %s", describe(error))
         if unfinished := len(self._forwarder) + (len(self._backlog) if self._machine.leads else self._backlog.kept):
             self._log.lost("not forwarded in time before the end", unfinished)
-        if self._lease.token:  # we have asked for it: it may be ours, or about to be
+        if self._lease.token:  # it may be this listener's, or about to be
             await self._give_lease_back()
 
     async def _drain(self) -> None:
-        """Stamp and receive what has been read, and then give the lease back."""
+        """Stamp and receive back what has been read, and then release the lease."""
         if self._subscription is not None:
-            with suppress(*FAILURES):  # cut off, we hear nothing either, and what has been read is still to be stamped
+            with suppress(*FAILURES):  # if cut off, stamp what has been read all the same
                 await confirmed(self._subscription.unsubscribe(*patterns(), are_patterns=True))
         await self._machine.until(lambda: not self._machine.leads or not self._backlog)
         if self._machine.leads:
-            # A stand-by stamps at once what comes now; what is still to be forwarded was stamped before.
+            # From now on a stand-by stamps what is published; what is still to be forwarded was
+            # stamped before.
             await self._give_lease_back()
 
     # Reading.
 
     async def _keep_subscribed(self) -> None:
-        # Listeners are few, and one that is not connected misses what is published: it comes back as soon as it can.
+        # Listeners are few, and a disconnected one misses what is published: it reconnects as soon
+        # as it can.
         await keep_connected(self._subscribed, self._disconnected, steady=0.0)
 
     @asynccontextmanager
@@ -198,7 +204,7 @@ class Listener:
         logger.warning("not connected to Redis (%s); trying again in %.1f s", reason, delay)
 
     async def _hand_over(self) -> None:
-        """Finish what has been read, which nobody else has stamped. Then others lead, who miss nothing."""
+        """Finish what has been read, which nobody else has stamped; then release the lease."""
         with suppress(TimeoutError):
             async with asyncio.timeout(clients.SOCKET_TIMEOUT):
                 await self._machine.until(lambda: not self._machine.leads or self._backlog.all_stamped)
@@ -206,19 +212,19 @@ class Listener:
             await self._give_lease_back()
 
     def _gap(self) -> None:
-        """Note that our subscription misses something from here on."""
+        """Record that the subscription misses messages from now on."""
         count("listener_gap")
         self._backlog.gap()
         self._recent.gap(asyncio.get_running_loop().time())
-        if self._gap_at is None:  # otherwise we have not been subscribed since
-            self._gap_at = asyncio.get_running_loop().time() - MAX_SILENCE  # it may have been dead for so long
+        if self._gap_at is None:  # otherwise it has not been subscribed since
+            self._gap_at = asyncio.get_running_loop().time() - MAX_SILENCE  # it may have been dead for that long
             self._gap_term = self._lease.term
 
     async def _settle(self) -> None:
         """
         Find out which of the messages that were read before the gap are still to be stamped.
 
-        If their holder is dead, we may be the only one that has them.
+        If the holder has died, this listener may be the only one that has them.
         """
         settlement, before, self._run, told, term = self._settlement, self._run, "", False, ""
         with suppress(TimeoutError):
@@ -227,7 +233,7 @@ class Listener:
                     try:
                         self._run = await get_store().server()
                         term = await self._lease.read_term()
-                        # Histories of another server do not tell what this one has lost.
+                        # Histories of another server do not show what this one has lost.
                         if settlement is not None and self._gap_at is not None and self._run == before:
                             await settlement.settle(asyncio.get_running_loop().time() - self._gap_at)
                             told = True
@@ -240,8 +246,9 @@ class Listener:
             given_up += self._backlog.give_up()
             self._settlement = None
         elif term != self._gap_term or not term:
-            # Another has led meanwhile, perhaps without having heard these messages, or some went out without ids.
-            # What is left now would come again, or behind later messages of its topic.
+            # Another listener has led meanwhile, perhaps without having received these messages, or
+            # some went out without ids. What is left would be sent twice, or after later messages
+            # of its topic.
             given_up += self._backlog.give_up()
         self._gap_at = None
         self._move_connection(State.STAND_BY)
@@ -249,10 +256,10 @@ class Listener:
 
     def _give_up(self, given_up: int = 0) -> None:
         """
-        Forget what is kept from before a gap, if it is no longer ours to stamp.
+        Give up what is kept from before a gap, if it must not be stamped any more.
 
-        A holder stamps in the order in which all listeners read: as soon as a later message has its stamp, whoever
-        leads has dealt with what was before it.
+        A holder stamps in the order in which all listeners read: as soon as a later message comes
+        back stamped, the holder has dealt with those before it.
         """
         if self._settlement is not None and self._settlement.overtaken and self._machine.state in SETTLED:
             given_up += self._backlog.give_up()
@@ -287,16 +294,16 @@ class Listener:
     def _received_stamped(self, data: bytes) -> None:
         try:
             stamped = read_stamped(data)
-        except ValueError:  # a marker, ours or that of another listener
+        except ValueError:  # a marker, of this or of another listener
             if self._machine.state is State.TAKING_OVER and data == self._marker:
                 self._begin_to_lead()
             return
         if self._backlog.knows(stamped.topic):
             new = self._settlement is None or self._settlement.arrived(stamped)
             if new and stamped.road != "p":
-                entry = self._backlog.strike(stamped.topic, tail_of(stamped))
+                entry = self._backlog.remove(stamped.topic, tail_of(stamped))
                 if entry is None and self._backlog.kept:
-                    # It was published in the gap, after all that is kept of its topic.
+                    # It was published in the gap, after all messages that are kept of its topic.
                     self._give_up(self._backlog.give_up(stamped.topic))
                 if entry is not None and self._machine.leads and self._sampler.due():
                     stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - entry.at))
@@ -310,14 +317,14 @@ class Listener:
                     self._machine.stepped()
         self._recent.add(stamped, asyncio.get_running_loop().time())
         if self._machine.leads and not self._lease.held:
-            self._step_down("the lease ran out")  # who was paused wakes with seconds of what its heir has forwarded
+            self._step_down("the lease ran out")  # after a pause, its successor has forwarded this
         if self._machine.leads:
             self._forwarder.add(stamped)
 
     # Leading.
 
     async def _lead(self) -> None:
-        """Ask for the lease while we are subscribed, at once when we are, and renew it while we have it."""
+        """Ask for the lease once the listener is subscribed, and renew it while it is held."""
         machine = self._machine
         while True:
             await machine.until(lambda: machine.state in ASKING)
@@ -342,20 +349,20 @@ class Listener:
             if self._machine.state is State.STAND_BY:
                 await self._take_over()
             else:
-                await self._give_lease_back()  # we were cut off, or told to stop, while we asked
+                await self._give_lease_back()  # cut off, or stopped, while asking
 
     @property
     def _marker(self) -> bytes:
-        """What we say on the internal channel when we take over."""
+        """What is published on the internal channel when this listener takes over."""
         return b"m" + self._lease.token.encode()
 
     async def _take_over(self) -> None:
         """
-        Begin to lead where our predecessor ended.
+        Start to lead where the predecessor ended.
 
-        Our own marker on the internal channel comes back after everything that was stamped before we had the
-        lease: then we know what is left to be stamped. Cut off, we do not wait for it: that would keep the lease from a
-        stand-by that is still subscribed.
+        This listener's marker on the internal channel comes back after everything that was stamped
+        before it had the lease: then it knows what is left to be stamped. When cut off, it does not
+        wait for the marker: that would keep the lease from a stand-by that is still subscribed.
         """
         self._move(State.TAKING_OVER)
         machine = self._machine
@@ -375,19 +382,19 @@ class Listener:
             await self._give_lease_back()
 
     def _begin_to_lead(self) -> None:
-        """Our marker is here: stamp what our predecessor has left, and forward what it may not have."""
+        """Lead, as the marker is here: stamp what is left, and forward what may not have been."""
         self._batch = 0
         if expired := self._backlog.expire(asyncio.get_running_loop().time()):
             self._log.lost("nobody stamped it in time", expired)
         self._backlog.resubmit()
         self._work.set()
         for stamped in self._recent.frames(asyncio.get_running_loop().time()):
-            self._forwarder.add(stamped)  # perhaps our predecessor did not; sockets drop what they have had
+            self._forwarder.add(stamped)  # perhaps the predecessor did not; sockets drop duplicates
         self._missed_wake.set()
         self._move(State.HOLDER)
 
     async def _forward_missed(self) -> None:
-        """Forward what was published on the topics we remember while we were not connected."""
+        """Forward what was published on remembered topics while the listener was not connected."""
         while True:
             await self._missed_wake.wait()
             self._missed_wake.clear()
@@ -409,7 +416,7 @@ class Listener:
 
     def _step_down(self, reason: str) -> None:
         if not self._machine.leads:
-            return  # somebody else has found out first
+            return  # another task has noticed first
         self._lease.lost()
         self._move(WITHOUT_LEASE[self._machine.state])
         logger.warning("stand-by: %s", reason)
@@ -420,7 +427,7 @@ class Listener:
         try:
             await self._lease.release()
         except FAILURES as error:
-            logger.debug("could not give the lease back: %s", describe(error))  # it ends by itself
+            logger.debug("could not give the lease back: %s", describe(error))  # it expires
 
     async def _stamp(self) -> None:
         self._work.set()
@@ -437,8 +444,9 @@ class Listener:
         delays = backoff()
         number, token = self._batch, self._lease.token
         while self._machine.leads and self._lease.token == token:
-            # What has come back has been published: a full Redis cannot note the number of the batch.
-            messages = [(entry.topic, entry.tail) for entry in batch if not entry.struck]
+            # What has come back has been published, though a full Redis cannot record the number of
+            # the batch.
+            messages = [(entry.topic, entry.tail) for entry in batch if not entry.done]
             if not messages:
                 return
             try:
@@ -448,7 +456,8 @@ class Listener:
                     (task := asyncio.current_task()) is None or task.cancelling()
                 ):
                     raise
-                # Whether it was done is not known: the number tells Redis that it is the same batch.
+                # It is not known whether it was stamped: by the number Redis recognises the same
+                # batch.
                 if not self._lease.held:
                     self._step_down(f"Redis does not answer: {describe(error)}")
                     return

@@ -1,7 +1,8 @@
 """
-What a listener remembers of what was stamped lately. Pure.
+What a listener remembers of recently stamped messages. Pure.
 
-For two occasions: the holder died before it forwarded what it had stamped, and our own subscription had a gap.
+It is needed when the holder has died before it forwarded what it had stamped, and when this
+listener's subscription had a gap.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from ..history.position import Position
 from ..history.stamped import Stamped
 
 MAX_AGE: Final = 10.0
-"""Seconds; a lease ends after 3, a stand-by asks every half, and the holder may have been slow before."""
+"""Seconds; a lease ends after 3, a stand-by asks every 0.5, and the holder may have been slow
+before."""
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes of frames; of what goes beyond that, sockets find out themselves."""
+"""Bytes of frames; what exceeds that, sockets find themselves."""
 GAP_AGE: Final = 60.0
-"""Seconds after a gap at which sockets have found out by themselves what they miss."""
+"""Seconds after a gap after which sockets have found themselves what they miss."""
 MAX_TOPICS: Final = 10_000
 """Topics whose last id is remembered."""
 
@@ -26,8 +28,8 @@ class Recent:
     """
     The last frame and the last id of each topic.
 
-    The last frame is enough: a socket that misses some before it reads them from the history. Forwarding all of the
-    last seconds again took longer than the takeover itself.
+    The last frame is enough: a socket that misses earlier ones reads them from the history.
+    Forwarding all frames of the last seconds again took longer than the takeover itself.
 
     Attributes:
         seen: The last ids that had been seen when the subscription had its last gap.
@@ -44,7 +46,7 @@ class Recent:
 
     def add(self, stamped: Stamped, now: float) -> None:
         if stamped.position is None:
-            return  # without an id no socket could tell that it has had it
+            return  # without an id no socket could recognise a duplicate
         frames, topic = self._frames, stamped.topic
         self._bytes += len(stamped.frame)
         if (earlier := frames.pop(topic, None)) is not None:
@@ -67,12 +69,12 @@ class Recent:
         return [stamped for at, stamped in self._frames.values() if now - at <= MAX_AGE]
 
     def before_gap(self, now: float) -> dict[str, Position]:
-        """List, once, the last ids seen before the subscription had its last gap, if that is not long ago."""
+        """Return, once, the last ids seen before the last gap, unless that was long ago."""
         seen, self._before_gap = self._before_gap, {}
         return seen if now - self._gap_at < GAP_AGE else {}
 
     def gap(self, now: float) -> None:
-        """Note that something may have been missed from here on."""
+        """Record that messages may be missed from now on."""
         while self._frames:
             self._drop_oldest()
         self._before_gap = self.seen = dict(self._last)

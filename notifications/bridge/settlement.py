@@ -1,9 +1,9 @@
 """
-What a gap of a listener's subscription leaves in doubt, and how the histories settle it.
+Settling from the histories what a gap in a listener's subscription has left in doubt.
 
-What has been read before the gap may have been stamped in it, by another, while we could not hear so. To stamp it
-again would show it twice, and to forget it would lose what a dead holder left. Whatever has been stamped stands in a
-history.
+Messages that were read before the gap may have been stamped during it, by another listener.
+Stamping them again would deliver them twice, and forgetting them would lose what a dead holder has
+left. Everything that has been stamped is in a history.
 """
 
 from __future__ import annotations
@@ -19,29 +19,30 @@ from ..topics import Topic
 from .backlog import Backlog
 
 TOPICS_PER_LOOK: Final = 500
-"""Topics that one script call looks at."""
+"""Topics that one script call reads."""
 
 
 class Settlement:
     """
-    One return after a gap: strikes from the backlog what the histories have of it.
+    One return after a gap: removes from the backlog what the histories have of it.
 
-    Frames may arrive live while histories are read. Of equal messages each frame must strike one, once, whichever way
-    it comes.
+    Frames may arrive live while histories are read. Of equal messages each frame must remove one,
+    once, whichever way it arrives.
 
     Attributes:
-        given_up: How many messages have been given up: nobody can tell any more whether they were stamped.
+        given_up: How many messages were given up, because it cannot be determined whether they were
+            stamped.
         overtaken: Whether a message that was read after the gap has been stamped.
 
     """
 
     def __init__(self, backlog: Backlog, seen: Mapping[str, Position]) -> None:
         """
-        Prepare it, before the subscription is made.
+        Prepare, before subscribing.
 
         Args:
-            backlog: Has kept what was read before the gap.
-            seen: The last id of each topic that was seen stamped before the gap, as far as it is remembered.
+            backlog: Holds what was read before the gap.
+            seen: The last stamped id of each topic before the gap, as far as it is remembered.
 
         """
         self._backlog = backlog
@@ -52,24 +53,24 @@ class Settlement:
         self.given_up = 0
 
     def arrived(self, stamped: Stamped) -> bool:
-        """Note a frame that arrives live, and say whether it is still to strike its message."""
+        """Record a frame that arrives live; return whether it has yet to remove its message."""
         topic, position = stamped.topic, stamped.position
         if position is None:
             return True
-        if not self._over:  # later nobody asks, and topics are many
+        if not self._over:  # not needed later, and topics are many
             self._live.setdefault(topic, position)
         read = self._read.get(topic)
         return read is None or position.epoch != read.epoch or position.n > read.n
 
     async def settle(self, gap: float) -> None:
         """
-        Strike what was stamped in the gap; may be called again when it has failed.
+        Remove what was stamped in the gap; may be called again after a failure.
 
         Args:
-            gap: How long it was, in seconds.
+            gap: Its length in seconds.
 
         Raises:
-            redis.RedisError, OSError, TimeoutError: Redis does not say it.
+            redis.RedisError, OSError, TimeoutError: Redis does not answer.
 
         """
         topics = self._backlog.kept_topics()
@@ -82,7 +83,7 @@ class Settlement:
         self._live.clear()
 
     async def _settle_topic(self, topic: Topic, where: Where, gap: float) -> bool:
-        """Strike what was stamped on a topic; no if its history does not tell all of that."""
+        """Remove what was stamped on a topic; return False if its history is incomplete."""
         name, kind, last = str(topic), settings.kinds[topic.kind], where.last
         if not kind.HISTORY_SIZE or gap > kind.HISTORY_TTL:
             return False
@@ -101,9 +102,9 @@ class Settlement:
             for position, text in page.frames:
                 live = self._live.get(name)
                 if live is not None and position.epoch == live.epoch and position.n >= live.n:
-                    return True  # what follows arrives live
+                    return True  # the rest arrives live
                 frame = Stamped("r", name, position, text.encode())
-                self._backlog.strike(name, tail_of(frame))
+                self._backlog.remove(name, tail_of(frame))
                 self._seen[name] = self._read[name] = after = position
             if not page.frames or after == page.last:
                 return True

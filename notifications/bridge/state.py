@@ -1,8 +1,8 @@
 """
-The states of a listener, and which may follow which.
+The states of a listener, and the transitions between them.
 
-Everything that a listener does follows from its state: whether it asks for the lease, stamps and forwards, and what it
-reports. There is no flag beside it that could disagree.
+Everything that a listener does follows from its state: whether it asks for the lease, stamps and
+forwards, and what it reports. There is no separate flag that could disagree.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class State(Enum):
     state         may be followed by                        meaning
     ============  ========================================  =================================================
     CONNECTING    SETTLING, DISCONNECTED, STOPPING          Has not been subscribed yet.
-    SETTLING      STAND_BY, DISCONNECTED, STOPPING          Subscribed; finds out what a gap left.
-    STAND_BY      TAKING_OVER, DISCONNECTED, STOPPING       Would take over; asks for the lease.
+    SETTLING      STAND_BY, DISCONNECTED, STOPPING          Subscribed; determines what a gap left.
+    STAND_BY      TAKING_OVER, DISCONNECTED, STOPPING       Ready to take over; asks for the lease.
     TAKING_OVER   HOLDER, STAND_BY, DISCONNECTED, STOPPING  Has the lease; waits for its marker.
     HOLDER        STAND_BY, HANDING_OVER, DRAINING          Stamps and forwards.
-    HANDING_OVER  DISCONNECTED, DRAINING                    A holder cut off: stamps what it has read.
-    DISCONNECTED  SETTLING, DISCONNECTED, STOPPING          Hears nothing; connects again.
-    DRAINING      STOPPING                                  A holder told to stop: finishes what it has read.
-    STOPPING      STOPPED                                   Told to stop: forwards what is queued.
+    HANDING_OVER  DISCONNECTED, DRAINING                    A holder cut off; stamps what it has read.
+    DISCONNECTED  SETTLING, DISCONNECTED, STOPPING          Receives nothing; reconnects.
+    DRAINING      STOPPING                                  A holder that stops; finishes what it has read.
+    STOPPING      STOPPED                                   Forwards what is queued, then ends.
     STOPPED                                                 ``run`` has returned.
     ============  ========================================  =================================================
 
-    DISCONNECTED follows itself after each attempt that failed, with another reason.
+    DISCONNECTED may follow itself, with another reason, after each attempt that failed.
     """
 
     CONNECTING = "connecting"
@@ -59,21 +59,22 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.STOPPING: frozenset({State.STOPPED}),
     State.STOPPED: frozenset(),
 }
-"""The table of ``State``, which a test compares with this."""
+"""The table of ``State``; a test compares the two."""
 
 WITHOUT_LEASE: Final = {
     State.HOLDER: State.STAND_BY,
     State.HANDING_OVER: State.DISCONNECTED,
     State.DRAINING: State.STOPPING,
 }
-"""What becomes of a listener that stamps, in each state in which it does, when it has the lease no more."""
+"""The state that follows each state in which a listener stamps when it loses the lease."""
 
 LEADING: Final = frozenset({State.HOLDER, State.HANDING_OVER, State.DRAINING})
-"""The states in which it stamps, and forwards what comes back."""
+"""The states in which a listener stamps, and forwards what comes back."""
 ASKING: Final = frozenset({State.STAND_BY, State.HOLDER, State.DRAINING})
-"""The states in which it asks for the lease or renews it: subscribed, and in no doubt about what it has read."""
+"""The states in which it asks for the lease or renews it: subscribed, and certain of what it has
+read."""
 SETTLED: Final = ASKING | {State.TAKING_OVER}
-"""The states in which it is subscribed, and knows what its last gap has left."""
+"""The states in which it is subscribed, and has determined what its last gap left."""
 
 REPORTS: Final = {
     State.CONNECTING: "connecting",
@@ -84,11 +85,11 @@ REPORTS: Final = {
     State.HANDING_OVER: "disconnected",
     State.DISCONNECTED: "disconnected",
 }
-"""What health checks and metrics are told; in the other states the same as before."""
+"""What is reported to health checks and metrics; the other states leave it unchanged."""
 
 
 class IllegalTransitionError(RuntimeError):
-    """A listener went from one state to another that may not follow it: a bug."""
+    """A listener changed to a state that may not follow its current one: a bug."""
 
 
 class StateMachine:
@@ -98,7 +99,7 @@ class StateMachine:
     Attributes:
         state: What it is doing now.
         leads: Whether it stamps and forwards now.
-        report: What it says of itself: a word of ``REPORTS``, and why it hears nothing if it does not.
+        report: What it reports: a word of ``REPORTS``, and if it receives nothing the reason.
 
     """
 
@@ -110,14 +111,14 @@ class StateMachine:
 
     def move(self, to: State, reason: str = "") -> None:
         """
-        Go over to another state.
+        Change to another state.
 
         Args:
-            to: The state.
-            reason: Why it hears nothing, for a state in which it does not.
+            to: The next state.
+            reason: Why it receives nothing, for a state in which it does not.
 
         Raises:
-            IllegalTransitionError: ``TRANSITIONS`` does not have it.
+            IllegalTransitionError: ``TRANSITIONS`` does not allow it.
 
         """
         if to not in TRANSITIONS[self.state]:
@@ -129,11 +130,11 @@ class StateMachine:
         self.stepped()
 
     def stepped(self) -> None:
-        """Have all who wait with ``until`` look again."""
+        """Have all waiting calls of ``until`` check again."""
         self._stepped.set()
 
     async def until(self, done: Callable[[], bool]) -> None:
-        """Wait until something is so; looked at again after each ``move``, and whenever ``stepped`` is called."""
+        """Wait until ``done()``, which is called after each ``move`` and each ``stepped``."""
         while not done():
             self._stepped.clear()
             await self._stepped.wait()

@@ -36,7 +36,7 @@ FORGET_AFTER: Final = 60.0
 """Seconds after which the report of a dead listener is removed."""
 
 CONNECTED: Final = frozenset(REPORTS[state] for state in SETTLED)
-"""What a listener reports that receives what is published."""
+"""The reports of listeners that receive what is published."""
 
 _KEY: Final = "listeners"
 
@@ -93,7 +93,7 @@ def nearby(reports: list[Report]) -> list[Report]:
 
 
 class Status:
-    """The state of this process's listener, and the task that keeps its report fresh."""
+    """The state of this process's listener, and its report in Redis, which a task keeps fresh."""
 
     def __init__(self, state: str, forwarded: Callable[[], int]) -> None:
         self.state = metrics.listening.state = state
@@ -148,7 +148,7 @@ async def living(client: Any) -> list[Report]:
 
 
 def is_fresh(age: float) -> bool:
-    """Return whether a listener's report is fresh. ``age`` is below zero if the clock has been set back since."""
+    """Return whether a report is fresh; ``age`` is negative if the clock was set back since."""
     return 0 <= age <= MAX_AGE
 
 

@@ -1,8 +1,8 @@
 """
-The loop that keeps a watched connection: connect, wait for its end, pause, connect again.
+The reconnect loop: connect, wait for the end of the connection, pause, connect again.
 
-Whoever needs such a connection says how it is opened, and what to do when it has ended: the listener, the control
-channel of the web processes, and the two connections of the channel layer.
+It is used by the listener, the control channel of web processes, and the two connections of the
+channel layer. Each defines how its connection is opened, and what to do when it has ended.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ logger = logging.getLogger(__name__)
 W = TypeVar("W", bound=Wire)
 
 STEADY: Final = 5.0
-"""Seconds that a connection has to last before the pauses are short again: a Redis that accepts everybody and cuts
-everybody off at once must not be asked by all processes of a site ten times a second."""
+"""Seconds that a connection has to last before the pauses are short again: a Redis that accepts
+connections and closes them at once must not be called ten times a second by all processes of a
+site."""
 
 
 def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
@@ -39,7 +40,7 @@ def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
 
 @asynccontextmanager
 async def connected(wire: W, pool: redis.asyncio.ConnectionPool) -> AsyncIterator[W]:
-    """Connect, and close at the end; raises as ``Wire.connect``."""
+    """Connect, and close at the end; raises the errors of ``Wire.connect``."""
     try:
         await wire.connect(pool)
         yield wire
@@ -57,9 +58,10 @@ async def keep_connected(
     Keep a connection until cancelled.
 
     Args:
-        opened: Opens one and makes it ready, each step with a time-out; what it does at its exit is done however the
-            connection ends, also when we are cancelled.
-        lost: Told after each connection that ended, or could not be opened: why, and the seconds until the next one.
+        opened: Opens a connection and makes it ready, each step with a time-out. It exits however
+            the connection ends, also on cancellation.
+        lost: Called after each connection that ended or could not be opened, with the reason and
+            the seconds until the next attempt.
         steady: Seconds that a connection has to last before the pauses are short again.
 
     """
@@ -76,7 +78,7 @@ async def keep_connected(
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             reason = "something that it waited for was cancelled"
-        except Exception as error:  # such as an option that redis-py does not know: nobody else would say so
+        except Exception as error:  # such as an option that redis-py does not know: nothing else would log it
             logger.exception("a connection to Redis could not be opened or kept")
             reason = type(error).__name__
         if since is not None and loop.time() - since >= steady:

@@ -56,7 +56,7 @@ def bridge(live_redis):
     return Bridge()
 
 
-async def test_what_was_stamped_in_the_gap_is_struck(bridge):
+async def test_what_was_stamped_in_the_gap_is_removed(bridge):
     """The histories have it; what a dead holder left unstamped stays."""
     [bridge.seen[str(A)]] = await bridge.stamp((A, 0))
     bridge.read((A, 1), (B, 1), (A, 2), (B, 2))
@@ -70,7 +70,7 @@ async def test_what_was_stamped_in_the_gap_is_struck(bridge):
 
 
 async def test_a_history_that_nobody_can_read_costs_the_messages_of_its_topic(bridge, live_redis):
-    """Somebody has written into it by hand; it tells nothing, and the other topics' histories are not to blame."""
+    """Somebody has written into it by hand; it shows nothing, and the other topics are not affected."""
     [bridge.seen[str(A)]] = await bridge.stamp((A, 0))
     bridge.read((A, 1), (B, 1), (A, 2), (B, 2))
     settlement = bridge.gap()
@@ -83,7 +83,7 @@ async def test_a_history_that_nobody_can_read_costs_the_messages_of_its_topic(br
     assert bridge.left == [(B, tail(2))]
 
 
-async def test_an_equal_message_of_before_the_gap_strikes_nothing(bridge):
+async def test_an_equal_message_of_before_the_gap_removes_nothing(bridge):
     """Two equal messages are two messages: the one that was seen stamped before the gap is not the one that waits."""
     [bridge.seen[str(A)]] = await bridge.stamp((A, 1))
     bridge.read((A, 1))
@@ -111,8 +111,8 @@ async def test_topics_that_were_never_seen_stamped_are_read_from_their_begin(bri
 
 
 @pytest.mark.parametrize("first", ["live", "history"])
-async def test_each_frame_strikes_once_whichever_way_it_comes(bridge, first):
-    """A frame that is in the history and arrives live, too, strikes one of two equal messages, not both."""
+async def test_each_frame_removes_once_whichever_way_it_comes(bridge, first):
+    """A frame that is in the history and arrives live, too, removes one of two equal messages, not both."""
     [bridge.seen[str(A)]] = await bridge.stamp((A, 0))
     bridge.read((A, 1), (A, 1), (A, 1))
     settlement = bridge.gap()
@@ -122,7 +122,7 @@ async def test_each_frame_strikes_once_whichever_way_it_comes(bridge, first):
 
     if first == "live":
         assert settlement.arrived(live)
-        bridge.backlog.strike(str(A), tail(1))
+        bridge.backlog.remove(str(A), tail(1))
     await settlement.settle(1.0)
     assert settlement.given_up == 0
     if first == "history":

@@ -22,10 +22,10 @@ def left(backlog):
 
 
 def test_what_is_stamped_is_forgotten():
-    """A confirmation strikes its message, whatever others wait around it."""
+    """A confirmation removes its message, whatever others wait around it."""
     backlog = filled((B, b"1"), (A, b"1"), (A, b"2"))
 
-    backlog.strike(str(A), b"1")
+    backlog.remove(str(A), b"1")
 
     assert len(backlog) == 2
     assert left(backlog) == [(B, b"1"), (A, b"2")]
@@ -35,31 +35,31 @@ def test_what_was_read_before_a_stamped_message_of_its_topic_is_given_up():
     """Whoever stamps has not heard it: later it would be out of order. Those of other topics wait."""
     backlog = filled((A, b"1"), (B, b"1"), (A, b"2"), (A, b"3"), (A, b"4"))
 
-    backlog.strike(str(A), b"3")
+    backlog.remove(str(A), b"3")
 
     assert backlog.overtaken == 2
     assert left(backlog) == [(B, b"1"), (A, b"4")]
 
     backlog.add(A, b"5", 0.0)
-    backlog.strike(str(A), b"5")
+    backlog.remove(str(A), b"5")
     assert backlog.overtaken == 3
 
 
-def test_of_equal_messages_the_oldest_is_struck():
+def test_of_equal_messages_the_oldest_is_removed():
     """Two equal messages are two messages, and one confirmation is for one of them."""
     backlog = filled((A, b"1"), (A, b"2"), (A, b"1"))
 
-    backlog.strike(str(A), b"1")
+    backlog.remove(str(A), b"1")
 
     assert left(backlog) == [(A, b"2"), (A, b"1")]
 
 
 @pytest.mark.parametrize(("topic", "tail"), [(A, b"3"), (B, b"1"), (Topic("closed", "c"), b"1")])
-def test_a_confirmation_of_something_else_strikes_nothing(topic, tail):
+def test_a_confirmation_of_something_else_removes_nothing(topic, tail):
     """What another listener read and we did not has no message here."""
     backlog = filled((A, b"1"), (B, b"2"))
 
-    backlog.strike(str(topic), tail)
+    backlog.remove(str(topic), tail)
 
     assert len(backlog) == 2
 
@@ -70,7 +70,7 @@ def test_it_knows_which_topics_wait():
     assert backlog.knows(str(A))
     assert not backlog.knows(str(B))
 
-    backlog.strike(str(A), b"1")
+    backlog.remove(str(A), b"1")
 
     assert not backlog.knows(str(A))
 
@@ -86,13 +86,13 @@ def test_batches_are_bounded_in_number_and_in_bytes():
 
 
 def test_all_is_stamped_when_redis_has_confirmed_the_last():
-    """What is struck counts as well; what was only submitted does not."""
+    """What is removed counts as well; what was only submitted does not."""
     backlog = filled((A, b"1"), (B, b"2"), (A, b"3"), (B, b"4"))
     assert not backlog.all_stamped
 
     backlog.confirm(backlog.take(2, 1000))
     batch = backlog.take(1, 1000)
-    backlog.strike(str(B), b"4")
+    backlog.remove(str(B), b"4")
     assert not backlog.all_stamped
     backlog.confirm(batch)
 
@@ -100,11 +100,11 @@ def test_all_is_stamped_when_redis_has_confirmed_the_last():
     assert Backlog().all_stamped
 
 
-def test_what_was_submitted_and_not_struck_is_offered_again_to_a_new_holder():
+def test_what_was_submitted_and_not_removed_is_offered_again_to_a_new_holder():
     """Submitted is not stamped: after a takeover everything that is not confirmed is due, in its order."""
     backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
     backlog.take(2, 1000)
-    backlog.strike(str(A), b"1")
+    backlog.remove(str(A), b"1")
 
     backlog.resubmit()
 
@@ -112,10 +112,10 @@ def test_what_was_submitted_and_not_struck_is_offered_again_to_a_new_holder():
     assert backlog.take(10, 1000) == []
 
 
-def test_struck_messages_are_not_submitted():
+def test_removed_messages_are_not_submitted():
     """What another stamped meanwhile does not go out again."""
     backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
-    backlog.strike(str(B), b"2")
+    backlog.remove(str(B), b"2")
 
     assert [entry.tail for entry in backlog.take(10, 1000)] == [b"1", b"3"]
 
@@ -123,7 +123,7 @@ def test_struck_messages_are_not_submitted():
 def test_what_nobody_stamped_in_time_is_given_up():
     """Old messages are counted as lost and leave; younger ones stay."""
     backlog = filled((A, b"1"), (A, b"2"))
-    backlog.strike(str(A), b"1")
+    backlog.remove(str(A), b"1")
     backlog.add(B, b"3", 10.0)
 
     assert backlog.expire(MAX_AGE) == 0
@@ -135,12 +135,12 @@ def test_what_nobody_stamped_in_time_is_given_up():
 
 
 def test_memory_is_bounded(monkeypatch):
-    """Beyond MAX_BYTES a message is refused; what is struck, expires or is given up makes room."""
+    """Beyond MAX_BYTES a message is refused; what is removed, expires or is given up makes room."""
     monkeypatch.setattr(module, "MAX_BYTES", 10 + 2 * module.ENTRY_BYTES)
     backlog = filled((A, b"12345"), (A, b"67890"))
     assert not backlog.add(A, b"x", 0.0)
 
-    backlog.strike(str(A), b"12345")
+    backlog.remove(str(A), b"12345")
     assert backlog.add(A, b"abcde", 20.0)
     assert not backlog.add(A, b"x", 20.0)
 
@@ -156,7 +156,7 @@ def test_memory_is_bounded(monkeypatch):
 def test_what_was_read_before_a_gap_is_kept():
     """Its stamp may have been missed in the gap, or nobody has stamped it: it waits until that is known."""
     backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
-    backlog.strike(str(A), b"1")
+    backlog.remove(str(A), b"1")
 
     backlog.gap()
     backlog.add(A, b"4", 0.0)
@@ -165,35 +165,35 @@ def test_what_was_read_before_a_gap_is_kept():
 
     assert backlog.kept == 2
     assert backlog.kept_topics() == [B, A]
-    backlog.strike("closed:later", b"5")
+    backlog.remove("closed:later", b"5")
     assert left(backlog) == [(B, b"2"), (A, b"3"), (A, b"4")]
-    assert backlog.strike(str(A), b"3").kept
-    assert not backlog.strike(str(A), b"4").kept
+    assert backlog.remove(str(A), b"3").kept
+    assert not backlog.remove(str(A), b"4").kept
     assert backlog.kept == 1
 
 
-def test_what_was_struck_is_not_kept_over_a_gap():
+def test_what_was_removed_is_not_kept_over_a_gap():
     """Wherever it stood: those behind it are kept."""
     backlog = filled((A, b"1"), (B, b"2"), (A, b"3"), (B, b"4"))
-    backlog.strike(str(B), b"2")
+    backlog.remove(str(B), b"2")
 
     backlog.gap()
 
     assert backlog.kept == 3
-    backlog.strike(str(B), b"4")
+    backlog.remove(str(B), b"4")
     assert backlog.kept_topics() == [A]
     assert backlog.give_up("closed:nobody") == 0
     assert backlog.give_up() == 2
 
 
 def test_what_redis_has_confirmed_waits_for_its_stamp():
-    """It is struck when the stamp arrives, and by nothing else but a gap; a stamp may be quicker than the answer."""
+    """It is removed when the stamp arrives, and by nothing else but a gap; a stamp may be quicker than the answer."""
     backlog = filled((A, b"1"), (B, b"2"))
     batch = backlog.take(2, 1000)
     backlog.gap()
     backlog.add(A, b"3", 0.0)
     batch += backlog.take(1, 1000)
-    backlog.strike(str(A), b"1")
+    backlog.remove(str(A), b"1")
 
     backlog.confirm(batch)
 
@@ -201,11 +201,11 @@ def test_what_redis_has_confirmed_waits_for_its_stamp():
     assert len(backlog) == 1
 
 
-def test_what_is_struck_holds_no_payload():
-    """Entries are dropped from the front; one that is struck in the middle takes little room until then."""
+def test_what_is_removed_holds_no_payload():
+    """Entries are dropped from the front; one that is removed in the middle takes little room until then."""
     backlog = filled((A, b"1"), (B, b"2" * 1000))
 
-    assert backlog.strike(str(B), b"2" * 1000).tail == b""
+    assert backlog.remove(str(B), b"2" * 1000).tail == b""
 
 
 def test_what_redis_has_confirmed_is_not_kept_over_a_gap():

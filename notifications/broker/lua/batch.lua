@@ -3,10 +3,10 @@
 -- KEYS  1 lease   2 term of the lease   3... history of each message's topic
 -- ARGV  1 run   2 stamped channel   3 the holder's token   4 number of the batch
 --       5... for each message: size (0: no history)   ttl (ms)   topic   head   tail
--- Returns how many were stamped and Redis's last refusal or an empty text; -1 if the lease is not the
--- caller's, -2 if this number, or a later one, was done before.
+-- Returns how many were stamped, and Redis's last refusal or an empty text; instead of the number -1 if
+-- the lease is not the caller's, and -2 if this batch, or a later one, was stamped before.
 --
--- A message that Redis refuses to keep goes on without a stamp.
+-- A message that Redis refuses to keep goes out without an id.
 
 local holder = call('HGET', KEYS[1], 'token')
 if holder == ARGV[3] then
@@ -15,7 +15,7 @@ if holder == ARGV[3] then
     return {-2, ''}
   end
 elseif holder or type(pcall_('HSET', KEYS[1], 'token', '')) ~= 'table' then
-  -- Without a lease only a server that refuses every write lets us go on: nobody else can have it either.
+  -- Without a lease, continue only if the server refuses all writes: nobody else can have it either.
   if not holder then
     call('DEL', KEYS[1])
   end
@@ -43,10 +43,10 @@ for i = 3, #KEYS do
   at = at + 5
 end
 if refusal then
-  -- No history shows what went out now, so whoever did not hear it must not go by the histories. A full Redis lets us
-  -- delete.
+  -- No history shows what has just gone out, so a listener that did not receive it must not rely on the
+  -- histories. A full Redis still deletes.
   pcall_('DEL', KEYS[2])
 end
--- In a pcall: a full Redis refuses it, and what has been published must not be said to have failed.
+-- In a pcall: a full Redis refuses it, and what has been published must not be reported as failed.
 pcall_('HSET', KEYS[1], 'batch', ARGV[4])
 return {stamped, refusal or ''}

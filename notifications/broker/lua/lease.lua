@@ -1,19 +1,20 @@
 -- Take, renew or give back the lease of the listeners, or announce a candidate for it.
 --
 -- KEYS  1 lease, a hash: token, batch (the number of the last batch it stamped)
---       2 candidates, a hash: stand-by -> "<listening since> <last asked>" (µs)
---       3 term: changes with each holder, and is gone once messages went out without ids
--- ARGV  1 token   2 time to live (ms); 0 gives it back, -1 only announces the caller   3 the caller   4 1 if it has just begun to listen
---       5 how long a candidate that does not ask any more counts (ms)   6 how long the caller has listened (µs)
---       7 a term that nobody has used
+--       2 candidates, a hash: stand-by -> "<subscribed since> <last asked>" (µs)
+--       3 term: changes with each holder, and is deleted when messages go out without ids
+-- ARGV  1 token   2 time to live (ms); 0 gives it back, -1 only announces the caller   3 the caller
+--       4 1 if it has just subscribed   5 how long a candidate counts after it last asked (ms)
+--       6 how long the caller has been subscribed (µs)   7 a term that was never used
 -- Returns 1 if the lease is now the caller's, otherwise 0, and the term; an empty text if there is none.
 --
 -- A free lease goes to the stand-by subscribed longest: a newcomer has not seen what the dead holder left unstamped.
 -- After a failover the new primary may know none of them; so each is announced before it subscribes there.
 --
--- Redis ends keys by its wall clock. When that is set back, a lease would last for as much longer, and a stand-by that
--- has died would keep others from it for as long. So nothing may have more time left than it can have been given: a
--- living listener renews its own, and a dead one has one lifetime left, from when the next one asks.
+-- Redis expires keys by its wall clock. If that is set back, a lease would last longer by as much, and a
+-- dead stand-by would keep others from it for as long. So nothing may have more time left than it can have
+-- been given: a living listener renews its lease, and a dead one has one lifetime left, counted from when
+-- the next one asks.
 
 local holder = redis.call('HGET', KEYS[1], 'token')
 local term = redis.call('GET', KEYS[3]) or ''
@@ -35,10 +36,10 @@ else
   local since = now - ARGV[6]
   local mine = ARGV[4] ~= '1' and redis.call('HGET', KEYS[2], ARGV[3])
   if mine then
-    -- A question that was late makes nobody younger.
+    -- A call that was delayed does not shorten that time.
     since = math.min(since, tonumber(string.match(mine, '^%d+')))
   end
-  -- In a pcall: a full Redis refuses it, and does without candidates.
+  -- In a pcall: a full Redis refuses it, and then there are no candidates.
   redis.pcall('HSET', KEYS[2], ARGV[3], string.format('%d %d', since, now))
   if ARGV[2] == '-1' then
     return {0, term}

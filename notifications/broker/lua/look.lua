@@ -1,4 +1,4 @@
--- Say where histories are, without their frames.
+-- Return the ends of histories, without their frames.
 --
 -- KEYS  the histories
 -- ARGV  1 run   2 when this server had started (ms)

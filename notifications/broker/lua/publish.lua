@@ -1,4 +1,4 @@
--- Stamp one message of publish_* and tell it to the listeners and to whoever watches the channel.
+-- Stamp one message of publish_*, and publish it to the listeners and on the topic's own channel.
 --
 -- KEYS  1 history of the topic   2 the idempotency key, only when one was given
 -- ARGV  1 run   2 size (0: no history)   3 ttl (ms)   4 head of the frame   5 tail of the frame
@@ -9,7 +9,7 @@
 if KEYS[2] then
   local earlier = call('GET', KEYS[2])
   if earlier then
-    -- Redis ends keys by its wall clock: set back, it would remember this one for as much longer.
+    -- Redis expires keys by its wall clock: if that was set back, this one would live longer by as much.
     if call('PTTL', KEYS[2]) > tonumber(ARGV[9]) then
       call('PEXPIRE', KEYS[2], ARGV[9])
     end

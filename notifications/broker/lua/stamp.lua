@@ -16,11 +16,11 @@ local function stamp(key, run, size, ttl, head, tail)
     if entry[2][1] == run then
       id = epoch .. '-' .. n + 1
     else
-      -- Another server wrote it: that one may have given out ids that this one never saw.
+      -- Another server wrote it, which may have given out ids that this one never saw.
       old = epoch
     end
   elseif last.err then
-    -- Not a stream: nobody but us has business here.
+    -- Not a stream: nothing else may use this key.
     pcall_('DEL', key)
   end
   for attempt = 1, 2 do
@@ -38,7 +38,7 @@ local function stamp(key, run, size, ttl, head, tail)
     if attempt == 2 or not broken then
       return nil, added.err
     end
-    -- Somebody deleted entries or added one by hand, so the count is no longer to be trusted: start anew.
+    -- Entries were deleted or added by hand, so the count cannot be trusted any more: start a new epoch.
     pcall_('DEL', key)
     old = tonumber(string.match(id, '^%d+'))
     if not old or old > 1e13 then
