@@ -83,7 +83,8 @@ def no_connection_is_left_in_the_thread_of_accounts() -> Iterator[None]:
                 BaseDatabaseWrapper.close(connections[alias])  # Django's own leaves a database in memory open
                 del connections[alias]
 
-    credentials._thread.submit(forget).result()
+    if any(thread.is_alive() for thread in credentials._thread._threads):  # in a fork of this process none is
+        credentials._thread.submit(forget).result()
 
 
 @pytest.fixture(scope="session")
