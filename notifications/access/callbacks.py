@@ -184,9 +184,12 @@ class Callbacks:
         running = asyncio.ensure_future(threaded(function)(*arguments))
         try:
             async with asyncio.timeout(seconds):
-                result = await asyncio.shield(running)
+                await asyncio.wait([running])  # awaiting it would look like our own cancellation if it is cancelled
+                if running.cancelled():
+                    raise CutShortError
+                result = running.result()
                 # A lambda or partial around a coroutine function looks synchronous, and a coroutine is true.
-                return await result if inspect.isawaitable(result) else result
+                return await _in_a_task(lambda: result, (), seconds) if inspect.isawaitable(result) else result
         finally:
             if running.done():
                 self._threads.give_back()

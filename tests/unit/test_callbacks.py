@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
 
 from notifications import Topic
@@ -138,7 +138,17 @@ async def await_what_was_cancelled(*arguments):
     await other
 
 
-@pytest.mark.parametrize("function", [cancel_oneself, await_what_was_cancelled])
+def run_what_is_cancelled(*arguments):
+    async_to_sync(await_what_was_cancelled)()
+
+
+def look_synchronous(*arguments):
+    return cancel_oneself()
+
+
+@pytest.mark.parametrize(
+    "function", [cancel_oneself, await_what_was_cancelled, run_what_is_cancelled, look_synchronous]
+)
 async def test_a_function_that_cancels_its_task_cancels_nobody_else(function, settings):
     """Whoever asked goes on, and knows that nobody could say: a task that all sockets depend on may have asked."""
     asked = Callbacks("test", threads=1, longest_wait=1)
