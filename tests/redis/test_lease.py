@@ -7,6 +7,7 @@ import redis
 
 from notifications import Topic
 from notifications.bridge.lease import Lease
+from notifications.broker import pipeline
 from notifications.history import get_store
 from notifications.history.store import NOT_HOLDER
 from tests.conftest import point_to
@@ -46,6 +47,30 @@ async def test_a_holder_with_a_gap_leaves_the_lease_to_a_stand_by(live_redis):
 
     assert not await holder.take()
     assert await stand_by.take()
+
+
+async def test_whoever_has_not_heard_that_they_have_the_lease_gets_it_all_the_same(live_redis, monkeypatch):
+    """Redis answered too late: nobody uses the token that it was taken with, and nobody has to wait for its end."""
+    arun = pipeline.arun
+
+    async def answer_too_late(*arguments, **options):
+        await arun(*arguments, **options)
+        raise TimeoutError
+
+    lease = listening()
+    await asyncio.sleep(0.02)  # between the two: who has listened longer is what counts
+    other = listening()
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "arun", answer_too_late)
+        with pytest.raises(TimeoutError):
+            await lease.take()
+    unheard = lease.token
+    assert live_redis.exists(lease.key)
+
+    assert not await other.take()
+    assert await lease.take()
+    assert lease.token != unheard
+    assert await get_store().stamp_batch(lease.key, unheard, 1, []) == (NOT_HOLDER, "")
 
 
 async def test_a_stand_by_that_has_stopped_keeps_nobody_from_a_free_lease(live_redis):

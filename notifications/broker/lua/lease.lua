@@ -1,6 +1,6 @@
 -- Take, renew or give back the lease of the listeners, or announce a candidate for it.
 --
--- KEYS  1 lease, a hash: token, batch (the number of the last batch it stamped)
+-- KEYS  1 lease, a hash: token, by (who has it), batch (the number of the last batch it stamped)
 --       2 candidates, a hash: stand-by -> "<subscribed since> <last asked>" (µs)
 --       3 term: changes with each holder, and is deleted when messages go out without ids
 -- ARGV  1 token   2 time to live (ms); 0 gives it back, -1 only announces the caller   3 the caller
@@ -44,6 +44,11 @@ else
   if ARGV[2] == '-1' then
     return {0, term}
   end
+  if holder and redis.call('HGET', KEYS[1], 'by') == ARGV[3] then
+    -- The caller has taken it and not heard so: with another token nobody uses it.
+    redis.call('DEL', KEYS[1])
+    holder = false
+  end
   if holder then
     local left = redis.call('PTTL', KEYS[1])
     if left < 0 or left > tonumber(ARGV[2]) then
@@ -65,7 +70,7 @@ else
       return {0, term}
     end
   end
-  redis.call('HSET', KEYS[1], 'token', ARGV[1])
+  redis.call('HSET', KEYS[1], 'token', ARGV[1], 'by', ARGV[3])
   redis.call('SET', KEYS[3], ARGV[7])
   redis.call('HDEL', KEYS[2], ARGV[3])
   term = ARGV[7]
