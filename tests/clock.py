@@ -62,7 +62,7 @@ time_t time(time_t *at) {
 
 
 class Clock:
-    """How far a process's clock is ahead of ours."""
+    """How far a process's clock is ahead of this one's."""
 
     def __init__(self, directory: Path) -> None:
         """Make the library; skip where that cannot be done, and in CI fail, or nobody would notice."""

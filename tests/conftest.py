@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: a Redis of our own, settings that point to it, a site of real processes."""
+"""Fixtures of the whole suite: a Redis of its own, settings that point to it, a site of real processes."""
 
 import os
 from collections.abc import Iterator

@@ -198,7 +198,7 @@ def test_policy_is_not_violated(tab: Tab, policy: str) -> None:
 
 
 def test_script_of_another_folder_is_not_loaded(tab: Tab) -> None:
-    """Markup that somebody smuggled into the page, in front of ours, cannot name a script of its own."""
+    """Markup injected into the page before this app's cannot name a script of its own."""
     page = tab.open(
         "",
         tag='<script id="notifications-config" type="application/json">'
@@ -214,7 +214,7 @@ def test_script_of_another_folder_is_not_loaded(tab: Tab) -> None:
 
 
 def test_anonymous_page_opens_no_socket(tab: Tab) -> None:
-    """Nothing connects for somebody who is not logged in, and nothing fails."""
+    """For anonymous visitors nothing connects, and nothing fails."""
     tab.context.clear_cookies()
     sockets: list[object] = []
 
@@ -816,7 +816,7 @@ def kept(page: Page) -> str:
 
 
 def test_notice_of_a_post_is_seen_after_the_redirect(tab: Tab) -> None:
-    """A view that tells the user who posted, and redirects, is heard on the next page: twenty times of twenty."""
+    """A notice to the user who posted, from a view that redirects, is shown on the next page: 20 times out of 20."""
     page = tab.open(FORM + KEEPING)
     seen = []
 
@@ -1442,7 +1442,7 @@ SHAPES = "(element) => [null, '::before'].map((of) => getComputedStyle(element, 
 
 @pytest.mark.parametrize("colours", ["none", "active"])
 def test_levels_have_shapes_of_their_own(tab: Tab, colours: Any) -> None:
-    """Whoever sees no colours tells the levels apart: each icon is drawn, with a shape, also in forced colours."""
+    """The levels can be distinguished without colours: each icon has its own shape, also in forced colours."""
     page = tab.open(KEEPING)
     page.emulate_media(forced_colors=colours, reduced_motion="reduce")
     for level in LEVELS:

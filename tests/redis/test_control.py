@@ -102,7 +102,7 @@ def test_saves_that_change_nothing_of_the_access_tell_nothing(told, user):
 
 
 def test_a_new_password_and_a_deactivation_are_told(told, user, django_assert_num_queries):
-    """``set_password`` and ``is_active = False`` have the processes look, without a query of ours."""
+    """``set_password`` and ``is_active = False`` have the processes look, without a query of this app."""
     user.set_password("new")
     with django_assert_num_queries(1):
         user.save()
@@ -175,7 +175,7 @@ def test_a_rolled_back_change_is_not_told(told, user):
 
 
 def test_a_logout_tells_its_session(told, user, client, settings):
-    """The user and a fingerprint of the session; a logout of nobody tells nothing."""
+    """The user and a fingerprint of the session are sent; an anonymous logout sends nothing."""
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
     client.force_login(user)
     key = client.session.session_key

@@ -329,7 +329,7 @@ def raw(*numbers, topic=TOPIC):
 
 @pytest.mark.parametrize("holder", ["another", None])
 async def test_who_has_no_lease_stamps_nothing(live_redis, lease, ear, holder):
-    """A holder that was paused and wakes, with or without a successor, neither keeps nor tells anything."""
+    """A holder that was paused and wakes, with or without a successor, neither keeps nor announces anything."""
     live_redis.delete(lease)
     if holder:
         live_redis.hset(lease, "token", holder)

@@ -158,7 +158,7 @@ async def test_channels_do_not_get_each_others_messages(layer):
 @on("memory", "channels_redis.pubsub", "ours")
 @pytest.mark.parametrize("name", ["worker", "a.worker-of_mine.7", "worker!", "worker!local"])
 async def test_a_channel_may_have_a_name_of_ones_own(layer, name):
-    """Whoever receives on a valid name of his own choice gets what is sent to it, as Channels' workers do."""
+    """Whoever receives on a valid name of their own choice gets what is sent to it, as Channels' workers do."""
     receiving = asyncio.create_task(take(layer, name))
     await asyncio.sleep(0.01)
     while not receiving.done():  # pub/sub has nothing for who comes later, and this name is not confirmed
@@ -281,7 +281,7 @@ async def test_tuples_become_lists(make, kind):
 @on("memory", "ours")
 @pytest.mark.parametrize("message", ["text", ["list"], None])
 async def test_what_is_no_dict_is_refused(layer, message):
-    """Messages are dicts; anything else is an error for who sends it."""
+    """Messages are dicts; anything else is an error for the sender."""
     channel = await layer.new_channel()
 
     with pytest.raises((TypeError, AssertionError)):

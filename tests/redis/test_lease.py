@@ -76,7 +76,7 @@ async def test_whoever_has_not_heard_that_they_have_the_lease_gets_it_all_the_sa
 async def test_a_stand_by_that_has_stopped_keeps_nobody_from_a_free_lease(live_redis):
     """It has listened longest, and asked a moment ago; when the holder stops after it, the next one takes over."""
     holder, stopped = listening(), listening()
-    await asyncio.sleep(0.02)  # between the two: who has listened longer is what counts
+    await asyncio.sleep(0.02)  # between the two: the one subscribed longer counts
     stand_by = listening()
     await holder.take()
     assert not await stopped.take()

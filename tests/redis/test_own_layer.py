@@ -159,7 +159,7 @@ async def test_a_channel_of_another_process_cannot_be_used_here(layer, redis_ser
 @pytest.mark.parametrize("kill", [False, True], ids=["undisturbed", "connection killed"])
 @pytest.mark.parametrize("seed", range(3))
 async def test_members_and_subscriptions_agree_whatever_happens_at_once(layer, redis_server, live_redis, seed, kill):
-    """Tasks that join and leave at random leave no member deaf and no subscription without a member."""
+    """After tasks join and leave at random, every member receives, and every subscription has a member."""
     choice = random.Random(seed)
     channels = [await layer.new_channel() for _ in range(8)]
     groups = [f"g{n}" for n in range(5)]
@@ -804,7 +804,7 @@ async def test_a_host_may_be_a_pair(redis_server, live_redis):
     [(":wrong", "invalid username-password pair"), ("", "Authentication required"), ("nobody:w", "invalid username")],
 )
 async def test_a_wrong_password_is_said_in_the_log(guarded, monkeypatch, caplog, user, said):
-    """Who cannot log in finds Redis's reason in the log, without the password."""
+    """If logging in to Redis fails, the log has Redis's reason, without the password."""
     monkeypatch.setattr(loop_layer, "WAIT", 0.2)
     async with opened(f"redis://{user}@127.0.0.1:{guarded.port}/0") as layer:
         with pytest.raises(TimeoutError):
@@ -825,7 +825,7 @@ async def test_an_option_that_does_not_exist_is_said_in_the_log(redis_server, mo
 
 
 def test_several_hosts_are_refused():
-    """One Redis: who gives several is told so when the site starts."""
+    """Several hosts are refused when the site starts: the layer uses one Redis."""
     with pytest.raises(ImproperlyConfigured):
         RedisPubSubLayer(hosts=["redis://a", "redis://b"])
 

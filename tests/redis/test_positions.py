@@ -49,7 +49,7 @@ async def test_position_of_a_kind_without_history_is_none(settings: SimpleNamesp
 
 
 async def test_position_says_so_when_redis_is_away(no_redis: None) -> None:
-    """A Redis that is not there is an error of ours that names the topic, and is counted."""
+    """A Redis that cannot be reached raises an error of this app that names the topic, and is counted."""
     before = counts["position_failed", "ConnectionError"]
 
     with pytest.raises(PositionError, match="'closed:7'") as failed:
@@ -62,7 +62,7 @@ async def test_position_says_so_when_redis_is_away(no_redis: None) -> None:
 
 
 async def test_position_of_what_is_no_topic(no_redis: None) -> None:
-    """What is no topic has no position."""
+    """Something that is not a topic has no position."""
     for text in ("closed", "nothing:7", "closed:"):
         with pytest.raises(TopicError):
             position(text)

@@ -90,7 +90,7 @@ class Ear:
         return [self.hear() for _ in range(amount)]
 
     def heard_nothing(self):
-        """Say whether nothing was published that has not been heard: a mark of our own comes next."""
+        """Return whether all that was published has been received: a marker arrives next."""
         self._client.publish("mark", "")
         return self.hear() == ("mark", "")
 
@@ -380,7 +380,7 @@ def test_forked_workers_publish(ear, call):
 
 
 def connected(client):
-    """Count the connections to Redis but that of the client who asks and its subscription."""
+    """Count the connections to Redis, but for those of the calling client and its subscription."""
     return len(client.client_list())
 
 
@@ -600,7 +600,7 @@ class TestOnCommit:
         assert ear.hear() == ("user:7", "{}")
 
     def test_it_is_not_published_after_a_rollback(self, ear):
-        """What was rolled back was never said."""
+        """What was rolled back is never published."""
         with contextlib.suppress(ZeroDivisionError), transaction.atomic():
             publish("user:7", {}, on_commit=True)
             raise ZeroDivisionError

@@ -308,7 +308,7 @@ async def test_a_history_that_has_expired_begins_anew(store, settings):
 )
 @pytest.mark.parametrize("id_", ["7", '"', '{"_meta":{}}', "\\", "ü €", "a b\n", "%s %d", "\x00", "'" * 200])
 async def test_the_frame_is_the_message_with_meta_first(place, id_, payload):
-    """What is kept and what listeners are told is one and the same frame."""
+    """What is kept and what listeners receive is one and the same frame."""
     await check_frame(place, Topic("closed", id_), payload)
 
 
@@ -455,7 +455,7 @@ async def test_both_roads_share_one_count(place):
 
 @pytest.mark.parametrize("holder", ["another", None])
 async def test_who_has_no_lease_stamps_nothing(place, holder):
-    """A holder that was paused and wakes, with or without a successor, neither keeps nor tells anything."""
+    """A holder that was paused and wakes, with or without a successor, neither keeps nor announces anything."""
     place.give_lease("mine")
     await place.store.stamp_batch(LEASE, "mine", 1, raw(1))
     place.heard()

@@ -256,7 +256,7 @@ async def test_a_state_begins_with_its_latest_message(site, settings):
 
 
 async def test_a_position_on_an_empty_topic_can_be_come_back_to(site):
-    """What is published first on an empty topic reaches who was away meanwhile."""
+    """The first message on an empty topic reaches a browser that was away meanwhile."""
     socket = await site.open()
     recovered, position = await socket.join()
     await socket.delivery.leave(TOPIC)
@@ -278,7 +278,7 @@ async def test_an_empty_topic_that_is_still_empty_has_lost_nothing(site):
 
 
 async def test_without_a_history_nothing_is_promised(site, settings):
-    """Messages of a kind with HISTORY_SIZE 0 are delivered at most once, and who asks is told so."""
+    """Messages of a kind with HISTORY_SIZE 0 are delivered at most once; a browser that asks for others is told so."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_SIZE": 0}
     socket = await site.open()
 
@@ -667,7 +667,7 @@ async def test_a_bug_in_one_read_strands_no_topic(site, monkeypatch, caplog):
 
 
 async def test_messages_without_an_id_that_wait_go_with_their_topic(site, held_up):
-    """Who has left gets none of them, and they take no room from others."""
+    """A socket that has left gets none of them, and they take no room from others."""
     socket = await site.joined()
     await site.lose(1)
     await site.say(2)

@@ -25,7 +25,7 @@ Rendered = Callable[..., str]
 
 
 def test_user_is_he_who_asks(live_redis: redis.Redis) -> None:
-    """A page about somebody, which calls him ``user`` as a DetailView does, is still that of him who asks."""
+    """A page about another user, which calls them ``user`` as a DetailView does, still has the visitor's topic."""
     page = render("{% notifications %}", context={"user": User(pk=7, username="bob")})
 
     assert config_of(page)["user_topic"] == "user:42"

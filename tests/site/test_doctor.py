@@ -830,7 +830,7 @@ def publishing(site: Site, channel: str, payload: str) -> Iterator[None]:
 
 
 def test_somebody_publishes_something_else_on_our_channels(good_site):
-    """Another program that uses user:* for what is no message of ours is heard; its payloads are not shown."""
+    """Another program that uses user:* for something else is detected; its payloads are not shown."""
     with publishing(good_site, "user:session", SECRET):
         report = ask(good_site)
 

@@ -447,7 +447,7 @@ async def test_open_sockets_survive_redis(new_site, server_kind):
 
 
 async def test_a_socket_that_opens_while_redis_is_down_is_told_to_come_back(new_site, server_kind):
-    """Without Redis nobody can join a group: the socket is closed with a code that says retry, and not kept deaf."""
+    """Without Redis no group can be joined: the socket is closed with a code for retrying, not kept open in vain."""
     own_server = new_site.start_server(server_kind)
     alice = new_site.add_user()
     with redis_down(new_site.redis):

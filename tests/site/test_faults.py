@@ -422,7 +422,7 @@ async def test_long_kill_9_of_the_web_server(long):
 
 @long_version
 async def test_long_away_for_longer_than_the_history_reaches(long, new_site, settings):
-    """Who was away for more messages than HISTORY_SIZE is told so, and has everything from then on."""
+    """A browser that missed more messages than HISTORY_SIZE is told so, and gets everything from then on."""
     small = {**NOTIFICATIONS, "HISTORY_SIZE": 20}
     new_site.settings = {"NOTIFICATIONS": small}
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **small}
@@ -634,7 +634,7 @@ async def send_pongs(tab: Tab) -> None:
 
 
 async def guess_pongs(tab: Tab) -> None:
-    """Be as somebody who wants to fill the server's memory: confirm what was never read."""
+    """Try to fill the server's memory: confirm what was never read."""
     for n in count(1):
         await tab.send({"action": "pong", "n": n})
         await asyncio.sleep(0.05)

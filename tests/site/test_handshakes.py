@@ -139,7 +139,7 @@ async def test_who_comes_after_a_disconnect_stays(site, server, here):
 
 
 async def test_a_socket_that_comes_between_the_word_of_a_logout_and_its_end_is_closed(site, server, here):
-    """Django tells of a logout before it deletes the session: until then the session opens sockets as before."""
+    """Django signals a logout before it deletes the session: until then the session opens sockets as before."""
     alice, bob = site.add_user(), site.add_user()
     browser, other = await browser_of(server, alice), await browser_of(server, bob)
     async with other.tab() as stranger, browser.tab() as first:

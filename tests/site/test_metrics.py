@@ -1,4 +1,4 @@
-"""What Prometheus is told: that the numbers are true, who may read them, and that several processes are added up."""
+"""Metrics for Prometheus: the numbers are true, only authorized clients read them, and processes are added up."""
 
 import ast
 import asyncio
@@ -234,7 +234,7 @@ except Exception as error:
 
 
 def test_everything_works_without_prometheus_client(new_site):
-    """Without the extra nothing is imported; who asks for metrics is told what to install."""
+    """Without the extra nothing is imported; a request for metrics is answered with what to install."""
     new_site.settings = WEB
     done = new_site.start(sys.executable, "-c", WITHOUT_CLIENT, name="without prometheus-client")
 
@@ -258,7 +258,7 @@ def test_everything_works_without_prometheus_client(new_site):
     ],
 )
 def test_only_who_knows_the_token_reads_metrics(settings, token, header, status):
-    """Without a token nobody, otherwise who sends it; nothing in between keeps the answer."""
+    """Nobody without METRICS_TOKEN, otherwise those who send it; no cache keeps the answer."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "METRICS_TOKEN": token}
 
     answer = views.metrics(RequestFactory().get("/", headers={"Authorization": header} if header else {}))
@@ -384,7 +384,7 @@ def durations_stay_where_they_were(monkeypatch):
 
 @pytest.mark.parametrize("text", [" ".join(EXPRESSIONS), RULES], ids=["dashboard", "rules"])
 def test_dashboard_and_alerts_ask_for_metrics_that_exist(text):
-    """Every metric that they name is one of ours, and every label value one that the code uses."""
+    """Every metric that they name exists, and every label value is one that the code uses."""
     asked = set(re.findall(r"\bnotifications_\w+", text))
 
     assert asked

@@ -137,7 +137,7 @@ async def listening(site):
     await await_for(lambda: client.pubsub_numsub(channel())[0][1] == 1, what="subscribed to the control channel")
 
 
-# What Django tells.
+# What Django signals.
 
 
 async def test_logout_closes_the_sockets_of_that_session(site, server):
@@ -212,7 +212,7 @@ async def test_a_deleted_user_is_closed_at_once(site, server):
         await closed(app, 4005, "the account is not active")
 
 
-# What a site tells.
+# What a site calls.
 
 
 async def test_disconnect_user_closes_all_sockets_of_a_user(site, server, here):
@@ -373,7 +373,7 @@ def allow(site, user):
 
 
 async def test_a_withdrawn_permission_ends_the_subscription(site, server, here):
-    """``AUTHORIZE`` is asked again with the user as he is now; who has a grant is not asked."""
+    """``AUTHORIZE`` is asked again with the user as they are now, and not for a user who has a grant."""
     alice, bob = site.add_user(), site.add_user()
     allow(site, alice)
     allow(site, bob)
@@ -394,7 +394,7 @@ async def test_a_withdrawn_permission_ends_the_subscription(site, server, here):
         await granted.expect_message('{"n":1}')
 
 
-# What nobody tells is looked up.
+# What is found by looking it up.
 
 
 @pytest.fixture
@@ -574,7 +574,7 @@ async def test_sockets_that_say_nothing_make_room_for_those_that_do(new_site, se
 
 
 async def test_frames_are_limited_for_a_user_over_all_his_sockets(new_site, server_kind):
-    """Who closes his socket and opens another has not more to say than who keeps it; others are not held up."""
+    """Reconnecting gives a user no larger allowance than keeping the socket; others are not held up."""
     new_site.settings = site_settings(SELDOM, MAX_CONNECTIONS_PER_USER=1)
     server = await asyncio.to_thread(new_site.start_server, server_kind)
     alice, bob = new_site.add_user(), new_site.add_user()

@@ -88,7 +88,7 @@ def test_it_says_what_it_listens_on(new_site):
 
 
 def test_it_is_a_candidate_for_the_lease_before_it_listens(new_site):
-    """On the connection that subscribes: no other can take the lease and not know who has heard more."""
+    """On the connection that subscribes: no other listener can take the lease unaware of one subscribed longer."""
     with new_site.client().monitor() as monitor:
         new_site.start_listener()
         said: dict[str, list[str]] = defaultdict(list)
@@ -502,7 +502,7 @@ def test_check_says_1_when_the_listener_was_killed(new_site):
 
 
 def test_check_says_1_when_redis_hangs_or_is_gone(new_site):
-    """Nobody can say how the listener is: exit code 1 and a sentence, after a second or two, not a traceback."""
+    """The listener's state is not known: exit code 1 and a sentence after a second or two, not a traceback."""
     new_site.start_listener()
     with paused(new_site.redis.child):
         hung = new_site.run("run_listener", "--check")

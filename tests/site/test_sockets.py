@@ -1,4 +1,4 @@
-"""The wire protocol on real sockets of Daphne and uvicorn: who gets in, who may read what, why a socket is closed."""
+"""The wire protocol on real sockets of Daphne and uvicorn: authentication, permissions, close codes."""
 
 import asyncio
 import json

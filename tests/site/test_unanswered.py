@@ -1,4 +1,4 @@
-"""Subscriptions of which nobody can say whether they are allowed, on real servers: AUTHORIZE is slow, or away."""
+"""Subscriptions that cannot be decided yet, on real servers: AUTHORIZE is slow, or fails."""
 
 import asyncio
 from contextlib import AsyncExitStack

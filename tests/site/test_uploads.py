@@ -1,4 +1,4 @@
-"""The demo's pages, from outside: what is found out arrives, and whose an upload is stays his."""
+"""The demo's pages, from outside: results arrive, and uploads stay private to their users."""
 
 import hashlib
 import io
@@ -111,7 +111,7 @@ def test_only_the_owner_may_watch(owner: Visitor, stranger: Visitor):
 
 
 def test_upload_is_for_users_only(demo: Demo):
-    """Who is not logged in can upload nothing and see nothing."""
+    """Anonymous users can upload nothing and see nothing."""
     visitor = Visitor(demo.url)
     visitor.get("login/")
 

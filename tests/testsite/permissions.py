@@ -1,8 +1,8 @@
-"""Who may watch what on the test site."""
+"""Permissions to watch topics on the test site."""
 
 
 def may_watch(user, upload_id: str) -> bool:
-    """Uploads whose id begins with the user's login name, or with ``all``, are his."""
+    """Users may watch uploads whose ids begin with their login names, or with ``all``."""
     return upload_id.startswith((user.username, "all"))
 
 

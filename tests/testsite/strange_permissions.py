@@ -46,7 +46,7 @@ def take_a_while(user, id_: str) -> bool:
 
 
 def find_user(token: str):
-    """Find who is named by a token; the one of ``gate`` waits at it."""
+    """Find the user named by a token; the one of ``gate`` waits at it."""
     name, _, gate = token.partition("@")
     if gate:
         wait_at_gate(None, gate)

@@ -1,4 +1,4 @@
-"""The shape of the package: which room may know which, and what a reader may rely on finding. docs/architecture.md."""
+"""The structure of the package: which room may import which, and what readers may rely on. docs/architecture.md."""
 
 import ast
 import inspect
@@ -74,7 +74,7 @@ KNOW_REDIS = {
     "access/callbacks.py": "a site's own Redis that is away is no answer",
     "testing/capture.py": "plays a Redis that is away",
 }
-"""Who may import redis-py or name a command, and why."""
+"""The modules that may import redis-py or name a command, and why."""
 COMMANDS = {
     *("DEL", "EVAL", "EVALSHA", "EXPIRE", "HDEL", "HGET", "HGETALL", "HSET", "PEXPIRE", "PING", "PSUBSCRIBE", "PTTL"),
     *("PUBLISH", "PUNSUBSCRIBE", "SADD", "SMEMBERS", "SPUBLISH", "SSUBSCRIBE", "SUBSCRIBE", "UNSUBSCRIBE", "XADD"),

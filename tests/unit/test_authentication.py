@@ -123,7 +123,7 @@ async def test_who_could_not_say_has_not_said_no(settings, error, answer):
 
 
 async def test_the_own_topic_is_always_allowed():
-    """A user reads his own topic, though the kind user has no AUTHORIZE."""
+    """Users read their own topics, though the kind user has no AUTHORIZE."""
     assert await may("user:1")
 
 
@@ -324,7 +324,7 @@ async def test_the_grant_of_another_user_or_topic_opens_nothing():
 
 
 async def test_a_useless_grant_forbids_nothing():
-    """Whoever has a permission keeps it when his grant has expired."""
+    """A user who has a permission keeps it when the grant has expired."""
     assert await may(ORDER, "expired")
 
 
@@ -332,14 +332,14 @@ async def test_a_useless_grant_forbids_nothing():
 
 
 async def test_the_token_of_an_active_user_is_accepted():
-    """token_user finds the user of a token of ours."""
+    """token_user finds the user of a token of this app."""
     ann = await User.objects.acreate(username="ann")
 
     assert await token_user(make_token(ann)) == ann
 
 
 async def test_the_token_of_an_inactive_user_is_refused():
-    """Whoever was deactivated cannot connect, whatever he holds."""
+    """A deactivated user cannot connect, whatever tokens they hold."""
     ann = await User.objects.acreate(username="ann", is_active=False)
     before = counts["auth_failed", "token"]
 

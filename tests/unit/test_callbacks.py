@@ -79,7 +79,7 @@ async def test_whoever_goes_away_takes_no_turn(sync):
 
 
 async def test_no_user_waits_for_all_calls_of_another():
-    """Turns go round: who asks once has theirs after one of each other user, however many those have."""
+    """Users take turns: a single call waits for one call of each other user, however many those have."""
     turns, served = Turns(1), []
     await turns.take("first", scaled())
 

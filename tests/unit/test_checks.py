@@ -274,7 +274,7 @@ def test_no_check_connects_to_anything(settings, monkeypatch):
 
 
 def test_manage_check_fails_on_an_error_and_passes_on_a_warning(settings, capsys):
-    """``manage.py check`` stops a deployment for an error of ours, and lets a warning pass."""
+    """``manage.py check`` stops a deployment for an error of this app, and lets a warning pass."""
     change(settings, TOPICS={"closed": {}})
     call_command("check", tags=["notifications"])
     change(settings, PREFIX="x")

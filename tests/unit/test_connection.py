@@ -324,7 +324,7 @@ async def test_what_is_not_wanted_any_more_is_not_answered_later(permissions):
         await client.say(action="unsubscribe", topic="order:1-7")
         await client.expect("unsubscribed")
 
-        client.connection.admit("order:1-7", 0.0)  # nobody had told who asks
+        client.connection.admit("order:1-7", 0.0)  # the caller could not know
         await client.is_served()
 
 

@@ -114,7 +114,7 @@ async def test_an_account_that_is_not_active_ends(user, change):
 
 
 async def test_users_of_no_database_are_not_looked_up():
-    """A token may name a user who is an object of the site's own: he stays until the site disconnects him."""
+    """A token may name a user who is an object of the site's own: they stay until the site disconnects them."""
     user = SimpleNamespace(pk="far", is_active=True)
 
     assert await judge([credentials_of(user)]) == [Verdict(None, user)]

@@ -242,7 +242,7 @@ def test_the_first_message_of_an_empty_topic_is_sent_at_once(position, epoch, n,
 
 
 def test_nothing_is_missed_when_the_history_brought_it():
-    """What was let go and then sent from the history is missed no more."""
+    """What was skipped and then sent from the history is not missed any more."""
     cursor = cursor_at(P(E, 3))
     for n in (5, 7, 4):
         cursor.let_go(E, n)
@@ -455,7 +455,7 @@ def test_the_first_message_of_an_empty_topic_is_followed_on_the_same_server_only
 
 
 def test_a_position_before_the_first_message_is_no_empty_topic():
-    """Who had yet to be sent what was lost is told so."""
+    """A browser that had yet to be sent what was lost is told so."""
     cursor = cursor_at(P(E, 0), last=P(E, 2))
 
     assert cursor.follow(page(P(NEXT, 1), now=NOW + 1000), 1.0)[0]

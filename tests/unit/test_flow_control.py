@@ -45,7 +45,7 @@ def test_what_was_not_read_cannot_be_confirmed_by_counting():
 
 
 def test_a_pong_without_a_number_counts_seldom():
-    """It answers the oldest ping, but not again until a while later: it may come from who reads nothing."""
+    """It answers the oldest ping, but not again for a while: it may come from a program that reads nothing."""
     credit, _ = exhausted()
     credit.ping()
 
@@ -61,7 +61,7 @@ def test_a_pong_that_nothing_asked_for_counts_nothing():
 
 
 def test_a_ping_of_the_browsers_own_confirms_everything():
-    """The replaced service's client answers no ping of ours; that it pings at all says that it reads."""
+    """The replaced service's client answers no ping of the server; its own pings show that it reads."""
     credit, _ = exhausted()
     credit.ping()
 

@@ -199,7 +199,7 @@ def test_half_a_character_does_not_cost_a_frame(text, decoded):
 @pytest.mark.parametrize("action", ["subscribe", "unsubscribe"])
 @pytest.mark.parametrize("half", ["\ud83d", r"\ud83d"], ids=ascii)
 def test_half_a_character_is_no_part_of_a_topic(action, half):
-    """No topic has one, so the frame is refused, and nobody is subscribed to a topic that he did not name."""
+    """No topic has one, so the frame is refused, and nobody is subscribed to a topic that they did not name."""
     error = refusal(f'{{"action":"{action}","topic":"file:{half}.png"}}')
 
     assert error.code == "invalid_message"

@@ -293,7 +293,7 @@ async def test_a_socket_that_never_began_may_end():
 
 @in_virtual_time
 async def test_a_beat_may_end_another_of_the_same_turn(interval):
-    """Who is closed by what another was asked is not asked itself, and the turn goes on."""
+    """A socket closed by the ping of another is not pinged itself, and the round continues."""
     sockets = begun(2 * GROUPS)
     first, second = (socket for socket in sockets if socket.heartbeat.group == 0)
 

@@ -65,7 +65,7 @@ def test_without_a_limit_everybody_is_let_in():
 
 
 class Socket:
-    """A socket that has not authenticated; ``leaves`` notes who is told to."""
+    """A socket that has not authenticated; ``leaves`` records those that are told to leave."""
 
     def __init__(self, name, leaves, *, speaks=False):
         self.name = name
@@ -77,7 +77,7 @@ class Socket:
 
 
 def crowd(*names, limit, speaking=()):
-    """Let sockets in; the first letter of a name is the address. Returns who was refused and who had to leave."""
+    """Let sockets in; the first letter of a name is the address. Returns those refused and those that had to leave."""
     strangers, leaves, refused = Strangers(), [], []
     for name in names:
         socket = Socket(name, leaves, speaks=name in speaking)
@@ -212,7 +212,7 @@ def test_without_a_limit_or_a_name_frames_are_not_counted():
 
 
 def test_of_very_many_senders_the_quietest_are_forgotten(monkeypatch):
-    """Memory is bounded, and who sends goes on being counted."""
+    """Memory is bounded, and active senders are still counted."""
     monkeypatch.setattr(limits, "MAX_SENDERS", 3)
     senders = Senders()
     burst(senders, "hasty", 1, 0)

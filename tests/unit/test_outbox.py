@@ -388,7 +388,7 @@ async def test_a_server_that_breaks_is_told(outbox, server, failures, caplog, wa
 
 @pytest.mark.parametrize("waits", [False, True])
 async def test_nothing_is_sent_after_a_close(outbox, server, waits):
-    """Servers raise for what comes after a close; who waits is let go."""
+    """Servers raise for frames after a close; waiting callers are released."""
     if waits:
         server.ready.clear()
     for number in range(3):

@@ -227,7 +227,7 @@ def test_states_of_the_health_check_are_those_of_the_code() -> None:
 
 
 def test_names_in_redis_are_those_of_the_code() -> None:
-    """docs/operations.md lists every key and channel of our own."""
+    """docs/operations.md lists every key and channel of this app."""
     written = {source.text(call.args[0]).partition(":")[0] for call in source.calls("internal_name")}
     names = written - {"", "*"} | {STAMPED, status._KEY}
     stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}

@@ -57,7 +57,7 @@ class Published(NamedTuple):
 
 
 class Redis:
-    """One topic's history, as the scripts in ``lua/`` keep it, and the record of all that was ever published."""
+    """One topic's history, as the scripts in ``broker/lua/`` keep it, and the record of all that was ever published."""
 
     def __init__(self, loop, size, ttl):
         self.loop, self.size, self.ttl = loop, size, ttl
@@ -73,7 +73,7 @@ class Redis:
         self.lost = frozenset()
         """The serial numbers of what no restart of this Redis has left."""
         self.lost_when_asked = self.lost
-        """As it was when the last answer was given: who is told where he is knows nothing of these."""
+        """As it was when the last answer was given: a socket that learns its position knows none of these."""
         self.open = {"ask": asyncio.Event(), "answer": asyncio.Event()}
         for gate in self.open.values():
             gate.set()

@@ -270,7 +270,7 @@ def stated(mark: str) -> set[str]:
 
 @pytest.mark.django_db
 def test_token_view_answers_its_user(client: Client) -> None:
-    """A logged-in user gets a token of his own, which no cache keeps."""
+    """Logged-in users get a token of their own, which no cache keeps."""
     user = User.objects.create(username="ada")
     client.force_login(user)
 

@@ -177,7 +177,7 @@ class TransactionTests(TestCase):
                 assert_notified(7, action="saved")
 
     async def test_async_test_of_a_test_case(self):
-        """An asynchronous test: its user is in no other transaction, and AUTHORIZE sees him all the same."""
+        """An asynchronous test: its user is in no other transaction, and AUTHORIZE sees them all the same."""
         user = await User.objects.acreate(username="ada")
         topics = {"order": {"AUTHORIZE": lambda user, _: User.objects.filter(pk=user.pk).exists()}}
         with override_settings(NOTIFICATIONS={"REDIS_URL": "redis://127.0.0.1:1", "TOPICS": topics}):

@@ -330,7 +330,7 @@ def test_patterns_match_the_channels_of_every_kind(prefix):
 
 @pytest.mark.parametrize("prefix", ["", "shop:"])
 def test_our_own_names_are_no_topics(prefix):
-    """Keys and channels of our own begin with <PREFIX>notifications: and no topic has such a channel."""
+    """This app's keys and channels begin with <PREFIX>notifications: and no topic has such a channel."""
     with with_prefix(prefix):
         name = internal_name("stamped")
 
