@@ -475,6 +475,9 @@ class Connection:
         had = {name: self._delivery.cursors[name].topic for name in self._given}
         for name, topic in {**had, **waiting}.items():
             if topic.kind == kind and name not in names:
+                if self._given.get(name) and settings.kinds[kind].PUBLIC:
+                    del self._given[name]  # the client has asked for it as well, as any user may
+                    continue
                 count("withdrawn")
                 await self._leave(topic)
         left_out = 0  # a later one may have its place already
@@ -512,12 +515,16 @@ class Connection:
         """Unsubscribe from a topic, or refuse one that waits, ahead of queued frames."""
         if is_revoked and topic.partition(":")[0] in self.joins:
             self._revoked[topic] = asyncio.get_running_loop().time()
-        self._work.add_next(partial(self._withdraw, topic))
+        self._work.add_next(partial(self._withdraw, topic, is_revoked))
 
-    async def _withdraw(self, topic: str) -> None:
+    async def _withdraw(self, topic: str, is_revoked: bool) -> None:
         if self._asking == topic:
             self._asking = None
-        held = self._delivery.cursors.get(topic) or self.unanswered.get(topic)
+        waiting = self.unanswered.get(topic)
+        if waiting is not None and not is_revoked and self.joins.get(waiting.topic.kind) == NEVER:
+            self.unanswered[topic] = waiting._replace(is_refused=True)
+            return
+        held = self._delivery.cursors.get(topic) or waiting
         if held is not None and held.topic != self._own:
             count("withdrawn")
             await self._leave(held.topic)

@@ -207,6 +207,47 @@ async def test_whoever_asks_first_is_answered_although_others_have_no_room(teams
         await client.is_served()
 
 
+async def test_whom_authorize_refuses_waits_for_join(teams, configure, same_accounts):
+    """While nobody can say what JOIN names, a no of AUTHORIZE, late as it comes, is not the answer."""
+    refused = asyncio.Event()
+
+    async def refuse(user, id_):
+        if not refused.is_set():
+            refused.set()
+            raise ConnectionError
+        refused.clear()
+        return False
+
+    configure(TOPICS={"closed": {"JOIN": teams.of, "AUTHORIZE": refuse}})
+    teams.ids, teams.error = ["7"], ConnectionError()
+    async with opened(ALICE) as client:
+        await client.say(action="subscribe", topic="closed:7")
+        await client.expect("error", code="unavailable", topic="closed:7")
+        await await_for(lambda: not refused.is_set(), what="the refusal")
+        await teams.asked_again()
+        await client.is_served()
+        teams.error = None
+
+        await client.expect("subscribed", topic="closed:7", recovered=False, joined=False)
+        await client.is_served()
+
+
+async def test_a_public_topic_that_the_client_asked_for_stays(teams, configure, same_accounts):
+    """Any user may have it; what only JOIN has given is withdrawn with JOIN."""
+    configure(REAUTHORIZE_INTERVAL=0.05, TOPICS={"closed": {"JOIN": teams.of, "PUBLIC": True}})
+    async with opened(ALICE) as client:
+        await expect_joined(client, TEAM_7, TEAM_8)
+        await client.subscribe(TEAM_7)
+        teams.ids = []
+
+        await client.expect("unsubscribed", topic="closed:8")
+        await teams.asked_again()
+        await forward(client, TEAM_7, '{"n":1}')
+        assert await client.next() == {"n": 1}
+        await client.say(action="unsubscribe", topic="closed:7")
+        await client.expect("unsubscribed", topic="closed:7")
+
+
 async def test_a_subscription_waits_for_the_answer(teams):
     """A client that subscribes at once is not refused because JOIN takes its time."""
     teams.gate.clear()
