@@ -337,6 +337,7 @@ class Listener:
                     await machine.until(lambda: machine.state not in ASKING)
 
     async def _ask_for_lease(self) -> None:
+        subscription = self._subscription
         try:
             mine = await self._lease.take()
         except FAILURES as error:
@@ -346,7 +347,7 @@ class Listener:
             if not mine:
                 self._step_down("the lease is another's")
         elif mine:
-            if self._machine.state is State.STAND_BY:
+            if self._machine.state is State.STAND_BY and self._subscription is subscription:
                 await self._take_over()
             else:
                 await self._give_lease_back()  # cut off, or stopped, while asking

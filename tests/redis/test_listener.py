@@ -425,3 +425,41 @@ async def test_a_history_that_nobody_can_read_does_not_end_a_listener(live_redis
 
     listener.stop()
     await running
+
+
+async def test_a_lease_granted_before_a_gap_and_heard_of_after_it_is_given_back(live_redis, monkeypatch):
+    """Another stand-by has heard what was published in the gap; whoever has not would let it be lost."""
+    arun, granted, go_on = pipeline.arun, [], asyncio.Event()
+
+    async def grant_late(script, keys, arguments, *rest, **options):
+        answer = await arun(script, keys, arguments, *rest, **options)
+        if "notifications:lease" in keys and answer[0] == 1 and not granted:
+            granted.append(answer)
+            await go_on.wait()
+        return answer
+
+    holder = Holder()
+    await holder.lead()
+    cut_off, other = Listener(layer := Layer()), Listener(layer)
+    states = recorded(cut_off)
+    running = [asyncio.create_task(cut_off.run())]
+    await await_for(lambda: states[-1:] == ["STAND_BY"])
+    running.append(asyncio.create_task(other.run()))
+    await await_for(lambda: other.status.state == "stand-by")
+
+    monkeypatch.setattr(pipeline, "arun", grant_late)
+    await holder.stop()
+    await await_for(lambda: granted)
+    cut_off._subscription.close("cut off")
+    await await_for(lambda: states[-1] == "DISCONNECTED")
+    live_redis.publish("user:1", '{"n":1}')
+    await await_for(lambda: states[-1] == "STAND_BY")
+    go_on.set()
+    await await_for(lambda: "holder" in (cut_off.status.state, other.status.state))
+    live_redis.publish("user:1", '{"n":2}')
+    await await_for(lambda: any('"n":2}' in text for text in layer.texts))
+    for listener in (cut_off, other):
+        listener.stop()
+    await asyncio.gather(*running)
+
+    assert [text[-8:] for text in layer.texts] == ['},"n":1}', '},"n":2}']
