@@ -133,7 +133,7 @@ class _Closing:
                 async with asyncio.timeout(END_TIMEOUT):
                     await self.ends.pop()()
             except Exception:  # the loop closes all the same
-                logger.exception("what belongs to an event loop could not be ended")
+                logger.exception("something that belongs to an event loop could not be ended")
             if not self.ends:
                 await asyncio.sleep(0)  # transports close their sockets in the next iteration
 

@@ -85,7 +85,7 @@ async def _joined(user: Any, kind: str) -> list[Topic]:
         try:
             topics[Topic(kind, id_)] = None
         except TopicError as error:
-            _refusals.warning("JOIN named what is no topic: %s", error)
+            _refusals.warning("JOIN returned something that is not a topic: %s", error)
     return list(topics)
 
 

@@ -130,7 +130,7 @@ async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
             failures.append(error)
             if len(failures) == len(by_tenant):
                 raise
-            _log.warning("could not look up who of tenant %r still has access (%s)", name, describe(error))
+            _log.warning("could not look up which users of tenant %r still have access (%s)", name, describe(error))
             continue
         for index, verdict in zip(indexes, found, strict=True):
             verdicts[index] = verdict

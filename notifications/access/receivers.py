@@ -32,7 +32,7 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except TopicError as error:
-        _log.warning("nobody is told that a user's access may end: %s", error)
+        _log.warning("could not announce that a user's access may end: %s", error)
 
 
 @receiver(user_logged_out, dispatch_uid="notifications")

@@ -164,7 +164,7 @@ class Access:
     # Control messages.
 
     async def _listen(self) -> None:
-        await keep_connected(self._subscribed, self._not_told)
+        await keep_connected(self._subscribed, self._disconnected)
 
     @asynccontextmanager
     async def _subscribed(self) -> AsyncIterator[Subscription]:
@@ -174,9 +174,9 @@ class Access:
             self._heard_since = asyncio.get_running_loop().time()  # what was allowed before may be revoked since
             yield subscription
 
-    async def _not_told(self, reason: str, delay: float) -> None:
+    async def _disconnected(self, reason: str, delay: float) -> None:
         count("control_gap")
-        logger.warning("not told of access that ends (%s); trying again in %.1f s", reason, delay)
+        logger.warning("not connected to the control channel (%s); trying again in %.1f s", reason, delay)
 
     def _heard(self, channel: bytes, data: bytes) -> None:
         try:
@@ -269,7 +269,7 @@ class Access:
 
     async def ask(self, socket: Socket, topic: Topic) -> bool | None:
         """
-        Ask ``AUTHORIZE`` whether a socket's user may read a topic; None if nobody can say.
+        Ask ``AUTHORIZE`` whether a socket's user may read a topic; None if there is no answer.
 
         If something was revoked since their account was read, it is read again: what a site asks may be one of its
         fields, or what Django's users remember.
@@ -281,7 +281,7 @@ class Access:
         return allowed
 
     async def ask_join(self, socket: Socket, kind: str) -> list[Topic] | None:
-        """Ask ``JOIN`` which topics a socket's user has without asking; None if nobody can say."""
+        """Ask ``JOIN`` which topics a socket's user has without asking; None if there is no answer."""
         what = Joining(socket.credentials.tenant.name, kind)
         if not await self._may_ask(socket, what):
             return None

@@ -199,7 +199,7 @@ class LoopLayer:
                         box.put(item)
         except (ValueError, TypeError, RecursionError):
             count("refused", "layer message")
-            self._log.warning("the channel layer received something that is no message of a channel layer")
+            self._log.warning("the channel layer received something that is not a channel-layer message")
 
     async def receive(self, channel: str) -> dict[str, Any]:
         box = self._boxes.get(channel)

@@ -24,7 +24,7 @@ USER = User(pk=42, username="ada", password="md5$salt$hash")
 Rendered = Callable[..., str]
 
 
-def test_user_is_he_who_asks(live_redis: redis.Redis) -> None:
+def test_user_is_the_visitor(live_redis: redis.Redis) -> None:
     """A page about another user, which calls them ``user`` as a DetailView does, still has the visitor's topic."""
     page = render("{% notifications %}", context={"user": User(pk=7, username="bob")})
 

@@ -257,7 +257,7 @@ def test_everything_works_without_prometheus_client(new_site):
         (TOKEN, f"Bearer {TOKEN}", 200),
     ],
 )
-def test_only_who_knows_the_token_reads_metrics(settings, token, header, status):
+def test_only_clients_with_the_token_read_metrics(settings, token, header, status):
     """Nobody without METRICS_TOKEN, otherwise those who send it; no cache keeps the answer."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "METRICS_TOKEN": token}
 

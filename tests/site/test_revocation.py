@@ -462,7 +462,7 @@ async def test_a_gap_of_the_control_channel_loses_no_end_of_access(new_site, set
         mark = server.mark()
         # Redis closes the connections that are subscribed to what they may not hear any more.
         admin.execute_command("ACL", "SETUSER", "default", "resetchannels", "&user:*", "&asgi*")
-        await asyncio.to_thread(server.wait_for_line, "not told of access that ends", after=mark)
+        await asyncio.to_thread(server.wait_for_line, "not connected to the control channel", after=mark)
         change(new_site, "UPDATE auth_user SET is_active = 0 WHERE id = ?", alice.pk)
         admin.execute_command("ACL", "SETUSER", "default", "allchannels")
 
@@ -573,7 +573,7 @@ async def test_sockets_that_say_nothing_make_room_for_those_that_do(new_site, se
             await silent[-1].expect("auth_success")
 
 
-async def test_frames_are_limited_for_a_user_over_all_his_sockets(new_site, server_kind):
+async def test_frames_are_limited_for_a_user_over_all_their_sockets(new_site, server_kind):
     """Reconnecting gives a user no larger allowance than keeping the socket; others are not held up."""
     new_site.settings = site_settings(SELDOM, MAX_CONNECTIONS_PER_USER=1)
     server = await asyncio.to_thread(new_site.start_server, server_kind)

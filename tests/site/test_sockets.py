@@ -261,7 +261,7 @@ async def test_a_socket_keeps_its_own_topic(site, server, raw):
 
 
 @pytest.mark.parametrize("kind", ["upload", "order", "closed", "broken", "user"])
-async def test_nobody_reads_what_he_may_not(site, server, raw, kind):
+async def test_nobody_reads_what_they_may_not(site, server, raw, kind):
     """Refused by sync and async ``AUTHORIZE``, by none, by one that raises: the same answer, and never a message."""
     alice, mallory = site.add_user(), site.add_user()
     topic = f"{kind}:{alice.pk if kind == 'user' else alice.username}"
@@ -489,7 +489,7 @@ def beating_server(server_kind, beating_servers) -> WebServer:
     return beating_servers[server_kind]
 
 
-async def test_the_server_pings_and_keeps_who_answers(site, beating_server, raw):
+async def test_the_server_pings_and_keeps_sockets_that_answer(site, beating_server, raw):
     """A browser that answers the numbered pings stays connected."""
     alice = site.add_user()
     async with open_tab(beating_server, alice) as tab:

@@ -195,7 +195,7 @@ async def test_a_supervised_task_is_let_finish_when_it_ends():
 
 
 @pytest.mark.parametrize(("now", "runs"), [(False, 1), (True, 2)])
-async def test_a_supervised_task_that_was_cancelled_begins_at_once_for_who_needs_it(monkeypatch, now, runs):
+async def test_a_supervised_task_that_was_cancelled_begins_at_once_for_its_callers(monkeypatch, now, runs):
     """The others wait for its restart: a task that fails each time is not run once for each caller."""
     monkeypatch.setattr(tasks, "RESTART_DELAY", scaled())
     begun = []

@@ -315,7 +315,7 @@ def test_for_user_takes_a_composite_key():
 @pytest.mark.parametrize(
     "user", [AnonymousUser(), SimpleLazyObject(AnonymousUser), User(), SimpleNamespace(pk=("acme", None)), None, ""]
 )
-def test_for_user_refuses_who_has_no_key(user):
+def test_for_user_refuses_a_user_without_a_key(user):
     """An anonymous or unsaved user, or nobody at all, has no topic."""
     with pytest.raises(TopicError):
         Topic.for_user(user)
