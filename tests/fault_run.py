@@ -35,6 +35,8 @@ UPLOADS_EACH = 2
 """Uploads that each socket watches beside its user's own topic."""
 LEVEL = 0.5
 """Seconds from publish to arrival, before scaling, up to which a socket counts as level."""
+WHILE_BROKEN = 0.75
+"""The part of each publisher's messages that is sent before the fault is over."""
 IN_FLIGHT = 0.3
 """Seconds before a fault that cuts all listeners in which a raw message may still have been on its way to them."""
 PATIENCE = 40.0
@@ -384,7 +386,8 @@ class Run:
         return self._sent / len(self.messages)
 
     async def reached(self, part: float) -> None:
-        """Wait until so much of the messages has been sent."""
+        """Wait until so much of the messages has been sent, or all that are sent before the fault is over."""
+        part = min(part, WHILE_BROKEN)
         await await_for(lambda: self.progress >= part, 60, f"{part:.0%} of the messages are sent")
 
     @property
@@ -434,7 +437,7 @@ class Run:
         interval = self._seconds / len(stream)
         next_at, begin = time.monotonic() + random.uniform(0, interval), 0
         while begin < len(stream):
-            if begin / len(stream) >= 0.75:
+            if begin / len(stream) >= WHILE_BROKEN:
                 await self._fault_over.wait()  # a fault ends under load
             now = time.monotonic()
             if next_at > now:
