@@ -225,17 +225,21 @@ class Connection:
         await self._closing.server_stops()
 
     async def end(self) -> None:
-        """Release everything: the client has gone."""
+        """Release everything, also when this is cancelled: the client has gone."""
         tally.connections -= 1
-        await self._closing.end()
-        self._end_auth_timer()
-        addresses.give_back(self._address)
-        if self._own is not None:
-            access().remove(self._own.full_id, self)
-        self._heartbeat.end()
-        await self._work.end()
-        tally.unanswered -= len(self.unanswered)
-        await self._delivery.end()
+        try:
+            await self._closing.end()
+        finally:
+            self._end_auth_timer()
+            addresses.give_back(self._address)
+            if self._own is not None:
+                access().remove(self._own.full_id, self)
+            self._heartbeat.end()
+            try:
+                await self._work.end()
+            finally:
+                tally.unanswered -= len(self.unanswered)
+                await self._delivery.end()
 
     # Frames from the client.
 

@@ -696,3 +696,32 @@ async def test_a_message_costs_no_task():
 
         assert made == []
         assert asyncio.all_tasks() <= tasks
+
+
+async def test_an_end_that_is_cancelled_releases_everything(set_limits):
+    """As by a server that stops while a function of the site takes its time to be cancelled."""
+    asked, release = asyncio.Event(), asyncio.Event()
+
+    async def linger(user, order_id):
+        asked.set()
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            await release.wait()
+            raise
+
+    set_limits(TOPICS={"order": {"AUTHORIZE": linger}})
+    client = FrameList()
+    assert await client.open(ALICE)
+    await client.say(action="subscribe", topic="order:1-7")
+    await asked.wait()
+
+    ending = asyncio.create_task(client.connection.end())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    release.set()
+
+    assert client.layer.groups == {}
