@@ -91,7 +91,7 @@ def call(*words: Any, again: bool = False) -> Any:
 
 
 def tell(channel: str, data: str | bytes) -> None:
-    """Publish on a channel of our own. Whoever listens may hear it twice; raises as ``run``."""
+    """Publish on one of this app's channels. It may arrive twice; raises the errors of ``run``."""
     call("PUBLISH", channel, data, again=True)
 
 

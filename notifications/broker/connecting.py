@@ -1,9 +1,10 @@
 """
 How connections to Redis are made.
 
-redis-py connects (URL, TLS, accounts, Sentinel, handshake). This module adds a time-out for name lookups, TCP
-keepalive, one time-out for everything until a new connection is ready, and the ``run_id`` of the connection's server:
-scripts are told which server they run on, and after a restart or a failover no connection can name the wrong one.
+redis-py connects (URL, TLS, accounts, Sentinel, handshake). This module adds a time-out for name
+lookups, TCP keepalive, one time-out for everything until a new connection is ready, and the
+``run_id`` of the connection's server: scripts get the id of the server they run on, and after a
+restart or a failover no connection can name the wrong one.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ async def acall(*words: Any, within: float = SOCKET_TIMEOUT, again: bool = False
 
 
 async def atell(channel: str | bytes, data: str | bytes) -> None:
-    """Publish on a channel of our own. Whoever listens may hear it twice; raises as ``arun``."""
+    """Publish on one of this app's channels. It may arrive twice; raises the errors of ``arun``."""
     await acall("PUBLISH", channel, data, again=True)
 
 

@@ -91,7 +91,7 @@ class Wire(asyncio.Protocol):
                 with suppress(redis.ResponseError):  # it cannot save, or the account may not ping; but it accepts us
                     await connection.read_response()
             if connection._writer.transport.is_closing():
-                raise redis.ConnectionError("closed by Redis")  # its end was told to the protocol we replace
+                raise redis.ConnectionError("closed by Redis")  # reported only to the protocol replaced here
         except BaseException as error:
             _abort(connection)
             if isinstance(error, redis.ConnectionError) and (words := last_words(connection.reader_at_first)):

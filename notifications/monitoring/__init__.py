@@ -1,1 +1,1 @@
-"""What a web process tells monitoring."""
+"""Health checks and metrics of web processes."""

@@ -191,7 +191,7 @@ test("only what a page has shown is remembered after it", async (t) => {
   });
 });
 
-test("what another user had in this tab is not asked for, and nothing of his is missing", async (t) => {
+test("what another user had in this tab is not asked for, and nothing of theirs is missing", async (t) => {
   const tab = new Tab(t);
   await next(tab, { topics: ["order:1"] });
   tab.socket.subscribed("order:1", "100-4");
