@@ -571,3 +571,16 @@ def test_the_comparison_finds_what_was_let_go_and_is_gone():
     cursor.let_go(E, 4)
 
     assert cursor.compare(where(), 1.0)
+
+
+def test_a_read_begins_with_nothing_skipped():
+    """What was skipped until then will be in what is read; only what is skipped later is missed."""
+    cursor = cursor_at(P(E, 1))
+    cursor.let_go(E, 3)
+    assert cursor.missed
+
+    assert cursor.begin_reading() == P(E, 1)
+    assert not cursor.missed
+
+    cursor.let_go(E, 4)
+    assert cursor.missed

@@ -54,6 +54,17 @@ def test_a_pong_without_a_number_counts_seldom():
     assert credit.pong(None, now=ANONYMOUS_PONGS)
 
 
+def test_a_pong_without_a_number_answers_the_oldest_ping_and_no_other():
+    """Nothing had been sent before it, and what was sent after it is not confirmed."""
+    credit = Credit()
+    first, second = credit.ping(), credit.ping()
+
+    assert credit.pong(None, now=0)
+
+    assert not credit.pong(first, now=0)
+    assert credit.pong(second, now=0)
+
+
 def test_a_pong_that_nothing_asked_for_counts_nothing():
     """Neither numbered nor not."""
     assert not Credit().pong(None, now=0)
