@@ -545,8 +545,8 @@ def namesakes(new_site, tmp_path):
         "os.getpid = lambda: 1\n"
         "socket.gethostname = lambda: 'web'\n"
         "if place := os.environ.get('PLACE'):\n"
-        "    from notifications import health\n"
-        "    health.this_place = lambda: place\n"
+        "    from notifications.bridge import status\n"
+        "    status.this_place = lambda: place\n"
     )
 
     def environment(place: str) -> dict[str, str]:
