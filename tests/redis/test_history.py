@@ -18,6 +18,7 @@ from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, 
 from notifications.history.store import NOT_HOLDER
 from notifications.topics import internal_name
 from tests.clients import message_of
+from tests.strategies import ids, payloads
 from tests.waiting import scaled, wait_for
 
 TOPIC = Topic("closed", "7")
@@ -95,15 +96,6 @@ def ear(live_redis):
 
 
 # Frames.
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=8,
-)
-payloads = st.dictionaries(st.text().filter(lambda key: key != "_meta"), json_values, max_size=5)
-ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from notifications import Topic, messages
 from notifications.broker.clients import FAILURES
@@ -29,6 +28,7 @@ from notifications.history.redis import RedisStore
 from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
 from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, Store, term_key
 from notifications.topics import internal_name
+from tests.strategies import ids, payloads
 from tests.waiting import await_for, scaled
 
 TOPIC = Topic("closed", "7")
@@ -310,15 +310,6 @@ async def test_a_history_that_has_expired_begins_anew(store, settings):
 async def test_the_frame_is_the_message_with_meta_first(place, id_, payload):
     """What is kept and what listeners receive is one and the same frame."""
     await check_frame(place, Topic("closed", id_), payload)
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=8,
-)
-payloads = st.dictionaries(st.text().filter(lambda key: key != "_meta"), json_values, max_size=5)
-ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 
 @hypothesis_settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
