@@ -6,7 +6,11 @@ SECRET_KEY = "only-for-benchmarks-" + "x" * 50
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
 INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "channels", "notifications"]
-DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": os.environ.get("BENCH_DATABASE", ":memory:")}}
+DATABASE = os.environ.get("BENCH_DATABASE", ":memory:")
+if DATABASE == "postgresql":  # benchmarks.postgres tells libpq where it is
+    DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ["PGDATABASE"]}}
+else:
+    DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATABASE}}
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0")
 LAYER = os.environ.get("BENCH_LAYER", "notifications.layers.RedisPubSubLayer")
