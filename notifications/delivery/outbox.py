@@ -1,10 +1,12 @@
 """
-The last step to the browsers: one queue per event loop, which passes the texts of all sockets to
-the server.
+The last step to the browsers: each socket's queue, and the pump that empties the queues of one
+event loop.
 
 With one task per socket, that task would have to be woken for each message, which costs more than everything else. A
 server's ``send`` hardly ever waits, so its first step is run right here, in a task of its own (``aio.Runner``), which
-is only woken when ``send`` does wait. The queue itself is not emptied by a task, so nobody can cancel it.
+is only woken when ``send`` does wait. The pump itself is no task, so nobody can cancel it.
+
+It goes by socket: whatever waits for one is sent together, which a server can pass to the operating system at once.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from itertools import islice
 from typing import Any, Final
 
 from .. import metrics
@@ -24,45 +27,41 @@ from ..tasks import ended
 logger = logging.getLogger(__name__)
 
 SLICE: Final = 64
-"""Texts sent before other callbacks of the event loop get their turn: about a millisecond."""
+"""Texts sent before other callbacks of the event loop get their turn: about a millisecond. As many of one socket are
+sent before the next socket's, so a turn has at most twice as many."""
 
 Mark = asyncio.Future[bool]
 
 
 class Pump:
-    """Sends what is put into the outboxes of one event loop, in the order of ``put``."""
+    """Has the outboxes of one event loop sent, one after the other, those with more than ``SLICE`` texts in turns."""
 
     def __init__(self) -> None:
-        # An outbox, what it is to send, an outbox, …: flat, because a pair for each message and socket would be an
-        # object for Python's garbage collector, which would then traverse all sockets again and again (half of the
-        # time of a fan-out to 5,000).
-        self._queue: deque[Outbox | str | Mark] = deque()
-        self._due = False
+        self._outboxes: deque[Outbox] = deque()
+        self._is_due = False
         self._context = Context()
 
-    def put(self, outbox: Outbox, what: str | Mark) -> None:
-        """Have ``outbox`` send ``what`` after everything that was put before."""
-        self._queue.append(outbox)
-        self._queue.append(what)
-        if not self._due:
+    def add(self, outbox: Outbox) -> None:
+        """Have what waits in an outbox sent, after the outboxes that were added before."""
+        self._outboxes.append(outbox)
+        if not self._is_due:
             self._come_back()
 
     def _come_back(self) -> None:
-        self._due = True
-        asyncio.get_running_loop().call_soon(self._hand_over, context=self._context)
+        self._is_due = True
+        asyncio.get_running_loop().call_soon(self._take_turn, context=self._context)
 
-    def _hand_over(self) -> None:
-        queue = self._queue
-        self._due = False
+    def _take_turn(self) -> None:
+        outboxes, sent = self._outboxes, 0
         try:
-            for _ in range(min(SLICE, len(queue) // 2)):
-                outbox: Outbox = queue.popleft()  # type: ignore[assignment]
-                outbox.hand_over(queue.popleft())  # type: ignore[arg-type]
+            while outboxes and sent < SLICE:
+                sent += outboxes.popleft().send()
         except Exception:  # a bug in this app: it must cost one text of one socket, not everything queued behind it
             metrics.count("task_restarted", "pump")
             logger.exception("sending a queued message failed; the others are sent")
         finally:
-            if queue and not self._due:
+            self._is_due = False
+            if outboxes:
                 self._come_back()
 
 
@@ -73,7 +72,7 @@ class Outbox:
     It has no limit of its own: its user counts what the browser has not confirmed.
     """
 
-    __slots__ = ("_behind", "_failed", "_open", "_pump", "_runner", "_send")
+    __slots__ = ("_failed", "_is_due", "_open", "_pump", "_queue", "_runner", "_send")
 
     def __init__(self, send: Callable[[str], Coroutine[Any, Any, None]], failed: Callable[[], None]) -> None:
         """
@@ -89,8 +88,11 @@ class Outbox:
         self._send = send
         self._failed = failed
         self._runner = Runner()
-        self._behind: deque[str | Mark] | None = None
-        """What is queued behind a pending ``send``."""
+        # A list for each socket, and none for each message: that would be an object for Python's garbage collector,
+        # which would then traverse all sockets again and again (half of the time of a fan-out to 5,000).
+        self._queue: list[str | Mark] = []
+        self._is_due = False
+        """Whether the pump will come, or the end of a pending ``send``."""
         self._open = True
         self._pump = _pump()
 
@@ -99,15 +101,19 @@ class Outbox:
         """Whether anything that is put in may still be sent."""
         return self._open
 
-    def put(self, text: str) -> None:
-        """Send a text after everything that was put before; return at once."""
-        self._pump.put(self, text)
+    def put(self, what: str | Mark) -> None:
+        """Send a text after everything that was put before; return at once. Nothing happens after ``close``."""
+        if self._open:
+            self._queue.append(what)
+            if not self._is_due:
+                self._is_due = True
+                self._pump.add(self)
 
     def mark(self) -> Mark:
         """Return a future: True when the server has accepted everything put so far, False if nothing more is sent."""
         taken: Mark = asyncio.get_running_loop().create_future()
         if self._open:
-            self._pump.put(self, taken)
+            self.put(taken)
         else:
             taken.set_result(False)
         return taken
@@ -122,8 +128,8 @@ class Outbox:
             return
         self._open = False
         self._runner.end()
-        behind, self._behind = self._behind, None
-        for what in behind or ():
+        unsent, self._queue = self._queue, []
+        for what in unsent:
             if not isinstance(what, str):
                 _set(what, sent=False)
 
@@ -132,16 +138,24 @@ class Outbox:
         if self._runner.running is not None:
             await ended(self._runner.running)
 
-    def hand_over(self, what: str | Mark) -> None:
-        """Send a text, or resolve a mark, now or after a pending ``send``. Does not raise."""
-        if self._behind is not None:
-            self._behind.append(what)
-        elif (rest := self._hand_over(what)) is not None:
-            self._behind = deque()
-            rest.add_done_callback(self._taken)
+    def send(self) -> int:
+        """Send what waits, until ``send`` has to wait itself; return how many texts. For the pump."""
+        queue, count = self._queue, 0
+        pending: asyncio.Future[None] | None = None
+        try:
+            for what in islice(queue, SLICE):
+                count += 1
+                if (pending := self._begin(what)) is not None:
+                    pending.add_done_callback(self._sent)
+                    break
+        finally:
+            del queue[:count]
+            if pending is None:
+                self._go_on()
+        return count
 
-    def _hand_over(self, what: str | Mark) -> asyncio.Future[None] | None:
-        """Start to send a text. If ``send`` has to wait, return a future of its end."""
+    def _begin(self, what: str | Mark) -> asyncio.Future[None] | None:
+        """Start to send a text, or resolve a mark. If ``send`` has to wait, return a future of its end."""
         if not isinstance(what, str):
             _set(what, sent=self._open)
         elif self._open:
@@ -151,23 +165,17 @@ class Outbox:
                 self._broke(error)
         return None
 
-    def _taken(self, rest: asyncio.Future[None]) -> None:
+    def _sent(self, pending: asyncio.Future[None]) -> None:
         """Continue after a pending ``send`` has ended."""
-        if (error := rest.exception()) is not None:
+        if (error := pending.exception()) is not None:
             self._broke(error)
-        else:
-            self._catch_up()
+        self._go_on()
 
-    def _catch_up(self) -> None:
-        behind = self._behind
-        for _ in range(SLICE):
-            if not behind or not self._open:
-                self._behind = None
-                return
-            if (rest := self._hand_over(behind.popleft())) is not None:
-                rest.add_done_callback(self._taken)
-                return
-        asyncio.get_running_loop().call_soon(self._catch_up)
+    def _go_on(self) -> None:
+        if self._queue:
+            self._pump.add(self)
+        else:
+            self._is_due = False
 
     def _broke(self, error: BaseException) -> None:
         if not self._open:
