@@ -23,7 +23,7 @@ FLOORS = [
     {"access", "bridge", "layers", "positions", "publisher"},
     {"delivery"},
     {"connection"},
-    {"consumers", "middleware", "routing"},
+    {"consumers", "middleware", "routing", "uvicorn"},
 ]
 """From the ground up. A room is a folder, or a module beside them; it imports from its own floor or from below."""
 RIM = {
@@ -44,7 +44,7 @@ RIM = {
 OUTSIDE = {"contrib", "inbox"}
 """Rooms that a site may leave out: nothing else imports them, not even the rim."""
 
-TRANSPORTS = {"notifications.consumers", "notifications.middleware", "notifications.routing"}
+TRANSPORTS = {f"notifications.{room}" for room in FLOORS[-1]}
 ASGI = {"channels", "channels_redis", "asgiref", "daphne", "uvicorn", "django.core.asgi", "django.core.handlers.asgi"}
 IO = {"redis", "channels", "channels_redis", "hiredis", "asyncio", "socket", "django.db", "subprocess"}
 PURE = [
@@ -329,11 +329,12 @@ def test_every_dependency_says_what_it_is_for():
 
 
 def test_what_we_import_is_what_we_require():
-    """Every foreign package that the app imports stands among its dependencies, or is the extra for metrics."""
+    """Every foreign package that the app imports stands among its dependencies, or in an extra for sites."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     required = {
         re.match(r"[a-z0-9_-]+", each)[0].replace("-", "_")
-        for each in project["dependencies"] + project["optional-dependencies"]["metrics"]
+        for each in project["dependencies"] + extras["metrics"] + extras["uvicorn"]
     }
     own_or_standard = {"notifications", "__future__", *__import__("sys").stdlib_module_names}
     used = {name.split(".")[0] for path in MODULES.values() for name in imports_of(path)} - own_or_standard
