@@ -252,8 +252,9 @@ class _Spare:
 
     It is used up by the first coroutine that has to wait, which it then runs to its end.
 
-    A first step in it takes 0.8 µs. In a plain task it would take 1.9 µs, and not start before the
-    next iteration of the event loop; in an eager task of Python 3.12 it takes 0.7 µs.
+    A coroutine of one step takes 1.0 µs in it, as in an eager task of Python 3.12; called directly it would take
+    0.35 µs. In a plain task it would take 2 µs on uvloop and 5 µs on asyncio's own loop, and not start before
+    the next iteration of the loop.
     """
 
     __slots__ = ("_begun", "_coroutine", "_loop", "_waits_for", "task")

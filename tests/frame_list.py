@@ -49,6 +49,8 @@ class FrameList:
 
     # What a transport is.
 
+    write_texts = None
+
     async def send_text(self, text: str) -> None:
         assert self.code is None, f"a frame after the close: {text}"
         await self.reading.wait()

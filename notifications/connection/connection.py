@@ -150,7 +150,7 @@ class Connection:
         self._closing = Closing(transport, self._stop)
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(self)
-        self._delivery = Delivery(layer, transport.send_text, self._delivery_failed)
+        self._delivery = Delivery(layer, transport.send_text, self._delivery_failed, transport.write_texts)
         tally.connections += 1
 
     # What a transport calls.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 from ..protocol.frames import CloseCode
@@ -12,7 +12,15 @@ class Transport(Protocol):
     """
     Carries frames to one client. It knows no topics, and a connection relies on nothing else of it.
 
-    Neither method is called after ``close``, and ``send_text`` only while the client is connected.
+    No method is called after ``close``, and ``send_text`` only while the client is connected.
+    """
+
+    write_texts: Callable[[Sequence[str]], bool] | None
+    """
+    Accept frames at once, all of them or none, and return whether it has; None if it never can.
+
+    This costs neither a coroutine nor a step of a task. After False, and where it is None,
+    ``send_text`` is called for each. It raises what ``send_text`` raises.
     """
 
     def send_text(self, text: str) -> Coroutine[Any, Any, None]:

@@ -7,6 +7,7 @@ server's ``send`` hardly ever waits, so its first step is run right here, in a t
 is only woken when ``send`` does wait. The pump itself is no task, so nobody can cancel it.
 
 It goes by socket: whatever waits for one is sent together, which a server can pass to the operating system at once.
+A transport that can is given it without any coroutine (``Transport.write_texts``).
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
-from itertools import islice
 from typing import Any, Final
 
 from .. import metrics
@@ -56,7 +56,7 @@ class Pump:
         try:
             while outboxes and sent < SLICE:
                 sent += outboxes.popleft().send()
-        except Exception:  # a bug in this app: it must cost one text of one socket, not everything queued behind it
+        except Exception:  # a bug in this app: it must cost one socket, not everything queued behind it
             metrics.count("task_restarted", "pump")
             logger.exception("sending a queued message failed; the others are sent")
         finally:
@@ -72,9 +72,14 @@ class Outbox:
     It has no limit of its own: its user counts what the browser has not confirmed.
     """
 
-    __slots__ = ("_failed", "_is_due", "_open", "_pump", "_queue", "_runner", "_send")
+    __slots__ = ("_accepted", "_failed", "_is_due", "_marks", "_open", "_pump", "_queue", "_runner", "_send", "_write")
 
-    def __init__(self, send: Callable[[str], Coroutine[Any, Any, None]], failed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[str], Coroutine[Any, Any, None]],
+        failed: Callable[[], None],
+        write: Callable[[Sequence[str]], bool] | None = None,
+    ) -> None:
         """
         Create an outbox; ``close`` ends it.
 
@@ -83,14 +88,20 @@ class Outbox:
                 context, and in a task in which nothing else runs: it may use time-outs and cancel scopes, and cancel
                 itself.
             failed: Called when ``send`` failed, other than because the browser has gone.
+            write: Passes texts without a coroutine, if the transport can; see ``Transport.write_texts``.
 
         """
         self._send = send
+        self._write = write
         self._failed = failed
         self._runner = Runner()
         # A list for each socket, and none for each message: that would be an object for Python's garbage collector,
         # which would then traverse all sockets again and again (half of the time of a fan-out to 5,000).
-        self._queue: list[str | Mark] = []
+        self._queue: list[str] = []
+        """What the server has not accepted; of a pending ``send`` the text is the first."""
+        self._accepted = 0
+        self._marks: list[tuple[int, Mark]] = []
+        """Each with how many texts were put before it."""
         self._is_due = False
         """Whether the pump will come, or the end of a pending ``send``."""
         self._open = True
@@ -101,10 +112,10 @@ class Outbox:
         """Whether anything that is put in may still be sent."""
         return self._open
 
-    def put(self, what: str | Mark) -> None:
+    def put(self, text: str) -> None:
         """Send a text after everything that was put before; return at once. Nothing happens after ``close``."""
         if self._open:
-            self._queue.append(what)
+            self._queue.append(text)
             if not self._is_due:
                 self._is_due = True
                 self._pump.add(self)
@@ -112,10 +123,10 @@ class Outbox:
     def mark(self) -> Mark:
         """Return a future: True when the server has accepted everything put so far, False if nothing more is sent."""
         taken: Mark = asyncio.get_running_loop().create_future()
-        if self._open:
-            self.put(taken)
+        if self._queue:
+            self._marks.append((self._accepted + len(self._queue), taken))
         else:
-            taken.set_result(False)
+            taken.set_result(self._open)
         return taken
 
     def time(self, at: int) -> None:
@@ -128,10 +139,10 @@ class Outbox:
             return
         self._open = False
         self._runner.end()
-        unsent, self._queue = self._queue, []
-        for what in unsent:
-            if not isinstance(what, str):
-                _set(what, sent=False)
+        self._queue = []
+        marks, self._marks = self._marks, []
+        for _, mark in marks:
+            _set(mark, accepted=False)
 
     async def wait_closed(self) -> None:
         """Wait until a pending ``send`` has ended."""
@@ -140,42 +151,51 @@ class Outbox:
 
     def send(self) -> int:
         """Send what waits, until ``send`` has to wait itself; return how many texts. For the pump."""
-        queue, count = self._queue, 0
+        texts = self._queue[:SLICE]
         pending: asyncio.Future[None] | None = None
         try:
-            for what in islice(queue, SLICE):
-                count += 1
-                if (pending := self._begin(what)) is not None:
-                    pending.add_done_callback(self._sent)
-                    break
-        finally:
-            del queue[:count]
-            if pending is None:
-                self._go_on()
-        return count
-
-    def _begin(self, what: str | Mark) -> asyncio.Future[None] | None:
-        """Start to send a text, or resolve a mark. If ``send`` has to wait, return a future of its end."""
-        if not isinstance(what, str):
-            _set(what, sent=self._open)
-        elif self._open:
-            try:
-                return self._runner.begin(self._send(what))
-            except Exception as error:  # noqa: BLE001  a server, or a middleware, may raise anything
-                self._broke(error)
-        return None
-
-    def _sent(self, pending: asyncio.Future[None]) -> None:
-        """Continue after a pending ``send`` has ended."""
-        if (error := pending.exception()) is not None:
+            if self._write is not None and texts and self._write(texts):
+                self._accept(len(texts))
+            else:
+                pending = self._begin(texts)
+        except Exception as error:  # noqa: BLE001  a server, or a middleware, may raise anything
             self._broke(error)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        if self._queue:
+        if pending is not None:
+            pending.add_done_callback(self._ended)
+        elif self._queue:
             self._pump.add(self)
         else:
             self._is_due = False
+        return len(texts)
+
+    def _begin(self, texts: list[str]) -> asyncio.Future[None] | None:
+        """Send one by one. If ``send`` has to wait, return a future of its end."""
+        accepted = 0
+        try:
+            for text in texts:
+                if not self._open:  # closed by the ``send`` before
+                    break
+                if (pending := self._runner.begin(self._send(text))) is not None:
+                    return pending
+                accepted += 1
+        finally:
+            self._accept(accepted)
+        return None
+
+    def _accept(self, count: int) -> None:
+        """Note that the server has accepted so many more texts."""
+        del self._queue[:count]
+        self._accepted += count
+        while self._marks and self._marks[0][0] <= self._accepted:
+            _set(self._marks.pop(0)[1], accepted=True)
+
+    def _ended(self, pending: asyncio.Future[None]) -> None:
+        """Continue after a pending ``send`` has ended."""
+        if (error := pending.exception()) is not None:
+            self._broke(error)
+        else:
+            self._accept(1)
+            self._pump.add(self)
 
     def _broke(self, error: BaseException) -> None:
         if not self._open:
@@ -193,9 +213,9 @@ class Outbox:
         self._failed()
 
 
-def _set(mark: Mark, *, sent: bool) -> None:
+def _set(mark: Mark, *, accepted: bool) -> None:
     if not mark.done():
-        mark.set_result(sent)
+        mark.set_result(accepted)
 
 
 _log = LogBudget(logger, lines=10, period=60.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from ..broker.clients import FAILURES
@@ -60,6 +60,7 @@ class Delivery:
         layer: Any,
         send: Callable[[str], Coroutine[Any, Any, None]],
         failed: Callable[[], None],
+        write: Callable[[Sequence[str]], bool] | None = None,
     ) -> None:
         """
         Prepare to deliver; ``end`` must follow.
@@ -68,13 +69,14 @@ class Delivery:
             layer: The channel layer.
             send: Passes a text to the client's transport; see ``Transport.send_text``.
             failed: Called when the layer has failed and nothing more will be delivered.
+            write: Passes texts without a coroutine, if the transport can; see ``Transport.write_texts``.
 
         """
         self.cursors: dict[str, Cursor] = {}
         self.credit = Credit()
         self._layer = layer
         self._is_own_layer = isinstance(layer, RedisPubSubLayer)
-        self._outbox = Outbox(send, failed)
+        self._outbox = Outbox(send, failed, write)
         self._failed = failed
         self._now = asyncio.get_running_loop().time
         self._channel: str | None = None

@@ -43,3 +43,65 @@ async def test_a_server_may_return_any_awaitable(in_memory):
     assert taken[0]["type"] == "websocket.accept"
     said = [json.loads(event["text"])["action"] for event in taken[1:]]
     assert said == ["auth_success", "pong", "pong", "pong", "error"]
+
+
+class Server:
+    """A server that takes texts at once, as our class for uvicorn does."""
+
+    def __init__(self, *texts):
+        self.sent, self.written, self.events = [], [], asyncio.Queue()
+        self.events.put_nowait({"type": "websocket.connect"})
+        for text in texts:
+            self.events.put_nowait({"type": "websocket.receive", "text": text})
+
+    async def send(self, event):
+        self.sent.append(event)
+        self._took()
+
+    def write_texts(self, texts):
+        self.written += texts
+        self._took()
+        return True
+
+    def _took(self):
+        if len(self.sent) + len(self.written) == 3:
+            self.events.put_nowait({"type": "websocket.disconnect", "code": 1001})
+
+
+class Middleware:
+    """It passes everything through, and sees every message."""
+
+    def __init__(self, server):
+        self.server, self.seen = server, []
+
+    async def send(self, event):
+        self.seen.append(event["type"])
+        await self.server.send(event)
+
+    def __getattr__(self, name):
+        return getattr(self.server, name)
+
+
+async def serve(server, send):
+    scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b"", "client": ["192.0.2.1", 1]}
+    async with asyncio.timeout(scaled()):
+        await NotificationConsumer.as_asgi()(scope, server.events.get, send)
+
+
+async def test_a_server_may_take_texts_without_an_event_for_each(in_memory):
+    server = Server('{"type":"auth","token":"7"}', '{"action":"ping"}')
+    await serve(server, server.send)
+
+    assert [event["type"] for event in server.sent] == ["websocket.accept"]
+    assert [json.loads(text)["action"] for text in server.written] == ["auth_success", "pong"]
+
+
+@pytest.mark.parametrize("wrapped", ["by a function", "by an object"])
+async def test_a_middleware_that_wraps_send_sees_every_message(in_memory, wrapped):
+    """Nothing goes past it, although its server takes texts at once."""
+    server = Server('{"type":"auth","token":"7"}', '{"action":"ping"}')
+    middleware = Middleware(server)
+    await serve(server, middleware.send if wrapped == "by an object" else lambda event: middleware.send(event))
+
+    assert middleware.seen == ["websocket.accept", "websocket.send", "websocket.send"]
+    assert server.written == []

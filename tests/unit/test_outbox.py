@@ -7,6 +7,7 @@ import socket
 import weakref
 from contextvars import ContextVar
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -128,6 +129,95 @@ async def test_what_waits_is_nothing_for_the_garbage_collector(outbox, server):
         each.close()
 
     assert more < 100
+
+
+class Writer(Server):
+    """A transport that also accepts texts without a coroutine, unless it is full."""
+
+    def __init__(self):
+        super().__init__()
+        self.writes = []
+        self.is_full = False
+
+    def write(self, texts):
+        if self.error is not None:
+            raise self.error
+        if not self.is_full:
+            self.writes.append(list(texts))
+            self.taken += texts
+        return not self.is_full
+
+
+@pytest.fixture
+async def writer(failures):
+    writer = Writer()
+    writer.outbox = Outbox(writer.send, lambda: failures.append("failed"), writer.write)
+    yield writer
+    writer.outbox.close()
+    await writer.outbox.wait_closed()
+
+
+async def test_a_transport_that_can_is_given_texts_together(writer):
+    """There is no coroutine for any of them; a mark among them is no text."""
+    for text in "12":
+        writer.outbox.put(text)
+    marks = [writer.outbox.mark()]
+    writer.outbox.put("3")
+    marks.append(writer.outbox.mark())
+
+    assert await asyncio.gather(*marks) == [True, True]
+    assert writer.writes == [["1", "2", "3"]]
+
+
+async def test_what_a_transport_cannot_write_waits_in_order(writer):
+    """While the browser does not read, ``send`` waits for it, and everything else behind that."""
+    writer.outbox.put("1")
+    await writer.outbox.mark()
+    writer.is_full = True
+    writer.ready.clear()
+    for text in "23":
+        writer.outbox.put(text)
+    await asyncio.sleep(0)
+    writer.is_full = False
+    writer.outbox.put("4")
+    await asyncio.sleep(0)
+    assert writer.taken == ["1"]
+    writer.ready.set()
+    await writer.outbox.mark()
+
+    assert writer.taken == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(("error", "said"), [(ConnectionResetError(), []), (ValueError("of the server"), ["failed"])])
+async def test_a_write_that_fails_is_as_a_send_that_fails(writer, failures, error, said):
+    writer.error = error
+    writer.outbox.put("1")
+
+    assert await writer.outbox.mark() is False
+    assert failures == said
+    assert not writer.outbox.is_open
+
+
+async def test_what_was_accepted_before_an_error_is_marked(outbox, server, failures):
+    """A later text that fails makes nothing of it undone."""
+    outbox.put("1")
+    first = outbox.mark()
+    outbox.put("2")
+    second = outbox.mark()
+    take = server.taken.append
+
+    def take_one(text):
+        take(text)
+        server.error = ValueError()
+
+    server.taken = SimpleNamespace(append=take_one)
+
+    assert await asyncio.gather(first, second) == [True, False]
+    assert failures == ["failed"]
+
+
+async def test_a_mark_needs_no_turn_when_nothing_waits(outbox):
+    assert outbox.mark().result() is True
 
 
 async def test_a_send_that_waits_goes_on_where_it_was(outbox, server):

@@ -239,6 +239,61 @@ def test_a_client_that_does_not_read_keeps_send_waiting(run, protocol):
     run(main)
 
 
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_texts_are_written_together_among_what_is_sent(run, compression):
+    """Everything arrives in order; a long text is compressed for each socket, which only ``send`` does."""
+    long = "x" * (MAX_UNCOMPRESSED + 1)
+    written = []
+
+    async def handle(receive, send):
+        server = send.__self__
+        written.append(server.write_texts(["a", "ä€😀"]))
+        await send(text("b"))
+        written.append(server.write_texts(["c", "d"]))
+        written.append(server.write_texts(["", long]))
+        await send({"type": "websocket.close"})
+        written.append(server.write_texts(["after the close"]))
+        await gone(receive)
+
+    async def main():
+        async with serving(application(handle)) as (address, _):
+            client = await connect(f"ws://{address}/", compression=compression, proxy=None)
+            messages, code, _ = await received(client)
+            rest = [] if compression else ["", long]
+            assert messages == ["a", "ä€😀", "b", "c", "d", *rest]
+            assert code == 1000
+            assert written == [True, True, not compression, False]
+
+    run(main)
+
+
+def test_no_texts_are_written_for_a_client_that_does_not_read(run):
+    """Then ``send`` has to wait for it; little waits on the server."""
+    written = []
+
+    async def handle(receive, send):
+        texts = [f"{number} ".ljust(20_000, ".") for number in range(200)]
+        while send.__self__.write_texts(texts[:2]):
+            written.extend(texts[:2])
+            del texts[:2]
+        for each in texts:
+            await send(text(each))
+        await gone(receive)
+
+    async def main():
+        async with serving(application(handle)) as (address, state):
+            client = await deaf_client(address)
+            (connection,) = state.connections
+            await await_for(lambda: not connection.writable.is_set(), what="a full buffer")
+            assert connection.transport.get_write_buffer_size() < 200_000
+            assert 0 < len(written) < 200
+
+            assert [int((await client.recv()).split()[0]) for _ in range(200)] == list(range(200))
+            await client.close()
+
+    run(main)
+
+
 def test_send_fails_when_the_client_has_gone(run, protocol):
     """As an ``OSError``, whether ``send`` waited for the client or came later."""
     raised = []
@@ -346,6 +401,20 @@ async def test_what_is_written_in_one_turn_leaves_in_one_write():
 
     assert now == []
     assert transport.taken == [b"ab", b"c", b"d", "close"]
+
+
+async def test_what_is_written_now_is_still_behind_what_waits():
+    transport = Writes()
+    corked = _Corked(transport, asyncio.get_running_loop())
+
+    corked.write_now(b"a")
+    corked.write(b"b")
+    corked.write_now(b"c")
+    now = list(transport.taken)
+    await asyncio.sleep(0)
+
+    assert now == [b"a"]
+    assert transport.taken == [b"a", b"bc"]
 
 
 async def test_what_waits_in_one_turn_is_bounded():
