@@ -224,9 +224,14 @@ class User(NamedTuple):
         session = SessionStore()
         session[SESSION_KEY] = str(self.pk)
         session[BACKEND_SESSION_KEY] = "django.contrib.auth.backends.ModelBackend"
-        session[HASH_SESSION_KEY] = self._model().get_session_auth_hash()
+        session[HASH_SESSION_KEY] = self.session_hash
         session.save()
         return f"{settings.SESSION_COOKIE_NAME}={session.session_key}"
+
+    @property
+    def session_hash(self) -> str:
+        """What a session has to keep of the password."""
+        return str(self._model().get_session_auth_hash())
 
     def _model(self) -> Any:
         from django.contrib.auth.models import User as Model
@@ -366,16 +371,22 @@ class Site:
 
     def add_user(self, *, is_active: bool = True) -> User:
         """Put a new user into the database file, without Django: this process's database is another."""
+        (user,) = self.add_users(1, is_active=is_active)
+        return user
+
+    def add_users(self, count: int, *, is_active: bool = True) -> list[User]:
+        """Put new users into the database file, in one transaction."""
         # Random digits would meet a prefix of another user's sooner or later; these never do.
-        username = f"{os.getpid() % 10000:04}{next(self._names):04}"
-        user = User(0, username)
+        users = [User(0, f"{os.getpid() % 10000:04}{next(self._names):04}") for _ in range(count)]
         with closing(sqlite3.connect(self.database, timeout=scaled())) as database, database:
-            cursor = database.execute(
-                "INSERT INTO auth_user (password, is_superuser, username, last_name, email, is_staff, is_active,"
-                " date_joined, first_name) VALUES (?, 0, ?, '', '', 0, ?, ?, '')",
-                (user.password, username, is_active, datetime.now(UTC).isoformat(" ")),
-            )
-        return user._replace(pk=cursor.lastrowid)
+            for index, user in enumerate(users):
+                cursor = database.execute(
+                    "INSERT INTO auth_user (password, is_superuser, username, last_name, email, is_staff, is_active,"
+                    " date_joined, first_name) VALUES (?, 0, ?, '', '', 0, ?, ?, '')",
+                    (user.password, user.username, is_active, datetime.now(UTC).isoformat(" ")),
+                )
+                users[index] = user._replace(pk=cursor.lastrowid)
+        return users
 
 
 def make_database(path: Path) -> str:

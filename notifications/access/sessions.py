@@ -12,16 +12,23 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from copy import copy
+from functools import cache
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 from django.conf import settings as django_settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY, get_user_model, load_backend
-from django.contrib.sessions.backends import cache, cached_db, db
+from django.contrib.auth.backends import ModelBackend
+from django.contrib.sessions.backends import cache as cache_backend
+from django.contrib.sessions.backends import cached_db, db
 from django.core.cache.backends.base import InvalidCacheKey
 from django.core.exceptions import ValidationError
+from django.utils import timezone
 from django.utils.crypto import constant_time_compare
+from django.utils.module_loading import import_string
 
 from .. import tenants
 from ..aio import PerLoop
@@ -29,13 +36,18 @@ from ..conf import settings
 from ..exceptions import TopicError
 from ..logs import describe, outages
 from ..metrics import count
+from .batches import ALONE, Batches
 from .callbacks import Callbacks, is_outage, within
 from .control import fingerprint
 
 logger = logging.getLogger(__name__)
 
 THREADS: Final = 4
-"""Sessions that are read at the same time."""
+"""Sessions that are read at the same time, where they have to be read one by one."""
+LOOKUPS: Final = 2
+"""Lookups at the same time, each of many sessions; each takes a connection to the database."""
+MOST_TOGETHER: Final = 250
+"""Sessions in one lookup. It takes a thread 20 ms of CPU to read so many, and databases limit the parameters."""
 WAIT: Final = 10.0
 """Seconds that a session may wait for its turn: a browser does not wait much longer."""
 DOUBT: Final = 30.0
@@ -47,7 +59,10 @@ MAX_DOUBTS: Final = 10_000
 SCOPE_KEY: Final = "notifications.session"
 """The key of the ``Found`` in the scope."""
 
-reads = PerLoop(lambda: Callbacks("session", THREADS, WAIT))
+lookups = PerLoop(
+    lambda: Batches(Callbacks("session", THREADS, WAIT), at_once=LOOKUPS, most=MOST_TOGETHER, longest_wait=WAIT),
+    Batches.end,
+)
 
 
 class Found(NamedTuple):
@@ -84,7 +99,8 @@ async def find(session_key: str | None, address: str = "") -> Found:
     with suppress(TopicError):  # no tenant: the consumer reports it
         tenant = tenants.current()
     try:
-        user, is_gone = await reads().call(address, settings.AUTH_TIMEOUT, within(tenant, user_of), session_key)
+        look_up = lookups().ask if is_read_together() else lookups().ask_alone
+        user, is_gone = await look_up(tenant, address, settings.AUTH_TIMEOUT, within(tenant, users_of), session_key)
     except Exception as error:
         count("auth_failed", "unavailable")
         if times := outages.due(f"sessions {type(error).__name__}"):
@@ -99,28 +115,83 @@ async def find(session_key: str | None, address: str = "") -> Found:
     return Found(user, True, is_gone, as_of)
 
 
-def user_of(session_key: str) -> tuple[Any, bool]:
+def is_read_together() -> bool:
     """
-    Find the user of a session.
+    Return whether many sessions and their accounts can be looked up with two queries.
+
+    Not with an engine that keeps sessions elsewhere or loads them in its own way, nor if every backend does so with
+    accounts: each of these calls may take long, so it gets a turn and a time-out of its own.
+    """
+    backends = django_settings.AUTHENTICATION_BACKENDS
+    return _is_engine_of_tables(django_settings.SESSION_ENGINE) and any(map(_is_backend_of_the_model, backends))
+
+
+@cache
+def _is_engine_of_tables(engine: str) -> bool:
+    store: Any = import_module(engine).SessionStore
+    if store.load is cache_backend.SessionStore.load:
+        return True
+    is_plain = store.load in (db.SessionStore.load, cached_db.SessionStore.load)
+    return is_plain and store._get_session_from_db is vars(db.SessionStore)["_get_session_from_db"]
+
+
+@cache
+def _is_backend_of_the_model(path: str) -> bool:
+    return getattr(import_string(path), "get_user", None) is ModelBackend.get_user
+
+
+def users_of(session_keys: Sequence[str]) -> list[Any]:
+    """
+    Find the users of several sessions, with one query for the sessions and one for the accounts.
 
     Returns:
-        The user or None, and whether there is no such session, or the password has changed since.
+        For each the user or None, and whether there is no such session, or the password has changed since. ``ALONE``
+        if it cannot be found together with others: with a backend that has a ``get_user`` of its own, or after an
+        exception that others shall not share.
 
     Raises:
         Exception: Whatever the session backend, the database or the authentication backend raises.
 
     """
-    data = read(session_key)
+    if len(session_keys) == 1:
+        data = read(session_keys[0])
+        claim = _claim(data)
+        return [_checked(data, load_backend(claim[1]).get_user(claim[0])) if claim else (None, not data)]
+    found = read_together(set(session_keys))
+    claims = {}
+    for key, data in found.items():
+        with suppress(Exception):  # it is raised when this session is looked up alone
+            claims[key] = _claim(data)
+    pks = {claim[0] for claim in claims.values() if claim and _is_backend_of_the_model(claim[1])}
+    users = {user.pk: user for user in get_user_model()._default_manager.filter(pk__in=pks)} if pks else {}
+    return [_answer(found[key], claims[key], users) if key in claims else ALONE for key in session_keys]
+
+
+def _answer(data: dict[str, Any], claim: tuple[Any, str] | None, users: dict[Any, Any]) -> Any:
+    if claim is None:
+        return None, not data
+    pk, path = claim
+    if pk not in users or not _is_backend_of_the_model(path):
+        return ALONE
+    user = copy(users[pk])  # several sockets may have this user, and each expects an instance of its own
+    backend: Any = load_backend(path)
+    try:
+        return _checked(data, user if backend.user_can_authenticate(user) else None)
+    except Exception:  # noqa: BLE001  it is raised when this session is looked up alone
+        return ALONE
+
+
+def _claim(data: dict[str, Any]) -> tuple[Any, str] | None:
+    """Return the primary key of the user that a session names, and the backend; None if it names nobody."""
     try:
         pk, path = get_user_model()._meta.pk.to_python(data[SESSION_KEY]), data[BACKEND_SESSION_KEY]
     except (KeyError, ValidationError):
-        return None, not data
-    if path not in django_settings.AUTHENTICATION_BACKENDS:
-        return None, False
-    user = load_backend(path).get_user(pk)
-    if not hasattr(user, "get_session_auth_hash"):
-        return user, False
-    if is_hash_of(user, data.get(HASH_SESSION_KEY) or ""):
+        return None
+    return (pk, path) if path in django_settings.AUTHENTICATION_BACKENDS else None
+
+
+def _checked(data: dict[str, Any], user: Any) -> tuple[Any, bool]:
+    if not hasattr(user, "get_session_auth_hash") or is_hash_of(user, data.get(HASH_SESSION_KEY) or ""):
         return user, False
     return None, True
 
@@ -146,11 +217,11 @@ def read(session_key: str) -> dict[str, Any]:
     """
     store = import_module(django_settings.SESSION_ENGINE).SessionStore
     session = store(session_key)
-    if session.session_key is None or not session.session_key.isprintable():
-        return {}  # no valid key, or one that makes databases fail
+    if not _is_valid(session):
+        return {}
     for writer in ("create", "delete", "save"):
         setattr(session, writer, _write_nothing)
-    if store.load is cache.SessionStore.load:
+    if store.load is cache_backend.SessionStore.load:
         try:
             return session._cache.get(session.cache_key) or {}
         except InvalidCacheKey:
@@ -162,6 +233,44 @@ def read(session_key: str) -> dict[str, Any]:
             data = None
         return data if data is not None else db.SessionStore.load(session)
     return session.load() or {}
+
+
+def read_together(session_keys: Collection[str]) -> dict[str, dict[str, Any]]:
+    """
+    Read several sessions at once, as ``read`` reads one, with an engine for which ``is_read_together`` is true.
+
+    Returns:
+        The data of each, empty if it does not exist; one that cannot be decoded is missing.
+
+    Raises:
+        Exception: Whatever the database or the cache raises.
+
+    """
+    store = import_module(django_settings.SESSION_ENGINE).SessionStore
+    valid = {key: session for key in session_keys if _is_valid(session := store(key))}
+    found: dict[str, dict[str, Any]] = {key: {} for key in session_keys}
+    if valid and store.load is not db.SessionStore.load:
+        by_cache_key = {session.cache_key: key for key, session in valid.items()}
+        try:
+            cached = next(iter(valid.values()))._cache.get_many(list(by_cache_key))
+        except Exception:
+            if store.load is cache_backend.SessionStore.load:
+                raise
+            cached = {}  # as Django does: the database has them as well
+        found |= {by_cache_key[name]: data or {} for name, data in cached.items()}
+    if store.load is not cache_backend.SessionStore.load and (missing := [key for key in valid if not found[key]]):
+        rows = store.get_model_class().objects.filter(session_key__in=missing, expire_date__gt=timezone.now())
+        for key, encoded in rows.values_list("session_key", "session_data"):
+            try:
+                found[key] = valid[key].decode(encoded)
+            except Exception:  # noqa: BLE001  it is raised when this session is looked up alone
+                found.pop(key, None)
+    return found
+
+
+def _is_valid(session: Any) -> bool:
+    """Return whether a key can be one of a session, and does not make databases fail."""
+    return session.session_key is not None and session.session_key.isprintable()
 
 
 def _write_nothing(*_: Any, **__: Any) -> None:

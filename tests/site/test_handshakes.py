@@ -1,9 +1,14 @@
 """Sockets that are opened while something happens to their session, on real servers."""
 
 import asyncio
-from contextlib import AsyncExitStack
+import secrets
+import sqlite3
+from contextlib import AsyncExitStack, closing
+from types import SimpleNamespace
 
 import pytest
+from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
+from django.contrib.sessions.backends.db import SessionStore
 
 import notifications
 from notifications.access import control
@@ -12,9 +17,10 @@ from tests.clients import open_tab
 from tests.conftest import SERVERS, point_to
 from tests.processes import LAYERS, Site
 from tests.site.test_revocation import browser_of, change, closed
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 DOUBT = 3
+BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 
 def settings_with(files, **more):
@@ -265,3 +271,87 @@ async def test_a_database_that_is_away_refuses_nobody_for_good(new_site, files, 
     assert len([line for line in lines if "AUTHENTICATE_TOKEN could not answer" in line]) == 1
     async with browser.tab() as tab:
         await tab.expect("auth_success", user_id=str(alice.pk))
+
+
+# Many at once.
+
+CROWD = 300
+
+
+def log_in_all(site, users, **data):
+    """Give each user a session, as rows: three hundred forms would take longer than the test."""
+    store, rows, cookies = SessionStore(), [], []
+    for user in users:
+        named = {SESSION_KEY: str(user.pk), BACKEND_SESSION_KEY: BACKEND, HASH_SESSION_KEY: user.session_hash, **data}
+        cookies.append(secrets.token_hex(16))
+        rows.append((cookies[-1], store.encode(named), "2999-01-01 00:00:00"))
+    with closing(sqlite3.connect(site.database, timeout=scaled())) as database, database:
+        database.executemany("INSERT INTO django_session VALUES (?, ?, ?)", rows)
+    return [f"sessionid={cookie}" for cookie in cookies]
+
+
+async def come_together(stack, server, cookies):
+    """Open a tab with each cookie, all in the same moment."""
+    tabs = (open_tab(server, headers={"Cookie": cookie}) for cookie in cookies)
+    return await asyncio.gather(*(stack.enter_async_context(tab) for tab in tabs))
+
+
+@pytest.fixture
+async def crowded(new_site, tmp_path, server_kind):
+    """A site that writes down its queries, which are slow, and many users who have logged in."""
+    new_site.settings = settings_with(
+        tmp_path,
+        QUERIES=str(tmp_path / "queries"),
+        QUERY_SECONDS=0.1,
+        NOTIFICATIONS={"AUTH_TIMEOUT": scaled(5)},
+    )
+    (tmp_path / "queries").touch()
+    server = await asyncio.to_thread(new_site.start_server, server_kind)
+    users = new_site.add_users(CROWD)
+    return SimpleNamespace(
+        server=server,
+        users=users,
+        cookies=log_in_all(new_site, users),
+        queries=lambda: [line.split(" ", 1) for line in (tmp_path / "queries").read_text().splitlines()],
+    )
+
+
+async def test_a_crowd_comes_back_with_few_queries(crowded):
+    """With a slow database three hundred tabs are in at once: a few queries in a few threads find all users."""
+    async with AsyncExitStack() as stack:
+        tabs = await come_together(stack, crowded.server, crowded.cookies)
+        for tab, user in zip(tabs, crowded.users, strict=True):
+            await tab.expect("auth_success", user_id=str(user.pk))
+        queries = crowded.queries()
+
+    assert len(queries) < CROWD / 5
+    assert len({thread for thread, _ in queries}) <= 4
+
+
+async def test_a_crowd_is_sent_back_while_the_database_is_away_and_gets_in_afterwards(new_site, crowded):
+    """All are told to come back, none that it has no session; the log has a line."""
+    mark = crowded.server.mark()
+    away = new_site.database.with_suffix(".away")
+    new_site.database.rename(away)
+    async with AsyncExitStack() as stack:
+        for tab in await come_together(stack, crowded.server, crowded.cookies):
+            assert await tab.expect_closed(4101) == []
+    lines = crowded.server.lines[mark:]
+    new_site.database.unlink(missing_ok=True)
+    away.rename(new_site.database)
+
+    async with AsyncExitStack() as stack:
+        for tab in await come_together(stack, crowded.server, crowded.cookies):
+            await tab.expect("auth_success")
+    assert "Traceback" not in "\n".join(lines)
+    assert len([line for line in lines if "could not be read" in line]) == 1
+
+
+async def test_one_session_that_no_query_takes_keeps_nobody_out(new_site, crowded):
+    """An account number beyond all integers fails the query for many; everybody else gets in."""
+    (odd,) = log_in_all(new_site, crowded.users[:1], **{SESSION_KEY: str(10**30)})
+    some, users = crowded.cookies[:20], crowded.users[:20]
+    async with AsyncExitStack() as stack:
+        tabs = await come_together(stack, crowded.server, [*some, odd])
+        for tab, user in zip(tabs, users, strict=False):
+            await tab.expect("auth_success", user_id=str(user.pk))
