@@ -51,9 +51,10 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
     wanted |= {"TENANT": settings.TENANT, "TENANT_CONTEXT": settings.TENANT_CONTEXT}  # type: ignore[dict-item]
     for name, kind in settings.kinds.items():
         wanted[f"TOPICS[{name!r}]['AUTHORIZE']"] = kind.AUTHORIZE  # type: ignore[assignment]
+        wanted[f"TOPICS[{name!r}]['AUTHORIZE_MANY']"] = kind.AUTHORIZE_MANY  # type: ignore[assignment]
         wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID  # type: ignore[assignment]
         wanted[f"TOPICS[{name!r}]['JOIN']"] = kind.JOIN  # type: ignore[assignment]
-        if kind.AUTHORIZE is kind.JOIN is None and not kind.PUBLIC and name != "user":
+        if kind.AUTHORIZE is kind.AUTHORIZE_MANY is kind.JOIN is None and not kind.PUBLIC and name != "user":
             found.append(
                 checks.Warning(
                     f"Nobody may subscribe to topics of kind {name!r}: it has no AUTHORIZE.",

@@ -54,6 +54,11 @@ class Kind:
     """``(user, id) -> bool``, sync or async, or its dotted path: may this user read this topic?
     Without it only a grant that the server signed opens a topic of this kind."""
 
+    AUTHORIZE_MANY: str | Callable[..., Any] | None = None
+    """``(pairs) -> list[bool]``, sync or async, or its dotted path, in place of ``AUTHORIZE``: each pair is
+    ``(user, id)``, and the answers are in the order of the pairs. It is asked about up to 500 pairs at once, those of
+    all sockets that ask in the same moment."""
+
     CLEAN_ID: str | Callable[[str], str] | None = None
     """``(id) -> id``, or its dotted path: returns the canonical spelling of an id (``str.lower`` for UUIDs).
     It is applied to what is published, to raw channels and to what browsers subscribe to, and must be
@@ -80,6 +85,10 @@ class Kind:
     @cached_property
     def authorize(self) -> Callable[..., Any] | None:
         return _load(self.AUTHORIZE)
+
+    @cached_property
+    def authorize_many(self) -> Callable[..., Any] | None:
+        return _load(self.AUTHORIZE_MANY)
 
     @cached_property
     def join(self) -> Callable[..., Any] | None:
@@ -131,7 +140,8 @@ class Settings:
 
     REAUTHORIZE_INTERVAL: float = 300.0
     """Seconds within which ``AUTHORIZE`` is called again for what a socket is subscribed to: by then a withdrawn
-    permission has ended the subscription. One call for each user and topic of a process, a few at once. 0: never.
+    permission has ended the subscription. One call for each user and topic of a process, a few at once, or of
+    ``AUTHORIZE_MANY`` for 500 of them. 0: never.
     ``JOIN`` is called again as well, once for each user and kind."""
 
     MAX_CONNECTIONS_PER_USER: int = 100
@@ -299,12 +309,21 @@ def _problems_of_flags(where: str, kind: Any, options: Mapping[str, Any]) -> lis
         for name in flags
         if not isinstance(options.get(name, False), bool)
     ]
-    if options.get("PUBLIC") is True and options.get("AUTHORIZE") is not None:
+    asked = [name for name in ("AUTHORIZE", "AUTHORIZE_MANY") if options.get(name) is not None]
+    if options.get("PUBLIC") is True and asked:
         problems.append(
             Problem(
                 "E019",
-                f"{where} has PUBLIC and AUTHORIZE.",
-                "Leave AUTHORIZE out if any authenticated user may subscribe, otherwise PUBLIC.",
+                f"{where} has PUBLIC and {asked[0]}.",
+                f"Leave {asked[0]} out if any authenticated user may subscribe, otherwise PUBLIC.",
+            )
+        )
+    elif len(asked) > 1:
+        problems.append(
+            Problem(
+                "E020",
+                f"{where} has AUTHORIZE and AUTHORIZE_MANY.",
+                "Leave AUTHORIZE out: AUTHORIZE_MANY is asked for one pair as well.",
             )
         )
     if kind == "user":

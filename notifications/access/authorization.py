@@ -1,4 +1,4 @@
-"""What a user may read: ``AUTHORIZE``, ``JOIN``, ``PUBLIC`` and grants. Nothing is allowed by default."""
+"""What a user may read: ``AUTHORIZE``, alone or for many, ``JOIN``, ``PUBLIC`` and grants. By default nothing."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
-from django.core.exceptions import ObjectDoesNotExist, ValidationError
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import DataError
+from django.http import Http404
 
 from ..aio import PerLoop
 from ..conf import settings
@@ -20,6 +21,7 @@ from ..metrics import count, tally
 from ..tenants import current
 from ..tokens import check_grant
 from ..topics import Topic
+from .batches import AnswersError, Batches
 from .callbacks import Callbacks, is_async, is_outage, within
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,18 @@ AUTHORIZE_WAIT: Final = 60.0
 MAX_THREADS: Final = 8
 """Synchronous calls of ``AUTHORIZE`` at once."""
 
+MOST_PAIRS: Final = 500
+"""Pairs in one call of ``AUTHORIZE_MANY``: databases limit the parameters of a query, some to 1000."""
+MANY_AT_ONCE: Final = 1
+"""Calls of a kind's ``AUTHORIZE_MANY`` at once. What comes meanwhile is in the next one, so more of them would only
+take more connections to the database."""
+
 permissions = PerLoop(lambda: Callbacks("authorize", MAX_THREADS, AUTHORIZE_WAIT))
+pairs = PerLoop(
+    lambda: Batches(permissions(), at_once=MANY_AT_ONCE, most=MOST_PAIRS, longest_wait=AUTHORIZE_WAIT), Batches.end
+)
+INVALID_ID: Final = (ValueError, ValidationError, ObjectDoesNotExist, DataError)
+"""Django's errors for an invalid or unknown id, which is a no: a browser may send anything."""
 _refusals: Final = LogBudget(logger)
 
 
@@ -44,14 +57,21 @@ def is_given(user: Any, topic: Topic, grant: str | None) -> bool:
     return grant is not None and check_grant(grant, user, topic)
 
 
+def is_asked_together(topic: Topic) -> bool:
+    """Return whether the topics of this kind are asked about together, by ``AUTHORIZE_MANY``."""
+    return settings.kinds[topic.kind].AUTHORIZE_MANY is not None
+
+
 async def authorized(user: Any, topic: Topic) -> bool | None:
     """
-    Ask the kind's ``AUTHORIZE`` whether a user may read a topic.
+    Ask the kind's ``AUTHORIZE`` or ``AUTHORIZE_MANY`` whether a user may read a topic.
 
     Returns:
         None if the answer is unknown, because the database or another service did not answer; ask again later.
 
     """
+    if is_asked_together(topic):
+        return await _said("AUTHORIZE_MANY", topic.kind, _authorized_together(user, topic), no=None)
     return await _said("AUTHORIZE", topic.kind, _authorized(user, topic), no=False)
 
 
@@ -61,8 +81,20 @@ async def _authorized(user: Any, topic: Topic) -> bool:
             return False
         whose, function = Topic.for_user(user).full_id, within(topic.tenant, authorize)
         return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user, topic.id))
-    except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
-        return False  # Django's errors for an invalid or unknown id: a browser may send anything
+    except INVALID_ID:
+        return False
+
+
+async def _authorized_together(user: Any, topic: Topic) -> bool:
+    group, whose = f"{topic.tenant}/{topic.kind}", Topic.for_user(user).full_id
+    function = within(topic.tenant, cast("Callable[..., Any]", settings.kinds[topic.kind].authorize_many))
+    try:
+        answer = await pairs().ask(group, whose, AUTHORIZE_TIMEOUT, function, (user, topic.id))
+    except (*INVALID_ID, PermissionDenied, Http404):
+        return False  # it was asked about this pair alone
+    if not isinstance(answer, bool):
+        raise AnswersError(f"returned a {type(answer).__name__} for a pair, not True or False")  # a coroutine is true
+    return answer
 
 
 async def joined(user: Any, kind: str) -> list[Topic] | None:
@@ -108,8 +140,12 @@ def _some(ids: Any) -> list[Any]:
     return list(islice(ids, settings.MAX_SUBSCRIPTIONS + 1))
 
 
-async def _said(option: str, kind: str, question: Awaitable[T], no: T) -> T | None:
-    """Await what a site's function says; whatever it raises is a no, unless something did not answer: then None."""
+async def _said(option: str, kind: str, question: Awaitable[T], no: T | None) -> T | None:
+    """
+    Await what a site's function says.
+
+    If something did not answer, it is None, and if the function fails in any other way, it is ``no``.
+    """
     try:
         return await question
     except Exception as error:
@@ -129,5 +165,6 @@ async def _said(option: str, kind: str, question: Awaitable[T], no: T) -> T | No
                 )
             return None
         if times := outages.due(f"{option} {kind} {type(error).__name__}"):
-            logger.exception("%s of kind %r failed; the answer is no (%d time(s))", option, kind, times)
+            said = "unknown" if no is None else "no"
+            logger.exception("%s of kind %r failed; the answer is %s (%d time(s))", option, kind, said, times)
         return no

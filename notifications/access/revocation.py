@@ -24,6 +24,7 @@ from ..logs import LogBudget, describe, outages
 from ..metrics import count, tally
 from ..protocol.frames import CloseCode
 from ..tasks import Supervised, in_context
+from ..tenants import Tenant
 from ..topics import Topic
 from . import authorization, control
 from .callbacks import is_outage
@@ -42,7 +43,7 @@ AFTER_FAILURE: Final = 5.0
 """Seconds after which a check that the database did not answer is repeated."""
 MAX_QUESTIONS: Final = 4
 """Concurrent ``AUTHORIZE`` calls of the process when permissions are checked again: half of the threads, so that new
-subscriptions need not wait for them."""
+subscriptions need not wait for them. ``AUTHORIZE_MANY`` is asked about them and new ones together."""
 PAIRS_AT_ONCE: Final = 500
 """Permissions that are checked again with accounts that were read together."""
 ASKED_EARLY: Final = 0.9
@@ -75,6 +76,15 @@ class Joining(NamedTuple):
 
 
 What = Topic | Joining
+
+
+class _Question(NamedTuple):
+    """What is asked again about a pair, in its tenant, for the account as it is now."""
+
+    pair: Pair
+    what: What
+    tenant: Tenant
+    account: Any
 
 
 class Socket(Protocol):
@@ -333,29 +343,40 @@ class Access:
 
     async def _ask_about(self, pairs: dict[Pair, Credentials], as_of: float) -> None:
         verdicts = await judge([each._replace(session_key=None) for each in pairs.values()])
-        tenants = [each.tenant for each in pairs.values()]
-        questions = iter([(*each, verdict.user) for *each, verdict in zip(pairs, tenants, verdicts, strict=True)])
+        questions = [
+            _Question(pair, _what(pair, each.tenant), each.tenant, verdict.user)
+            for (pair, each), verdict in zip(pairs.items(), verdicts, strict=True)
+            if verdict.user is not None  # otherwise the next check closes the socket
+        ]
         silent = Counter[tuple[str, str]]()  # a few calls that are not answered are enough to know
 
-        async def ask() -> None:
-            for (user, name), tenant, account in questions:
-                what = Topic.checked_elsewhere(name) if ":" in name else Joining(tenant.name, name)
-                if account is None or silent[_who_answers(what)] >= MAX_QUESTIONS:
-                    continue  # the next check closes the socket; or the question stays due
-                answer = await in_context(tenant.fresh_context(), _answer(account, what))
-                self.heard_of(what, answer)
-                if answer is not None:
-                    silent.pop(_who_answers(what), None)
-                    if not answer or self._asked.get((user, name)) == as_of:  # otherwise revoked meanwhile
-                        self._answered(user, name, answer, as_of)
-                    continue
-                silent[_who_answers(what)] += 1
-                if (user, name) in self._later:
-                    self._later[user, name] = self._later.pop((user, name))  # the others first, next time
+        async def ask(question: _Question) -> None:
+            pair, what, tenant, account = question
+            if silent[_who_answers(what)] >= MAX_QUESTIONS:
+                return  # it stays due
+            answer = await in_context(tenant.fresh_context(), _answer(account, what))
+            self.heard_of(what, answer)
+            if answer is not None:
+                silent.pop(_who_answers(what), None)
+                if not answer or self._asked.get(pair) == as_of:  # otherwise revoked meanwhile
+                    self._answered(*pair, answer, as_of)
+                return
+            silent[_who_answers(what)] += 1
+            if pair in self._later:
+                self._later[pair] = self._later.pop(pair)  # the others first, next time
+
+        one_by_one = iter([each for each in questions if not _is_asked_together(each.what)])
+
+        async def ask_in_turn() -> None:
+            for each in one_by_one:
+                await ask(each)
 
         async with asyncio.TaskGroup() as tasks:
+            for each in questions:
+                if _is_asked_together(each.what):
+                    tasks.create_task(ask(each))
             for _ in range(MAX_QUESTIONS):
-                tasks.create_task(ask())
+                tasks.create_task(ask_in_turn())
 
     def _answered(self, user: str, what: str, answer: bool | list[Topic], as_of: float) -> None:
         self._later.pop((user, what), None)
@@ -417,6 +438,15 @@ async def _answer(account: Any, what: What) -> bool | list[Topic] | None:
     if isinstance(what, Topic):
         return await authorization.authorized(account, what)
     return await authorization.joined(account, what.kind)
+
+
+def _what(pair: Pair, tenant: Tenant) -> What:
+    _, name = pair
+    return Topic.checked_elsewhere(name) if ":" in name else Joining(tenant.name, name)
+
+
+def _is_asked_together(what: What) -> bool:
+    return isinstance(what, Topic) and authorization.is_asked_together(what)
 
 
 def _who_answers(what: What) -> tuple[str, str]:

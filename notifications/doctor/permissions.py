@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from django.contrib.auth import get_user_model
-from django.core.exceptions import ObjectDoesNotExist, ValidationError
-from django.db import DataError
 
 from ..access import authorization
 from ..access.callbacks import is_outage
@@ -36,13 +34,22 @@ async def examine_permissions() -> list[Finding]:
     """
     Call each ``AUTHORIZE`` with a user and ids that do not exist; whether it says yes or no does not matter.
 
+    An ``AUTHORIZE_MANY`` is asked about each of them alone, and then about all.
+
     An exception is only a warning: the function may work for existing ids, and fail for what a browser makes up.
     """
     user = _nobody()
     found = []
     for name, kind in settings.kinds.items():
-        if kind.authorize is not None:
-            problems = [await _ask(kind.authorize, user, Topic(name, each)) for each in unknown_ids(name)]
+        ids = [Topic(name, each).id for each in unknown_ids(name)]
+        problems = []
+        if (authorize := kind.authorize) is not None:
+            problems = [await _ask(f"AUTHORIZE of kind {name!r}", authorize, user, each) for each in ids]
+        elif (many := kind.authorize_many) is not None:
+            pairs = [(user, each) for each in ids]
+            some = [*([pair] for pair in pairs), pairs]
+            problems = [await _ask(f"AUTHORIZE_MANY of kind {name!r}", many, each) for each in some if each]
+        if problems:
             found += [Finding("settings", Level.WARNING, *each) for each in problems if each is not None][:1]
     return found
 
@@ -58,21 +65,30 @@ def _nobody() -> Any:
     return user
 
 
-async def _ask(authorize: Any, user: Any, topic: Topic) -> tuple[str, str] | None:
-    which = f"AUTHORIZE of kind {topic.kind!r}"
+async def _ask(which: str, function: Any, *arguments: Any) -> tuple[str, str] | None:
     try:
-        await authorization.permissions().call("", authorization.AUTHORIZE_TIMEOUT, authorize, user, topic.id)
-    except (ValueError, ValidationError, ObjectDoesNotExist, DataError):
+        said = await authorization.permissions().call("", authorization.AUTHORIZE_TIMEOUT, function, *arguments)
+    except authorization.INVALID_ID:
         return None  # a no, as in authorization.authorized
     except Exception as error:  # noqa: BLE001  it is the site's function
         # Its message may contain anything, even a secret: only show where it was raised.
-        what = f"{type(error).__name__} in {_place(authorize, error)}"
+        what = f"{type(error).__name__} in {_place(function, error)}"
         if is_outage(error):
             text = f"{which} could not answer, so nobody may subscribe: {what}"
             return text, "Does the database, or what else it asks, answer from here? python manage.py dbshell."
         text = f"{which} raised for an id that nothing has, as any browser may send, which is a no: {what}"
+        if isinstance(arguments[0], list):
+            text = f"{which} raised for ids that nothing has, as any browser may send: {what}"
         return text, "Let it return False; when a browser asks, the log has the stack trace."
+    pairs = arguments[0]
+    if isinstance(pairs, list) and not _are_answers(said, len(pairs)):
+        text = f"{which} did not return a list of True and False, one for each of {len(pairs)} pair(s)"
+        return text, "Return [… for user, id in pairs]: otherwise nobody may subscribe."
     return None
+
+
+def _are_answers(said: Any, count: int) -> bool:
+    return isinstance(said, list | tuple) and len(said) == count and all(isinstance(each, bool) for each in said)
 
 
 def _place(authorize: Any, error: Exception) -> str:

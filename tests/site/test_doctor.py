@@ -764,6 +764,22 @@ def test_an_authorize_that_refuses_what_is_no_id(good_site):
     assert ask(good_site).levels("warning", "error") == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("forget_some", "did not return a list of True and False, one for each of 3 pair(s)"),
+        ("fail_for_many", "raised for ids that nothing has, as any browser may send: RuntimeError in strange_permi"),
+    ],
+)
+def test_an_authorize_many_that_answers_nothing(good_site, function, said):
+    """It is asked about one pair and about several."""
+    topics = {"upload": {"AUTHORIZE_MANY": f"tests.testsite.strange_permissions.{function}"}}
+    good_site.settings = {**good_site.settings, "NOTIFICATIONS": {"TOPICS": topics}}
+
+    assert f"AUTHORIZE_MANY of kind 'upload' {said}" in ask(good_site).of("settings", "warning")
+
+
 def test_a_kind_without_authorize(good_site):
     """Nobody may read it, which is a warning: pages may come with grants."""
     good_site.settings = {**good_site.settings, "NOTIFICATIONS": {"TOPICS": {"upload": {}}}}

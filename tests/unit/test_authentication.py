@@ -122,6 +122,100 @@ async def test_who_could_not_say_has_not_said_no(settings, error, answer):
     assert not await may("order:7")
 
 
+# Subscriptions that are decided together.
+
+
+class Many:
+    """An ``AUTHORIZE_MANY``: users may read what begins with their name; an id that is a number makes it fail."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, pairs):
+        self.calls.append(len(pairs))
+        if any(id_.isdecimal() for _, id_ in pairs):
+            raise ValueError("no such id")
+        return [id_.startswith(user.username) for user, id_ in pairs]
+
+    async def asynchronous(self, pairs):
+        return self(pairs)
+
+
+def authorize_many_with(settings, function):
+    configure(settings, TOPICS={"order": {"AUTHORIZE_MANY": function}})
+
+
+async def authorized_all(*asked):
+    return await asyncio.gather(*(authorized(user, Topic.parse(f"order:{id_}")) for user, id_ in asked))
+
+
+BEN = User(pk=2, username="ben")
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_what_is_asked_together_is_answered_together(settings, is_async):
+    """One call for all pairs of all users, each with an answer of its own; and one for a pair that comes alone."""
+    many = Many()
+    authorize_many_with(settings, many.asynchronous if is_async else many)
+
+    answers = await authorized_all((ANN, "ann-1"), (ANN, "ben-1"), (BEN, "ben-1"), (BEN, "ann-1"), (ANN, "ann-1"))
+
+    assert answers == [True, False, True, False, True]
+    assert await may("order:ann-7")
+    assert not await may("order:ben-7")
+    assert many.calls == [5, 1, 1]
+
+
+async def test_calls_for_many_are_bounded(settings):
+    """However many ask: no call is for more than 500 pairs."""
+    many = Many()
+    authorize_many_with(settings, many)
+
+    answers = await authorized_all(*((ANN, f"ann-{n}") for n in range(1200)))
+
+    assert set(answers) == {True}
+    assert sum(many.calls) == 1200
+    assert max(many.calls) == authorization.MOST_PAIRS
+
+
+async def test_an_id_that_makes_the_call_fail_keeps_out_nobody_else(settings):
+    """A browser may send anything: the others are asked alone, and so is that one, which is a no."""
+    many = Many()
+    authorize_many_with(settings, many)
+
+    assert await authorized_all((ANN, "ann-1"), (BEN, "1"), (BEN, "ben-1")) == [True, False, True]
+    assert many.calls == [3, 1, 1, 1]
+
+
+async def later(pairs):
+    return [True] * len(pairs)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda pairs: [],
+        lambda pairs: [True] * (len(pairs) + 1),
+        lambda pairs: True,
+        lambda pairs: None,
+        lambda pairs: dict.fromkeys(pairs, True),
+        lambda pairs: (True for _ in pairs),
+        lambda pairs: [1 for _ in pairs],
+        lambda pairs: [later for _ in pairs],
+        lambda pairs: [None for _ in pairs],
+        lambda pairs: 1 / 0,
+    ],
+    ids=["none", "too many", "yes", "nothing", "dict", "generator", "numbers", "functions", "nones", "a bug"],
+)
+async def test_what_answers_nothing_is_neither_yes_nor_no(settings, caplog, function):
+    """A function that is wrong refuses nobody for good, and lets nobody in; the log says what it did."""
+    authorize_many_with(settings, function)
+
+    assert await authorized_all((ANN, "ann-1"), (BEN, "ben-1")) == [None, None]
+    assert await authorized(ANN, Topic.parse("order:ann-1")) is None
+    assert "AUTHORIZE_MANY of kind 'order' failed; the answer is unknown" in caplog.text
+
+
 async def test_the_own_topic_is_always_allowed():
     """Users read their own topics, though the kind user has no AUTHORIZE."""
     assert await may("user:1")

@@ -119,6 +119,10 @@ NOTIFICATIONS = [
     ("E017", {**GOOD, "TOPICS": {"order": {"STATE": "no"}}}),
     ("E018", {**GOOD, "TOPICS": {"user": {"STATE": True}}}),
     ("E019", {**GOOD, "TOPICS": {"site": {"PUBLIC": True, "AUTHORIZE": "tests.testsite.permissions.may_watch"}}}),
+    ("E019", {**GOOD, "TOPICS": {"site": {"PUBLIC": True, "AUTHORIZE_MANY": "tests.testsite.permissions.may_watch"}}}),
+    ("E020", {**GOOD, "TOPICS": {"order": {"AUTHORIZE": str, "AUTHORIZE_MANY": list}}}),
+    ("E010", {**GOOD, "TOPICS": {"order": {"AUTHORIZE_MANY": "tests.nowhere.may_watch"}}}),
+    ("E011", {**GOOD, "TOPICS": {"order": {"AUTHORIZE_MANY": 7}}}),
     ("W007", {**GOOD, "REDIS_URL": f"{HOST}?decode_responses=True"}),
 ]
 

@@ -338,6 +338,26 @@ async def test_a_permission_is_asked_again(permissions, set_limits):
         await client.expect("unsubscribed", topic="order:1-7")
 
 
+async def test_permissions_of_many_are_asked_again_together(permissions, set_limits):
+    """However many are due, they are not asked one after the other; each no ends its subscription."""
+    calls, allowed = [], ["1-"]
+
+    async def may_watch(pairs):
+        calls.append(len(pairs))
+        return [id_.startswith(tuple(allowed)) for _, id_ in pairs]
+
+    set_limits(REAUTHORIZE_INTERVAL=0.5, TOPICS={"order": {"AUTHORIZE_MANY": may_watch}})
+    async with opened(ALICE) as client:
+        for number in range(20):
+            await client.subscribe(f"order:1-{number}")
+        calls.clear()
+        await await_for(lambda: max(calls, default=0) > access_module.MAX_QUESTIONS, what="a call for many")
+        allowed[:] = ["1-1"]
+
+        ended = {(await client.expect("unsubscribed"))["topic"] for _ in range(9)}
+        assert ended == {f"order:1-{number}" for number in (0, *range(2, 10))}
+
+
 async def test_a_permission_is_asked_in_the_context_of_the_handshake(permissions, settings):
     """There a middleware has noted whose request it is; frames may come in any other."""
     tenant = ContextVar("tenant")
