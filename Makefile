@@ -87,12 +87,14 @@ matrix:
 	$(NOX_VENV)/bin/python -m pip install --quiet --disable-pip-version-check nox==2026.10.20
 	$(NOX_VENV)/bin/nox -r $(if $(SESSION),-s "$(SESSION)")
 
-# What a delivery costs, beside the peers. The benchmarks have an environment of their own: users need none of it.
+# What a delivery costs, beside the peers: the tables of docs/performance.md. The benchmarks have an environment of
+# their own: users need none of it.
 BENCH_VENV := .venv-bench
 BENCH_STAMP := $(BENCH_VENV)/.installed
 
 bench: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks
+	$(BENCH_VENV)/bin/python -m benchmarks.page
 
 bench-full: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks --full
@@ -103,6 +105,7 @@ bench-full: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks.servers --never-reads --rounds 1
 	$(BENCH_VENV)/bin/python -m benchmarks.stamping
 	$(BENCH_VENV)/bin/python -m benchmarks.bridge
+	$(BENCH_VENV)/bin/python -m benchmarks.page
 
 $(BENCH_STAMP): requirements.txt benchmarks/requirements.txt benchmarks/node/package-lock.json
 	$(PYTHON) -m venv $(BENCH_VENV)

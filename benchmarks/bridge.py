@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import hiredis
 
-from benchmarks.contestants import ALL, REFERENCE
+from benchmarks.contestants import REFERENCE, named
 from benchmarks.machine import cpu_seconds
 from benchmarks.publishing import Raw, message
 from benchmarks.stage import Stage
@@ -80,8 +80,7 @@ def main() -> None:
 
 
 def _bridge(road: str) -> dict[str, float]:
-    contestant = next(each for each in ALL if each.name == REFERENCE)
-    with Stage(contestant) as stage:
+    with Stage(named(REFERENCE)) as stage:
         reader, publisher = Reader(stage.redis.url), _publisher(stage, road)
         publisher.send([(f"user:{topic}", 1) for topic in range(TOPICS)])
         reader.read_until(TOPICS)

@@ -7,13 +7,11 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from benchmarks.load import Login
+from benchmarks.machine import NODE
 
-HERE: Final = Path(__file__).resolve().parent
-NODE: Final = HERE / "node"
 NODE_MODULES: Final = NODE / "node_modules"
 UPLOAD: Final = "7f3c0000-0000-4000-8000-000000000001"
 """The upload that every client watches."""
@@ -24,6 +22,7 @@ CORE: Final = "channels_redis.core.RedisChannelLayer"
 
 DAPHNE: Final = ("-m", "daphne", "-v", "1", "-b", "127.0.0.1", "-p", "0")
 UVICORN: Final = ("-m", "uvicorn", "--no-access-log", "--port", "0", "--lifespan", "off", "--log-level", "info")
+OWN_CLASS: Final = (*UVICORN, "--ws", "notifications.uvicorn:WebSocketProtocol")
 
 
 def _python(*arguments: str) -> tuple[str, ...]:
@@ -49,7 +48,8 @@ class Contestant:
     env: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     """Packages beside ours."""
-    only_full: bool = False
+    period: float = 20
+    """Seconds in which it does once all that it does by itself for idle sockets: at least a ping to each."""
 
     @property
     def roads(self) -> list[str]:
@@ -60,13 +60,13 @@ class Contestant:
 def _ours_login(url: str = "", frame: str = "") -> Login:
     subscribe = f'{{"action":"subscribe_upload","upload_id":"{UPLOAD}"{frame}}}'
     return Login(
-        path=f"/ws/notifications/?user={{user}}{url}",
+        path=f"/ws/notifications/{url}",
         says=((b'"auth_success"', subscribe.encode()), (b'"subscribed"', None)),
     )
 
 
 def _ours_returning(position: str) -> Login:
-    return _ours_login(f"&since={position}", f',"since":"{position}"')
+    return _ours_login(f"?since={position}", f',"since":"{position}"')
 
 
 PLAIN = Login(path=f"/ws/notifications/?user={{user}}&upload={UPLOAD}", says=((b"joined", None),))
@@ -76,7 +76,7 @@ SOCKET_IO = Login(
 )
 
 
-def _ours(name: str, title: str, server: tuple[str, ...], layer: str, **options: bool) -> Contestant:
+def _ours(name: str, title: str, server: tuple[str, ...], layer: str) -> Contestant:
     return Contestant(
         name=name,
         title=title,
@@ -87,11 +87,11 @@ def _ours(name: str, title: str, server: tuple[str, ...], layer: str, **options:
         listening="holding the lease",
         publisher=_python("-m", "benchmarks.peers.publisher", "ours"),
         env={"BENCH_LAYER": layer},
-        **options,
+        period=60,  # two heartbeats, and accounts and sessions are looked at
     )
 
 
-def _textbook(name: str, title: str, server: tuple[str, ...], layer: str, **options: bool) -> Contestant:
+def _textbook(name: str, title: str, server: tuple[str, ...], layer: str) -> Contestant:
     return Contestant(
         name=name,
         title=title,
@@ -100,21 +100,25 @@ def _textbook(name: str, title: str, server: tuple[str, ...], layer: str, **opti
         listener=_python("-m", "benchmarks.peers.textbook"),
         publisher=_python("-m", "benchmarks.peers.publisher", "textbook"),
         env={"BENCH_LAYER": layer},
-        **options,
     )
 
 
 REFERENCE: Final = "ours"
 """The contestant that all ratios refer to."""
+QUICK: Final = ("ours", "ours-uvicorn", "textbook", "node")
+"""Who takes part where there is no time for all."""
+WITH_MANY_SOCKETS: Final = ("ours", "textbook", "node")
+"""Who takes part where each round takes a minute."""
 
 ALL: Final = [
-    _ours("ours", "notifications, uvicorn", UVICORN, OWN_LAYER),
-    _ours("ours-pubsub", "notifications on channels_redis.pubsub, uvicorn", UVICORN, PUBSUB),
+    _ours("ours", "notifications, uvicorn with its class", OWN_CLASS, OWN_LAYER),
+    _ours("ours-uvicorn", "notifications, uvicorn's own class", UVICORN, OWN_LAYER),
+    _ours("ours-pubsub", "notifications on channels_redis.pubsub, uvicorn with its class", OWN_CLASS, PUBSUB),
     _ours("ours-daphne", "notifications, Daphne", DAPHNE, OWN_LAYER),
     _textbook("textbook-daphne", "textbook Channels, pubsub, Daphne", DAPHNE, PUBSUB),
     _textbook("textbook", "textbook Channels, pubsub, uvicorn", UVICORN, PUBSUB),
-    _textbook("textbook-core-daphne", "textbook Channels, core, Daphne", DAPHNE, CORE, only_full=True),
-    _textbook("textbook-core", "textbook Channels, core, uvicorn", UVICORN, CORE, only_full=True),
+    _textbook("textbook-core-daphne", "textbook Channels, core, Daphne", DAPHNE, CORE),
+    _textbook("textbook-core", "textbook Channels, core, uvicorn", UVICORN, CORE),
     Contestant(
         name="socketio",
         title="python-socketio, Redis manager, uvicorn",
@@ -123,6 +127,7 @@ ALL: Final = [
         publisher=_python("-m", "benchmarks.peers.publisher", "socketio"),
         needs=("socketio",),
         raw=False,
+        period=25,
     ),
     Contestant(
         name="node",
@@ -131,6 +136,7 @@ ALL: Final = [
         login=SOCKET_IO,
         publisher=("node", str(NODE / "publisher.js")),
         raw=False,
+        period=25,
     ),
     Contestant(
         name="picows",
@@ -140,6 +146,11 @@ ALL: Final = [
         needs=("picows", "uvloop"),
     ),
 ]
+
+
+def named(name: str) -> Contestant:
+    """Return the contestant of this name."""
+    return next(each for each in ALL if each.name == name)
 
 
 def missing(contestant: Contestant) -> str:

@@ -18,6 +18,7 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,7 +28,7 @@ from uuid import UUID
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from benchmarks import contestants, rounds, scenarios
+from benchmarks import accounts, contestants, rounds, scenarios
 from benchmarks.contestants import Contestant
 from benchmarks.publishing import Published, Raw
 from benchmarks.scenarios import PATIENCE, Figures
@@ -118,10 +119,12 @@ class Day:
     async def _browse(self, user: User) -> None:
         user.readers[user.own] = Reader()
         while True:
-            since = f"&since={user.positions[user.own]}" if user.own in user.positions else ""
+            since = f"?since={user.positions[user.own]}" if user.own in user.positions else ""
             port = self._stage.ports[user.number % len(self._stage.ports)]
-            url = f"ws://127.0.0.1:{port}/ws/notifications/?user={user.number}{since}"
-            async with connect(url, compression=None, origin=f"http://127.0.0.1:{port}") as socket:
+            url = f"ws://127.0.0.1:{port}/ws/notifications/{since}"
+            headers = {"Cookie": accounts.COOKIE.format(user=user.number)}
+            origin = f"http://127.0.0.1:{port}"
+            async with connect(url, compression=None, origin=origin, additional_headers=headers) as socket:
                 self.comings += 1
                 try:
                     async with asyncio.timeout(self._random.uniform(*self._plan.open_seconds)):
@@ -176,8 +179,8 @@ class Day:
             self.tally.latencies.append((time.monotonic_ns() - message["at"]) / 1e6)
 
 
-def run(contestant: Contestant, plan: Plan) -> dict[str, Figures]:
-    """Run one day and return its figures."""
+def run(contestant: Contestant, plan: Plan) -> Iterator[tuple[str, Figures]]:
+    """Run one day, and give its figures."""
     with (
         Stage(contestant) as stage,
         closing(Raw(stage.redis.url)) as raw,
@@ -190,8 +193,9 @@ def run(contestant: Contestant, plan: Plan) -> dict[str, Figures]:
         stage.settle()
         after = stage.cpu()
     tally = day.tally
-    return {
-        "day": {
+    yield (
+        "day",
+        {
             **{f"{role} %": 100 * (after[role] - before[role]) / wall for role in after},
             **scenarios.cuts(tally.latencies),
             "messages": sum(day.published.values()),
@@ -203,14 +207,14 @@ def run(contestant: Contestant, plan: Plan) -> dict[str, Figures]:
             "comings": day.comings,
             "recovered": day.recovered,
             "load busy %": 100 * own / wall,
-        }
-    }
+        },
+    )
 
 
 def main() -> None:
     plan = Plan()
     chosen = [each for each in contestants.ALL if each.name in ("ours", "ours-daphne")]
-    entries = {each.name: rounds.Entry(each.title, partial(run, each, plan)) for each in chosen}
+    entries = [rounds.Entry(each.name, each.title, partial(run, each, plan), plan.seconds + 10) for each in chosen]
     rounds.run("day", entries, 1, plan._asdict(), reference=contestants.REFERENCE)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from typing import NamedTuple
@@ -26,9 +27,6 @@ from benchmarks.publishing import Raw
 from benchmarks.scenarios import Figures
 from benchmarks.stage import Stage
 
-PER_SECOND = 50
-"""Sockets that a server has to connect, or close, in a second at least."""
-
 
 class Plan(NamedTuple):
     """How much of everything."""
@@ -38,27 +36,14 @@ class Plan(NamedTuple):
     """Two heartbeats of each socket."""
 
 
-def run(contestant: Contestant, plan: Plan) -> dict[str, Figures]:
-    """Run a round and return its figures by scenario."""
-    patience = 30 + plan.sockets / PER_SECOND
+def run(contestant: Contestant, plan: Plan) -> Iterator[tuple[str, Figures]]:
+    """Run a round, and give (scenario, figures) when each is over."""
     with Stage(contestant) as stage:
         before = scenarios.memory_before(stage)
         with closing(Load(stage.ports, contestant.login)) as load:
-            found = {"connect": scenarios.connect(stage, load, plan.sockets, before, patience)}
-            found["idle"] = _idle(stage, load, plan.seconds)
-            if load.closed:
-                raise RuntimeError(f"{contestant.name} closed {load.closed} sockets")
-            found["restart"] = _restart(stage, load, patience)
-    return found
-
-
-def _idle(stage: Stage, load: Load, seconds: float) -> Figures:
-    before, own, began = stage.cpu(), time.process_time(), time.monotonic()
-    while time.monotonic() - began < seconds:
-        load.turn(0.5)
-    after, own, wall = stage.cpu(), time.process_time() - own, time.monotonic() - began
-    figures = {f"{role} ms/min": (after[role] - before[role]) * 60_000 / wall for role in after}
-    return figures | {"load busy %": 100 * own / wall}
+            yield "connect", scenarios.connect(stage, load, plan.sockets, before)[0]
+            yield "idle", scenarios.idle(stage, load, plan.seconds)
+            yield "restart", _restart(stage, load, scenarios.patience(plan.sockets))
 
 
 def _restart(stage: Stage, load: Load, patience: float) -> Figures:
@@ -102,7 +87,10 @@ def main() -> None:
     if plan.sockets < arguments.sockets:
         print(f"only {plan.sockets} sockets: a process may open no more files (ulimit -n)")
     chosen = contestants.that_can_run(each for each in contestants.ALL if each.name in arguments.only)
-    entries = {each.name: rounds.Entry(each.title, partial(run, each, plan)) for each in chosen}
+    entries = [
+        rounds.Entry(each.name, each.title, partial(run, each, plan), seconds=plan.seconds + plan.sockets / 300)
+        for each in chosen
+    ]
     rounds.run("idle", entries, arguments.rounds, plan._asdict(), reference=contestants.REFERENCE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
+
+from benchmarks.postgres import find_program
 
 PACKAGES: Final = (
     "django",
@@ -25,10 +28,12 @@ PACKAGES: Final = (
     "msgspec",
     "python-socketio",
     "picows",
+    "psycopg",
     "granian",
     "hypercorn",
 )
 
+NODE: Final = Path(__file__).resolve().parent / "node"
 OTHER_DESCRIPTORS: Final = 200
 
 AVAILABLE: Final = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
@@ -105,8 +110,12 @@ def describe(redis_info: dict[str, Any], *, node: bool) -> dict[str, Any]:
     server = "valkey" if "valkey_version" in redis_info else "redis"
     software[server] = redis_info[f"{server}_version"]
     software["python"] = platform.python_version()
+    if "psycopg" in software and (said := _said(find_program("postgres"), "--version")):
+        software["postgresql"] = said.split()[2]
     if node:
-        software["node"] = subprocess.run(["node", "--version"], capture_output=True, text=True).stdout.strip()
+        software["node"] = _said(Path("node"), "--version")
+        modules = json.loads((NODE / "package.json").read_text())["dependencies"]
+        software |= {f"{name} (npm)": wanted for name, wanted in modules.items()}
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -115,6 +124,10 @@ def describe(redis_info: dict[str, Any], *, node: bool) -> dict[str, Any]:
         "load average before": [round(each, 2) for each in os.getloadavg()],
         "software": software,
     }
+
+
+def _said(program: Path | None, *arguments: str) -> str:
+    return subprocess.run([program, *arguments], capture_output=True, text=True).stdout.strip() if program else ""
 
 
 def _version(package: str) -> str | None:

@@ -1,9 +1,10 @@
-"""The figures of all rounds as tables for people and as JSON for programs."""
+"""The figures of all rounds: as tables in Markdown for people, and as JSON for programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -13,8 +14,10 @@ RESULTS: Final = Path(__file__).resolve().parent / "results"
 TOO_BUSY: Final = 85.0
 """Per cent of the load generator's core above which its clients, not the server, may have set the pace."""
 
-Rounds = dict[str, dict[str, dict[str, list[float]]]]
-"""scenario -> contestant -> measure -> one figure a round"""
+Row = dict[str, list[Any]]
+"""measure -> one figure a round; the measure "round" says which rounds they are"""
+Rounds = dict[str, dict[str, Row]]
+"""scenario -> contestant -> row"""
 
 COLUMNS: Final = {
     "connect": ("connections/s", "KiB a connection"),
@@ -26,95 +29,116 @@ COLUMNS: Final = {
         *("messages", "lost", "repeated", "out of order", "told", "closed", "comings", "recovered"),
     ),
     "never reads": ("MiB more", "MiB published"),
+    "a write": ("reader asleep: µs", "reader awake: µs"),
     "": ("server µs", "listener µs", "redis µs", "sum µs", "deliveries/s"),
 }
-ORDER: Final = ("fan-out", "unicast", "latency", "connect", "idle", "restart", "day", "never")
+"""What a table shows of a scenario, by the beginning of its name."""
 LEGEND: Final = f"""\
-CPU µs per delivery, median of the rounds (range). "× …" compares the sums of server, listener and Redis.
-"load busy": the load generator's share of its core, and that of all on this core (with Redis and the publisher).
+CPU in µs for each delivery, median of the rounds (range). "× …" compares the sums of server, listener and Redis.
+"load": µs of the clients for each delivery, and how busy that made their core, with Redis and the publisher.
 "!": above {TOO_BUSY:.0f} %, so deliveries/s is what the load generator's core could do; the CPU figures stand."""
 FAULTS: Final = ("lost", "repeated", "out of order")
 
 
-def collect(rounds: Rounds, contestant: str, found: dict[str, dict[str, float]]) -> None:
-    """Add one round of one contestant."""
-    for scenario, figures in found.items():
-        for measure, figure in figures.items():
-            rounds.setdefault(scenario, {}).setdefault(contestant, {}).setdefault(measure, []).append(figure)
+@dataclass
+class Result:
+    """What one run has measured."""
+
+    name: str
+    machine: dict[str, Any]
+    plan: Mapping[str, Any]
+    titles: dict[str, str]
+    """The rows in their order: name of a contestant, and what the tables call it."""
+    reference: str
+    """The contestant that ratios refer to."""
+    word: str = "ours"
+    """What the ratios' column calls it."""
+    date: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    seconds: float = 0
+    """How long it took."""
+    scenarios: Rounds = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
 
 
-def tables(rounds: Rounds, titles: Mapping[str, str], reference: str, word: str = "ours") -> str:
-    """
-    Write one table a scenario: median, range in brackets, ratio to the reference of the same run.
-
-    Args:
-        rounds: What ``collect`` has made.
-        titles: The rows in their order: name of a contestant, and what the table calls it.
-        reference: The contestant that ratios refer to.
-        word: What the ratios' column calls it.
-
-    """
-    if not rounds:
-        return "no figures"
-    scenarios = sorted(rounds, key=lambda scenario: (ORDER.index(scenario.split()[0]), scenario))
-    written = [_table(scenario, rounds[scenario], titles, reference, word) for scenario in scenarios]
-    return "\n\n".join([*written, LEGEND] if "fan-out" in scenarios[0] else written)
+def collect(rounds: Rounds, number: int, contestant: str, scenario: str, figures: Mapping[str, Any]) -> None:
+    """Add the figures of one scenario of one contestant in one round."""
+    row = rounds.setdefault(scenario, {}).setdefault(contestant, {})
+    for measure, figure in {"round": number, **figures}.items():
+        row.setdefault(measure, []).append(figure)
 
 
-def _table(
-    scenario: str, rows: dict[str, dict[str, list[float]]], titles: Mapping[str, str], reference: str, word: str
-) -> str:
+def told(result: Result) -> str:
+    """Write everything: the machine, a table a scenario, what failed."""
+    facts = [f"{key}: {value}" for key, value in result.machine.items()]
+    tables = [f"{scenario}:\n\n{table(result, scenario)}" for scenario in result.scenarios]
+    failures = [f"FAILED and left out: {failure}" for failure in result.failures]
+    return "\n\n".join(["\n".join([*facts, f"{result.plan}, {result.seconds:.0f} s"]), *tables, LEGEND, *failures])
+
+
+def table(result: Result, scenario: str) -> str:
+    """Write the table of a scenario: median, range in brackets, ratio to the reference of the same run."""
+    rows = result.scenarios[scenario]
     columns = next(names for prefix, names in COLUMNS.items() if scenario.startswith(prefix))
     has_sum = "sum µs" in columns
-    lines = [[scenario, *columns, *([f"× {word}", "load busy", "lost/repeated/out of order"] if has_sum else [])]]
-    for name, title in titles.items():
-        measures = rows.get(name)
-        if measures is None:
-            continue
-        line = [title, *(_spread(measures[column]) for column in columns)]
-        if has_sum:
-            line += [_ratio(measures, rows.get(reference)), _busy(measures), _faults(measures)]
-        lines.append(line)
-    return aligned(lines)
+    head = ["", *columns, *([f"× {result.word}", "load", "lost/repeated/out of order"] if has_sum else [])]
+    lines = []
+    for name, title in result.titles.items():
+        if (row := rows.get(name)) is not None:
+            line = [title, *(spread(row[column]) for column in columns)]
+            if has_sum:
+                line += [_times(row, rows.get(result.reference)), _load(row), _faults(row)]
+            lines.append(line)
+    return markdown(head, lines)
 
 
-def _spread(figures: list[float]) -> str:
-    middle = _short(median(figures))
-    return middle if len(figures) == 1 else f"{middle} ({_short(min(figures))}–{_short(max(figures))})"
+def spread(figures: Sequence[float]) -> str:
+    """Write the median, and the range if there are several."""
+    middle = short(median(figures))
+    return middle if len(figures) == 1 else f"{middle} ({short(min(figures))}–{short(max(figures))})"
 
 
-def _short(figure: float) -> str:
-    return f"{figure:.0f}" if figure >= 100 or figure == int(figure) else f"{figure:.3g}"
+def short(figure: float) -> str:
+    """Write three figures that count."""
+    return f"{figure:,.0f}" if figure >= 100 or figure == int(figure) else f"{figure:.3g}"
 
 
-def _ratio(measures: dict[str, list[float]], reference: dict[str, list[float]] | None) -> str:
+def _times(row: Row, reference: Row | None) -> str:
     if reference is None:
         return "–"
-    return f"{median(measures['sum µs']) / median(reference['sum µs']):.2f}"
+    return f"{median(row['sum µs']) / median(reference['sum µs']):.2f}"
 
 
-def _busy(measures: dict[str, list[float]]) -> str:
-    core = max(measures["load core busy %"])
+def _load(row: Row) -> str:
+    core = max(row["load core busy %"])
     flag = " !" if core > TOO_BUSY else ""
-    return f"{max(measures['load busy %']):.0f} % of {core:.0f} %{flag}"
+    return f"{short(median(row['load µs']))} µs, {core:.0f} %{flag}"
 
 
-def _faults(measures: dict[str, list[float]]) -> str:
-    return "/".join(f"{sum(measures[fault]):.0f}" for fault in FAULTS)
+def _faults(row: Row) -> str:
+    return "/".join(f"{sum(row[fault]):.0f}" for fault in FAULTS)
 
 
-def aligned(lines: list[list[str]]) -> str:
-    """Write a table; the first line is its head."""
-    widths = [max(len(line[at]) for line in lines) for at in range(len(lines[0]))]
-    lines = [lines[0], ["-" * width for width in widths], *lines[1:]]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Write a table that reads well without being rendered, too."""
+    widths = [max(3, *(len(line[at]) for line in [head, *lines])) for at in range(len(head))]
+    written = [head, ["-" * width for width in widths], *lines]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        for line in written
+    )
 
 
-def save(name: str, machine: dict[str, Any], plan: Mapping[str, Any], **content: Any) -> Path:
-    """Write everything to ``results/<date>-<name>.json`` and return the path."""
-    now = datetime.now(UTC)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{now:%Y-%m-%dT%H%M%S}-{name}.json"
-    content = {"date": now.isoformat(timespec="seconds"), "machine": machine, "plan": plan, **content}
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    return path
+def path(name: str) -> Path:
+    """Return where the results of a run go that begins now."""
+    return RESULTS / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}-{name}.json"
+
+
+def save(path: Path, result: Result) -> None:
+    """Write all figures so far."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n")
+
+
+def load(path: Path) -> Result:
+    """Read what ``save`` has written."""
+    return Result(**json.loads(path.read_text()))

@@ -1,10 +1,10 @@
-"""One round of one contestant: connect, fan-out, unicast, latency."""
+"""What a round of one contestant asks of it, with more and more sockets: connect, fan-out, unicast, latency, idle."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final, NamedTuple
@@ -17,36 +17,63 @@ from benchmarks.stage import Stage
 
 WARM_UP: Final = 20
 """Sockets that come and go before anything is measured."""
-FAN_OUT_BURST: Final = 1
-"""Messages that are published on the upload before the next is; with more, whoever collects what waits looks cheaper
-than on a site, where progress comes message by message."""
+WARM_UP_SECONDS: Final = 0.2
+"""That they hear something in, by each scenario: until then just-in-time compilers and caches are cold."""
+DEPTHS: Final = {"fan-out, 10 under way": 10, "fan-out, one at a time": 1}
+"""Messages that are published on the upload before all sockets have the first of them. The more there are, the cheaper
+looks whoever hands over together what waits; alone, each costs a write to each socket, whoever sends it."""
+UNICAST: Final = "unicast"
+LATENCY: Final = "latency"
 RATE: Final = 200
 """Messages a second while latency is measured."""
 PATIENCE: Final = 7.0
 """Seconds without a message after which the rest is lost. Holes are filled within 5."""
-
-
-class Plan(NamedTuple):
-    """How much of everything."""
-
-    sockets: int
-    seconds: float
-    """That each scenario runs at least; it ends with a whole burst."""
-    latency_seconds: float
-    """0 leaves latencies out."""
-    unicast_burst: int = 0
-    """Messages of one burst; at least one to each user. Only for raw ones: workers say nothing of the order of more."""
-
+PER_SECOND: Final = 50
+"""Sockets that a server has to connect, or close, in a second at least."""
+START_SECONDS: Final = 7
+"""About what it takes to start the processes of a contestant, and to end them."""
 
 Figures = dict[str, Any]
 """Of one scenario in one round."""
 
 
+class Step(NamedTuple):
+    """What is asked when there are so many sockets."""
+
+    sockets: int
+    scenarios: tuple[str, ...] = (*DEPTHS, UNICAST)
+    latency_seconds: float = 0
+    """0 leaves latencies out."""
+    idle: bool = False
+    """Whether they then hear nothing, for as long as the contestant takes to do once all it does by itself."""
+
+
+class Plan(NamedTuple):
+    """How much of everything."""
+
+    steps: tuple[Step, ...]
+    """With more and more sockets."""
+    seconds: float
+    """That each scenario runs at least; it ends with a whole burst."""
+
+
+def named(scenario: str, sockets: int, road: str = "") -> str:
+    """Name a scenario in tables and results: ``"unicast, published, 1,000 sockets"``."""
+    return ", ".join(part for part in (scenario, road, f"{sockets:,} sockets") if part)
+
+
+def seconds(contestant: Contestant, plan: Plan, roads: Sequence[str]) -> float:
+    """Say about how long a round takes, where all is as fast as it is on two cores of our own."""
+    each = sum(len(step.scenarios) * plan.seconds + step.latency_seconds + 1 for step in plan.steps)
+    idle = sum(contestant.period for step in plan.steps if step.idle)
+    return START_SECONDS + len(roads) * each + plan.steps[-1].sockets / 700 + idle
+
+
 def run(
-    contestant: Contestant, plan: Plan, roads: list[str], profile: Path | None = None, web_processes: int = 1
-) -> dict[str, Figures]:
+    contestant: Contestant, plan: Plan, roads: Sequence[str], profile: Path | None = None, web_processes: int = 1
+) -> Iterator[tuple[str, Figures]]:
     """
-    Run a round and return its figures by scenario, such as ``"fan-out raw"``.
+    Run a round, and give (scenario, figures) when each is over.
 
     Args:
         contestant: Whom.
@@ -56,45 +83,81 @@ def run(
         web_processes: Among which the sockets are divided.
 
     """
-    found: dict[str, Figures] = {}
-    with Stage(contestant, web_processes) as stage:
-        before = memory_before(stage)
-        with closing(Load(stage.ports, contestant.login)) as load:
-            found["connect"] = connect(stage, load, plan.sockets, before)
-            for road in roads:
-                with closing(_publisher(stage, road)) as publisher:
-                    users = [f"user:{number}" for number in range(1, plan.sockets + 1)]
-                    _warm_up(load, publisher)
-                    for scenario, topics, turns in (
-                        ("fan-out", [f"upload:{UPLOAD}"], FAN_OUT_BURST),
-                        ("unicast", users, max(1, plan.unicast_burst // len(users))),
-                    ):
-                        name = f"{scenario} {road}"
-                        with profiled(stage, name, profile):
-                            found[name] = _bursts(stage, load, publisher, topics, turns, plan.seconds)
-                    if plan.latency_seconds:
-                        found[f"latency {road}"] = _latency(load, publisher, users, plan)
+    with ExitStack() as stack:
+        stage = stack.enter_context(Stage(contestant, web_processes))
+        publishers = {road: stack.enter_context(closing(_publisher(stage, road))) for road in roads}
+        memory, connected = memory_before(stage, publishers.values()), 0
+        load = stack.enter_context(closing(Load(stage.ports, contestant.login)))
+        for step in plan.steps:
+            figures, memory = connect(stage, load, step.sockets - connected, memory)
+            connected = step.sockets
+            yield named("connect", connected), figures
+            if step.idle:
+                yield named("idle", connected), idle(stage, load, contestant.period)
+            for road, publisher in publishers.items():
+                for scenario in step.scenarios:
+                    name = named(scenario, connected, road)
+                    with profiled(stage, name, profile):
+                        figures = _bursts(stage, load, publisher, scenario, plan.seconds)
+                    yield name, figures
+                if step.latency_seconds:
+                    yield named(LATENCY, connected, road), _latency(load, publisher, step.latency_seconds)
             if load.closed:
                 raise RuntimeError(f"{contestant.name} closed {load.closed} sockets")
-    return found
 
 
-def memory_before(stage: Stage) -> int:
-    """Return the memory of the web processes when each has had some sockets, and has none."""
-    with closing(Load(stage.ports, stage.contestant.login)) as warm_up:
-        warm_up.connect(WARM_UP)
+def memory_before(stage: Stage, publishers: Iterable[Raw | Published] = ()) -> int:
+    """Return the memory of the web processes when each has had some sockets, and messages, and has no socket."""
+    with closing(Load(stage.ports, stage.contestant.login)) as load:
+        load.connect(WARM_UP)
+        for publisher in publishers:
+            for scenario in (*DEPTHS, UNICAST):
+                _bursts(stage, load, publisher, scenario, WARM_UP_SECONDS)
     time.sleep(0.3)
     return stage.server_memory()
 
 
-def connect(stage: Stage, load: Load, sockets: int, before: int, patience: float = 60) -> Figures:
-    """Open the sockets; ``before`` is what ``memory_before`` returned."""
-    seconds = load.connect(sockets, patience)
+def connect(stage: Stage, load: Load, more: int, before: int) -> tuple[Figures, int]:
+    """
+    Open more sockets.
+
+    Args:
+        stage: Where.
+        load: Whose.
+        more: How many.
+        before: The memory of the web processes without them.
+
+    Returns:
+        The figures, and the memory of the web processes with them.
+
+    """
+    cpu = stage.cpu()
+    seconds = load.connect(len(load.clients) + more, patience(more))
     stage.settle()
+    used = stage.cpu()["server"] - cpu["server"]
+    after = stage.server_memory()
     return {
-        "connections/s": sockets / seconds,
-        "KiB a connection": (stage.server_memory() - before) / 1024 / sockets,
-    }
+        "connections/s": more / seconds,
+        "server µs": used * 1e6 / more,
+        "KiB a connection": (after - before) / 1024 / more,
+    }, after
+
+
+def patience(sockets: int) -> float:
+    """Return the seconds that connecting, or closing, may take."""
+    return 30 + sockets / PER_SECOND
+
+
+def idle(stage: Stage, load: Load, seconds: float) -> Figures:
+    """Let the sockets hear nothing; the clients answer what the server asks."""
+    before, own, began = stage.cpu(), time.process_time(), time.monotonic()
+    while time.monotonic() - began < seconds:
+        load.turn(0.5)
+    after, own, wall = stage.cpu(), time.process_time() - own, time.monotonic() - began
+    if load.closed:
+        raise RuntimeError(f"{stage.contestant.name} closed {load.closed} sockets")
+    figures = {f"{role} ms/min": (after[role] - before[role]) * 60_000 / wall for role in after}
+    return figures | {"load busy %": 100 * own / wall}
 
 
 def _publisher(stage: Stage, road: str) -> Raw | Published:
@@ -103,18 +166,11 @@ def _publisher(stage: Stage, road: str) -> Raw | Published:
     return Published(stage.contestant.publisher, stage.env)
 
 
-def _warm_up(load: Load, publisher: Raw | Published) -> None:
+def _bursts(stage: Stage, load: Load, publisher: Raw | Published, scenario: str, seconds: float) -> Figures:
+    """Publish one message, or several, for each client, and again when all have arrived."""
+    topics = _users(load) if scenario == UNICAST else [f"upload:{UPLOAD}"]
+    turns, published = DEPTHS.get(scenario, 1), 0
     load.begin()
-    publisher.send([(f"upload:{UPLOAD}", 1), ("user:1", 2)])
-    load.receive(len(load.clients) + 1, PATIENCE)
-
-
-def _bursts(
-    stage: Stage, load: Load, publisher: Raw | Published, topics: list[str], turns: int, seconds: float
-) -> Figures:
-    """Publish ``turns`` messages on each topic, and again when all have arrived; each turn is one for each client."""
-    load.begin()
-    published = 0
     with _measured(stage, publisher) as figures:
         began = time.monotonic()
         while time.monotonic() - began < seconds:
@@ -125,7 +181,7 @@ def _bursts(
         figures["seconds"] = time.monotonic() - began
     tally = load.finish(published)
     figures["deliveries"] = tally.received
-    for role in ("server", "listener", "redis"):
+    for role in ("server", "listener", "redis", "load"):
         figures[f"{role} µs"] = figures.pop(role) * 1e6 / max(tally.received, 1)
     figures["sum µs"] = sum(figures[f"{role} µs"] for role in ("server", "listener", "redis"))
     figures["deliveries/s"] = tally.received / figures["seconds"]
@@ -144,16 +200,21 @@ def _measured(stage: Stage, publisher: Raw | Published) -> Iterator[Figures]:
     own, others = time.process_time() - own, publisher.cpu_seconds() - others
     stage.settle()
     after = stage.cpu()
-    figures |= {role: after[role] - cpu[role] for role in cpu}
+    figures |= {role: after[role] - cpu[role] for role in cpu} | {"load": own}
     figures["load busy %"] = 100 * own / wall
     figures["load core busy %"] = 100 * (own + others + figures["redis"]) / wall
 
 
-def _latency(load: Load, publisher: Raw | Published, users: list[str], plan: Plan) -> Figures:
+def _users(load: Load) -> list[str]:
+    return [f"user:{number}" for number in range(1, len(load.clients) + 1)]
+
+
+def _latency(load: Load, publisher: Raw | Published, seconds: float) -> Figures:
+    users = _users(load)
     load.begin(timed=True)
     began, sent = time.monotonic(), 0
     own = time.process_time()
-    total = int(plan.latency_seconds * RATE)
+    total = int(seconds * RATE)
     while sent < total:
         if time.monotonic() >= began + sent / RATE:
             turn, user = divmod(sent, len(users))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -21,13 +22,13 @@ from typing import Final, NamedTuple
 import hiredis
 
 from benchmarks import contestants, rounds, scenarios
-from benchmarks.contestants import DAPHNE, UPLOAD, UVICORN, Contestant
+from benchmarks.contestants import DAPHNE, OWN_CLASS, UPLOAD, UVICORN, Contestant
 from benchmarks.load import Load
 from benchmarks.publishing import Raw
 from benchmarks.scenarios import PATIENCE, Figures
 from benchmarks.stage import FREE_PORT, Stage
 
-PLAN: Final = scenarios.Plan(sockets=500, seconds=0.8, latency_seconds=0)
+PLAN: Final = scenarios.Plan((scenarios.Step(500),), seconds=0.8)
 UNREAD: Final = 64 * 1024 * 1024
 """Bytes that are published to a browser that never reads."""
 LARGE: Final = 60_000
@@ -50,6 +51,7 @@ HYPERCORN: Final = ("-m", "hypercorn", "--workers", "0", "--bind", "127.0.0.1:0"
 
 SERVERS: Final = {
     "uvicorn": Server("uvicorn, websockets-sansio", (*UVICORN, "--ws", "websockets-sansio")),
+    "uvicorn-ours": Server("uvicorn with this app's class", OWN_CLASS),
     "uvicorn-websockets": Server("uvicorn, websockets", (*UVICORN, "--ws", "websockets")),
     "uvicorn-wsproto": Server("uvicorn, wsproto", WSPROTO, needs=("wsproto",)),
     "daphne": Server("Daphne", DAPHNE),
@@ -61,6 +63,7 @@ SERVERS: Final = {
     "uvicorn-deflate": Server(
         "uvicorn, websockets-sansio, deflate", (*UVICORN, "--ws", "websockets-sansio"), deflate=True
     ),
+    "uvicorn-ours-deflate": Server("uvicorn with this app's class, deflate", OWN_CLASS, deflate=True),
     "uvicorn-websockets-deflate": Server(
         "uvicorn, websockets, deflate", (*UVICORN, "--ws", "websockets"), deflate=True
     ),
@@ -81,7 +84,7 @@ def contestant(name: str, base: Contestant) -> Contestant:
     return replace(base, name=name, title=server.title, server=command, needs=server.needs, login=login)
 
 
-def never_reads(contestant: Contestant, unread: int = UNREAD) -> dict[str, Figures]:
+def never_reads(contestant: Contestant, unread: int = UNREAD) -> Iterator[tuple[str, Figures]]:
     """Publish to a browser that takes nothing, and to another one that shows when all has been sent."""
     messages = unread // LARGE
     text = b'{"action":"upload_progress","seq":%d,"text":"' + b"x" * LARGE + b'"}'
@@ -103,7 +106,7 @@ def never_reads(contestant: Contestant, unread: int = UNREAD) -> dict[str, Figur
         time.sleep(0.5)
         more = stage.server_memory() - before
     mebi = 1024 * 1024
-    return {"never reads": {"MiB more": more / mebi, "MiB published": messages * LARGE / mebi}}
+    yield "never reads", {"MiB more": more / mebi, "MiB published": messages * LARGE / mebi}
 
 
 def main() -> None:
@@ -112,19 +115,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--never-reads", action="store_true")
     arguments = parser.parse_args()
-    ours, textbook = contestants.ALL[0], next(each for each in contestants.ALL if each.name == "textbook")
+    ours, textbook = contestants.named("ours"), contestants.named("textbook")
     chosen = contestants.that_can_run(contestant(name, ours) for name in arguments.only)
     if arguments.never_reads:
-        entries = {each.name: rounds.Entry(each.title, partial(never_reads, each)) for each in chosen}
+        entries = [rounds.Entry(each.name, each.title, partial(never_reads, each)) for each in chosen]
         for each in chosen:
-            peer = contestant(each.name, textbook)
-            entries[f"textbook-{each.name}"] = rounds.Entry(
-                f"textbook Channels, {each.title}", partial(never_reads, peer)
-            )
+            peer, title = contestant(each.name, textbook), f"textbook Channels, {each.title}"
+            entries.append(rounds.Entry(f"textbook-{each.name}", title, partial(never_reads, peer)))
     else:
-        entries = {each.name: rounds.Entry(each.title, partial(scenarios.run, each, PLAN, ["raw"])) for each in chosen}
+        entries = [
+            rounds.Entry(
+                each.name,
+                each.title,
+                partial(scenarios.run, each, PLAN, ["raw"]),
+                scenarios.seconds(each, PLAN, ["raw"]),
+            )
+            for each in chosen
+        ]
     rounds.run(
-        "servers",
+        "never-reads" if arguments.never_reads else "servers",
         entries,
         arguments.rounds,
         PLAN._asdict(),

@@ -10,7 +10,7 @@ import time
 from functools import partial
 from typing import Final, Self
 
-from benchmarks.accounts import database
+from benchmarks import accounts
 from benchmarks.contestants import Contestant
 from benchmarks.machine import cpu_seconds, memory, pin_load, pin_measured, unpin, workers
 from project.local_redis import LocalRedis
@@ -80,7 +80,7 @@ class Stage:
             **self.contestant.env,
             "DJANGO_SETTINGS_MODULE": "benchmarks.peers.settings",
             "REDIS_URL": self.redis.url,
-            "BENCH_DATABASE": str(database()),
+            **accounts.environment(),
             "PYTHONUNBUFFERED": "1",
         }
 

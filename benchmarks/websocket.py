@@ -14,12 +14,12 @@ DEFLATE_TAIL: Final = b"\0\0\xff\xff"
 KEY: Final = "x3JJHMbDL1EzLkh9GBhXDw=="
 
 
-def request(host: str, path: str, *, deflate: bool = False) -> bytes:
+def request(host: str, path: str, cookie: str, *, deflate: bool = False) -> bytes:
     """Write the handshake; ``deflate`` offers compression in the words of Chromium and Firefox."""
     extensions = "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n" if deflate else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n{extensions}\r\n"
+        f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\nCookie: {cookie}\r\n{extensions}\r\n"
     ).encode()
 
 

@@ -1,13 +1,11 @@
-"""This app, mounted as a site mounts it. Who the user is stands in the URL: no contestant asks a database."""
-
-from typing import Any
-from urllib.parse import parse_qs
+"""This app, mounted as a site mounts it."""
 
 import django
 
 django.setup()
 
-from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402  models must be loaded first
+from channels.auth import AuthMiddlewareStack  # noqa: E402  models must be loaded first
+from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.contrib.auth.models import User  # noqa: E402
 
 from benchmarks.peers import collect  # noqa: E402
@@ -20,13 +18,4 @@ async def may_watch(user: User, upload_id: str) -> bool:
     return True
 
 
-def with_user_of_url(app: Any) -> Any:
-    async def call(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        number = int(parse_qs(scope["query_string"].decode())["user"][0])
-        scope["user"] = User(pk=number, username=str(number))
-        await app(scope, receive, send)
-
-    return call
-
-
-application = ProtocolTypeRouter({"websocket": with_user_of_url(URLRouter(websocket_urlpatterns))})
+application = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(URLRouter(websocket_urlpatterns))})

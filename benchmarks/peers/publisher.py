@@ -15,7 +15,7 @@ from typing import Any, Final
 Publish = Callable[[str, dict[str, Any]], Awaitable[Any]]
 
 IN_FLIGHT: Final = 50
-"""Messages that are published at once, as by the workers and views of a busy site; the Node peer does the same."""
+"""Topics on which it publishes at once, as the workers and views of a busy site do; the Node peer does the same."""
 
 
 def ours() -> Publish:
@@ -47,14 +47,19 @@ def socketio() -> Publish:
 
 
 async def work(publish: Publish, job: dict[str, Any]) -> None:
-    """Publish what a job lists, ``IN_FLIGHT`` at once; it names each topic once."""
+    """Publish what a job lists: on ``IN_FLIGHT`` topics at once, on each one message after the other."""
+    topics: dict[str, list[int]] = {}
+    for topic, seq in job["messages"]:
+        topics.setdefault(topic, []).append(seq)
 
-    def message(seq: int) -> dict[str, Any]:
-        return {"action": job["action"], "seq": seq, "at": time.monotonic_ns(), "text": job["text"]}
+    async def one(topic: str) -> None:
+        for seq in topics[topic]:
+            at = time.monotonic_ns()
+            await publish(topic, {"action": job["action"], "seq": seq, "at": at, "text": job["text"]})
 
-    messages = job["messages"]
-    for begin in range(0, len(messages), IN_FLIGHT):
-        await asyncio.gather(*(publish(topic, message(seq)) for topic, seq in messages[begin : begin + IN_FLIGHT]))
+    names = list(topics)
+    for begin in range(0, len(names), IN_FLIGHT):
+        await asyncio.gather(*(one(topic) for topic in names[begin : begin + IN_FLIGHT]))
 
 
 def main() -> None:

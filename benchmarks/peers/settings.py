@@ -5,7 +5,13 @@ import os
 SECRET_KEY = "only-for-benchmarks-" + "x" * 50
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
-INSTALLED_APPS = ["django.contrib.auth", "django.contrib.contenttypes", "channels", "notifications"]
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "channels",
+    "notifications",
+]
 DATABASE = os.environ.get("BENCH_DATABASE", ":memory:")
 if DATABASE == "postgresql":  # benchmarks.postgres tells libpq where it is
     DATABASES = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": os.environ["PGDATABASE"]}}

@@ -14,6 +14,7 @@ import django
 django.setup()
 
 import redis.asyncio  # noqa: E402
+from channels.auth import AuthMiddlewareStack  # noqa: E402
 from channels.generic.websocket import AsyncJsonWebsocketConsumer  # noqa: E402
 from channels.layers import get_channel_layer  # noqa: E402
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
@@ -25,8 +26,12 @@ from benchmarks.peers import collect  # noqa: E402
 
 class Consumer(AsyncJsonWebsocketConsumer):
     async def connect(self) -> None:
+        user = self.scope["user"]
+        if user.is_anonymous:
+            await self.close()
+            return
         query = parse_qs(self.scope["query_string"].decode())
-        self.groups = [f"user_{query['user'][0]}", f"upload_{query['upload'][0]}"]
+        self.groups = [f"user_{user.pk}", f"upload_{query['upload'][0]}"]
         for group in self.groups:
             await self.channel_layer.group_add(group, self.channel_name)
         await self.accept()
@@ -48,7 +53,8 @@ async def listen() -> None:
 
 
 collect.on_signal()
-application = ProtocolTypeRouter({"websocket": URLRouter([path("ws/notifications/", Consumer.as_asgi())])})
+routes = URLRouter([path("ws/notifications/", Consumer.as_asgi())])
+application = ProtocolTypeRouter({"websocket": AuthMiddlewareStack(routes)})
 
 if __name__ == "__main__":
     asyncio.run(listen())

@@ -5,19 +5,19 @@ No figure is compared with a limit: how fast a machine is, is no property of the
 """
 
 import random
-import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from benchmarks import contestants, day, idle, report, scenarios, servers, websocket
+from benchmarks import contestants, day, idle, report, rounds, scenarios, servers, wakeup, websocket
 from benchmarks.tally import Reader, Tally
 
 pytestmark = pytest.mark.usefixtures("redis_program")
 
-TINY = scenarios.Plan(sockets=6, seconds=0.1, latency_seconds=0.1)
-OURS = contestants.ALL[0]
+TINY = scenarios.Plan((scenarios.Step(6, latency_seconds=0.1),), seconds=0.1)
+OURS = replace(contestants.ALL[0], period=0.5)
 
 
 def faults(figures: scenarios.Figures) -> list[int]:
@@ -27,29 +27,77 @@ def faults(figures: scenarios.Figures) -> list[int]:
 # Rounds
 
 
-@pytest.mark.parametrize("name", ["ours", "socketio", "picows"])
+@pytest.mark.parametrize("name", ["ours", "textbook", "socketio", "node", "picows"])
 def test_round_delivers_everything(name: str) -> None:
     """A round has figures for all scenarios and roads, and all messages arrived once and in order."""
-    contestant = next(each for each in contestants.ALL if each.name == name)
+    contestant = contestants.named(name)
     if lacking := contestants.missing(contestant):
         pytest.skip(f"{lacking} is not here")
 
-    found = scenarios.run(contestant, TINY, contestant.roads)
+    found = dict(scenarios.run(contestant, TINY, contestant.roads))
 
-    expected = {f"{name} {road}" for name in ("fan-out", "unicast", "latency") for road in contestant.roads}
-    assert set(found) == expected | {"connect"}
-    for name in expected:
-        if name.startswith("latency"):
-            assert found[name]["lost"] == 0
-        else:
-            assert faults(found[name]) == [0, 0, 0]
-            assert found[name]["deliveries"] >= TINY.sockets
-            assert found[name]["server µs"] > 0
+    bursts = {scenarios.named(each, 6, road) for each in TINY.steps[0].scenarios for road in contestant.roads}
+    latencies = {scenarios.named("latency", 6, road) for road in contestant.roads}
+    assert set(found) == bursts | latencies | {"connect, 6 sockets"}
+    assert [found[name]["lost"] for name in latencies] == [0] * len(latencies)
+    for name in bursts:
+        assert faults(found[name]) == [0, 0, 0]
+        assert found[name]["deliveries"] >= 6
+        assert found[name]["server µs"] > 0
+
+
+def test_sockets_of_a_round_grow_and_may_rest() -> None:
+    """A second step asks the same again with more sockets; those of an idle one hear nothing first."""
+    steps = (scenarios.Step(2, (scenarios.UNICAST,)), scenarios.Step(5, (scenarios.UNICAST,), idle=True))
+
+    found = dict(scenarios.run(OURS, scenarios.Plan(steps, seconds=0.05), ["published"]))
+
+    assert list(found) == [
+        "connect, 2 sockets",
+        "unicast, published, 2 sockets",
+        "connect, 5 sockets",
+        "idle, 5 sockets",
+        "unicast, published, 5 sockets",
+    ]
+    assert found["unicast, published, 5 sockets"]["deliveries"] % 5 == 0
+
+
+def test_waking_a_reader_is_measured() -> None:
+    """A write has a price for each way in which its reader may wait."""
+    [(_, figures)] = wakeup.run()
+
+    assert min(figures.values()) > 0
+
+
+def test_contestant_that_fails_loses_only_what_it_had_not_yet_measured(tmp_path, monkeypatch) -> None:
+    """What it measured before is kept, the others go on, and the results are written after each of them."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    saved = []
+
+    def failing() -> Iterator[tuple[str, scenarios.Figures]]:
+        yield "connect", {"connections/s": 1, "KiB a connection": 2}
+        raise ValueError("no more")
+
+    def watching() -> Iterator[tuple[str, scenarios.Figures]]:
+        saved.extend(report.load(path) for path in tmp_path.iterdir())
+        yield "connect", {"connections/s": 3, "KiB a connection": 4}
+
+    entries = [rounds.Entry("a", "A", failing), rounds.Entry("b", "B", watching)]
+    rounds.run("delivery", entries, 2, {}, reference="a")
+
+    [path] = tmp_path.iterdir()
+    result = report.load(path)
+    assert result.scenarios["connect"] == {
+        "a": {"round": [1, 2], "connections/s": [1, 1], "KiB a connection": [2, 2]},
+        "b": {"round": [1, 2], "connections/s": [3, 3], "KiB a connection": [4, 4]},
+    }
+    assert result.failures == ["round 1, A: ValueError: no more", "round 2, A: ValueError: no more"]
+    assert [each.failures for each in saved] == [result.failures[:1], result.failures]
 
 
 def test_idle_sockets_are_back_after_a_restart_with_what_they_missed() -> None:
     """All clients are closed with 1012 when the server stops, come back, and have what was said meanwhile."""
-    found = idle.run(OURS, idle.Plan(sockets=8, seconds=0.5))
+    found = dict(idle.run(OURS, idle.Plan(sockets=8, seconds=0.5)))
 
     assert found["idle"]["server ms/min"] >= 0
     assert found["restart"]["close codes"] == {1012: 8}
@@ -62,7 +110,7 @@ def test_day_loses_and_repeats_nothing() -> None:
         users=6, uploads=12, messages=8, seconds=3, upload_seconds=1.5, open_seconds=(0.3, 0.8), away_seconds=(0.1, 0.4)
     )
 
-    figures = day.run(OURS, plan)["day"]
+    figures = dict(day.run(OURS, plan))["day"]
 
     assert [figures[name] for name in (*report.FAULTS, "told", "closed")] == [0, 0, 0, 0, 0]
     assert figures["messages"] == plan.uploads * (plan.messages + 1)
@@ -76,10 +124,10 @@ def test_servers_and_numbers_of_web_processes_can_be_compared(name: str) -> None
     if lacking := contestants.missing(contestant):
         pytest.skip(f"{lacking} is not here")
 
-    found = scenarios.run(contestant, TINY._replace(unicast_burst=30, latency_seconds=0), ["raw"], web_processes=2)
+    found = dict(scenarios.run(contestant, TINY, ["raw"], web_processes=2))
 
-    assert faults(found["unicast raw"]) == faults(found["fan-out raw"]) == [0, 0, 0]
-    assert found["unicast raw"]["deliveries"] % 30 == 0
+    for name in TINY.steps[0].scenarios:
+        assert faults(found[scenarios.named(name, 6, "raw")]) == [0, 0, 0]
 
 
 def test_contestant_that_cannot_run_is_left_out_and_named(capsys) -> None:
@@ -155,24 +203,3 @@ def test_compressed_frames_are_read_however_they_are_cut() -> None:
         rest = plain[at:]
 
     assert found == texts
-
-
-# Tables
-
-
-def test_table_has_median_range_ratio_and_faults() -> None:
-    """A row shows the median and range of its rounds, its ratio to the reference, and all faults of all rounds."""
-    rounds: report.Rounds = {}
-    for own, peer in ((10.0, 30.0), (20.0, 30.0), (12.0, 60.0)):
-        for name, sum_ in (("ours", own), ("peer", peer)):
-            figures = dict.fromkeys(report.COLUMNS[""], sum_) | dict.fromkeys(report.FAULTS, 1)
-            figures |= {"load busy %": 40.0, "load core busy %": 90.0 if name == "peer" else 50.0}
-            report.collect(rounds, name, {"fan-out raw": figures})
-
-    lines = report.tables(rounds, {"ours": "Ours", "peer": "The peer", "absent": "Absent"}, "ours").splitlines()
-
-    rows = {line.split("  ")[0]: re.split(r" {2,}", line.strip()) for line in lines}
-    assert rows["Ours"][4] == "12 (10–20)"
-    assert rows["Ours"][6:] == ["1.00", "40 % of 50 %", "3/3/3"]
-    assert rows["The peer"][6:] == ["2.50", "40 % of 90 % !", "3/3/3"]
-    assert "Absent" not in rows
