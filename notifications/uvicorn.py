@@ -17,6 +17,8 @@ import uvicorn
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.protocol import State
 
+from .aio import SmallEvent, SmallQueue
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -133,9 +135,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     """What ``uvicorn --ws`` is given."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # A client that is sent nothing takes 7.5 KB less: 3.7 for these, and the rest for its handshake.
+        self.queue = SmallQueue()  # type: ignore[assignment]
+        self.writable = SmallEvent()  # type: ignore[assignment]
         super().connection_made(_Corked(cast("asyncio.Transport", transport), self.loop))
 
     transport: _Corked
+
+    def start_keepalive(self) -> None:
+        """Forget the headers of the handshake, which is over; the application has a copy of its own."""
+        self.request.headers.clear()
+        self.response.headers.clear()
+        super().start_keepalive()
 
     async def send(self, message: ASGISendEvent) -> None:
         if (

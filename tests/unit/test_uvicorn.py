@@ -4,9 +4,9 @@ import ast
 import asyncio
 import contextlib
 import hashlib
+import importlib.util
 import inspect
 import json
-import runpy
 import socket
 
 import pytest
@@ -294,6 +294,23 @@ def test_no_texts_are_written_for_a_client_that_does_not_read(run):
     run(main)
 
 
+def test_the_handshake_is_forgotten(run):
+    """Its headers take 3.5 KB for each client; the application has them in its scope."""
+    scopes = []
+
+    async def accepting(scope, receive, send):
+        scopes.append(scope)
+        await application(lambda receive, send: gone(receive))(scope, receive, send)
+
+    async def main():
+        async with serving(accepting) as (address, state), connect(f"ws://{address}/", proxy=None):
+            (connection,) = state.connections
+            assert len(connection.request.headers) == len(connection.response.headers) == 0
+            assert b"sec-websocket-key" in dict(scopes[0]["headers"])
+
+    run(main)
+
+
 def test_send_fails_when_the_client_has_gone(run, protocol):
     """As an ``OSError``, whether ``send`` waited for the client or came later."""
     raised = []
@@ -451,9 +468,10 @@ def test_remembered_frames_are_bounded():
 def test_an_unknown_uvicorn_is_refused(monkeypatch, version):
     """At start-up, with what to do; not with faults later."""
     monkeypatch.setattr(uvicorn, "__version__", version)
+    spec = importlib.util.spec_from_file_location("notifications.again", inspect.getsourcefile(WebSocketProtocol))
 
     with pytest.raises(ImportError, match=rf"{version}: install django-realtime-notifications\[uvicorn\]"):
-        runpy.run_path(inspect.getsourcefile(WebSocketProtocol))
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
 
 def test_uvicorns_class_is_the_one_that_ours_was_made_for():
