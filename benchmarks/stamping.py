@@ -41,6 +41,7 @@ async def _measure() -> None:
     from notifications.broker import clients
     from notifications.history import get_store
     from notifications.history.stamped import tail
+    from notifications.history.store import Raw
     from notifications.topics import Topic
 
     client = await clients.async_client()
@@ -55,7 +56,7 @@ async def _measure() -> None:
 
     def stamp(size: int) -> Any:
         async def call(number: int) -> None:
-            batch = [(topics[at % TOPICS], tail(data)) for at in range(number * size, (number + 1) * size)]
+            batch = [Raw(topics[at % TOPICS], tail(data)) for at in range(number * size, (number + 1) * size)]
             stamped, refusal = await get_store().stamp_batch("lease", TOKEN, number, batch)
             assert stamped == size, (stamped, refusal)
 

@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 from channels.layers import BaseChannelLayer
 from channels_redis.utils import create_pool, decode_hosts
 from django.core.exceptions import ImproperlyConfigured
 
-from .address import AddressError
+from .address import AddressError, read
 from .aio import PerLoop
 from .broker.clients import async_options
 from .broker.wire import POOL_OPTIONS
-from .channel_layer.loop_layer import LoopLayer
+from .channel_layer.loop_layer import LoopLayer, group_key
+from .conf import settings
 
 CAPACITY: Final = 1000
 """Messages that may wait for one consumer: about as many small ones as one read from the socket returns."""
@@ -39,6 +40,14 @@ def _connecting(host: dict[str, Any]) -> dict[str, Any]:
         return {**rest, **async_options(host["address"])} if "address" in host else rest
     except AddressError as error:
         raise ImproperlyConfigured(f"the host in CHANNEL_LAYERS is not the URL of a Redis server: {error}") from None
+
+
+def _server(options: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells servers and accounts apart. Databases share all channels."""
+    account = options.get("username") or "default"
+    if "path" in options:
+        return account, options["path"]
+    return account, options.get("host", "localhost"), int(options.get("port", 6379))
 
 
 class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has no types
@@ -183,6 +192,23 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         self.require_valid_group_name(group)
         await self._here().group_send(group, message)
 
+    def direct(self, group: str) -> str | None:
+        """
+        Return the Redis channel of a group, on which a script may publish what ``channel_layer.serializer`` writes.
+
+        None if scripts cannot reach it: they run on the server of ``REDIS_URL``, with its account.
+        """
+        return group_key(self.prefix, group) if self._is_on_the_sites_redis else None
+
+    @cached_property
+    def _is_on_the_sites_redis(self) -> bool:
+        return "sentinels" not in self._host and _server(self._host) == _server(read(settings.REDIS_URL).options)
+
     async def flush(self) -> None:
         """Forget all channels and groups of this event loop and close its connections."""
         await self._here().flush()
+
+
+def direct(layer: Any, group: str) -> str | None:
+    """Return the Redis channel on which a script may publish to a group of a layer; None if it says none."""
+    return layer.direct(group) if isinstance(layer, RedisPubSubLayer) else None

@@ -7,20 +7,30 @@ What remains is one call of the history store, which keeps and publishes the mes
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
+
+from channels.layers import get_channel_layer
+from django.core.signals import setting_changed
 
 from . import messages, sending
 from .conf import settings
 from .exceptions import MessageError
 from .history import get_store
+from .layers import direct
+from .logs import LogBudget, describe
 from .messages import Message
 from .metrics import Sampler, count, microseconds
 from .protocol.surrogates import mend_text
 from .signals import atell, message_prepared, message_published, tell
 from .topics import Topic, TopicId
 
+logger = logging.getLogger(__name__)
+
 MAX_IDEMPOTENCY_KEY_LENGTH: Final = 200
 
+_log: Final = LogBudget(logger, lines=1, period=60.0)
 _sampler = Sampler()
 
 
@@ -51,14 +61,14 @@ class Prepared(NamedTuple):
         return {"topic": self.topic, "data": self.data, "idempotency_key": self.idempotency_key}
 
     def send(self) -> str | None:
-        id_ = get_store().publish(self.topic, self.data, self.idempotency_key, _now())
+        id_ = get_store().publish(self.topic, self.data, self.idempotency_key, _now(), _group(self.topic))
         count("published")
         if message_published.receivers:
             tell(message_published, self.sender, id=id_, **self.facts)
         return id_
 
     async def asend(self) -> str | None:
-        id_ = await get_store().apublish(self.topic, self.data, self.idempotency_key, _now())
+        id_ = await get_store().apublish(self.topic, self.data, self.idempotency_key, _now(), _group(self.topic))
         count("published")
         if message_published.receivers:
             await atell(message_published, self.sender, id=id_, **self.facts)
@@ -178,3 +188,25 @@ async def apublish_progress(upload_id: TopicId, message: Message, **options: Any
 def _now() -> int:
     """Return the time for a message that belongs to the sample; otherwise 0."""
     return microseconds() if _sampler.due() else 0
+
+
+def _group(topic: Topic) -> str | None:
+    """Return the Redis channel of a topic's group; None if listeners have to forward what is published here."""
+    try:
+        return _channel(get_channel_layer(), topic)
+    except Exception as error:  # noqa: BLE001  a layer that cannot be created may raise anything, and is not needed
+        _log.warning("the channel layer cannot be used (%s): a listener forwards what is published", describe(error))
+        return None
+
+
+@lru_cache(maxsize=10_000)
+def _channel(layer: Any, topic: Topic) -> str | None:
+    return direct(layer, topic.group)
+
+
+def _forget(*, setting: str, **_: object) -> None:
+    if setting in ("CHANNEL_LAYERS", "NOTIFICATIONS"):
+        _channel.cache_clear()
+
+
+setting_changed.connect(_forget, dispatch_uid="notifications.publisher")

@@ -14,7 +14,7 @@ from ..broker.clients import FAILURES
 from ..broker.reconnect import backoff
 from ..conf import settings
 from ..exceptions import TopicError
-from ..history.stamped import STAMPED, Stamped
+from ..history.stamped import STAMPED, Stamped, layer_message
 from ..logs import LogBudget
 from ..metrics import bridging, count, tally
 from ..tasks import ended
@@ -22,8 +22,6 @@ from ..topics import Topic, internal_name
 
 logger = logging.getLogger(__name__)
 
-LAYER_MESSAGE: Final = "notifications.message"
-"""The ``type`` of messages to groups. Channels derives a method name from it, so it never comes from the payload."""
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may wait for the channel layer. Messages dropped beyond that are read from the history by sockets."""
 ENTRY_BYTES: Final = 400
@@ -39,7 +37,7 @@ class Forwarder:
     The layer's own code runs in another task (``aio.Runner``): whatever it cancels there, this one continues.
 
     Attributes:
-        forwarded: Messages that the layer has accepted.
+        forwarded: Messages that the layer has accepted, or a script has delivered for this listener.
 
     """
 
@@ -59,7 +57,10 @@ class Forwarder:
         return len(self._queue)
 
     def add(self, stamped: Stamped) -> None:
-        """Queue a message; when the queue is full it is dropped, counted and logged."""
+        """Queue a message that its group has not had; when the queue is full it is dropped, counted and logged."""
+        if stamped.delivered:
+            self._count(stamped)
+            return
         if self._bytes > MAX_BYTES:
             self._log.lost("the channel layer is too slow")
             return
@@ -103,12 +104,7 @@ class Forwarder:
             count("refused", type(error).__name__)
             self._log.warning("refused a message on channel %r: %s", internal_name(STAMPED), error)
             return
-        message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
-        if stamped.position is not None:
-            message["epoch"], message["n"] = stamped.position
-            message["run"] = stamped.run
-        if stamped.at:
-            message["at"] = stamped.at
+        message = layer_message(stamped)
         try:
             try:
                 sending: Awaitable[None] | None = self._runner.begin(self._group_send(group, message))
@@ -121,10 +117,13 @@ class Forwarder:
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
             self._log.lost(f"the channel layer failed: {type(error).__name__}")
         else:
-            self.forwarded += 1
-            tally.bridged += 1
-            if stamped.at and stamped.road != "p":
-                bridging.since(stamped.at)
+            self._count(stamped)
+
+    def _count(self, stamped: Stamped) -> None:
+        self.forwarded += 1
+        tally.bridged += 1
+        if stamped.at and stamped.road != "p":
+            bridging.since(stamped.at)
 
     async def _send(self, sending: Awaitable[None], group: str, message: dict[str, Any], *, again: bool) -> None:
         """Send; retry a stamped message (``again``) after a failure, because sockets drop duplicates."""

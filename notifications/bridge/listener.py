@@ -3,8 +3,9 @@ The bridge: what is published becomes messages to channel-layer groups.
 
     raw channel ──▶ backlog ──▶ (holder) stamping script ──▶ …:stamped ──▶ (holder) outgoing ──▶ group_send
 
-All that is stamped, by whichever process, comes back on the internal channel, and only what arrives
-there is forwarded, in that order. Of several listeners, the one that holds the lease stamps and
+All that is stamped here comes back on the internal channel. On this app's own layer the script has
+delivered it by then; on others, what arrives there is forwarded, in that order, also what
+``publish_*`` have stamped. Of several listeners, the one that holds the lease stamps and
 forwards; the others remember what it has not finished, and one of them takes over when the lease
 ends.
 """
@@ -18,8 +19,6 @@ from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
-from msgspec.structs import replace
-
 from ..broker import clients, pipeline
 from ..broker.clients import FAILURES
 from ..broker.reconnect import backoff, connected, keep_connected
@@ -27,8 +26,10 @@ from ..broker.wire import MAX_SILENCE, Subscription, confirmed, site_pool
 from ..conf import settings
 from ..exceptions import MessageError, TopicError
 from ..history import get_store
+from ..history.position import Position
 from ..history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
-from ..history.store import NOT_HOLDER
+from ..history.store import NOT_HOLDER, Raw
+from ..layers import direct
 from ..logs import LogBudget, describe
 from ..messages import check_raw
 from ..metrics import Sampler, count, listening, microseconds
@@ -60,7 +61,9 @@ DRAIN_TIMEOUT: Final = 3.5
 """Seconds to finish what has been read when the process is stopped; below the 5 promised to the
 supervisor."""
 OWN_FRAME: Final = b'{"_meta":{"topic":"'
-"""The start of what ``publish_*`` sends on the topic's own channel, which also arrives stamped."""
+"""The start of what ``publish_*`` sends on the topic's own channel; it is delivered, or also arrives stamped."""
+_ID: Final = b'","id":"'
+"""What comes before the id in such a frame, and cannot be part of a topic: quotation marks in it are escaped."""
 _DRAINING: Final = State.DRAINING
 """Compared for each message: on Python 3.11, looking up a member of an Enum takes five times as
 long."""
@@ -95,6 +98,8 @@ class Listener:
         self._stopping = asyncio.Event()
         self._max_size = settings.MAX_MESSAGE_SIZE
         self._topic = lru_cache(maxsize=10_000)(Topic.from_channel)
+        self._group = lru_cache(maxsize=10_000)(lambda topic: direct(layer, topic.group))
+        self._is_direct = direct(layer, "") is not None
         self.status = status.Status(self._machine.report, lambda: self._forwarder.forwarded)
         listening.waiting = lambda: len(self._backlog) + len(self._forwarder)
 
@@ -272,8 +277,17 @@ class Listener:
     def _received(self, channel: bytes, data: bytes) -> None:
         if channel == self._stamped_channel:
             self._received_stamped(data)
-        elif not data.startswith(OWN_FRAME):
+        elif data.startswith(OWN_FRAME):
+            self._received_own(channel, data)
+        else:
             self._received_raw(channel, data)
+
+    def _received_own(self, channel: bytes, data: bytes) -> None:
+        """Remember the id of what ``publish_*`` has published; see ``Settlement``."""
+        begin = data.find(_ID) + len(_ID)
+        with suppress(ValueError):  # it has none
+            position = Position.parse(data[begin : data.index(b'"', begin)].decode())
+            self._recent.delivered(channel.decode().removeprefix(settings.PREFIX), position)
 
     def _received_raw(self, channel: bytes, data: bytes) -> None:
         try:
@@ -305,8 +319,6 @@ class Listener:
                 if entry is None and self._backlog.kept:
                     # It was published in the gap, after all messages that are kept of its topic.
                     self._give_up(self._backlog.give_up(stamped.topic))
-                if entry is not None and self._machine.leads and self._sampler.due():
-                    stamped = replace(stamped, at=microseconds(ago=asyncio.get_running_loop().time() - entry.at))
                 if self._backlog.kept and entry is not None and not entry.kept:
                     if self._settlement is not None:
                         self._settlement.overtaken = True
@@ -391,7 +403,8 @@ class Listener:
         self._work.set()
         for stamped in self._recent.frames(asyncio.get_running_loop().time()):
             self._forwarder.add(stamped)  # perhaps the predecessor did not; sockets drop duplicates
-        self._missed_wake.set()
+        if not self._is_direct:
+            self._missed_wake.set()
         self._move(State.HOLDER)
 
     async def _forward_missed(self) -> None:
@@ -444,14 +457,15 @@ class Listener:
         self._batch += 1
         delays = backoff()
         number, token = self._batch, self._lease.token
+        at = microseconds(ago=asyncio.get_running_loop().time() - batch[0].at) if self._sampler.due() else 0
         while self._machine.leads and self._lease.token == token:
             # What has come back has been published, though a full Redis cannot record the number of
             # the batch.
-            messages = [(entry.topic, entry.tail) for entry in batch if not entry.done]
+            messages = [Raw(entry.topic, entry.tail, self._group(entry.topic)) for entry in batch if not entry.done]
             if not messages:
                 return
             try:
-                stamped, refusal = await get_store().stamp_batch(self._lease.key, token, number, messages)
+                stamped, refusal = await get_store().stamp_batch(self._lease.key, token, number, messages, at)
             except (*FAILURES, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and (
                     (task := asyncio.current_task()) is None or task.cancelling()

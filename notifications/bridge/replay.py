@@ -2,7 +2,8 @@
 What a listener remembers of recently stamped messages. Pure.
 
 It is needed when the holder has died before it forwarded what it had stamped, and when this
-listener's subscription had a gap.
+listener's subscription had a gap. Of what a script has delivered there is nothing to forward: only
+the ids are remembered.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MAX_TOPICS: Final = 10_000
 
 class Recent:
     """
-    The last frame and the last id of each topic.
+    The last frame that was to be forwarded, and the last id, of each topic.
 
     The last frame is enough: a socket that misses earlier ones reads them from the history.
     Forwarding all frames of the last seconds again took longer than the takeover itself.
@@ -47,6 +48,9 @@ class Recent:
     def add(self, stamped: Stamped, now: float) -> None:
         if stamped.position is None:
             return  # without an id no socket could recognise a duplicate
+        if stamped.delivered:
+            self.delivered(stamped.topic, stamped.position)
+            return
         frames, topic = self._frames, stamped.topic
         self._bytes += len(stamped.frame)
         if (earlier := frames.pop(topic, None)) is not None:
@@ -55,12 +59,23 @@ class Recent:
         while self._bytes > MAX_BYTES or now - next(iter(frames.values()))[0] > MAX_AGE:
             self._drop_oldest()
 
+    def delivered(self, topic: str, position: Position) -> None:
+        """Record a message that its group has had, unless it is the one to be forwarded."""
+        if (earlier := self._frames.get(topic)) is not None:
+            if earlier[1].position == position:
+                return
+            self._bytes -= len(self._frames.pop(topic)[1].frame)  # sockets that miss it notice by the later one
+        self._note(topic, position)
+
     def _drop_oldest(self) -> None:
         topic, (_, stamped) = self._frames.popitem(last=False)
         self._bytes -= len(stamped.frame)
         if stamped.position is not None:
-            self._last[topic] = stamped.position
-            self._last.move_to_end(topic)
+            self._note(topic, stamped.position)
+
+    def _note(self, topic: str, position: Position) -> None:
+        self._last[topic] = position
+        self._last.move_to_end(topic)
         if len(self._last) > MAX_TOPICS:
             self._last.popitem(last=False)
 

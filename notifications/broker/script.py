@@ -17,9 +17,17 @@ class Script:
     It is one command, so all of it happens in one step or not at all.
     """
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, prelude: str = "") -> None:
+        """
+        Compose a script.
+
+        Args:
+            *names: The files, in order.
+            prelude: Lua that comes before them.
+
+        """
         folder = Path(__file__).parent / "lua"
-        self.source = "\n".join((folder / f"{name}.lua").read_text() for name in names)
+        self.source = "\n".join([prelude, *((folder / f"{name}.lua").read_text() for name in names)])
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def command(self, keys: Sequence[str], arguments: Sequence[Any], *, whole: bool) -> tuple[Any, ...]:

@@ -35,6 +35,11 @@ FINISH: Final = HANDSHAKE_TIMEOUT + 0.5
 _ID: Final = re.compile(r"[0-9a-f]{32}").fullmatch
 
 
+def group_key(prefix: str, group: str) -> str:
+    """Return the Redis channel of a group."""
+    return f"{prefix}/group/{group}"
+
+
 def _hand_over(callback: Callable[[dict[str, Any]], None], message: dict[str, Any]) -> None:
     try:
         callback(message)
@@ -65,8 +70,7 @@ class LoopLayer:
         """By Redis channel; None when it has been confirmed."""
         self._id = uuid.uuid4().hex
         self._own = self._key(self._id)
-        groups = f"{prefix}/group/"
-        self._group: Callable[[str], bytes] = lru_cache(maxsize=10_000)(lambda name: (groups + name).encode())
+        self._group: Callable[[str], bytes] = lru_cache(maxsize=10_000)(lambda name: group_key(prefix, name).encode())
         self._subscription: Subscription | None = None
         self._publisher: Publisher | None = None
         self._connected = asyncio.Event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +40,37 @@ def encode(message: dict[str, Any]) -> bytes:
     if not isinstance(message, dict):
         raise TypeError(f"a message is a dict, not {type(message).__name__}")
     return _encode(message)
+
+
+def lua_encoder(message: dict[str, Any], variables: Mapping[Any, str]) -> str:
+    """
+    Return the Lua expression that encodes a message in a script of Redis.
+
+    What all such messages share is encoded now. Joining it with the rest takes a third of what ``cmsgpack.pack`` takes
+    for the whole.
+
+    Args:
+        message: A message of at most 15 entries, with placeholders for what only the script knows.
+        variables: The Lua variable with the value, by placeholder: a text, or an integer below 2**53.
+
+    """
+    parts, fixed = list[str](), bytes([0x80 | len(message)])
+    for key, value in message.items():
+        fixed += _encode(key)
+        if (variable := variables.get(value)) is None:
+            fixed += _encode(value)
+        elif isinstance(value, str):
+            parts += [_quoted(fixed + b"\xdb"), f"struct.pack('>I4', #{variable})", variable]
+            fixed = b""
+        else:
+            parts += [_quoted(fixed + b"\xcf"), f"struct.pack('>I8', {variable})"]
+            fixed = b""
+    return " .. ".join([*parts, _quoted(fixed)] if fixed else parts)
+
+
+def _quoted(data: bytes) -> str:
+    """Return a Lua string."""
+    return "'" + "".join(f"\\{byte:03}" for byte in data) + "'"
 
 
 def encode_for(channel: str, message: dict[str, Any]) -> bytes:

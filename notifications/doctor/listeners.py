@@ -16,7 +16,8 @@ SUCCEEDED_AFTER: Final = 2 * status.REPORT_INTERVAL
 """Seconds of silence after which a holder with a successor hangs; it loses the lease after at least two."""
 
 
-async def examine_listeners(client: Any) -> list[Finding]:
+async def examine_listeners(client: Any, *, direct: bool) -> list[Finding]:
+    """Judge the reports; ``direct`` says whether scripts deliver what ``publish_*`` send."""
     try:
         async with asyncio.timeout(SOCKET_TIMEOUT):
             reports = await status.reports(client)
@@ -37,7 +38,9 @@ async def examine_listeners(client: Any) -> list[Finding]:
     ]
     healthy = [report for report in living if report.healthy]
     if not healthy:
+        late = "arrives" if direct else "comes from the history, late"
         text = "no listener is alive and connected" + await _others(client)
+        text += f": what other programs publish is lost, and what publish_* send {late}"
         hint = restart if silent else "" if living else "Run manage.py run_listener."
         return [Finding("listeners", Level.ERROR, text, hint), *found]
     names = ", ".join(f"{report.name} {report.state}" for report in healthy)

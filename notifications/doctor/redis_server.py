@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from contextlib import suppress
 from typing import Any, Final
 
 import redis
+from channels.layers import get_channel_layer
 
 from ..address import shown
 from ..broker.clients import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from ..conf import settings
 from ..history.stamped import STAMPED
+from ..layers import direct
 from ..topics import internal_name
 from .findings import ACCOUNT, PRIMARY, Finding, Level, explain, missing_right
 
@@ -131,6 +134,13 @@ async def _distance(client: Any) -> Finding | None:
     return Finding("redis", Level.WARNING, text, "Is it busy (SLOWLOG GET), or in another data centre?")
 
 
+def _group_channel(name: str) -> str | None:
+    """Return the Redis channel of a group, if scripts publish to groups."""
+    with suppress(Exception):  # the check of the layer says why there is none
+        return direct(get_channel_layer(), name)
+    return None
+
+
 async def _rights(client: Any) -> list[Finding]:
     """Try every command that the app uses, on the doctor's own keys; other failures show when the message is sent."""
     tag = secrets.token_hex(4)
@@ -155,13 +165,16 @@ async def _rights(client: Any) -> list[Finding]:
         ("PUBLISH", internal_name(STAMPED), b"m" + tag.encode()),  # listeners ignore an unknown type
         ("DEL", hash_, stream, text),
     ]
+    if (group := _group_channel(f"doctor.{tag}")) is not None:
+        commands.append(("PUBLISH", group, b""))
     refused = []
     for command in commands:
         try:
             async with asyncio.timeout(SOCKET_TIMEOUT):
                 await client.execute_command(*command)
         except redis.exceptions.NoPermissionError as error:
-            refused.append((str(command[0]).lower(), missing_right(str(error), [internal_name("*")])))
+            channels = group.partition("/")[0] + "*" if group and command[1] == group else internal_name("*")
+            refused.append((f"{str(command[0]).lower()} on {channels}", missing_right(str(error), [channels])))
         except redis.ResponseError:
             continue  # such as a script that does not exist: the command is allowed
         except FAILURES as error:
@@ -169,5 +182,5 @@ async def _rights(client: Any) -> list[Finding]:
     if not refused:
         return [Finding("rights", Level.OK, f"the account may run all {len(commands)} commands that were tried")]
     rights = " ".join(dict.fromkeys(right for _, right in refused))
-    text = f"the account may not run {', '.join(name for name, _ in refused)} on {internal_name('*')}"
+    text = f"the account may not run {', '.join(name for name, _ in refused)}"
     return [Finding("rights", Level.ERROR, text, f"ACL SETUSER … {rights}; {ACCOUNT}.")]

@@ -13,11 +13,13 @@ from channels.routing import get_default_application
 from .. import messages
 from ..access import control
 from ..bridge import status
+from ..bridge.listener import OWN_FRAME
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
 from ..broker.wire import Subscription, confirmed, site_pool
 from ..conf import settings
 from ..exceptions import MessageError, PublishError, TopicError
 from ..history.stamped import STAMPED
+from ..layers import RedisPubSubLayer, direct
 from ..logs import describe
 from ..mount import PATH, socket_path
 from ..publisher import apublish
@@ -58,9 +60,11 @@ class Road:
         self._path = path or socket_path()
         self._host = host_of(site)
         self._tag = self.topic.id
+        self._channel = self.topic.channel.encode()
         self._stamped_channel = internal_name(STAMPED).encode()
         self._own_channels = [self._stamped_channel, control.channel().encode()]
-        self._stamped: set[str] = set()
+        self._direct = False
+        self._echoed = self._stamped = False
         self._layered: set[str] = set()
         self._foreign: list[str] = []
         self._heard = 0
@@ -118,9 +122,9 @@ class Road:
 
     def _received(self, channel: bytes, data: bytes) -> None:
         if self._tag.encode() in channel or self._tag.encode() in data:
-            if channel == self._stamped_channel:
-                self._stamped |= {sort for sort in (PUBLISHED, RAW) if f'"{sort}"'.encode() in data}
-                self._news.set()
+            self._echoed = self._echoed or (channel == self._channel and data.startswith(OWN_FRAME))
+            self._stamped = self._stamped or (channel == self._stamped_channel and f'"{RAW}"'.encode() in data)
+            self._news.set()
         elif channel not in self._own_channels and not data.startswith(b'{"_meta":'):
             self._heard += 1
             try:
@@ -142,6 +146,7 @@ class Road:
             self._say("layer", Level.ERROR, "CHANNEL_LAYERS has no 'default' layer", "Set one.")
             return None
         self._found += describe_layer(layer)
+        self._direct = direct(layer, self.topic.group) is not None
         began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(LAYER_TIMEOUT):
@@ -161,7 +166,9 @@ class Road:
             return None
         if not self._failed("layer"):
             took = 1000 * (asyncio.get_running_loop().time() - began)
-            self._say("layer", Level.OK, f"{name_of(layer)}; to a group and back in {took:.0f} ms")
+            how = "needs no listener" if self._direct else f"needs a listener{_why(layer)}"
+            text = f"{name_of(layer)}; to a group and back in {took:.0f} ms; what publish_* send {how}"
+            self._say("layer", Level.OK, text)
         return asyncio.create_task(self._read_layer(layer, channel))
 
     async def _read_layer(self, layer: Any, channel: str) -> None:
@@ -258,8 +265,8 @@ class Road:
             self._say("publish", Level.ERROR, *explain(error.__cause__ or error.reason))  # type: ignore[arg-type]
             return False
         took = 1000 * (loop.time() - began)
-        if id_ is not None and not await self._wait(lambda: PUBLISHED in self._stamped, SOCKET_TIMEOUT):
-            text = f"Redis accepted the message, but does not publish it on {self._stamped_channel.decode()}"
+        if id_ is not None and not await self._wait(lambda: self._echoed, SOCKET_TIMEOUT):
+            text = f"Redis accepted the message, but does not publish it on {self.topic.channel}"
             self._say("publish", Level.ERROR, text, "Does REDIS_URL lead to one server, without a proxy in between?")
             return False
         kept = "" if id_ is not None else "; HISTORY_SIZE of users is 0: nothing is kept"
@@ -282,10 +289,10 @@ class Road:
             return
         await self._wait(self._arrived, ARRIVAL if anybody else FROM_HISTORY)
         took = f"{1000 * (loop.time() - start):.0f} ms"
-        listeners = await examine_listeners(client)
+        listeners = await examine_listeners(client, direct=self._direct)
         self._found += listeners
         nobody = any(finding.level is Level.ERROR for finding in listeners)
-        if RAW in self._stamped:
+        if self._stamped:
             self._say("listener", Level.OK, "a listener stamped a raw message")
             self._judge_forwarding()
         elif not nobody:
@@ -298,7 +305,7 @@ class Road:
         wanted = {RAW, PUBLISHED}
         delivered = self._delivered() if self._expects_delivery() else wanted
         layered = self._layered if not self._failed("layer") else wanted
-        return wanted <= delivered and wanted <= layered and RAW in self._stamped
+        return wanted <= delivered and wanted <= layered and self._stamped
 
     def _expects_delivery(self) -> bool:
         return self._welcome
@@ -327,7 +334,9 @@ class Road:
             return
         missing = {RAW, PUBLISHED} - self._delivered()
         if any(self._failed(check) for check in ("listeners", "listener", "forward")):
-            how = "what was kept came from the history, late" if PUBLISHED not in missing else "nothing arrived"
+            how = "nothing arrived"
+            if PUBLISHED not in missing:
+                how = f"what publish_* send {'arrives' if self._direct else 'comes from the history, late'}"
             self._say("socket", Level.SKIPPED, f"a socket of the site's application opened; {how}")
         elif not missing:
             self._say("socket", Level.OK, f"both messages reached a socket of the site's application within {took}")
@@ -371,3 +380,9 @@ class Road:
                         async with asyncio.timeout(0.05):  # the socket sets a different event
                             await self._news.wait()
         return bool(condition())
+
+
+def _why(layer: Any) -> str:
+    """Return why scripts do not deliver to a layer that they could deliver to."""
+    same = "server and account of CHANNEL_LAYERS are not written as in REDIS_URL"
+    return f", because {same}" if isinstance(layer, RedisPubSubLayer) else ""

@@ -1,7 +1,8 @@
 """
 Histories in the memory of one process: for the tests of sites, and the shortest example of a store.
 
-No other process receives what is published here, and nothing outlives the store. Epochs come from
+No other process receives what is published here, and nothing outlives the store. It delivers to no group: whoever
+is told does. Epochs come from
 the wall clock, which tests may set; ages from the clock of event loops, which sockets use as well.
 """
 
@@ -20,7 +21,7 @@ from ..conf import settings
 from ..topics import Topic
 from .position import Frame, Page, Position, Where
 from .stamped import Stamped, head, tail
-from .store import DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES
+from .store import DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, Raw
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 """Bytes of frames that all histories keep together. What exceeds them is refused, as by a full
@@ -87,7 +88,9 @@ class MemoryStore:
         self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
         self._leases: dict[str, Tenure] = {}
 
-    def publish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+    def publish(
+        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+    ) -> str | None:
         with self._lock:
             once = None if idempotency_key is None else (topic, idempotency_key)
             if once is not None:
@@ -106,7 +109,9 @@ class MemoryStore:
             self._tell(told)
             return id_
 
-    async def apublish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+    async def apublish(
+        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+    ) -> str | None:
         return self.publish(topic, data, idempotency_key, at)
 
     def give_lease(self, lease: str, token: str) -> None:
@@ -120,7 +125,7 @@ class MemoryStore:
             return self._leases[lease].term if lease in self._leases else ""
 
     async def stamp_batch(
-        self, lease: str, token: str, number: int, messages: Sequence[tuple[Topic, bytes]]
+        self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0
     ) -> tuple[int, str]:
         with self._lock:
             tenure = self._leases.get(lease)
@@ -129,17 +134,18 @@ class MemoryStore:
             if tenure.batch is not None and tenure.batch >= number:
                 return DONE_BEFORE, ""
             kept, refusal = 0, ""
-            for topic, rest in messages:
-                told = Stamped("u", str(topic), None, b"{" + rest.removeprefix(b","))
+            for topic, rest, _ in messages:
+                told = Stamped("u", str(topic), None, b"{" + rest.removeprefix(b","), at=at)
                 if settings.kinds[topic.kind].HISTORY_SIZE:
                     try:
                         position, frame = self._stamp(topic, rest)
                     except OSError as error:
                         refusal = str(error)
                     else:
-                        told = Stamped("r", str(topic), position, frame, self._run)
+                        told = Stamped("r", str(topic), position, frame, self._run, at)
                         kept += 1
                 self._tell(told)
+                at = 0
             tenure.batch = number
             if refusal:
                 tenure.term = ""

@@ -6,6 +6,7 @@ The files in ``broker/lua/`` describe what each script takes, does and returns.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -14,17 +15,45 @@ from django.core.signals import setting_changed
 
 from ..broker import clients, pipeline
 from ..broker.script import RUN, STARTED, Script
+from ..channel_layer.serializer import lua_encoder
 from ..conf import settings
+from ..logs import LogBudget
 from ..topics import Topic, internal_name
 from .position import Frame, Page, Position, Where
-from .stamped import STAMPED, head, tail
-from .store import IDEMPOTENCY_TTL, PAGE_BYTES, term_key
+from .stamped import STAMPED, Stamped, head, layer_message, meta, tail
+from .store import IDEMPOTENCY_TTL, PAGE_BYTES, Raw, term_key
+
+logger = logging.getLogger(__name__)
 
 READ_TIMEOUT: Final = 3.0
 """Seconds that a read may take; a socket can wait longer than a web request."""
 
-_PUBLISH: Final = Script("stamp", "publish")
-_BATCH: Final = Script("stamp", "batch")
+_KEPT_OUT: Final = LogBudget(logger, lines=1, period=60.0)
+
+
+def _event() -> str:
+    """Return the Lua function that writes ``layer_message`` as this app's channel layer would."""
+    variables = {"topic": "topic", "frame": "frame", "run": "run", 1: "epoch", 2: "n", 3: "at"}
+
+    def written(position: Position | None, at: int) -> str:
+        message = layer_message(Stamped("p", "topic", position, b"frame", "run", at))
+        return f"return {lua_encoder(message, variables)}"
+
+    id_ = Position(1, 2)
+    return f"""
+local function event(topic, frame, run, epoch, n, at)
+  if at == '0' then
+    if epoch then {written(id_, 0)} end
+    {written(None, 0)}
+  end
+  if epoch then {written(id_, 3)} end
+  {written(None, 3)}
+end
+"""
+
+
+_PUBLISH: Final = Script("stamp", "publish", prelude=_event())
+_BATCH: Final = Script("stamp", "batch", prelude=_event())
 _LOOK: Final = Script("look")
 _PAGE: Final = Script("page")
 
@@ -37,30 +66,34 @@ class RedisStore:
     just failed to answer another caller.
     """
 
-    def publish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
-        keys, arguments = _publishing(topic, data, idempotency_key, at)
+    def publish(
+        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+    ) -> str | None:
+        keys, arguments = _publishing(topic, data, idempotency_key, at, group)
         with clients.breaker.guarding():
-            id_ = clients.run(_PUBLISH, keys, arguments, again=idempotency_key is not None)
-        return id_.decode() or None
+            return _published(clients.run(_PUBLISH, keys, arguments, again=idempotency_key is not None))
 
-    async def apublish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
-        keys, arguments = _publishing(topic, data, idempotency_key, at)
+    async def apublish(
+        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+    ) -> str | None:
+        keys, arguments = _publishing(topic, data, idempotency_key, at, group)
         with clients.breaker.guarding():
-            id_ = await pipeline.arun(_PUBLISH, keys, arguments, again=idempotency_key is not None)
-        return id_.decode() or None
+            return _published(await pipeline.arun(_PUBLISH, keys, arguments, again=idempotency_key is not None))
 
     async def stamp_batch(
-        self, lease: str, token: str, number: int, messages: Sequence[tuple[Topic, bytes]]
+        self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0
     ) -> tuple[int, str]:
         # A batch may have been stamped although the call failed, and a full Redis cannot record its
         # number: before calling again, the caller removes what has come back.
         keys = [lease, term_key(lease)]
-        arguments: list[Any] = [RUN, internal_name(STAMPED), token, number]
-        for topic, rest in messages:
+        arguments: list[Any] = [RUN, internal_name(STAMPED), token, number, at]
+        for topic, rest, group in messages:
             key, size, ttl, name, begin = _fixed(topic)
             keys.append(key)
-            arguments += (size, ttl, name, begin, rest)
-        stamped, refusal = await pipeline.arun(_BATCH, keys, arguments)
+            arguments += (size, ttl, name, begin, rest, group or "")
+        stamped, refusal, kept_out = await pipeline.arun(_BATCH, keys, arguments)
+        if kept_out:
+            _warn(kept_out)
         return int(stamped), refusal.decode()
 
     async def look(self, topics: Sequence[Topic]) -> list[Where]:
@@ -89,7 +122,9 @@ class RedisStore:
         return str(reply[0].decode())
 
 
-def _publishing(topic: Topic, data: bytes, idempotency_key: str | None, at: int) -> tuple[list[str], list[Any]]:
+def _publishing(
+    topic: Topic, data: bytes, idempotency_key: str | None, at: int, group: str | None
+) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of ``publish.lua``."""
     key, size, ttl, name, begin = _fixed(topic)
     keys = [key]
@@ -100,22 +135,38 @@ def _publishing(topic: Topic, data: bytes, idempotency_key: str | None, at: int)
         size,
         ttl,
         begin,
-        tail(data) if size else data,
+        tail(data),
         internal_name(STAMPED),
         name,
         topic.channel,
+        group or "",
+        at,
         IDEMPOTENCY_TTL * 1000,
     ]
-    if at:
-        arguments.append(f"@{at}")
     return keys, arguments
+
+
+def _published(reply: Any) -> str | None:
+    """Return the id that ``publish.lua`` answers."""
+    if isinstance(reply, list):
+        reply, refusal = reply
+        _warn(refusal)
+    return reply.decode() or None
+
+
+def _warn(refusal: bytes) -> None:
+    _KEPT_OUT.warning(
+        "Redis refuses to publish to the channel layer's groups (%s); a listener forwards instead: see the doctor",
+        refusal.decode(),
+    )
 
 
 @lru_cache(maxsize=10_000)
 def _fixed(topic: Topic) -> tuple[str, int, int, str, bytes]:
     """Return what all messages of a topic share: key, size, age in ms, name, start of the frame."""
     kind, name = settings.kinds[topic.kind], str(topic)
-    return topic.history_key, kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, head(topic.told)
+    begin = head if kind.HISTORY_SIZE else meta
+    return topic.history_key, kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, begin(topic.told)
 
 
 def _where(reply: list[Any]) -> list[Where]:

@@ -1,5 +1,5 @@
 """
-Stamped messages: how a message and its id become a frame, and how that reaches the listeners. Pure.
+Stamped messages: how a message and its id become a frame, and how that reaches listeners and sockets. Pure.
 
     {"_meta":{"topic":"user:7","id":"1764153600000-3"},"action":"notice"}
     └───────────── head ────────────┘└──── id ─────┘  └────── tail ─────┘
@@ -7,7 +7,7 @@ Stamped messages: how a message and its id become a frame, and how that reaches 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,9 @@ from ..topics import told
 from .position import Position
 
 STAMPED: Final = "stamped"
-"""The internal channel on which everything that was stamped is published, by whichever process."""
+"""The internal channel on which scripts tell listeners what was stamped."""
+LAYER_MESSAGE: Final = "notifications.message"
+"""The ``type`` of messages to groups. Channels derives a method name from it, so it never comes from the payload."""
 
 
 class Stamped(Struct, frozen=True, gc=False):
@@ -24,9 +26,10 @@ class Stamped(Struct, frozen=True, gc=False):
     A message on the internal channel; a struct, created in C, because there is one per message.
 
     Attributes:
-        road: How it was published: ``"p"`` by ``publish_*``, ``"r"`` raw, ``"u"`` not kept.
+        road: How it was published: ``"p"`` by ``publish_*``, ``"r"`` raw, ``"u"`` not kept. A capital
+            letter says that the script has delivered it to its group.
         topic: As text.
-        position: None for ``"u"``.
+        position: None if it was not kept.
         frame: What browsers receive.
         run: The ``run`` of the server that stamped it; empty if not known.
         at: When it was published, in µs, if it is to be timed; otherwise 0.
@@ -40,10 +43,20 @@ class Stamped(Struct, frozen=True, gc=False):
     run: str = ""
     at: int = 0
 
+    @property
+    def delivered(self) -> bool:
+        """Whether its group has had it, so that it is not to be forwarded."""
+        return self.road.isupper()
+
+
+def meta(topic: str) -> bytes:
+    """Return the start of what ``publish_*`` sends on a topic's own channel; ``topic`` is its name for browsers."""
+    return b'{"_meta":{"topic":' + msgspec.json.encode(topic)
+
 
 def head(topic: str) -> bytes:
     """Return the start of a topic's frames, up to the id; ``topic`` is its name for browsers."""
-    return b'{"_meta":{"topic":' + msgspec.json.encode(topic) + b',"id":"'
+    return meta(topic) + b',"id":"'
 
 
 def tail(data: bytes) -> bytes:
@@ -67,3 +80,14 @@ def read_stamped(data: bytes) -> Stamped:
     run, _, at = run.partition(b"@")
     run_id = "" if run == b"-" else run.decode()
     return Stamped(chr(size[0]), rest[:length].decode(), position, rest[length:], run_id, int(at or 0))
+
+
+def layer_message(stamped: Stamped) -> dict[str, Any]:
+    """Return what the channel-layer group of the topic is sent, by a listener or by a script."""
+    message: dict[str, Any] = {"type": LAYER_MESSAGE, "topic": stamped.topic, "text": stamped.frame.decode()}
+    if stamped.position is not None:
+        message["epoch"], message["n"] = stamped.position
+        message["run"] = stamped.run
+    if stamped.at:
+        message["at"] = stamped.at
+    return message

@@ -10,6 +10,10 @@ Everything above the store relies on these guarantees, and on nothing else of it
   above.
 * **Atomic.** A message is stamped, kept and announced in one step or not at all; listeners receive
   messages in the order of their ids.
+* **Direct.** Where the caller names the Redis channel of the topic's channel-layer group, the
+  message is delivered to the group in the same step. Listeners are then told of raw messages, which
+  they must not stamp again, and of others not. A store that cannot deliver, or may not, tells
+  listeners as if no group had been named; it never does both.
 * **Bounds.** The last ``HISTORY_SIZE`` messages of a topic are kept, until ``HISTORY_TTL`` seconds
   after the last of them. A kind of size 0 keeps nothing: its messages are announced without an id.
 * **No silent loss.** ``run`` and ``whole`` show when something may have been lost that no entry
@@ -22,7 +26,7 @@ within seconds. After that a message may or may not have been published.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from ..topics import Topic
 from .position import Page, Position, Where
@@ -42,10 +46,28 @@ def term_key(lease: str) -> str:
     return f"{lease}:term"
 
 
+class Raw(NamedTuple):
+    """
+    A raw message that is to be stamped.
+
+    Attributes:
+        topic: Where it was published.
+        tail: The ``tail`` of its frame.
+        group: As in ``Store.publish``.
+
+    """
+
+    topic: Topic
+    tail: bytes
+    group: str | None = None
+
+
 class Store(Protocol):
     """The histories of all topics. One serves all threads and event loops of a process."""
 
-    def publish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+    def publish(
+        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+    ) -> str | None:
         """
         Stamp one message, keep it, and announce it.
 
@@ -56,6 +78,8 @@ class Store(Protocol):
                 under the same key. It is remembered together with the message, and not if that is
                 refused.
             at: When it was published, in µs, for a message that is timed; otherwise 0.
+            group: The Redis channel of the topic's group, from ``RedisPubSubLayer.direct``; None if
+                listeners are to forward the message.
 
         Returns:
             Its id, or the id of what was published under the same key; None where the kind keeps no history.
@@ -63,12 +87,14 @@ class Store(Protocol):
         """
         ...
 
-    async def apublish(self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0) -> str | None:
+    async def apublish(
+        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+    ) -> str | None:
         """Stamp one message, keep it, and announce it; see ``publish``."""
         ...
 
     async def stamp_batch(
-        self, lease: str, token: str, number: int, messages: Sequence[tuple[Topic, bytes]]
+        self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0
     ) -> tuple[int, str]:
         """
         Stamp raw messages in their order, in one step, if ``token`` has the lease.
@@ -82,7 +108,8 @@ class Store(Protocol):
             token: The holder's.
             number: Counts the holder's batches. If it is not known whether a batch was stamped,
                 call again with the same number.
-            messages: For each its topic and the ``tail`` of its frame.
+            messages: In the order in which they were read.
+            at: When the first of them was read, in µs, if it is timed; otherwise 0.
 
         Returns:
             How many were kept, and why the others were not. ``NOT_HOLDER`` if another listener has

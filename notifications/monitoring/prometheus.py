@@ -96,7 +96,7 @@ COUNTS: Final = {
         "reason",
         ("MessageError", "TopicError", "layer message"),
     ),
-    "unstamped": Shown("unstamped", "Raw messages forwarded without an id, because Redis refused to keep them."),
+    "unstamped": Shown("unstamped", "Raw messages delivered without an id, because Redis refused to keep them."),
     "listener_gap": Shown("listener_gaps", "Times that a listener lost its subscription."),
     "layer_gap": Shown("layer_gaps", "Times that a connection of notifications.layers was lost or failed."),
     "closed": Shown(
@@ -232,7 +232,7 @@ def _listener() -> Iterator[Metric]:
         states.add_metric([state], metrics.listening.state.startswith(state))
     yield states
     yield GaugeMetricFamily(
-        "notifications_listener_waiting", "Messages read but not forwarded yet.", metrics.listening.waiting()
+        "notifications_listener_waiting", "Messages read but not delivered yet.", metrics.listening.waiting()
     )
 
 

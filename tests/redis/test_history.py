@@ -15,7 +15,7 @@ from notifications.bridge.lease import Lease
 from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
-from notifications.history.store import NOT_HOLDER
+from notifications.history.store import NOT_HOLDER, Raw
 from notifications.topics import internal_name
 from tests.clients import message_of
 from tests.strategies import ids, payloads
@@ -316,7 +316,7 @@ def lease(live_redis):
 
 
 def raw(*numbers, topic=TOPIC):
-    return [(topic, tail(b'{"n":%d}' % number)) for number in numbers]
+    return [Raw(topic, tail(b'{"n":%d}' % number)) for number in numbers]
 
 
 @pytest.mark.parametrize("holder", ["another", None])
@@ -340,7 +340,7 @@ async def test_what_redis_refuses_to_keep_goes_out_without_an_id(live_redis, lea
     """Raw messages are forwarded as they are, in order, and the holder learns why; also when the lease has ended."""
     published()
     ear.heard()
-    batch = [*raw(1), (TOPIC, tail(b"{}")), (TOPIC, tail(b'{ "n" : 2 }'))]
+    batch = [*raw(1), Raw(TOPIC, tail(b"{}")), Raw(TOPIC, tail(b'{ "n" : 2 }'))]
     if not leased:
         live_redis.delete(lease)
 
@@ -351,7 +351,7 @@ async def test_what_redis_refuses_to_keep_goes_out_without_an_id(live_redis, lea
     assert stamped == 0
     assert ("OOM" if refuse is full else "READONLY") in refusal
     assert told == [Stamped("u", str(TOPIC), None, frame) for frame in (b'{"n":1}', b"{}", b'{ "n" : 2 }')]
-    assert [tail_of(stamped) for stamped in told] == [rest for _, rest in batch]
+    assert [tail_of(stamped) for stamped in told] == [each.tail for each in batch]
     assert len(kept(live_redis)) == 1
 
 

@@ -9,7 +9,7 @@ from notifications import Topic
 from notifications.bridge.lease import Lease
 from notifications.broker import pipeline
 from notifications.history import get_store
-from notifications.history.store import NOT_HOLDER
+from notifications.history.store import NOT_HOLDER, Raw
 from tests.conftest import point_to
 from tests.waiting import scaled
 
@@ -311,7 +311,7 @@ async def test_an_earlier_tenure_stamps_nothing(live_redis):
     earlier = holder.token
     await holder.release()
     await holder.take()
-    batch = [(Topic("closed", "7"), b"}")]
+    batch = [Raw(Topic("closed", "7"), b"}")]
 
     assert await get_store().stamp_batch(holder.key, earlier, 1, batch) == (NOT_HOLDER, "")
     assert await get_store().stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
@@ -319,7 +319,7 @@ async def test_an_earlier_tenure_stamps_nothing(live_redis):
 
 async def test_batches_of_a_new_tenure_are_counted_anew(live_redis):
     """The number of a batch is compared within one tenure only."""
-    batch = [(Topic("closed", "7"), b"}")]
+    batch = [Raw(Topic("closed", "7"), b"}")]
     for _ in range(2):
         holder = listening()
         await holder.take()

@@ -12,6 +12,7 @@ from notifications.bridge.listener import Listener
 from notifications.broker import pipeline
 from notifications.history import get_store
 from notifications.history.stamped import tail
+from notifications.history.store import Raw
 from notifications.metrics import counts
 from tests.faults import kill_type
 from tests.waiting import await_for, scaled
@@ -103,7 +104,7 @@ class Holder:
 
     async def stamp(self, n):
         self._batches += 1
-        batch = [(Topic("user", "1"), tail(b'{"n":%d}' % n))]
+        batch = [Raw(Topic("user", "1"), tail(b'{"n":%d}' % n))]
         await get_store().stamp_batch(self._lease.key, self._lease.token, self._batches, batch)
 
     async def stop(self):

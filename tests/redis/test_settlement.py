@@ -9,6 +9,7 @@ from notifications.bridge.settlement import Settlement
 from notifications.history import get_store, stamped
 from notifications.history.position import Position
 from notifications.history.stamped import Stamped
+from notifications.history.store import Raw
 
 A, B = Topic("closed", "a"), Topic("closed", "b")
 
@@ -27,7 +28,7 @@ class Bridge:
         self._lease.subscribed()
         assert await self._lease.take()
         self._batches += 1
-        batch = [(topic, tail(n)) for topic, n in messages]
+        batch = [Raw(topic, tail(n)) for topic, n in messages]
         kept, _ = await get_store().stamp_batch(self._lease.key, self._lease.token, self._batches, batch)
         assert kept == len(batch)
         return [(await get_store().look([topic]))[0].last for topic, _ in messages]

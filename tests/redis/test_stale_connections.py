@@ -17,6 +17,7 @@ from notifications.broker.wire import Subscription, site_pool
 from notifications.history import get_store
 from notifications.history.redis import READ_TIMEOUT
 from notifications.history.stamped import STAMPED
+from notifications.history.store import Raw
 from notifications.layers import RedisPubSubLayer
 from notifications.topics import internal_name
 from project.local_redis import LocalRedis
@@ -179,11 +180,11 @@ async def test_a_batch_whose_answer_is_lost_is_not_sent_again_within_the_call(pr
     watched.subscribe(internal_name(STAMPED))
     wait_for(lambda: redis_itself.pubsub_numsub(internal_name(STAMPED))[0][1])
     redis_itself.config_set("maxmemory", 1)
-    await get_store().stamp_batch(lease.key, lease.token, 1, [(TOPIC, b',"n":1}')])
+    await get_store().stamp_batch(lease.key, lease.token, 1, [Raw(TOPIC, b',"n":1}')])
     proxy.lose_the_next_answer()
 
     with pytest.raises(ConnectionError):
-        await get_store().stamp_batch(lease.key, lease.token, 2, [(TOPIC, b',"n":2}')])
+        await get_store().stamp_batch(lease.key, lease.token, 2, [Raw(TOPIC, b',"n":2}')])
 
     redis_itself.publish(internal_name(STAMPED), "end")
     assert list(told(watched)) == [b'u6 - - user:1{"n":1}', b'u6 - - user:1{"n":2}']

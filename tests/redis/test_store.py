@@ -21,12 +21,13 @@ from hypothesis import settings as hypothesis_settings
 
 from notifications import Topic, messages
 from notifications.broker.clients import FAILURES
+from notifications.channel_layer.serializer import decode
 from notifications.history import get_store, put_in_place
 from notifications.history.memory import MemoryStore
 from notifications.history.position import Position
 from notifications.history.redis import RedisStore
 from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
-from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, Store, term_key
+from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, Raw, Store, term_key
 from notifications.topics import internal_name
 from tests.strategies import ids, payloads
 from tests.waiting import await_for, scaled
@@ -50,6 +51,9 @@ class Place(Protocol):
     def term(self) -> str:
         """Return the term of the lease; empty when it has ended."""
 
+    def delivered(self, group: str) -> list[dict[str, Any]]:
+        """Return what a group was sent until listeners were asked last."""
+
     def full(self) -> Any:
         """Return a context manager while whose block is open there is no room for anything new."""
 
@@ -60,6 +64,10 @@ class InRedis:
     def __init__(self, client, subscription):
         self.store = RedisStore()
         self._client, self._subscription = client, subscription
+        self._delivered = []
+
+    def delivered(self, group):
+        return [decode(message) for channel, message in self._delivered if channel == group]
 
     def heard(self):
         self._client.publish("mark", "")
@@ -70,7 +78,9 @@ class InRedis:
             channel, data = message["channel"].decode(), message["data"]
             if channel == "mark":
                 return heard
-            if channel == internal_name(STAMPED):
+            if channel.startswith("asgi/"):
+                self._delivered.append((channel, data))
+            elif channel == internal_name(STAMPED):
                 heard.append(read_stamped(data))
             elif not data.startswith(b'{"_meta"'):  # an echo for whoever watches the channel
                 heard.append(Stamped("u", channel, None, data))
@@ -99,6 +109,9 @@ class InMemory:
     def __init__(self):
         self._heard = []
         self.store = MemoryStore(self._heard.append)
+
+    def delivered(self, group):
+        return []
 
     def heard(self):
         heard = self._heard[:]
@@ -151,9 +164,9 @@ def publish(store: Store, amount: int = 1, topic: Topic = TOPIC) -> list[Positio
     return [Position.parse(store.publish(topic, data(number))) for number in range(amount)]
 
 
-def raw(*numbers: int, topic: Topic = TOPIC) -> list[tuple[Topic, bytes]]:
+def raw(*numbers: int, topic: Topic = TOPIC) -> list[Raw]:
     """Write raw messages as the bridge submits them."""
-    return [(topic, tail(data(number))) for number in numbers]
+    return [Raw(topic, tail(data(number))) for number in numbers]
 
 
 async def kept(store: Store, topic: Topic = TOPIC) -> list[Position]:
@@ -429,7 +442,7 @@ async def test_a_batch_is_stamped_in_its_order(place):
         ("r", 'closed:o"ther', 2, run),
     ]
     assert numbers(told) == [1, 2, 3, 4, 5]
-    assert [tail_of(each) for each in told] == [rest for _, rest in batch]
+    assert [tail_of(each) for each in told] == [each.tail for each in batch]
     frames = (await place.store.read(TOPIC, Position(0, 0))).frames
     assert [frame.text.encode() for frame in frames] == [each.frame for each in told if each.topic == "closed:7"]
 
@@ -497,13 +510,35 @@ async def test_kinds_without_a_history_go_out_without_an_id(place, settings):
     place.give_lease("mine")
     user = Topic("user", "7")
 
-    answer = await place.store.stamp_batch(LEASE, "mine", 1, [*raw(1), *raw(2, topic=user), (TOPIC, tail(b"{}"))])
+    answer = await place.store.stamp_batch(LEASE, "mine", 1, [*raw(1), *raw(2, topic=user), Raw(TOPIC, tail(b"{}"))])
 
     assert answer == (1, "")
     assert place.term()
     first, second, third = place.heard()
     assert (first, third) == (Stamped("u", str(TOPIC), None, b'{"n":1}'), Stamped("u", str(TOPIC), None, b"{}"))
     assert (second.road, second.topic, second.position.n) == ("r", str(user), 1)
+
+
+# Direct delivery.
+
+
+async def test_what_a_store_delivers_is_not_announced_for_delivery(place):
+    """A message that went to the group named is told to listeners at most as one that they only strike off."""
+    place.give_lease("mine")
+    group = "asgi/group/closed.7"
+    at = 1_795_703_150_003_123
+    place.store.publish(TOPIC, data(0), None, at, group)
+    batch = [each._replace(group=group) for each in raw(1, 2)]
+    assert await place.store.stamp_batch(LEASE, "mine", 1, batch, at) == (2, "")
+
+    told, delivered = place.heard(), place.delivered(group)
+
+    assert [message["text"] for message in delivered] + [
+        each.frame.decode() for each in told if not each.delivered
+    ] == [frame.text for frame in (await place.store.read(TOPIC, Position(0, 0))).frames]
+    assert [tail_of(each) for each in told if each.road in "rR"] == [each.tail for each in batch]
+    timed = [message.get("at", 0) for message in delivered] or [each.at for each in told]
+    assert timed == [at, at, 0]
 
 
 # Refusal.
@@ -538,7 +573,7 @@ async def test_a_batch_that_is_refused_goes_out_without_ids(place):
     await store.stamp_batch(LEASE, "mine", 1, raw(0))
     place.heard()
     term = place.term()
-    batch = [*raw(1), (TOPIC, tail(b"{}")), (OTHER, tail(b'{ "n" : 2 }'))]
+    batch = [*raw(1), Raw(TOPIC, tail(b"{}")), Raw(OTHER, tail(b'{ "n" : 2 }'))]
 
     with place.full():
         stamped, refusal = await store.stamp_batch(LEASE, "mine", 2, batch)

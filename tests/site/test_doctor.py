@@ -243,8 +243,9 @@ def test_an_account_that_may_not_reach(good_site, account, rules):
         (["&user:*", "&upload:*", "&asgi*", "&notifications:control"], "&notifications:*"),
         (["&user:*", "&upload:*", "&asgi*", "&notifications:stamped"], "&notifications:control"),
         (["&user:*", "&notifications:*", "&asgi*"], "&user:* &upload:*"),
+        (["&user:*", "&upload:*", "&notifications:*"], "&asgi*"),
     ],
-    ids=["stamped", "control", "a kind"],
+    ids=["stamped", "control", "a kind", "groups"],
 )
 def test_the_channel_that_an_account_lacks_is_named(good_site, account, channels, missing):
     """Redis does not say which channel it refuses; the doctor says what to add, also to hear whose access ends."""
@@ -317,13 +318,18 @@ def test_a_small_buffer_for_subscribers(good_site):
 # Listeners.
 
 
-def test_no_listener(quiet_site):
-    """Nobody listens: the published message comes from the history, a raw one nowhere."""
+@pytest.mark.parametrize(("layer", "how"), [("ours", "arrives"), ("channels_redis", "comes from the history, late")])
+def test_no_listener(quiet_site, layer, how):
+    """Nobody listens: a raw message is lost; a published one arrives, or on other layers comes from the history."""
+    quiet_site.settings = {**quiet_site.settings, "CHANNEL_LAYER_BACKEND": LAYERS[layer]}
+
     report = ask(quiet_site)
 
     assert report.broken == "listeners"
     assert "Run manage.py run_listener" in report.of("listeners")
-    assert "from the history" in report.of("socket")
+    assert f"what other programs publish is lost, and what publish_* send {how}" in report.of("listeners")
+    assert f"what publish_* send {how}" in report.of("socket")
+    assert f"what publish_* send needs {'no' if layer == 'ours' else 'a'} listener" in report.of("layer", "ok")
 
 
 def test_one_listener(quiet_site):
@@ -388,7 +394,7 @@ async def test_who_hangs_is_told_by_age_and_by_a_successor(live_redis, states, h
         report = {"host": "h", "pid": pid, "state": state, "forwarded": 0, "at": seconds + microseconds / 1e6 - age}
         live_redis.hset("notifications:listeners", f"h:{pid}", json.dumps(report))
 
-    found = await examine_listeners(await async_client())
+    found = await examine_listeners(await async_client(), direct=True)
 
     silent = [finding.text for finding in found if "has said nothing" in finding.text]
     assert not any("-" in text.partition("has said nothing")[2] for text in silent)
@@ -404,7 +410,7 @@ async def test_listeners_are_listed_in_one_order(live_redis):
         report = {"host": host, "pid": pid, "state": "stand-by", "forwarded": 0, "at": seconds}
         live_redis.hset("notifications:listeners", f"{host}:{pid}", json.dumps(report))
 
-    [finding] = await examine_listeners(await async_client())
+    [finding] = await examine_listeners(await async_client(), direct=True)
 
     assert re.findall(r"(\w):(\d+) stand-by", finding.text) == [(host, str(pid)) for host, pid in names]
 

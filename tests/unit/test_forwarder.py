@@ -11,6 +11,7 @@ from notifications.bridge.forwarder import Forwarder
 from notifications.history.position import Position
 from notifications.history.stamped import Stamped
 from notifications.logs import LogBudget
+from notifications.metrics import tally
 from notifications.tasks import going_on
 from tests.waiting import await_for, scaled
 
@@ -115,3 +116,13 @@ async def test_whoever_waits_for_an_empty_queue_is_told_when_the_layer_has_taken
             await bridge.wait_empty()
             assert len(layer.taken) == 3 * n
         running.cancel()
+
+
+async def test_what_was_delivered_is_counted_and_not_sent():
+    """The group has had it: a second copy of a message without an id would reach the browser."""
+    layer, before = Layer(never_answer), tally.bridged
+    forwards = Forwarder(layer, LogBudget(logging.getLogger("notifications")))
+    for road in "RU":
+        forwards.add(Stamped(road, "user:1", Position(1, 1) if road == "R" else None, b"frame"))
+
+    assert (len(forwards), forwards.forwarded, tally.bridged - before) == (0, 2, 2)

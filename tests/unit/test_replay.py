@@ -44,6 +44,30 @@ def test_messages_without_an_id_are_not_forwarded_again():
     assert recent.before_gap(0.0) == {}
 
 
+def test_what_was_delivered_is_not_forwarded_again():
+    """Its group has had it, and who misses an earlier message of the topic sees that by it; only its id is kept."""
+    recent = Recent()
+    recent.add(stamped("a:1", 1), 0.0)
+    recent.add(Stamped("R", "a:1", Position(5, 2), b"frame"), 0.0)
+    recent.add(stamped("b:1", 1), 0.0)
+    recent.delivered("b:1", Position(5, 2))
+    recent.delivered("c:1", Position(5, 3))
+
+    assert recent.frames(0.0) == []
+    assert recent._bytes == 0
+    recent.gap(0.0)
+    assert recent.before_gap(0.0) == {"a:1": Position(5, 2), "b:1": Position(5, 2), "c:1": Position(5, 3)}
+
+
+def test_the_echo_of_what_is_to_be_forwarded_hides_nothing():
+    """``publish_*`` send it on the topic's own channel as well, whoever delivers."""
+    recent = Recent()
+    recent.add(stamped("a:1", 1), 0.0)
+    recent.delivered("a:1", Position(5, 1))
+
+    assert recent.frames(0.0) == [stamped("a:1", 1)]
+
+
 def test_memory_is_bounded(monkeypatch):
     """Neither bytes nor topics grow without end; the oldest go."""
     monkeypatch.setattr(module, "MAX_BYTES", 20)

@@ -19,7 +19,7 @@ payloads = st.dictionaries(st.text().filter(lambda key: key != "_meta"), json_va
 ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
 
 
-@given(road=st.sampled_from("pr"), topic=ids, epoch=st.integers(0, 10**14), n=st.integers(0, 10**14), payload=payloads)
+@given(road=st.sampled_from("prR"), topic=ids, epoch=st.integers(0, 10**14), n=st.integers(0, 10**14), payload=payloads)
 def test_what_listeners_are_told_can_be_read_back(road, topic, epoch, n, payload):
     """Topic, id, frame and the tail it was made with survive the way, with whatever characters."""
     position, data = Position(epoch, n), messages.encode(payload, 100_000)
@@ -48,6 +48,7 @@ def test_a_marker_is_no_stamped_message(data):
         (b'p8 5-1 run closed:7{"a":1}', Stamped("p", "closed:7", Position(5, 1), b'{"a":1}', "run")),
         (b'p8 5-1 run@17 closed:7{"a":1}', Stamped("p", "closed:7", Position(5, 1), b'{"a":1}', "run", 17)),
         (b'u8 - - closed:7{"a":1}', Stamped("u", "closed:7", None, b'{"a":1}', "")),
+        (b'U8 - -@17 closed:7{"a":1}', Stamped("U", "closed:7", None, b'{"a":1}', "", 17)),
         ("r10 5-1 run closed:üx{}".encode(), Stamped("r", "closed:üx", Position(5, 1), b"{}", "run")),
     ],
 )
@@ -68,3 +69,9 @@ def test_an_empty_message_makes_a_frame_of_meta_alone(empty):
 def test_the_tail_of_a_message_without_an_id_is_that_of_the_message(message):
     """So a listener finds what it has read by what comes back, kept or not."""
     assert tail_of(Stamped("u", "closed:7", None, message)) == tail(message)
+
+
+@pytest.mark.parametrize(("road", "delivered"), [("p", False), ("r", False), ("u", False), ("R", True), ("U", True)])
+def test_a_capital_letter_says_that_the_group_has_had_it(road, delivered):
+    """Listeners strike such a message off, and do not forward it."""
+    assert read_stamped(b"%s8 5-1 run closed:7{}" % road.encode()).delivered is delivered

@@ -1,32 +1,51 @@
--- Stamp one message of publish_*, and publish it to the listeners and on the topic's own channel.
+-- Stamp one message of publish_*, and publish it to the topic's group, or to the listeners, and on the topic's own
+-- channel.
 --
 -- KEYS  1 history of the topic   2 the idempotency key, only when one was given
--- ARGV  1 run   2 size (0: no history)   3 ttl (ms)   4 head of the frame   5 tail of the frame
---       6 stamped channel   7 topic   8 the topic's own channel   9 ttl of the idempotency key (ms)
---       10 optional: "@" and when it was published (µs), for a message that is timed
--- Returns the id; empty without history.
+-- ARGV  1 run   2 size (0: no history)   3 ttl (ms)   4 head of the frame; without history: all of _meta but its end
+--       5 tail of the frame   6 stamped channel   7 topic   8 the topic's own channel
+--       9 Redis channel of the topic's group; empty if listeners are to forward
+--       10 when it was published (µs), for a message that is timed; otherwise 0   11 ttl of the idempotency key (ms)
+-- Returns the id, which is empty without history; and with it Redis's error if it refused to publish to the group.
 
 if KEYS[2] then
   local earlier = call('GET', KEYS[2])
   if earlier then
     -- Redis expires keys by its wall clock: if that was set back, this one would live longer by as much.
-    if call('PTTL', KEYS[2]) > tonumber(ARGV[9]) then
-      call('PEXPIRE', KEYS[2], ARGV[9])
+    if call('PTTL', KEYS[2]) > tonumber(ARGV[11]) then
+      call('PEXPIRE', KEYS[2], ARGV[11])
     end
     return earlier
   end
 end
-local id, frame = '', ARGV[5]
-if ARGV[2] ~= '0' then
-  id, frame = stamp(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])
+local group = ARGV[9]
+local direct = group ~= ''
+local id, frame, refusal = '', nil, nil
+if ARGV[2] == '0' then
+  frame = plain(ARGV[5])
+  if direct then
+    refusal = deliver(group, event(ARGV[7], frame, nil, nil, nil, ARGV[10]))
+    if not refusal then
+      -- With _meta, by which listeners see that it did not come from another program.
+      frame = ARGV[4] .. '}' .. ARGV[5]
+    end
+  end
+else
+  local epoch, n
+  id, frame, epoch, n = stamp(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])
   if not id then
     return redis.error_reply(frame)
   end
-  local run = ARGV[1] .. (ARGV[10] or '')
-  call('PUBLISH', ARGV[6], 'p' .. #ARGV[7] .. ' ' .. id .. ' ' .. run .. ' ' .. ARGV[7] .. frame)
+  if direct then
+    refusal = deliver(group, event(ARGV[7], frame, ARGV[1], epoch, n, ARGV[10]))
+  end
+  if not direct or refusal then
+    local run = ARGV[10] == '0' and ARGV[1] or ARGV[1] .. '@' .. ARGV[10]
+    call('PUBLISH', ARGV[6], 'p' .. #ARGV[7] .. ' ' .. id .. ' ' .. run .. ' ' .. ARGV[7] .. frame)
+  end
 end
 if KEYS[2] then
-  call('SET', KEYS[2], id, 'PX', ARGV[9])
+  call('SET', KEYS[2], id, 'PX', ARGV[11])
 end
 call('PUBLISH', ARGV[8], frame)
-return id
+return refusal and {id, refusal} or id

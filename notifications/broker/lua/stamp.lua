@@ -1,4 +1,4 @@
--- Shared by publish.lua and batch.lua: give a message its id and keep it in the topic's history.
+-- Shared by publish.lua and batch.lua: give a message its id, keep it in the topic's history, and deliver it.
 --
 -- The history of a topic is one stream. Each entry has the id <epoch>-<n> and one field, whose name is
 -- the beginning of the run_id of the server that wrote it (streams store a name that repeats only once)
@@ -6,15 +6,16 @@
 
 local call, pcall_ = redis.call, redis.pcall
 
--- Returns the id and the frame, or nil and Redis's error.
+-- Returns the id, the frame, and the two numbers of the id; or nil and Redis's error.
 local function stamp(key, run, size, ttl, head, tail)
   local last = pcall_('XREVRANGE', key, '+', '-', 'COUNT', 1)
   local entry = last[1]
-  local id, old
+  local id, epoch, n, old
   if entry then
-    local epoch, n = string.match(entry[1], '^(%d+)-(%d+)$')
+    epoch, n = string.match(entry[1], '^(%d+)-(%d+)$')
     if entry[2][1] == run then
-      id = epoch .. '-' .. n + 1
+      n = n + 1
+      id = epoch .. '-' .. n
     else
       -- Another server wrote it, which may have given out ids that this one never saw.
       old = epoch
@@ -26,13 +27,14 @@ local function stamp(key, run, size, ttl, head, tail)
   for attempt = 1, 2 do
     if not id then
       local now = call('TIME')
-      id = math.max(now[1] * 1000 + math.floor(now[2] / 1000), (old or 0) + 1) .. '-1'
+      epoch, n = math.max(now[1] * 1000 + math.floor(now[2] / 1000), (old or 0) + 1), 1
+      id = epoch .. '-1'
     end
     local frame = head .. id .. '"}' .. tail
     local added = pcall_('XADD', key, 'MAXLEN', '=', size, id, run, frame)
     if type(added) == 'string' then
       call('PEXPIRE', key, ttl)
-      return id, frame
+      return id, frame, epoch, n
     end
     local broken = string.find(added.err, 'equal or smaller', 1, true) or string.find(added.err, 'Invalid', 1, true)
     if attempt == 2 or not broken then
@@ -46,4 +48,16 @@ local function stamp(key, run, size, ttl, head, tail)
     end
     id = nil
   end
+end
+
+-- Publish to the channel-layer group of a topic. Returns nil, or why Redis refuses, as to an account without the right:
+-- then a listener has to forward the message.
+local function deliver(channel, message)
+  local done = pcall_('PUBLISH', channel, message)
+  return type(done) == 'table' and done.err or nil
+end
+
+-- Returns a message without an id as browsers receive it.
+local function plain(tail)
+  return '{' .. (string.sub(tail, 1, 1) == ',' and string.sub(tail, 2) or tail)
 end
