@@ -39,7 +39,7 @@ class Worklist:
         self._ended = False
         self._task: asyncio.Task[None] | None = None
         self._urgent: list[Work] | None = None  # only while something waits aside
-        self._news: asyncio.Future[None]
+        self._news: asyncio.Future[None] | None = None
         self._waiting: list[Work] = []  # an empty deque takes ten times as much, and most sockets have nothing to do
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Worklist:
             return
         if self._urgent is not None:
             self._urgent.append(work)
-            if not self._news.done():
+            if self._news is not None and not self._news.done():
                 self._news.set_result(None)
         else:
             self._waiting.insert(0, work)
@@ -88,7 +88,7 @@ class Worklist:
             return asked.result()
         finally:
             self._waiting[:0] = self._urgent
-            self._urgent = None
+            self._urgent = self._news = None
             if not asked.done():
                 await ended(asked)
 

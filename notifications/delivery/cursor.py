@@ -42,6 +42,10 @@ class Verdict(Enum):
     BEHIND = "something is missing before it, or the count began anew: read the history"
 
 
+SEND: Final = Verdict.SEND
+"""Compared for each message, like ``_LIVE``."""
+
+
 class Start(NamedTuple):
     """
     Where a subscription begins.
@@ -226,7 +230,7 @@ class Cursor:
             if n == self.n + 1:
                 self.n = n
                 self.heard = now
-                return Verdict.SEND
+                return SEND
             if n <= self.n:
                 tally.duplicates += 1
                 return Verdict.DROP

@@ -29,16 +29,17 @@ class Credit:
 
     Attributes:
         sent: Characters sent so far.
+        limit: The value of ``sent`` above which nothing more should be sent for now.
         ask_at: The value of ``sent`` from which the next ping is due.
 
     """
 
-    __slots__ = ("_anonymous_at", "_confirmed", "_number", "_open", "ask_at", "sent")
+    __slots__ = ("_anonymous_at", "_number", "_open", "ask_at", "limit", "sent")
 
     def __init__(self) -> None:
         self.sent = 0
         self.ask_at = BOUND // 2
-        self._confirmed = 0
+        self.limit = BOUND
         self._number = 0
         self._open: list[tuple[int, int]] = []
         self._anonymous_at = float("-inf")
@@ -46,7 +47,7 @@ class Credit:
     @property
     def exhausted(self) -> bool:
         """Whether nothing more should be sent for now."""
-        return self.sent - self._confirmed > BOUND
+        return self.sent > self.limit
 
     def ping(self) -> int:
         """Number a new ping; what was sent before it is confirmed by its pong."""
@@ -90,5 +91,5 @@ class Credit:
         elif all(number != asked for asked, _ in self._open):
             return False
         while self._open and self._open[0][0] <= number:
-            self._confirmed = self._open.pop(0)[1]
+            self.limit = self._open.pop(0)[1] + BOUND
         return True

@@ -24,7 +24,7 @@ from ..protocol.frames import ServerFrame, ServerPing, Subscribed, encode
 from ..tasks import ended, new_task
 from ..topics import Topic
 from .buffer import Held
-from .cursor import Cursor, Start, State, Verdict, start
+from .cursor import SEND, Cursor, Start, State, Verdict, start
 from .flow_control import Credit
 from .outbox import Outbox
 from .reconciler import reconciler
@@ -54,6 +54,23 @@ class Delivery:
     layer brings, which leaves a gap, and fills that from the history when the browser has caught
     up.
     """
+
+    __slots__ = (
+        "_behind",
+        "_catch_up_task",
+        "_channel",
+        "_failed",
+        "_forgotten",
+        "_held",
+        "_is_own_layer",
+        "_layer",
+        "_now",
+        "_outbox",
+        "_receive_task",
+        "_resumed",
+        "credit",
+        "cursors",
+    )
 
     def __init__(
         self,
@@ -231,7 +248,7 @@ class Delivery:
         if cursor is None:
             return  # unsubscribed meanwhile, or not from a listener
         credit, epoch = self.credit, event.get("epoch")
-        if credit.exhausted:
+        if credit.sent > credit.limit:
             if epoch is None:
                 count("dropped", "slow browser, no history")
             else:
@@ -241,8 +258,9 @@ class Delivery:
             verdict = cursor.offer_without_id()
         else:
             verdict = cursor.offer(epoch, event["n"], event.get("run", ""), self._now())
-        if verdict is Verdict.SEND:
-            self._deliver(event["text"])
+        if verdict is SEND:
+            self._put(event["text"])
+            tally.delivered += 1
             if "at" in event:
                 self._outbox.time(event["at"])
         elif verdict is Verdict.BEHIND:
