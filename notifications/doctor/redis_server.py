@@ -160,6 +160,7 @@ async def _rights(client: Any) -> list[Finding]:
         ("PTTL", stream),
         ("SET", text, "a", "PX", "60000"),
         ("GET", text),
+        ("SETRANGE", text, "0", "a"),
         ("EVAL", "return 1", "0"),
         ("EVALSHA", "0" * 40, "0"),
         ("PUBLISH", internal_name(STAMPED), b"m" + tag.encode()),  # listeners ignore an unknown type

@@ -2,9 +2,9 @@
 The history of a topic: stamping what is published, and reading what was missed.
 
 Callers get the store from ``get_store``, and know none by name. ``store.py`` says what a store must
-do; ``redis.py`` is used by sites, ``memory.py`` by the test kit. ``position.py`` and ``stamped.py``
-are pure. Another store is a module beside these: choose it here, and add it to the fixture of
-``tests/redis/test_store.py``.
+do; ``redis.py`` is used by sites, ``memory.py`` by the test kit. ``changes.py``, ``position.py`` and
+``stamped.py`` are pure. Another store is a module beside these: choose it here, and add it to the
+fixture of ``tests/redis/test_store.py``.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import Final
 
 from ..conf import settings
 from ..topics import Topic
+from .changes import BUCKETS, WIDTH, Changes, place_of
 from .position import Frame, Page, Position, Where
 from .stamped import Stamped, head, tail
 from .store import DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, Raw
@@ -85,6 +86,7 @@ class MemoryStore:
         self._started = self._now()
         self._histories: dict[Topic, History] = {}
         self._bytes = 0
+        self._marks = bytearray(BUCKETS * WIDTH)
         self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
         self._leases: dict[str, Tenure] = {}
 
@@ -155,6 +157,10 @@ class MemoryStore:
         with self._lock:
             return [self._where(topic) for topic in topics]
 
+    async def changes(self) -> Changes:
+        with self._lock:
+            return Changes(self._run, bytes(self._marks))
+
     async def read(self, topic: Topic, after: Position) -> Page:
         with self._lock:
             where, frames, left = self._where(topic), list[Frame](), PAGE_BYTES
@@ -202,6 +208,8 @@ class MemoryStore:
             history.frames.popleft()
         history.expires = now + kind.HISTORY_TTL
         self._histories[topic] = history
+        place = place_of(str(topic))
+        self._marks[place.offset : place.offset + WIDTH] = place.mark(str(position))
         return position, data
 
     def _history(self, topic: Topic, now: float) -> History | None:

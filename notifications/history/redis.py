@@ -19,6 +19,7 @@ from ..channel_layer.serializer import lua_encoder
 from ..conf import settings
 from ..logs import LogBudget
 from ..topics import Topic, internal_name
+from .changes import Changes, place_of
 from .position import Frame, Page, Position, Where
 from .stamped import STAMPED, Stamped, head, layer_message, meta, tail
 from .store import IDEMPOTENCY_TTL, PAGE_BYTES, Raw, term_key
@@ -56,6 +57,7 @@ _PUBLISH: Final = Script("stamp", "publish", prelude=_event())
 _BATCH: Final = Script("stamp", "batch", prelude=_event())
 _LOOK: Final = Script("look")
 _PAGE: Final = Script("page")
+_CHANGES: Final = Script("changes")
 
 
 class RedisStore:
@@ -85,12 +87,12 @@ class RedisStore:
     ) -> tuple[int, str]:
         # A batch may have been stamped although the call failed, and a full Redis cannot record its
         # number: before calling again, the caller removes what has come back.
-        keys = [lease, term_key(lease)]
+        keys = [lease, term_key(lease), _marks()]
         arguments: list[Any] = [RUN, internal_name(STAMPED), token, number, at]
         for topic, rest, group in messages:
-            key, size, ttl, name, begin = _fixed(topic)
+            key, size, ttl, name, begin, *mark = _fixed(topic)
             keys.append(key)
-            arguments += (size, ttl, name, begin, rest, group or "")
+            arguments += (size, ttl, name, begin, rest, group or "", *mark)
         stamped, refusal, kept_out = await pipeline.arun(_BATCH, keys, arguments)
         if kept_out:
             _warn(kept_out)
@@ -99,6 +101,10 @@ class RedisStore:
     async def look(self, topics: Sequence[Topic]) -> list[Where]:
         keys = [topic.history_key for topic in topics]
         return _where(await pipeline.arun(_LOOK, keys, [RUN, STARTED], READ_TIMEOUT, again=True))
+
+    async def changes(self) -> Changes:
+        run, marks = await pipeline.arun(_CHANGES, [_marks()], [RUN], READ_TIMEOUT, again=True)
+        return Changes(run.decode(), b"" if marks is None else marks or None)
 
     async def read(self, topic: Topic, after: Position) -> Page:
         arguments = [str(after), PAGE_BYTES, RUN]
@@ -126,8 +132,8 @@ def _publishing(
     topic: Topic, data: bytes, idempotency_key: str | None, at: int, group: str | None
 ) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of ``publish.lua``."""
-    key, size, ttl, name, begin = _fixed(topic)
-    keys = [key]
+    key, size, ttl, name, begin, *mark = _fixed(topic)
+    keys = [key, _marks()]
     if idempotency_key is not None:
         keys.append(internal_name(f"once:{len(name)}:{name}:{idempotency_key}"))
     arguments = [
@@ -142,6 +148,7 @@ def _publishing(
         group or "",
         at,
         IDEMPOTENCY_TTL * 1000,
+        *mark,
     ]
     return keys, arguments
 
@@ -161,12 +168,17 @@ def _warn(refusal: bytes) -> None:
     )
 
 
+def _marks() -> str:
+    """Return the key of the marks of all buckets."""
+    return internal_name("changes")
+
+
 @lru_cache(maxsize=10_000)
-def _fixed(topic: Topic) -> tuple[str, int, int, str, bytes]:
-    """Return what all messages of a topic share: key, size, age in ms, name, start of the frame."""
+def _fixed(topic: Topic) -> tuple[str, int, int, str, bytes, int, bytes]:
+    """Return what a topic's messages share: key, size, age in ms, name, start of frame, offset and start of mark."""
     kind, name = settings.kinds[topic.kind], str(topic)
-    begin = head if kind.HISTORY_SIZE else meta
-    return topic.history_key, kind.HISTORY_SIZE, kind.HISTORY_TTL * 1000, name, begin(topic.told)
+    begin, ttl, place = head if kind.HISTORY_SIZE else meta, kind.HISTORY_TTL * 1000, place_of(name)
+    return topic.history_key, kind.HISTORY_SIZE, ttl, name, begin(topic.told), place.offset, place.name
 
 
 def _where(reply: list[Any]) -> list[Where]:

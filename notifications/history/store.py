@@ -16,6 +16,8 @@ Everything above the store relies on these guarantees, and on nothing else of it
   listeners as if no group had been named; it never does both.
 * **Bounds.** The last ``HISTORY_SIZE`` messages of a topic are kept, until ``HISTORY_TTL`` seconds
   after the last of them. A kind of size 0 keeps nothing: its messages are announced without an id.
+* **No silent change.** Whatever is kept changes the mark of its topic's bucket (``changes.py``), in
+  the same step.
 * **No silent loss.** ``run`` and ``whole`` show when something may have been lost that no entry
   shows.
 
@@ -29,6 +31,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
 from ..topics import Topic
+from .changes import Changes
 from .position import Page, Position, Where
 
 IDEMPOTENCY_TTL: Final = 300
@@ -121,6 +124,10 @@ class Store(Protocol):
 
     async def look(self, topics: Sequence[Topic]) -> list[Where]:
         """Return the ends of topics' histories; reads no frames, so it is cheap for many topics."""
+        ...
+
+    async def changes(self) -> Changes:
+        """Return the marks of all buckets; costs the same for any number of topics."""
         ...
 
     async def read(self, topic: Topic, after: Position) -> Page:

@@ -53,7 +53,7 @@ class Outage:
         self.publish()
 
     position = publish
-    stamp_batch = look = read = aposition = server = apublish
+    stamp_batch = look = changes = read = aposition = server = apublish
 
 
 class Blocks:

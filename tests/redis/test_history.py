@@ -6,6 +6,7 @@ import json
 from contextlib import contextmanager
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -13,11 +14,14 @@ from msgspec.structs import replace
 from notifications import MessageError, PublishError, Topic, apublish, messages, publish
 from notifications.bridge.lease import Lease
 from notifications.history import get_store
+from notifications.history.changes import BUCKETS, WIDTH, place_of
 from notifications.history.position import Position
 from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
 from notifications.history.store import NOT_HOLDER, Raw
 from notifications.topics import internal_name
+from project.local_redis import LocalRedis
 from tests.clients import message_of
+from tests.conftest import point_to
 from tests.strategies import ids, payloads
 from tests.waiting import scaled, wait_for
 
@@ -378,6 +382,98 @@ async def test_look_says_where_many_histories_are(live_redis, settings):
         started = before - live_redis.info("server")["uptime_in_seconds"] * 1000
         assert abs(here.started - started) <= 1500
     assert here.run == live_redis.info("server")["run_id"][:12]
+
+
+# Marks of changes.
+
+MARKS = internal_name("changes")
+BUCKET = place_of(str(TOPIC)).bucket
+
+
+@pytest.mark.parametrize("empty", [lambda client: client.delete(MARKS), lambda client: client.flushdb()])
+async def test_marks_that_begin_anew_are_not_those_from_before(live_redis, empty):
+    """Marks that were deleted do not look as if nothing had happened after as many messages."""
+    published(3)
+    before = await get_store().changes()
+
+    empty(live_redis)
+    published(3)
+
+    assert (await get_store().changes()).since(before) == {BUCKET}
+
+
+async def test_marks_that_are_gone_have_changed(live_redis):
+    """What was published before they were deleted is looked for."""
+    published(3)
+    before = await get_store().changes()
+
+    live_redis.delete(MARKS)
+
+    assert (await get_store().changes()).since(before) == {BUCKET}
+
+
+@pytest.mark.parametrize("value", ["text", "too long", "list"])
+async def test_a_key_of_marks_that_is_something_else_stops_no_message(live_redis, value):
+    """Nobody relies on what is there; with the next messages there are marks again."""
+    make = {
+        "text": lambda: live_redis.set(MARKS, "x"),
+        "too long": lambda: live_redis.setrange(MARKS, BUCKETS * WIDTH, "x"),
+        "list": lambda: live_redis.delete(MARKS) and live_redis.rpush(MARKS, "x"),
+    }
+    published()
+    before = await get_store().changes()
+    make[value]()
+    tampered = await get_store().changes()
+    assert tampered.since(before) is None or BUCKET in tampered.since(before)
+
+    assert [position.n for position in published(2)] == [2, 3]
+
+    after = await get_store().changes()
+    assert after.since(tampered) is None or BUCKET in after.since(tampered)
+    assert after.since(after) == set()
+
+
+async def test_an_account_that_may_not_write_marks_may_publish(live_redis, settings):
+    """Rights that are from before there were marks cost time, not messages: it is not known what has changed."""
+    rights = "~* &* -@all +ping +info +time +eval +evalsha +get +set +pexpire +xadd +xrange +xrevrange +pttl +publish"
+    live_redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">secret", *rights.split())
+    try:
+        point_to(settings, settings.REDIS_URL.replace("://", "://limited:secret@"))
+        before = await get_store().changes()
+        assert [position.n for position in published(2)] == [1, 2]
+
+        changes = await get_store().changes()
+        assert changes.since(before) is None
+        assert changes.since(changes) is None
+    finally:
+        live_redis.acl_deluser("limited")
+
+
+async def test_servers_that_know_nothing_of_each_other_write_other_marks(settings):
+    """
+    A primary that was demoted, and has from its successor other messages than it had, has other marks as well.
+
+    Connections that were open stay open, and name the same server as before.
+    """
+    with LocalRedis() as old, LocalRedis("--replicaof", f"127.0.0.1 {old.port}") as new:
+        point_to(settings, old.url)
+        published()
+        with redis.Redis.from_url(old.url) as client, redis.Redis.from_url(new.url) as replica:
+            wait_for(lambda: replica.exists(MARKS), what="a replica that has everything")
+            replica.replicaof("NO", "ONE")
+            published()  # what the new primary never gets
+            before = await get_store().changes()
+
+            point_to(settings, new.url)
+            published()
+            client.replicaof("127.0.0.1", new.port)
+            wait_for(lambda: client.get(MARKS) == replica.get(MARKS), what="a demoted server that has everything")
+
+            point_to(settings, old.url)
+            after = await get_store().changes()
+
+    assert after.run == before.run
+    assert after.since(before) == {BUCKET}
 
 
 def test_redis_does_not_hold_what_it_refused(live_redis):

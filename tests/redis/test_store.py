@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from notifications import Topic, messages
 from notifications.broker.clients import FAILURES
 from notifications.channel_layer.serializer import decode
 from notifications.history import get_store, put_in_place
+from notifications.history.changes import place_of
 from notifications.history.memory import MemoryStore
 from notifications.history.position import Position
 from notifications.history.redis import RedisStore
@@ -183,7 +185,17 @@ def test_no_store_lacks_an_operation():
     """Every operation of the protocol is there in each store, with the same arguments."""
     operations = {name for name in vars(Store) if not name.startswith("_")}
 
-    assert {"publish", "apublish", "stamp_batch", "look", "read", "position", "aposition", "server"} <= operations
+    assert {
+        "publish",
+        "apublish",
+        "stamp_batch",
+        "look",
+        "changes",
+        "read",
+        "position",
+        "aposition",
+        "server",
+    } <= operations
     for kind in (RedisStore, MemoryStore):
         for name in operations:
             assert vars(kind)[name].__annotations__ == vars(Store)[name].__annotations__, name
@@ -612,6 +624,50 @@ async def test_look_says_where_many_histories_are(store, settings):
     assert await store.look([]) == []
 
 
+async def test_what_is_kept_changes_the_mark_of_its_topic_and_no_other(place):
+    """Where no mark has changed, nothing was published: neither by ``publish`` nor in a batch."""
+    store = place.store
+    place.give_lease("mine")
+
+    async def changed_by(*calls):
+        before = await store.changes()
+        assert (await store.changes()).since(before) == set()
+        for call in calls:
+            await call()
+        return (await store.changes()).since(before)
+
+    async def publishing(topic, key=None):
+        await store.apublish(topic, data(1), key)
+
+    async def stamping(number, *topics):
+        await store.stamp_batch(LEASE, "mine", number, [message for topic in topics for message in raw(1, topic=topic)])
+
+    one, other, quiet = (place_of(str(topic)).bucket for topic in (TOPIC, OTHER, Topic("closed", "quiet")))
+    assert len({one, other, quiet}) == 3
+    assert await changed_by(partial(publishing, TOPIC)) == {one}
+    assert await changed_by(partial(publishing, TOPIC), partial(publishing, OTHER)) == {one, other}
+    assert await changed_by(partial(stamping, 1, TOPIC, TOPIC)) == {one}
+    assert await changed_by(partial(stamping, 2, OTHER, TOPIC)) == {one, other}
+    assert await changed_by(partial(publishing, TOPIC, "once")) == {one}
+
+
+async def test_what_is_not_kept_changes_no_mark(place, settings):
+    """Nothing is to be found in a history that has none, was not asked again, or had no room."""
+    configure(settings, HISTORY_SIZE=0)
+    store, user = place.store, Topic("user", "7")
+    place.give_lease("mine")
+    await store.apublish(user, data(1), "once")
+    before = await store.changes()
+
+    await store.apublish(TOPIC, data(1))
+    await store.apublish(user, data(1), "once")
+    await store.stamp_batch(LEASE, "mine", 1, raw(1))
+    with place.full(), pytest.raises(FAILURES):
+        await store.apublish(user, data(2))
+
+    assert (await store.changes()).since(before) == set()
+
+
 async def test_all_answers_name_the_same_server(place):
     """As long as a server lives, ``run`` is one and the same; it is what ``server`` says."""
     store = place.store
@@ -619,6 +675,7 @@ async def test_all_answers_name_the_same_server(place):
     [where], page = await store.look([TOPIC]), await store.read(TOPIC, Position(0, 0))
 
     assert {where.run, page.run, place.heard()[0].run, await store.server()} == {where.run}
+    assert (await store.changes()).run == where.run
     assert where.run
     assert where.now <= page.now
     assert (page.whole, page.ttl > 0) == (True, True)

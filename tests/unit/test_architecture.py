@@ -56,6 +56,7 @@ PURE = [
     "delivery/cursor.py",
     "delivery/flow_control.py",
     "exceptions.py",
+    "history/changes.py",
     "history/position.py",
     "history/stamped.py",
     "messages.py",

@@ -18,6 +18,7 @@ from notifications.bridge.state import REPORTS
 from notifications.broker import clients, wire
 from notifications.connection import heartbeat, limits
 from notifications.delivery import buffer, flow_control, reconciler, subscriber
+from notifications.history.changes import BUCKETS
 from notifications.history.stamped import STAMPED
 from notifications.history.store import IDEMPOTENCY_TTL, PAGE_BYTES
 from notifications.protocol import frames
@@ -208,6 +209,8 @@ def test_delivery_states_the_numbers_of_the_code() -> None:
         reconciler.AFTER_JOIN,
         subscriber.INTERVAL_WITH_GAPS_TOLD,
         conf.Settings().HEARTBEAT_INTERVAL,
+        reconciler.AT_LATEST,
+        BUCKETS,
         buffer.MAX_HELD / kibi,
         layers.CAPACITY,
         flow_control.BOUND / kibi,

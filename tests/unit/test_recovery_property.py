@@ -24,6 +24,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from notifications.delivery import flow_control
 from notifications.delivery.subscriber import Delivery, subscribed
 from notifications.history import get_store
+from notifications.history.changes import Changes, place_of
 from notifications.history.position import Frame, Page, Position, Where
 from notifications.topics import Topic
 
@@ -59,12 +60,13 @@ class Published(NamedTuple):
 class Redis:
     """One topic's history, as the scripts in ``broker/lua/`` keep it, and the record of all that was ever published."""
 
-    def __init__(self, loop, size, ttl):
-        self.loop, self.size, self.ttl = loop, size, ttl
+    def __init__(self, loop, topic, size, ttl):
+        self.loop, self.place, self.size, self.ttl = loop, place_of(str(topic)), size, ttl
         self.log: list[Published] = []
         self.entries: list[tuple[int, Published]] = []
         self.snapshot: list[tuple[int, Published]] = []
         self.expires = self.snapshot_expires = 0.0
+        self.marks = self.snapshot_marks = b""
         self.run = 1
         self.skew = 1_700_000_000_000
         self.started = self.clock()
@@ -99,10 +101,16 @@ class Redis:
         self.log.append(published)
         self.entries = [*self.entries, (self.run, published)][-self.size :]
         self.expires = self.loop.now + self.ttl
+        self.marks = bytes(self.place.offset) + self.place.mark(str(position))
         return published
+
+    def save(self):
+        self.expire()
+        self.snapshot, self.snapshot_expires, self.snapshot_marks = self.entries, self.expires, self.marks
 
     def restart(self, keep):
         self.entries, self.expires = (self.snapshot, self.snapshot_expires) if keep else ([], 0.0)
+        self.marks = self.snapshot_marks if keep else b""
         kept = {published for _, published in self.entries}
         self.lost = frozenset(serial for serial, published in enumerate(self.log) if published not in kept)
         self.run += 1
@@ -135,6 +143,12 @@ class Redis:
         self.empty_at[where.position] = len(self.log)
         await self.answered()
         return [where for _ in topics]
+
+    async def changes(self):
+        await self.asked()
+        changes = Changes(str(self.run), self.marks)
+        await self.answered()
+        return changes
 
     async def read(self, topic, after):
         await self.asked()
@@ -272,14 +286,15 @@ class Recovery(RuleBasedStateMachine):
         self.stack = ExitStack()
         self.loop = Loop()
         self.stack.callback(self.loop.close)
-        self.redis = Redis(self.loop, size, ttl)
         kinds = {kind: {"HISTORY_SIZE": size, "HISTORY_TTL": ttl}}
         values = {"REDIS_URL": "redis://127.0.0.1:1/0", "TOPICS": kinds, "HEARTBEAT_INTERVAL": HEARTBEAT}
         self.stack.enter_context(override_settings(NOTIFICATIONS=values))
-        self.stack.enter_context(mock.patch.object(get_store(), "look", self.redis.look))
-        self.stack.enter_context(mock.patch.object(get_store(), "read", self.redis.read))
+        topic = Topic(kind, "7")
+        self.redis = Redis(self.loop, topic, size, ttl)
+        for operation in ("look", "changes", "read"):
+            self.stack.enter_context(mock.patch.object(get_store(), operation, getattr(self.redis, operation)))
         self.stack.enter_context(mock.patch.object(flow_control, "BOUND", 600))
-        self.browsers = [Browser(self.redis, Topic(kind, "7")) for _ in range(3)]
+        self.browsers = [Browser(self.redis, topic) for _ in range(3)]
         self.connecting = []
 
     def connected(self, number):
@@ -298,8 +313,11 @@ class Recovery(RuleBasedStateMachine):
 
     @rule()
     def save(self):
-        self.redis.expire()
-        self.redis.snapshot, self.redis.snapshot_expires = self.redis.entries, self.redis.expires
+        self.redis.save()
+
+    @rule(marks=st.sampled_from([b"", None]))
+    def marks_are_deleted_or_cannot_be_read(self, marks):
+        self.redis.marks = marks
 
     @rule(keep=st.booleans())
     def restart(self, keep):

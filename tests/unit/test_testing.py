@@ -292,6 +292,7 @@ async def test_outage_keeps_everybody_from_the_histories():
             store.apublish(topic, b"{}"),
             store.stamp_batch("lease", "token", 1, []),
             store.look([topic]),
+            store.changes(),
             store.read(topic, start),
             store.aposition(topic),
             store.server(),

@@ -1,10 +1,11 @@
 -- Stamp raw messages for the lease holder, in their order, and publish them to their groups and to the listeners.
 --
--- KEYS  1 lease   2 term of the lease   3... history of each message's topic
+-- KEYS  1 lease   2 term of the lease   3 marks of the buckets   4... history of each message's topic
 -- ARGV  1 run   2 stamped channel   3 the holder's token   4 number of the batch
 --       5 when the first message was read (µs), if it is timed; otherwise 0
 --       6... for each message: size (0: no history)   ttl (ms)   topic   head   tail
---            Redis channel of its group; empty if the holder is to forward it
+--            Redis channel of its group; empty if the holder is to forward it   offset of the topic's mark
+--            how that begins
 -- Returns how many were stamped, Redis's last refusal to keep one, and its last refusal to publish one to its group,
 -- or empty texts; instead of the number -1 if the lease is not the caller's, and -2 if this batch, or a later one, was
 -- stamped before.
@@ -28,11 +29,11 @@ end
 local stamped, refusal, kept_out = 0, nil, nil
 local run, timed, published = ARGV[1], ARGV[5], ARGV[5] == '0' and '' or '@' .. ARGV[5]
 local at = 6
-for i = 3, #KEYS do
+for i = 4, #KEYS do
   local size, topic, tail, group = ARGV[at], ARGV[at + 2], ARGV[at + 4], ARGV[at + 5]
   local id, frame, epoch, n
   if size ~= '0' then
-    id, frame, epoch, n = stamp(KEYS[i], run, size, ARGV[at + 1], ARGV[at + 3], tail)
+    id, frame, epoch, n = stamp(KEYS[i], run, size, ARGV[at + 1], ARGV[at + 3], tail, KEYS[3], ARGV[at + 6], ARGV[at + 7])
   end
   if id then
     stamped = stamped + 1
@@ -49,7 +50,7 @@ for i = 3, #KEYS do
   local stamp_of = id and id .. ' ' .. run or '- -'
   call('PUBLISH', ARGV[2], road .. #topic .. ' ' .. stamp_of .. published .. ' ' .. topic .. frame)
   timed, published = '0', ''
-  at = at + 6
+  at = at + 8
 end
 if refusal then
   -- No history shows what has just gone out, so a listener that did not receive it must not rely on the

@@ -1,19 +1,20 @@
 -- Stamp one message of publish_*, and publish it to the topic's group, or to the listeners, and on the topic's own
 -- channel.
 --
--- KEYS  1 history of the topic   2 the idempotency key, only when one was given
+-- KEYS  1 history of the topic   2 marks of the buckets   3 the idempotency key, only when one was given
 -- ARGV  1 run   2 size (0: no history)   3 ttl (ms)   4 head of the frame; without history: all of _meta but its end
 --       5 tail of the frame   6 stamped channel   7 topic   8 the topic's own channel
 --       9 Redis channel of the topic's group; empty if listeners are to forward
 --       10 when it was published (µs), for a message that is timed; otherwise 0   11 ttl of the idempotency key (ms)
+--       12 offset of the topic's mark   13 how that begins
 -- Returns the id, which is empty without history; and with it Redis's error if it refused to publish to the group.
 
-if KEYS[2] then
-  local earlier = call('GET', KEYS[2])
+if KEYS[3] then
+  local earlier = call('GET', KEYS[3])
   if earlier then
     -- Redis expires keys by its wall clock: if that was set back, this one would live longer by as much.
-    if call('PTTL', KEYS[2]) > tonumber(ARGV[11]) then
-      call('PEXPIRE', KEYS[2], ARGV[11])
+    if call('PTTL', KEYS[3]) > tonumber(ARGV[11]) then
+      call('PEXPIRE', KEYS[3], ARGV[11])
     end
     return earlier
   end
@@ -32,7 +33,7 @@ if ARGV[2] == '0' then
   end
 else
   local epoch, n
-  id, frame, epoch, n = stamp(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5])
+  id, frame, epoch, n = stamp(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], KEYS[2], ARGV[12], ARGV[13])
   if not id then
     return redis.error_reply(frame)
   end
@@ -44,8 +45,8 @@ else
     call('PUBLISH', ARGV[6], 'p' .. #ARGV[7] .. ' ' .. id .. ' ' .. run .. ' ' .. ARGV[7] .. frame)
   end
 end
-if KEYS[2] then
-  call('SET', KEYS[2], id, 'PX', ARGV[11])
+if KEYS[3] then
+  call('SET', KEYS[3], id, 'PX', ARGV[11])
 end
 call('PUBLISH', ARGV[8], frame)
 return refusal and {id, refusal} or id
