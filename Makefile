@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Compiling the tests anew in each of their processes takes longer than tests/unit.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test unit test-faults lint schema docs guides matrix mutants bench bench-full clean
 
 demo: $(STAMP)
