@@ -24,16 +24,14 @@ def hang(gate):
 
 async def test_the_time_of_a_call_begins_with_its_turn():
     """What waits for a thread for longer than a call may take is called all the same, and has all of its time."""
-    asked = Callbacks("test", threads=1, longest_wait=scaled())
-    took = 0.05
+    asked, gate, allowed = Callbacks("test", threads=1, longest_wait=scaled()), threading.Event(), scaled(0.4)
+    first = asyncio.create_task(asked.call("", scaled(), hang(gate)))
+    others = [asyncio.create_task(asked.call("", allowed, lambda: "answer")) for _ in range(3)]
+    await asyncio.sleep(1.1 * allowed)
+    assert not any(other.done() for other in others)
+    gate.set()
 
-    def slow(number):
-        threading.Event().wait(took)
-        return number
-
-    answers = await asyncio.gather(*(asked.call("", scaled(10 * took), slow, n) for n in range(40)))
-
-    assert answers == list(range(40))
+    assert await asyncio.gather(first, *others) == [True, *["answer"] * 3]
 
 
 async def test_a_call_that_does_not_return_keeps_its_thread():

@@ -6,6 +6,7 @@ import pytest
 
 from notifications.consumers import NotificationConsumer
 from notifications.protocol.frames import CloseCode
+from tests.virtual_time import in_virtual_time
 from tests.waiting import await_for, scaled
 
 
@@ -42,6 +43,7 @@ def hasty(settings):
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "AUTH_TIMEOUT": 0.05}
 
 
+@in_virtual_time
 async def test_a_close_that_the_server_keeps_back_goes_out(hasty):
     """The browser is told at once, and not when it says something next: a silent one would stay open."""
     server = Granian()
@@ -53,6 +55,7 @@ async def test_a_close_that_the_server_keeps_back_goes_out(hasty):
     assert server.waits == 3  # for the connection, for the browser, and for the end
 
 
+@in_virtual_time
 async def test_a_server_that_stops_meanwhile_is_not_mistaken_for_it(hasty):
     """A cancellation that is not ours ends the application, also when ours comes with it."""
     server = Granian()

@@ -13,6 +13,7 @@ from notifications.history.stamped import Stamped
 from notifications.logs import LogBudget
 from notifications.metrics import tally
 from notifications.tasks import going_on
+from tests.virtual_time import in_virtual_time
 from tests.waiting import await_for, scaled
 
 
@@ -57,6 +58,7 @@ async def never_answer():
     "wrap",
     [cancel_itself, cancel_itself_later, cancel_itself_while_it_waits, await_what_was_cancelled, never_answer],
 )
+@in_virtual_time
 async def test_a_layer_that_cancels_its_task_costs_one_message(wrap, monkeypatch, caplog):
     """All sockets of all processes depend on the task that forwards; the layer's code does not run in it."""
     monkeypatch.setattr(forwarder, "GROUP_SEND_TIMEOUT", 0.1)
@@ -76,6 +78,7 @@ async def test_a_layer_that_cancels_its_task_costs_one_message(wrap, monkeypatch
     await await_for(lambda: len(asyncio.all_tasks()) == 1, what="the end of all tasks")
 
 
+@in_virtual_time
 async def test_what_waits_when_the_bridge_is_started_again_is_forwarded(monkeypatch):
     """Something that it waited for was cancelled, and nothing new comes: the queue is not empty all the same."""
     monkeypatch.setattr(tasks, "RESTART_DELAY", 0.01)
@@ -104,6 +107,7 @@ async def test_what_waits_when_the_bridge_is_started_again_is_forwarded(monkeypa
         await asyncio.wait([running])
 
 
+@in_virtual_time
 async def test_whoever_waits_for_an_empty_queue_is_told_when_the_layer_has_taken_all():
     """Also if it is empty from the beginning, and again when more has come."""
     bridge = Forwarder(layer := Layer(lambda: asyncio.sleep(0.05)), LogBudget(logging.getLogger(__name__)))

@@ -9,6 +9,7 @@ import pytest
 from notifications import tasks
 from notifications.metrics import counts
 from notifications.tasks import Supervised, ended, going_on
+from tests.virtual_time import in_virtual_time
 from tests.waiting import await_for, scaled
 
 TENANT = ContextVar("TENANT", default="nobody's")
@@ -23,6 +24,7 @@ def restarts():
     return counts["task_restarted", "a test"]
 
 
+@in_virtual_time
 async def test_a_supervised_task_that_is_cancelled_or_fails_is_started_again(caplog):
     """Whatever ended it, until it is told to stop; each time is counted and logged."""
     runs, before = [], restarts()
@@ -48,9 +50,9 @@ async def test_a_supervised_task_that_is_cancelled_or_fails_is_started_again(cap
     assert "ZeroDivisionError" in caplog.text
 
 
-async def test_a_supervised_task_that_stops_between_two_runs_stays_stopped(monkeypatch):
+@in_virtual_time
+async def test_a_supervised_task_that_stops_between_two_runs_stays_stopped():
     """What is stopped while its next run is due does not run; and it may be started again later."""
-    monkeypatch.setattr(tasks, "RESTART_DELAY", 0.3)
     runs = []
 
     async def job():
@@ -60,15 +62,13 @@ async def test_a_supervised_task_that_stops_between_two_runs_stays_stopped(monke
 
     supervised = Supervised("a test", job)
     supervised.start()
-    await await_for(lambda: runs)
-    await asyncio.sleep(0)
+    await asyncio.sleep(tasks.RESTART_DELAY / 2)
     supervised.stop()
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(2 * tasks.RESTART_DELAY)
     assert len(runs) == 1
 
     supervised.start()
-    await await_for(lambda: len(runs) == 2)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(2 * tasks.RESTART_DELAY)
     assert len(runs) == 2  # it had nothing to do any more
 
 

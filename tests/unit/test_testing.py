@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from decimal import Decimal
 from unittest.mock import ANY
 from uuid import uuid4
@@ -37,7 +38,6 @@ from notifications.testing import (
     connect_as,
     redis_outage,
 )
-from tests.waiting import await_for
 
 
 @pytest.fixture(autouse=True)
@@ -144,12 +144,16 @@ def test_ids_and_keys_work_as_on_redis(settings):
     assert len(sent) == 1, "the next block remembers nothing"
 
 
-async def test_histories_end_by_age_as_on_redis(ada, settings):
+async def test_histories_end_by_age_as_on_redis(ada, settings, monkeypatch):
     """After HISTORY_TTL seconds nothing is left to recover, and a page that comes back is told so."""
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_TTL": 1}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_TTL": 3600}
+    now = time.monotonic
     with captured():
         id_ = await apublish("upload:ada-1", {"action": "progress", "n": 1})
-        await await_for(lambda: get_store().position(Topic("upload", "ada-1")).n == 0)
+        monkeypatch.setattr(time, "monotonic", lambda: now() + 1800)
+        assert get_store().position(Topic("upload", "ada-1")).n == 1
+        monkeypatch.setattr(time, "monotonic", lambda: now() + 3600)
+        assert get_store().position(Topic("upload", "ada-1")).n == 0
         async with connect_as(ada) as socket:
             assert (await socket.subscribe("upload:ada-1", since=id_))["recovered"] is False
             await socket.receive_nothing()
