@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 from notifications import messages
 from notifications.history.position import Position
 from notifications.history.stamped import Stamped, head, read_stamped, tail, tail_of
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=8,
-)
-payloads = st.dictionaries(st.text().filter(lambda key: key != "_meta"), json_values, max_size=5)
-ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40)
+from tests.strategies import ids, payloads
 
 
 @given(road=st.sampled_from("prR"), topic=ids, epoch=st.integers(0, 10**14), n=st.integers(0, 10**14), payload=payloads)
