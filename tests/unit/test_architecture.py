@@ -108,17 +108,26 @@ def imports_of(path):
     return found
 
 
+def texts_of(path):
+    """Return every literal text of a file."""
+    return {node.value for node in nodes_of(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+@cache
 def modules_of(path):
     """Name the modules of the package that a file imports, itself and the package's own front left out."""
-    for name in imports_of(path):
-        found = name if name in NAMES else name.rpartition(".")[0]
-        if found in NAMES and found not in ("notifications", dotted(path)):
-            yield found
+    named = {name if name in NAMES else name.rpartition(".")[0] for name in imports_of(path)}
+    return (named & NAMES.keys()) - {"notifications", dotted(path)}
 
 
 def room_of(name):
     """``notifications.bridge.lease`` is in the room ``bridge``."""
     return name.split(".")[1] if "." in name else "__init__"
+
+
+def in_room(room):
+    """Return the files of a room that is a folder."""
+    return [path for name, path in MODULES.items() if name.startswith(f"{room}/")]
 
 
 def floor_of(room):
@@ -139,6 +148,11 @@ def reach_of(path):
 def within(name, packages):
     """Whether a dotted name is one of some packages, or in one of them."""
     return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def findings(look, paths):
+    """Return what is found in each of some files, by the file's name, where anything is."""
+    return {path.relative_to(PACKAGE).as_posix(): there for path in paths if (there := sorted(look(path)))}
 
 
 def circle(graph):
@@ -182,13 +196,14 @@ def test_every_room_has_a_floor():
     assert rooms == set().union(*FLOORS, RIM - OUTSIDE, OUTSIDE & rooms)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if room_of(name) not in RIM | {"__init__"}])
-def test_imports_flow_one_way(name):
+def test_imports_flow_one_way():
     """A room imports from its own floor or from below, and never from the rim."""
-    own = room_of(name)
-    others = {room_of(other) for other in modules_of(NAMES[name])} - {own}
 
-    assert {room for room in others if floor_of(room) > floor_of(own)} == set()
+    def higher(path):
+        own = floor_of(room_of(dotted(path)))
+        return {name for name in modules_of(path) if floor_of(room_of(name)) > own}
+
+    assert findings(higher, [path for name, path in NAMES.items() if room_of(name) not in RIM | {"__init__"}]) == {}
 
 
 def test_there_is_no_circle():
@@ -202,60 +217,53 @@ def test_there_is_no_circle():
     assert circle({room: needs - {room} for room, needs in rooms.items()}) == {}
 
 
-@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
-def test_the_app_knows_nothing_of_the_demo_or_the_tests(path):
+def test_the_app_knows_nothing_of_the_demo_or_the_tests():
     """The package is reusable: it imports neither the demo site nor the tests."""
-    assert {name.split(".")[0] for name in imports_of(path)}.isdisjoint({"project", "tests"})
+
+    def foreign(path):
+        return {name for name in imports_of(path) if within(name, ["project", "tests"])}
+
+    assert findings(foreign, MODULES.values()) == {}
 
 
-@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
-def test_what_a_site_may_leave_out_is_imported_by_nothing(path):
+def test_what_a_site_may_leave_out_is_imported_by_nothing():
     """Neither the integrations in ``contrib/`` nor the inbox are needed by anything else."""
-    others = {room_of(name) for name in imports_of(path) if within(name, ["notifications"])} - {room_of(dotted(path))}
 
-    assert others.isdisjoint(OUTSIDE)
+    def outside(path):
+        others = {room_of(name) for name in imports_of(path) if within(name, ["notifications"])}
+        return OUTSIDE & others - {room_of(dotted(path))}
+
+    assert findings(outside, MODULES.values()) == {}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name.split("/")[0] in ("connection", "delivery")])
-def test_connections_know_no_transport(name):
+def test_connections_know_no_transport():
     """What a connection is and what it is delivered knows no ASGI: another transport is a room beside the consumer."""
-    path = MODULES[name]
-    used = {each for each in [*imports_of(path), *modules_of(path)] if within(each, ASGI | TRANSPORTS)}
-    events = [
-        node.value
-        for node in nodes_of(path)
-        if isinstance(node, ast.Constant) and str(node.value).startswith(("websocket.", "http."))
-    ]
 
-    assert used == set()
-    assert events == []
+    def of_a_transport(path):
+        used = {name for name in [*imports_of(path), *modules_of(path)] if within(name, ASGI | TRANSPORTS)}
+        return used | {text for text in texts_of(path) if text.startswith(("websocket.", "http."))}
+
+    assert findings(of_a_transport, [*in_room("connection"), *in_room("delivery")]) == {}
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_pure_modules_do_no_input_or_output(name):
+def test_pure_modules_do_no_input_or_output():
     """They import nothing that talks to anybody or waits, and neither does what they import."""
-    used = {
-        f"{module} imports {imported}"
-        for module in reach_of(MODULES[name])
-        for imported in imports_of(NAMES[module])
-        if within(imported, IO)
-    }
 
-    assert used == set()
+    def impure(path):
+        reach = [(module, name) for module in reach_of(path) for name in imports_of(NAMES[module])]
+        return {f"{module} imports {name}" for module, name in reach if within(name, IO)}
+
+    assert findings(impure, [MODULES[name] for name in PURE]) == {}
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if not {name, name.split("/")[0]} & KNOW_REDIS.keys()])
-def test_few_know_the_commands_of_redis(name):
+def test_few_know_the_commands_of_redis():
     """Another Redis, such as a cluster, is another way in ``broker/``: nothing else names a command."""
-    path = MODULES[name]
-    named = {
-        node.value
-        for node in nodes_of(path)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in COMMANDS
-    }
 
-    assert {each for each in imports_of(path) if within(each, ["redis", "hiredis"])} == set()
-    assert named == set()
+    def of_redis(path):
+        return {name for name in imports_of(path) if within(name, ["redis", "hiredis"])} | COMMANDS & texts_of(path)
+
+    others = [path for name, path in MODULES.items() if not {name, name.split("/")[0]} & KNOW_REDIS.keys()]
+    assert findings(of_redis, others) == {}
 
 
 def test_the_map_shows_what_is_there():
@@ -269,29 +277,27 @@ def test_the_map_shows_what_is_there():
     assert {path for path in paths if not (PACKAGE / path).exists() and not (ROOT / path).exists()} == set()
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES.values() if path.read_text().strip() and path.stem != "apps"], ids=dotted
-)
-def test_every_module_says_what_it_is(path):
+def test_every_module_says_what_it_is():
     """A module begins with a docstring of what it is for."""
-    assert ast.get_docstring(ast.parse(path.read_text()))
+    modules = {name: nodes_of(path)[0] for name, path in MODULES.items() if path.stem != "apps"}
+
+    assert [name for name, module in modules.items() if module.body and not ast.get_docstring(module)] == []
 
 
-@pytest.mark.parametrize("name", notifications.__all__)
-def test_the_public_api_is_documented(name):
+def test_the_public_api_is_documented():
     """Every public function and class, and each public method of it, has a docstring."""
-    public = getattr(notifications, name)
-    members = [
-        member
-        for key, member in vars(public).items()
-        if inspect.isclass(public)
-        and not key.startswith("_")
-        and (callable(member) or isinstance(member, classmethod | property))
-    ]
+    public = {name: getattr(notifications, name) for name in notifications.__all__}
+    members = {
+        f"{name}.{key}": member
+        for name, each in public.items()
+        if inspect.isclass(each)
+        for key, member in vars(each).items()
+        if not key.startswith("_") and (callable(member) or isinstance(member, classmethod | property))
+    }
+    publishing = {name: each for name, each in public.items() if name.startswith("publish")}
 
-    assert inspect.getdoc(public)
-    assert "Args" in public.__doc__ or not name.startswith("publish")
-    assert [member for member in members if not inspect.getdoc(member)] == []
+    assert [name for name, each in {**public, **members}.items() if not inspect.getdoc(each)] == []
+    assert [name for name, each in publishing.items() if "Args" not in each.__doc__] == []
 
 
 def test_the_public_api_is_complete_and_sorted():

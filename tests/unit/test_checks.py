@@ -197,24 +197,20 @@ def test_each_mistake_in_channel_layers_is_found(settings, id_, layers):
     assert message.hint
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
+@pytest.mark.parametrize(("version", "breaks"), [("8.0.0", True), ("8.1", True), ("10.0.0b1", True), ("7.4.0", False)])
+def test_the_core_layer_needs_a_socket_timeout_with_redis_8(settings, install, version, breaks):
+    """channels_redis.core with redis-py 8 is an error unless each host has a socket_timeout; older ones only warn."""
+    install("redis", version)
+    for config in (
         {},
         {"hosts": [HOST]},
         {"hosts": [("127.0.0.1", 6379)]},
         {"hosts": [{"address": HOST}]},
         {"hosts": [{"address": HOST, "socket_timeout": 15}, HOST]},
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize(("version", "breaks"), [("8.0.0", True), ("8.1", True), ("10.0.0b1", True), ("7.4.0", False)])
-def test_the_core_layer_needs_a_socket_timeout_with_redis_8(settings, install, config, version, breaks):
-    """channels_redis.core with redis-py 8 is an error unless each host has a socket_timeout; older ones only warn."""
-    install("redis", version)
-    settings.CHANNEL_LAYERS = {"default": {"BACKEND": CORE, "CONFIG": config}}
+    ):
+        settings.CHANNEL_LAYERS = {"default": {"BACKEND": CORE, "CONFIG": config}}
 
-    assert found() == (["W003", "E013"] if breaks else ["W003"])
+        assert found() == (["W003", "E013"] if breaks else ["W003"]), config
 
 
 @pytest.mark.parametrize(

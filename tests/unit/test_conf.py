@@ -126,24 +126,20 @@ WRONG = [
 
 @pytest.mark.parametrize(("id_", "raw"), WRONG, ids=lambda value: str(value)[:60])
 def test_each_problem_is_found_under_its_own_id(id_, raw):
-    """A wrong dict has exactly the problem that the documentation numbers, with a hint what to do."""
+    """
+    A wrong dict has exactly the problem that the documentation numbers, with a hint what to do.
+
+    Code that runs without the checks gets ImproperlyConfigured with the same sentences.
+    """
     problems = find_problems(raw)
+    with pytest.raises(ImproperlyConfigured) as caught:
+        load(raw)
 
     assert [problem.id for problem in problems] == [id_]
     assert problems[0].message.endswith(".")
     assert len(problems[0].hint) > 10
-
-
-@pytest.mark.parametrize(("id_", "raw"), WRONG, ids=lambda value: str(value)[:60])
-def test_a_wrong_dict_cannot_be_loaded(id_, raw):
-    """Code that runs without the checks gets ImproperlyConfigured with the same sentences."""
-    (problem,) = find_problems(raw)
-
-    with pytest.raises(ImproperlyConfigured) as caught:
-        load(raw)
-
-    assert problem.message in str(caught.value)
-    assert problem.hint in str(caught.value)
+    assert problems[0].message in str(caught.value)
+    assert problems[0].hint in str(caught.value)
 
 
 def test_all_problems_are_told_at_once():

@@ -30,7 +30,8 @@ README = (ROOT / "README.md").read_text()
 MESSAGES, OPERATIONS, PROTOCOL, SECURITY = (
     ROOT / "docs" / name for name in ("messages.md", "operations.md", "protocol.md", "security.md")
 )
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = {path: path.read_text() for path in [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]}
+"""The text of each."""
 
 
 def marked(mark: str, document: Path = ROOT / "README.md") -> str:
@@ -99,41 +100,53 @@ def test_tables_of_settings_are_those_of_the_code(mark: str, described: type) ->
         assert rows[name][0] == "required" if name == "REDIS_URL" else ast.literal_eval(rows[name][0]) == default
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_code_blocks_of_python_compile(document: Path) -> None:
+def test_code_blocks_are_what_they_say() -> None:
     """Every Python block of the documents is Python, and every JSON block JSON."""
-    for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", document.read_text(), re.DOTALL | re.MULTILINE):
-        if language == "python":
-            compile(block, str(document), "exec")
-        elif language == "json":
-            json.loads(block)
+    wrong = []
+    for document, text in DOCUMENTS.items():
+        for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+            try:
+                {"python": ast.parse, "json": json.loads}.get(language, str)(block)
+            except (SyntaxError, json.JSONDecodeError) as error:
+                wrong.append(f"{document}: {error} in\n{block}")
+
+    assert wrong == []
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_lead_somewhere() -> None:
     """Every link to a file or a heading of the project finds it."""
-    for link in re.findall(r"(?<!!)\[[^]]+\]\(((?!https?:)[^)]+)\)", document.read_text()):
-        path, _, heading = link.partition("#")
-        target = (document.parent / path) if path else document
-        assert target.exists(), link
-        if heading:
-            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
-            assert heading in [re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in headings]
+    dead = []
+    for document, text in DOCUMENTS.items():
+        for link in re.findall(r"(?<!!)\[[^]]+\]\(((?!https?:)[^)]+)\)", text):
+            path, _, heading = link.partition("#")
+            target = (document.parent / path) if path else document
+            if not target.exists() or (heading and heading not in headings(target)):
+                dead.append(f"{document}: {link}")
+
+    assert dead == []
+
+
+@functools.cache
+def headings(document: Path) -> set[str]:
+    """Return what links may name of a document."""
+    titles = re.findall(r"^#+ (.*)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
 WIDE = re.compile(r"\||!\[|    |#|<")
 """How lines begin that may be long: tables, pictures, code, headings and tags. So may be a changelog's."""
 
 
-@pytest.mark.parametrize(
-    "document", [each for each in DOCUMENTS if each.name != "CHANGELOG.md"], ids=lambda path: path.name
-)
-def test_lines_of_text_are_at_most_100_characters(document: Path) -> None:
+def test_lines_of_text_are_at_most_100_characters() -> None:
     """The text of the documents can be read, and compared, in a window of ordinary width; a long URL may stand out."""
-    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
-    lines = [line for line in text.splitlines() if len(line) > 100 and not WIDE.match(line)]
+    long = []
+    for document, text in DOCUMENTS.items():
+        if document.name != "CHANGELOG.md":
+            prose = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+            lines = [line for line in prose.splitlines() if len(line) > 100 and not WIDE.match(line)]
+            long += [f"{document}: {line}" for line in lines if "](" not in line or len(line.split()) > 4]
 
-    assert [line for line in lines if "](" not in line or len(line.split()) > 4] == []
+    assert long == []
 
 
 def test_readme_is_short() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from itertools import pairwise, product
+from itertools import pairwise
 
 import pytest
 
@@ -31,17 +31,17 @@ def brought_to(state):
     return machine
 
 
-@pytest.mark.parametrize(("begin", "to"), list(product(State, State)), ids=lambda state: state.name)
-def test_a_listener_goes_only_where_the_table_lets_it(begin, to):
+@pytest.mark.parametrize("begin", State, ids=lambda state: state.name)
+def test_a_listener_goes_only_where_the_table_lets_it(begin):
     """Each transition of the table is made, and each other is an error that changes nothing."""
-    machine = brought_to(begin)
-    report = machine.report
-
-    if to in TRANSITIONS[begin]:
+    for to in TRANSITIONS[begin]:
+        machine = brought_to(begin)
         machine.move(to)
         assert machine.state is to
         assert machine.leads == (to in LEADING)
-    else:
+    for to in set(State) - TRANSITIONS[begin]:
+        machine = brought_to(begin)
+        report = machine.report
         with pytest.raises(IllegalTransitionError, match=f"is {begin.value} cannot become {to.value}"):
             machine.move(to)
         assert machine.state is begin
