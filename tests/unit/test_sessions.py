@@ -221,7 +221,7 @@ QUERIES = {
 }
 
 
-async def test_sessions_that_come_together_are_looked_up_together(backend, tmp_path, queries):
+async def test_sessions_that_come_together_are_looked_up_together(session_backend, tmp_path, queries):
     """One query for all sessions and one for all accounts, where the engine has a form for many."""
     users = await in_orm(log_in_many)(30)
     before = await in_orm(everything)(tmp_path)
@@ -230,13 +230,14 @@ async def test_sessions_that_come_together_are_looked_up_together(backend, tmp_p
     found = await find_all(users)
 
     assert {key: each.user for key, each in found.items()} == users
-    assert of_tables(queries) == QUERIES[backend]
+    assert of_tables(queries) == QUERIES[session_backend]
     assert await in_orm(everything)(tmp_path) == before
 
 
 async def test_what_a_cache_has_lost_is_read_from_the_database(settings, queries):
     """Half of the sessions are in the cache, all of them in the database; nothing is put back."""
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.cached_db"
+    caches["default"].clear()
     users = await in_orm(log_in_many)(10)
     for key in list(users)[::2]:
         caches["default"].delete(cached_db.KEY_PREFIX + key)
