@@ -1,9 +1,9 @@
 """
 Questions that are answered together: one call, and so one query, for all sockets that ask in the same moment.
 
-A question that comes alone is asked at once. What comes while a call runs waits for the next call. And while the event
-loop is still taking in more of them, as when thousands of tabs come back, they are gathered first: the loop would not
-get on with a lone socket either, and ten queries of a hundred cost the database less than a thousand of one.
+A question that comes alone is asked at once. What comes while a call runs is in the next call. And while the event loop
+is still taking in more of them, as when thousands of tabs come back, they are gathered first: the loop has no time for
+their answers yet, and ten queries of a hundred cost the database less than a thousand of one.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from .callbacks import MAX_WAITING, BusyError, Callbacks, is_outage
 QUIET_TURNS: Final = 3
 """Turns of the event loop without another question after which those that are there are asked. A handshake takes as
 many from the connection to its question, so what is on its way comes along. An idle loop does them in 0.05 ms."""
-GATHERING: Final = 0.05
-"""Seconds after which they are asked however many more come."""
+GATHERING: Final = 0.2
+"""Seconds after which they are asked although more come, or although the call before has not returned yet. Ten thousand
+tabs that come back in ten seconds are fifty calls."""
 
 ALONE: Final = object()
 """The answer to a question that has to be asked alone: it may take long, or fail, and that is not to be shared."""
@@ -132,22 +133,37 @@ class Batches:
             await ended(next(iter(self._tasks)))
 
     def _gather(self, asked: _Group) -> None:
-        """Begin a call if one may begin: when the event loop has nothing more to add to it."""
-        if asked.is_gathering or asked.calls >= self._at_once:
+        """Begin the next call, or arrange for it."""
+        if asked.calls >= self._at_once:
             return
-        if asked.size:
-            asked.is_gathering = True
+        if asked.size >= self._most:
+            self._begin(asked)
+        elif asked.size and asked.calls:
+            if asked.timer is None:  # the end of the call before leads here, too
+                asked.timer = asyncio.get_running_loop().call_later(GATHERING, self._begin, asked)
+        elif asked.size and not asked.is_watched:
             loop = asyncio.get_running_loop()
-            loop.call_soon(self._look, asked, 0, asked.count, loop.time() + GATHERING)
-        elif not asked.calls:
+            asked.is_watched = True
+            loop.call_soon(self._watch, asked, 0, asked.count, loop.time() + GATHERING)
+        elif not asked.size and not asked.calls:
             self._groups.pop(asked.name, None)
 
-    def _look(self, asked: _Group, quiet: int, before: int, latest: float) -> None:
+    def _watch(self, asked: _Group, quiet: int, before: int, latest: float) -> None:
+        """Begin a call when the event loop has nothing more to add to it."""
         loop, more = asyncio.get_running_loop(), asked.count != before
-        if (more or quiet < QUIET_TURNS) and asked.size < self._most and loop.time() < latest:
-            loop.call_soon(self._look, asked, 0 if more else quiet + 1, asked.count, latest)
+        if asked.size and not asked.calls and (more or quiet < QUIET_TURNS) and loop.time() < latest:
+            loop.call_soon(self._watch, asked, 0 if more else quiet + 1, asked.count, latest)
             return
-        asked.is_gathering = False
+        asked.is_watched = False
+        if asked.calls:
+            self._gather(asked)
+        else:
+            self._begin(asked)
+
+    def _begin(self, asked: _Group) -> None:
+        if asked.timer is not None:
+            asked.timer.cancel()
+            asked.timer = None
         if batch := asked.take(self._most):
             self._waiting -= len(batch)
             asked.calls += 1
@@ -223,17 +239,19 @@ class _Group:
         size: How many wait.
         count: How many came so far.
         calls: Calls under way.
-        is_gathering: Whether a call is about to begin.
+        is_watched: Whether a call begins as soon as no more questions come.
+        timer: Begins a call beside another that takes long.
 
     """
 
-    __slots__ = ("calls", "count", "is_gathering", "name", "size", "waiting")
+    __slots__ = ("calls", "count", "is_watched", "name", "size", "timer", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.waiting: OrderedDict[str, OrderedDict[asyncio.Future[Any], Question]] = OrderedDict()
         self.size = self.count = self.calls = 0
-        self.is_gathering = False
+        self.is_watched = False
+        self.timer: asyncio.TimerHandle | None = None
 
     def add(self, whose: str, answer: asyncio.Future[Any], question: Question) -> None:
         self.size += 1

@@ -118,6 +118,20 @@ async def test_what_comes_during_a_call_is_asked_in_the_next(make):
     assert asked._groups == {}
 
 
+async def test_a_call_that_takes_long_holds_up_the_next_for_a_moment_only(make):
+    """The end of a call lets the next begin; if it does not come soon, another begins beside it."""
+    slow, fast, asked = Answers(is_open=False), Answers(), make(at_once=2)
+    waiting = ask_all(asked, slow, [1])
+    await await_for(lambda: slow.calls)
+
+    answers = await asyncio.gather(*ask_all(asked, fast, [2, 3]))
+    slow.gate.set()
+
+    assert answers == [2, 3]
+    assert fast.calls == [[2, 3]]
+    assert await asyncio.gather(*waiting) == [1]
+
+
 async def test_those_who_ask_take_turns(make):
     """The next call has a place for everybody who asks, however much somebody else asks."""
     function, asked = Answers(is_open=False), make(most=10)
