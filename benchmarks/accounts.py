@@ -33,21 +33,29 @@ def postgresql() -> bool:
     return find_program("initdb") is not None and find_spec("psycopg") is not None
 
 
+_running: Final = ExitStack()
+
+
 @cache
 def environment() -> Mapping[str, str]:
     """Start the database, once in a run; it ends with us. Return what tells ``benchmarks.peers.settings`` of it."""
-    stack = ExitStack()
-    atexit.register(stack.close)
+    atexit.register(end)
     if postgresql():
-        server = stack.enter_context(Postgres())
+        server = _running.enter_context(Postgres())
         pin_load(server.child.pid)
         env: Mapping[str, str] = server.env
     else:
-        directory = stack.enter_context(TemporaryDirectory(prefix="notifications-benchmarks-"))
+        directory = _running.enter_context(TemporaryDirectory(prefix="notifications-benchmarks-"))
         env = {"BENCH_DATABASE": str(Path(directory) / "accounts.sqlite3")}
     settings = {"DJANGO_SETTINGS_MODULE": "benchmarks.peers.settings"}
     subprocess.run([sys.executable, "-m", "benchmarks.accounts"], env={**os.environ, **settings, **env}, check=True)
     return env
+
+
+def end() -> None:
+    """End the database, if there is one, before we end."""
+    environment.cache_clear()
+    _running.close()
 
 
 def _fill() -> None:

@@ -23,6 +23,7 @@ COLUMNS: Final = {
     "connect": ("connections/s", "KiB a connection"),
     "latency": ("p50 ms", "p99 ms", "max ms", "lost"),
     "idle": ("server ms/min", "listener ms/min", "redis ms/min", "load busy %"),
+    "come back": ("back s", "queries", "connections, most", "connections opened", "refused", "server s"),
     "restart": ("closed s", "serving s", "back s", "missed", "had it", "repeated"),
     "day": (
         *("server %", "listener %", "redis %", "load busy %", "p50 ms", "p99 ms", "max ms"),

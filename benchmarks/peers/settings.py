@@ -20,10 +20,11 @@ else:
 
 REDIS_URL = os.environ.get("REDIS_URL", "redis://127.0.0.1:1/0")
 LAYER = os.environ.get("BENCH_LAYER", "notifications.layers.RedisPubSubLayer")
+AUTHORIZE, _, FUNCTION = os.environ.get("BENCH_AUTHORIZE", "AUTHORIZE=may_watch").partition("=")
 NOTIFICATIONS = {
     "REDIS_URL": REDIS_URL,
     # No state: clients begin with nothing, as those of the peers do.
-    "TOPICS": {"upload": {"AUTHORIZE": "benchmarks.peers.ours.may_watch", "STATE": False}},
+    "TOPICS": {"upload": {AUTHORIZE: f"benchmarks.peers.ours.{FUNCTION}", "STATE": False}},
 }
 CHANNEL_LAYERS = {"default": {"BACKEND": LAYER, "CONFIG": {"hosts": [REDIS_URL]}}}
 if ".core" in LAYER:

@@ -11,13 +11,20 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import contestants, day, idle, report, rounds, scenarios, servers, wakeup, websocket
+from benchmarks import accounts, contestants, day, idle, report, restart, rounds, scenarios, servers, wakeup, websocket
 from benchmarks.tally import Reader, Tally
 
 pytestmark = pytest.mark.usefixtures("redis_program")
 
 TINY = scenarios.Plan((scenarios.Step(6, latency_seconds=0.1),), seconds=0.1)
 OURS = replace(contestants.ALL[0], period=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def database_ends() -> Iterator[None]:
+    """End the database of the accounts with this module; a run of the benchmarks keeps it to its end."""
+    yield
+    accounts.end()
 
 
 def faults(figures: scenarios.Figures) -> list[int]:
@@ -102,6 +109,16 @@ def test_idle_sockets_are_back_after_a_restart_with_what_they_missed() -> None:
     assert found["idle"]["server ms/min"] >= 0
     assert found["restart"]["close codes"] == {1012: 8}
     assert (found["restart"]["had it"], found["restart"]["repeated"]) == (8, 0)
+
+
+@pytest.mark.skipif(not accounts.postgresql(), reason="PostgreSQL or psycopg is not here")
+@pytest.mark.parametrize("contestant", restart.ALL, ids=lambda contestant: contestant.name)
+def test_tabs_come_back_and_what_they_asked_is_counted(contestant: contestants.Contestant) -> None:
+    """Nobody is refused; lookups for many take fewer queries than there are tabs."""
+    ((scenario, figures),) = restart.run(contestant, restart.Plan(sockets=40))
+
+    assert (scenario, figures["refused"]) == ("come back", 0)
+    assert (figures["queries"] < 40) == (contestant.name == contestants.REFERENCE)
 
 
 def test_day_loses_and_repeats_nothing() -> None:
