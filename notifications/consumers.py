@@ -62,6 +62,7 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
                 finally:
                     self._receiving = False
                 await getattr(self, _HANDLERS[event["type"]])(event)
+                del event  # or it would be kept until the next one, and may be as large as a client likes
         except StopConsumer:
             pass
         except asyncio.CancelledError:

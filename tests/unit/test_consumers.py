@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+import weakref
 from types import SimpleNamespace
 
 import pytest
 
 from notifications.consumers import NotificationConsumer
-from tests.waiting import scaled
+from tests.waiting import await_for, scaled
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ async def test_a_server_may_return_any_awaitable(in_memory):
 class Server:
     """A server that takes texts at once, as our class for uvicorn does."""
 
-    def __init__(self, *texts):
-        self.sent, self.written, self.events = [], [], asyncio.Queue()
+    def __init__(self, *texts, stays=False):
+        self.sent, self.written, self.events, self.stays = [], [], asyncio.Queue(), stays
         self.events.put_nowait({"type": "websocket.connect"})
         for text in texts:
             self.events.put_nowait({"type": "websocket.receive", "text": text})
@@ -64,8 +65,11 @@ class Server:
         return True
 
     def _took(self):
-        if len(self.sent) + len(self.written) == 3:
-            self.events.put_nowait({"type": "websocket.disconnect", "code": 1001})
+        if len(self.sent) + len(self.written) == 3 and not self.stays:
+            self.leave()
+
+    def leave(self):
+        self.events.put_nowait({"type": "websocket.disconnect", "code": 1001})
 
 
 class Middleware:
@@ -105,3 +109,24 @@ async def test_a_middleware_that_wraps_send_sees_every_message(in_memory, wrappe
 
     assert middleware.seen == ["websocket.accept", "websocket.send", "websocket.send"]
     assert server.written == []
+
+
+class Event(dict):
+    """An event that can be seen to be gone."""
+
+
+async def test_a_message_is_not_kept_until_the_next_one(in_memory):
+    """A client may send a large one and then say nothing for days."""
+    server = Server('{"type":"auth","token":"7"}', stays=True)
+    event = Event(type="websocket.receive", text='{"action":"ping"}')
+    server.events.put_nowait(event)
+    kept = weakref.ref(event)
+    del event
+    serving = asyncio.create_task(serve(server, server.send))
+    await await_for(lambda: len(server.written) == 2, what="the answer")
+    await asyncio.sleep(0)
+    gone = kept() is None
+    server.leave()
+    await serving
+
+    assert gone
