@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from django.conf import settings as django_settings
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
+from django.utils.functional import LazyObject
 from django.utils.http import is_same_domain
 
 from ..aio import PerLoop
@@ -119,7 +120,9 @@ def client_address(scope: dict[str, Any]) -> str:
 def session_user(scope: dict[str, Any]) -> Any:
     """Return the user of Django's session, or None."""
     user = scope.get("user")
-    return user if user is not None and user.is_authenticated and user.is_active and has_origin(scope) else None
+    if user is None or not user.is_authenticated or not user.is_active or not has_origin(scope):
+        return None
+    return user._wrapped if isinstance(user, LazyObject) else user  # through it each attribute takes 2 µs more
 
 
 async def token_user(token: str, address: str = "") -> Any:

@@ -48,6 +48,8 @@ class Question(NamedTuple):
     function: Callable[[list[Any]], Any]
     seconds: float
     context: Context
+    since: float
+    """When it was asked, by the clock of the event loop."""
 
 
 Batch = dict[asyncio.Future[Any], Question]
@@ -103,15 +105,13 @@ class Batches:
         if self._waiting >= MAX_WAITING:
             raise BusyError(f"{self._waiting} questions wait already")
         asked = self._groups.setdefault(group, _Group(group))
-        answer = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer = loop.create_future()
         self._waiting += 1
-        asked.add(whose, answer, Question(question, function, seconds, copy_context()))
+        asked.add(whose, answer, Question(question, function, seconds, copy_context(), loop.time()))
         self._gather(asked)
         try:
-            async with asyncio.timeout(self._longest_wait + seconds):
-                outcome = await answer
-        except TimeoutError:
-            raise BusyError(f"no answer within {self._longest_wait + seconds:g} s") from None
+            outcome = await answer  # all calls have a time-out, and the next one sends away who has waited too long
         finally:
             self._waiting -= asked.remove(whose, answer)
         if outcome is ALONE:
@@ -164,8 +164,17 @@ class Batches:
         if asked.timer is not None:
             asked.timer.cancel()
             asked.timer = None
-        if batch := asked.take(self._most):
-            self._waiting -= len(batch)
+        earliest = asyncio.get_running_loop().time() - self._longest_wait
+        batch: Batch = {}
+        while not batch and asked.size:
+            taken = asked.take(self._most)
+            self._waiting -= len(taken)
+            batch = {answer: question for answer, question in taken.items() if question.since >= earliest}
+            late = Raised(BusyError(f"no turn within {self._longest_wait:g} s"), None)
+            for answer in taken.keys() - batch.keys():
+                if not answer.done():
+                    answer.set_result(late)
+        if batch:
             asked.calls += 1
             task = new_task(self._answer(asked, batch), context=next(iter(batch.values())).context)
             self._tasks.add(task)
@@ -194,7 +203,7 @@ class Batches:
         If that fails, each is to be asked alone: it may be one of them that fails. If something did not answer, two are
         asked first. If neither is answered, the others would only wait for nothing; and one of them alone fails nobody.
         """
-        _, function, seconds, _ = questions[0]
+        function, seconds = questions[0].function, questions[0].seconds
         try:
             return await self._call(name, seconds, function, [each.value for each in questions])
         except TimeoutError:

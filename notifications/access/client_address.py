@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable
+from functools import lru_cache
 from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final
 
@@ -11,7 +13,8 @@ UNREADABLE: Final = "unreadable"
 _WITH_PORT: Final = re.compile(r"(?:\[([^]]+)](?::\d+)?|([\d.]+):\d+)").fullmatch
 
 
-def address_of(host: object) -> str:
+@lru_cache(maxsize=1024)  # a handshake asks several times; parsing takes 10 µs
+def address_of(host: Hashable) -> str:
     """
     Return the address under which a client is counted.
 

@@ -164,16 +164,18 @@ def users_of(session_keys: Sequence[str]) -> list[Any]:
             claims[key] = _claim(data)
     pks = {claim[0] for claim in claims.values() if claim and _is_backend_of_the_model(claim[1])}
     users = {user.pk: user for user in get_user_model()._default_manager.filter(pk__in=pks)} if pks else {}
-    return [_answer(found[key], claims[key], users) if key in claims else ALONE for key in session_keys]
+    given: set[Any] = set()
+    return [_answer(found[key], claims[key], users, given) if key in claims else ALONE for key in session_keys]
 
 
-def _answer(data: dict[str, Any], claim: tuple[Any, str] | None, users: dict[Any, Any]) -> Any:
+def _answer(data: dict[str, Any], claim: tuple[Any, str] | None, users: dict[Any, Any], given: set[Any]) -> Any:
     if claim is None:
         return None, not data
     pk, path = claim
     if pk not in users or not _is_backend_of_the_model(path):
         return ALONE
-    user = copy(users[pk])  # several sockets may have this user, and each expects an instance of its own
+    user = copy(users[pk]) if pk in given else users[pk]  # each socket expects an instance of its own
+    given.add(pk)
     backend: Any = load_backend(path)
     try:
         return _checked(data, user if backend.user_can_authenticate(user) else None)

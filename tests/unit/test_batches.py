@@ -281,15 +281,18 @@ async def test_whoever_goes_away_leaves_nothing(make):
 
 
 async def test_a_question_waits_for_its_call_for_a_time_only(make):
-    """Nobody waits for ever behind a call that does not return."""
-    function, asked = Answers(is_open=False), make(longest_wait=0.0)
-    first = ask_all(asked, function, [0])
+    """Whoever has waited too long when a call is over is told so, and not asked about."""
+    function, asked = Answers(is_open=False), make(longest_wait=0.02)
+    first = asyncio.create_task(asked.ask("", "", 0.1, function, 0))
     await await_for(lambda: function.calls)
 
     with pytest.raises(BusyError):
-        await asked.ask("", "", 0.05, function, 1)
+        await asked.ask("", "", scaled(), function, 1)
+    with pytest.raises(TimeoutError):
+        await first
     function.gate.set()
-    assert await asyncio.gather(*first) == [0]
+    assert await asked.ask("", "", scaled(), function, 2) == 2
+    assert function.calls == [[0], [2]]
 
 
 async def test_an_end_answers_everybody(make):
