@@ -17,7 +17,7 @@ test: $(STAMP) lint docs
 	@tests/install_proxies
 	@tests/js/run
 	@$(MAKE) --no-print-directory guides
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore-glob='tests/*/test_how_to*.py'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore-glob='tests/*/test_how_to*.py'
 
 # What needs no Redis and no process, in seconds: while you work.
 unit: $(STAMP)
