@@ -21,17 +21,8 @@ nox.options.error_on_missing_interpreters = "CI" in os.environ
 
 TESTS = [
     "tests",
-    *(
-        "-p",
-        "no:randomly",
-        "-m",
-        "not faults and not faults_long and not slow",
-        "-n",
-        "2",
-        "--dist",
-        "loadfile",
-        "--no-loadscope-reorder",
-    ),
+    *("-p", "no:randomly", "-m", "not faults and not faults_long and not slow"),
+    *("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
     "--ignore=tests/browser",
     *(
         f"--ignore=tests/site/test_{name}.py"

@@ -197,51 +197,52 @@ def test_every_stage_of_the_contract_is_accepted(stage):
     assert UploadProgressPayload(**{**UPLOAD, "stage": stage}).stage == stage
 
 
-@pytest.mark.parametrize(
-    ("type_", "values", "field", "value"),
-    [
-        (UploadProgressPayload, UPLOAD, "progress_percent", 101),
-        (UploadProgressPayload, UPLOAD, "progress_percent", -1),
-        (UploadProgressPayload, UPLOAD, "progress_percent", 40.5),
-        (UploadProgressPayload, UPLOAD, "progress_percent", "40"),
-        (UploadProgressPayload, UPLOAD, "progress_percent", True),
-        (UploadProgressPayload, UPLOAD, "progress_percent", None),
-        (UploadProgressPayload, UPLOAD, "description_audit_score", 101),
-        (UploadProgressPayload, UPLOAD, "status", "processing"),
-        (UploadProgressPayload, UPLOAD, "stage", "done"),
-        (UploadProgressPayload, UPLOAD, "message", None),
-        (UploadProgressPayload, UPLOAD, "upload_id", None),
-        (UploadProgressPayload, UPLOAD, "upload_id", True),
-        (UploadProgressPayload, UPLOAD, "upload_id", 1.5),
-        (BatchProgressPayload, BATCH, "progress_percentage", math.nan),
-        (BatchProgressPayload, BATCH, "progress_percentage", math.inf),
-        (BatchProgressPayload, BATCH, "progress_percentage", 100.1),
-        (BatchProgressPayload, BATCH, "progress_percentage", -0.1),
-        (BatchProgressPayload, BATCH, "total", -1),
-        (BatchProgressPayload, BATCH, "status", None),
-        (BatchProgressPayload, BATCH, "status", 7),
-        (BatchProgressPayload, BATCH, "failed", 0.5),
-        (FileProgressPayload, FILE, "status", "pending"),
-        (FileProgressPayload, FILE, "file_size", -1),
-        (FileProgressPayload, FILE, "progress_percentage", 0.5),
-        (FileProgressPayload, FILE, "file_name", b"a.png"),
-        (Notice, {"title": "x"}, "level", "fatal"),
-        (Notice, {"title": "x"}, "title", None),
-        (Notice, {"title": "x"}, "body", 7),
-        (Notice, {"title": "x"}, "timestamp", datetime(2026, 11, 23)),  # noqa: DTZ001  naive is the point
-        (Notice, {"title": "x"}, "timestamp", "yesterday"),
-        (Notice, {"title": "x"}, "timestamp", None),
-        (Notice, {"title": "x"}, "timestamp", datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))),
-        (UploadCompleted, {"upload_id": "1", "description": "x", "audit_score": 1}, "audit_score", 101),
-        (UploadProgress, {}, "payload", {"upload_id": "7f3c"}),
-        (UploadProgress, {}, "payload", {**UPLOAD, "percent": 40}),
-        (UploadProgress, {}, "payload", None),
-    ],
-)
-def test_wrong_values_are_refused_where_the_message_is_made(type_, values, field, value):
+WRONG = [
+    (UploadProgressPayload, UPLOAD, "progress_percent", 101),
+    (UploadProgressPayload, UPLOAD, "progress_percent", -1),
+    (UploadProgressPayload, UPLOAD, "progress_percent", 40.5),
+    (UploadProgressPayload, UPLOAD, "progress_percent", "40"),
+    (UploadProgressPayload, UPLOAD, "progress_percent", True),
+    (UploadProgressPayload, UPLOAD, "progress_percent", None),
+    (UploadProgressPayload, UPLOAD, "description_audit_score", 101),
+    (UploadProgressPayload, UPLOAD, "status", "processing"),
+    (UploadProgressPayload, UPLOAD, "stage", "done"),
+    (UploadProgressPayload, UPLOAD, "message", None),
+    (UploadProgressPayload, UPLOAD, "upload_id", None),
+    (UploadProgressPayload, UPLOAD, "upload_id", True),
+    (UploadProgressPayload, UPLOAD, "upload_id", 1.5),
+    (BatchProgressPayload, BATCH, "progress_percentage", math.nan),
+    (BatchProgressPayload, BATCH, "progress_percentage", math.inf),
+    (BatchProgressPayload, BATCH, "progress_percentage", 100.1),
+    (BatchProgressPayload, BATCH, "progress_percentage", -0.1),
+    (BatchProgressPayload, BATCH, "total", -1),
+    (BatchProgressPayload, BATCH, "status", None),
+    (BatchProgressPayload, BATCH, "status", 7),
+    (BatchProgressPayload, BATCH, "failed", 0.5),
+    (FileProgressPayload, FILE, "status", "pending"),
+    (FileProgressPayload, FILE, "file_size", -1),
+    (FileProgressPayload, FILE, "progress_percentage", 0.5),
+    (FileProgressPayload, FILE, "file_name", b"a.png"),
+    (Notice, {"title": "x"}, "level", "fatal"),
+    (Notice, {"title": "x"}, "title", None),
+    (Notice, {"title": "x"}, "body", 7),
+    (Notice, {"title": "x"}, "timestamp", datetime(2026, 11, 23)),  # noqa: DTZ001  naive is the point
+    (Notice, {"title": "x"}, "timestamp", "yesterday"),
+    (Notice, {"title": "x"}, "timestamp", None),
+    (Notice, {"title": "x"}, "timestamp", datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))),
+    (UploadCompleted, {"upload_id": "1", "description": "x", "audit_score": 1}, "audit_score", 101),
+    (UploadProgress, {}, "payload", {"upload_id": "7f3c"}),
+    (UploadProgress, {}, "payload", {**UPLOAD, "percent": 40}),
+    (UploadProgress, {}, "payload", None),
+]
+
+
+def test_wrong_values_are_refused_where_the_message_is_made():
     """A value that the wire's type does not allow is a MessageError that names the field."""
-    with pytest.raises(MessageError, match=field):
-        type_(**{**values, field: value})
+    for type_, values, field, value in WRONG:
+        said = f"{type_.__name__}: {field} {value!r} was not refused"
+        with pytest.raises(MessageError, match=field):
+            pytest.fail(f"{said}: {type_(**{**values, field: value})}")
 
 
 def test_the_error_of_a_wrong_nested_value_names_the_nested_field():

@@ -1,6 +1,7 @@
 """Names: what is a topic, and which channels, groups and keys belong to it."""
 
 import string
+from contextlib import suppress
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -45,6 +46,15 @@ def _kinds_without_options():
 
 def with_prefix(prefix):
     return override_settings(NOTIFICATIONS={**SETTINGS, "PREFIX": prefix})
+
+
+def taken(make, cases):
+    """Return what of some cases makes a topic, and is not refused with a TopicError."""
+    made = []
+    for case in cases:
+        with suppress(TopicError):
+            made.append((case, make(case)))
+    return made
 
 
 def with_clean_id(clean_id):
@@ -149,24 +159,12 @@ def test_the_channel_of_a_topic_reads_back(kind, id_, prefix):
         assert Topic.from_channel(topic.channel.encode()) == topic
 
 
-@pytest.mark.parametrize(
-    "channel",
-    [
-        b"",
-        b"upload",
-        b"upload:",
-        b":7f3c",
-        b"Upload:7f3c",
-        b"nope:1",
-        b"upload:\xff",
-        b"upload:" + b"x" * 201,
-        b"upload:\xed\xa0\x80",
-    ],
-)
-def test_channels_that_are_no_topic_are_refused(channel):
+def test_channels_that_are_no_topic_are_refused():
     """from_channel raises TopicError, and nothing else, for the name of a channel that is not a topic's."""
-    with pytest.raises(TopicError):
-        Topic.from_channel(channel)
+    channels = [b"", b"upload", b"upload:", b":7f3c", b"Upload:7f3c", b"nope:1"]
+    channels += [b"upload:\xff", b"upload:" + b"x" * 201, b"upload:\xed\xa0\x80"]
+
+    assert taken(Topic.from_channel, channels) == []
 
 
 @given(channel=st.binary(max_size=250))
@@ -179,18 +177,17 @@ def test_no_channel_name_raises_anything_but_topic_error(channel):
     assert topic.channel.encode() == channel
 
 
-@pytest.mark.parametrize("channel", [b"upload:1", b"other:upload:1", b"shop", b"shop-upload:1"])
-def test_the_channel_of_another_site_is_refused(channel):
+def test_the_channel_of_another_site_is_refused():
     """from_channel refuses names without our PREFIX."""
-    with with_prefix("shop:"), pytest.raises(TopicError):
-        Topic.from_channel(channel)
+    with with_prefix("shop:"):
+        assert taken(Topic.from_channel, [b"upload:1", b"other:upload:1", b"shop", b"shop-upload:1"]) == []
 
 
-@pytest.mark.parametrize("id_", ["", "x" * 201, "\ud800", "a\udfffb", None, True, 1.5, b"42", ["a"]])
-def test_wrong_ids_are_refused(id_):
+def test_wrong_ids_are_refused():
     """An id is 1 to 200 characters that UTF-8 can hold, given as str, int or UUID."""
-    with pytest.raises(TopicError):
-        Topic("upload", id_)
+    ids = ["", "x" * 201, "\ud800", "a\udfffb", None, True, 1.5, b"42", ["a"], 10**5000]
+
+    assert taken(lambda id_: Topic("upload", id_), ids) == []
 
 
 @pytest.mark.parametrize("length", [1, 200])
@@ -199,24 +196,16 @@ def test_the_length_of_an_id_counts_characters_not_bytes(length):
     assert Topic("upload", "🙂" * length).id == "🙂" * length
 
 
-@pytest.mark.parametrize("kind", ["nope", "", "User", "user\n", "user ", "notifications", 1, None, ["upload"]])
-def test_unknown_kinds_are_refused(kind):
+def test_unknown_kinds_are_refused():
     """Only the kinds of the settings exist."""
-    with pytest.raises(TopicError):
-        Topic(kind, "1")
+    kinds = ["nope", "", "User", "user\n", "user ", "notifications", 1, None, ["upload"]]
+
+    assert taken(lambda kind: Topic(kind, "1"), kinds) == []
 
 
-def test_an_integer_of_thousands_of_digits_is_refused_as_too_long():
-    """A huge integer is an over-long id like any other, though Python will not write it in digits."""
-    with pytest.raises(TopicError):
-        Topic("upload", 10**5000)
-
-
-@pytest.mark.parametrize("text", ["", "upload", "upload:", ":1", "nope:1"])
-def test_text_that_is_no_topic_is_refused(text):
+def test_text_that_is_no_topic_is_refused():
     """parse raises TopicError for anything but kind:id."""
-    with pytest.raises(TopicError):
-        Topic.parse(text)
+    assert taken(Topic.parse, ["", "upload", "upload:", ":1", "nope:1"]) == []
 
 
 @pytest.mark.parametrize(
