@@ -1,7 +1,7 @@
 """
 A WebSocket class for uvicorn whose texts leave together.
 
-    uvicorn --ws notifications.uvicorn:WebSocketProtocol --ws-max-size 16384 mysite.asgi:application
+    uvicorn --ws notifications.uvicorn:WebSocketProtocol mysite.asgi:application
 
 A write to a socket is a system call and wakes its reader: 6 to 8 µs, most of what a delivery costs. Ten frames in one
 write cost 1.2 µs each. So what one socket is given in one turn of the event loop leaves in one write, and a text that
@@ -11,22 +11,45 @@ goes to a thousand sockets is framed once. Everything else is uvicorn's: this is
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.protocols.utils import ClientDisconnected
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 
 from .aio import SmallEvent, SmallQueue
+from .connection.limits import TokenBucket
+from .logs import LogBudget
+from .metrics import count
+from .protocol.frames import MAX_AUTH_FRAME_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from uvicorn._types import ASGISendEvent
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
+    from websockets.frames import Close
+
 
 KNOWN: Final = ((0, 54), (0, 55))
 """The first version of uvicorn that this module was tried with, and the first that it was not. The class below it is
 private to uvicorn: tests/unit/test_uvicorn.py says what is used of it."""
+
+_version = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
+if not KNOWN[0] <= _version < KNOWN[1]:
+    _first, _next = (".".join(map(str, version)) for version in KNOWN)
+    raise ImportError(
+        f"notifications.uvicorn was made for uvicorn from {_first} and below {_next}, and not for "
+        f"{uvicorn.__version__}: install django-realtime-notifications[uvicorn], or start uvicorn without --ws"
+    )
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import (  # noqa: E402  only once the version is known to fit
+    WebSocketsSansIOProtocol,
+)
+
+logger = logging.getLogger(__name__)
+
 MAX_CORKED: Final = 64 * 1024
 """Bytes of one socket that may wait for the end of a turn: as many as a transport of asyncio buffers before it asks
 for a pause."""
@@ -36,13 +59,14 @@ the sender: it fits into one packet anyway, and compressing it for each socket t
 MAX_REMEMBERED: Final = 256 * 1024
 """Bytes of frames that a process remembers; then it begins anew."""
 
-_version = tuple(int(part) for part in uvicorn.__version__.split(".")[:2])
-if not KNOWN[0] <= _version < KNOWN[1]:
-    _first, _next = (".".join(map(str, version)) for version in KNOWN)
-    raise ImportError(
-        f"notifications.uvicorn was made for uvicorn from {_first} and below {_next}, and not for "
-        f"{uvicorn.__version__}: install django-realtime-notifications[uvicorn], or start uvicorn without --ws"
-    )
+UVICORNS_MAX_SIZE: Final = 16 * 1024 * 1024
+"""``--ws-max-size`` of a site that did not set it. Then the largest frame of this app is the limit."""
+SLICE: Final = 4
+"""Frames of a client that are read before others get their turn: some 50 µs."""
+LINGER: Final = 1.0
+"""Seconds that a client which broke a rule may take to read the close code."""
+CLOSE_TIMEOUT: Final = 10.0
+"""Seconds that a client may take to read the rest after a close; as many as uvicorn waits for its answer."""
 
 
 class _Frames(dict[str, bytes]):
@@ -70,6 +94,7 @@ class _Frames(dict[str, bytes]):
 
 
 _frames: Final = _Frames()
+_log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
 class _Corked(asyncio.Transport):
@@ -113,7 +138,10 @@ class _Corked(asyncio.Transport):
 
     def close(self) -> None:
         self.flush()
-        self._transport.close()
+        if not self._transport.is_closing():
+            self._transport.close()
+            if self._transport.get_write_buffer_size():
+                self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
@@ -131,8 +159,60 @@ class _Corked(asyncio.Transport):
         return self._transport.get_extra_info(name, default)
 
 
+class _Incoming(bytearray):
+    """What a client has sent and nobody has read yet."""
+
+    __slots__ = ("_rest",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._rest = 0
+        """Bytes of the current frame that are still to come."""
+
+    @property
+    def begins_with_ping(self) -> bool:
+        return not self._rest and bool(self) and self[0] & 0x0F == Opcode.PING
+
+    def take(self) -> bytes:
+        """Remove what there is of the current frame; nothing if not even its size has arrived."""
+        if not self._rest:
+            self._rest = self._size()
+        piece = bytes(self[: self._rest])
+        del self[: self._rest]
+        self._rest -= len(piece)
+        return piece
+
+    def _size(self) -> int:
+        """Return the size of the next frame with its head (RFC 6455, 5.2), or 0 if that is not known yet."""
+        if len(self) < 2:
+            return 0
+        mask = 4 if self[1] & 0x80 else 0
+        size = self[1] & 0x7F
+        if size < 126:
+            return 2 + mask + size
+        end = 4 if size == 126 else 10
+        return end + mask + int.from_bytes(self[2:end]) if len(self) >= end else 0
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """What ``uvicorn --ws`` is given."""
+    """
+    The class for ``uvicorn --ws``.
+
+    Besides what is said above, it bounds what a client can cost that has not said who it is, which uvicorn's class does
+    not: frames are read one at a time, the next when the application has taken the message before, so that at most one
+    message of a client is inflated; pings are read only while the client reads the answers; and a client that sends
+    more of what no application sees than ``connection.limits`` allows of frames is closed with 1008.
+    """
+
+    transport: _Corked
+
+    def __init__(self, config: uvicorn.Config, *arguments: Any, **options: Any) -> None:
+        super().__init__(config, *arguments, **options)
+        if config.ws_max_size == UVICORNS_MAX_SIZE:
+            self.conn.max_message_size = MAX_AUTH_FRAME_SIZE
+        self._incoming = _Incoming()
+        self._unseen = TokenBucket()
+        self._has_failed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A client that is sent nothing takes 7.5 KB less: 3.7 for these, and the rest for its handshake.
@@ -140,13 +220,32 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.writable = SmallEvent()  # type: ignore[assignment]
         super().connection_made(_Corked(cast("asyncio.Transport", transport), self.loop))
 
-    transport: _Corked
-
     def start_keepalive(self) -> None:
         """Forget the headers of the handshake, which is over; the application has a copy of its own."""
         self.request.headers.clear()
         self.response.headers.clear()
         super().start_keepalive()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._incoming.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self.handshake_initiated:
+            self._incoming += data
+            self._read()
+        else:
+            super().data_received(data)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.loop.call_soon(self._read)
+
+    async def receive(self) -> ASGIReceiveEvent:
+        event = await super().receive()
+        if self._incoming:
+            self._read()
+        return event
 
     async def send(self, message: ASGISendEvent) -> None:
         if (
@@ -157,7 +256,11 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         ):
             self.transport.write(_frames[text])
         else:
+            if self._has_failed:
+                raise ClientDisconnected
             await super().send(message)
+            if self._incoming:
+                self._read()
 
     def write_texts(self, texts: Sequence[str]) -> bool:
         """
@@ -179,4 +282,76 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             and not self.disconnected
             and self.writable.is_set()
             and not (self.conn.extensions and max(map(len, texts)) > MAX_UNCOMPRESSED)  # each compresses for itself
+        )
+
+    def handle_ping(self) -> None:
+        super().handle_ping()
+        self._count_unseen()
+
+    def handle_pong(self, event: Frame) -> None:
+        super().handle_pong(event)
+        self._count_unseen()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Join fragments at once: apart, a thousand of one byte would take a hundred times as much."""
+        joined: Any = self.frames[0]
+        if not isinstance(joined, bytearray):
+            joined = bytearray(joined)
+        joined += event.data
+        self.frames = [bytes(joined) if event.fin else joined]
+        if event.fin:
+            self.send_receive_event_to_app()
+        elif not event.data:
+            self._count_unseen()
+
+    def send_receive_event_to_app(self) -> None:
+        if self.close_sent:
+            self._count_unseen()
+        super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        """End the connection, as uvicorn's class does, but let the client read why."""
+        close = cast("Close", self.conn.close_sent)
+        if close.code in (CloseCode.MESSAGE_TOO_BIG, CloseCode.POLICY_VIOLATION):
+            count("closed", str(int(close.code)))
+            _log.warning("closed a WebSocket with %d: %s", close.code, close.reason)
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": close.code, "reason": close.reason})
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = self._has_failed = True
+        self.transport.pause_reading()
+        # Closing now would reset the connection, because not all that the client has sent was read; a client that is
+        # reset may drop what it has received.
+        self.close_timer = self.loop.call_later(LINGER, self.transport.close)
+
+    def _count_unseen(self) -> None:
+        """Count a frame that no application sees, and close with 1008 if there are too many."""
+        if not self._unseen.take(self.loop.time()):
+            self.conn.fail(CloseCode.POLICY_VIOLATION, "too many control frames")
+            self.handle_parser_exception()
+
+    def _read(self) -> None:
+        """Read what has arrived, a frame at a time, and receive no more while somebody has to be waited for."""
+        for _ in range(SLICE):
+            if self.transport.is_closing():
+                self._incoming.clear()
+                return
+            if not self._may_read():
+                break
+            piece = self._incoming.take()
+            if not piece:
+                self.transport.resume_reading()
+                return
+            super().data_received(piece)
+        else:
+            self.loop.call_soon(self._read)
+        if self._incoming:
+            self.transport.pause_reading()
+
+    def _may_read(self) -> bool:
+        """Return whether the application has taken what was read, and the client what it was answered."""
+        return (
+            self.handshake_complete
+            and not self._has_failed
+            and not self.read_paused
+            and (self.writable.is_set() or not self._incoming.begins_with_ping)
         )

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import hypothesis
 import psutil
@@ -16,6 +17,7 @@ from django.db.models.signals import post_migrate
 from notifications.access import credentials
 from project.local_redis import LocalRedis, find_server
 from tests import fault_run
+from tests.certificates import make_certificate
 from tests.processes import Site, WebServer, make_database
 from tests.waiting import wait_for
 
@@ -144,6 +146,12 @@ def point_to(settings: object, url: str) -> None:
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the path of a migrated database file, to be copied and not to be written."""
     return make_database(tmp_path_factory.mktemp("database") / "migrated.sqlite3")
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Return the files of a certificate for 127.0.0.1 that is its own authority, and of its key."""
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -158,6 +158,10 @@ class Process:
         self._reader.join(scaled())
 
 
+UVICORN = ("uvicorn", "--no-access-log", "--lifespan", "off", "--port")
+OUR_CLASS = ("--ws", "notifications.uvicorn:WebSocketProtocol")
+
+
 class WebServer(Process):
     """Daphne or uvicorn with the test site."""
 
@@ -332,7 +336,8 @@ class Site:
         Start a web server, and wait until it serves.
 
         Args:
-            kind: ``"daphne"``, ``"uvicorn"`` (on uvloop where that is installed) or ``"uvicorn on asyncio"``.
+            kind: ``"daphne"``, ``"uvicorn"`` (on uvloop where that is installed, with this app's WebSocket class),
+                ``"uvicorn on asyncio"``, or ``"uvicorn alone"``, which has its own class.
             port: 0 for a free one.
             options: More options of its command.
 
@@ -344,17 +349,9 @@ class Site:
     def _launch_server(self, kind: str, port: int, more: Sequence[str] = ()) -> WebServer:
         options = {
             "daphne": ["daphne", "-v", "1", "-b", "127.0.0.1", "-p", str(port)],
-            "uvicorn": ["uvicorn", "--no-access-log", "--port", str(port), "--lifespan", "off"],
-            "uvicorn on asyncio": [
-                "uvicorn",
-                "--no-access-log",
-                "--port",
-                str(port),
-                "--lifespan",
-                "off",
-                "--loop",
-                "asyncio",
-            ],
+            "uvicorn": [*UVICORN, str(port), *OUR_CLASS],
+            "uvicorn on asyncio": [*UVICORN, str(port), *OUR_CLASS, "--loop", "asyncio"],
+            "uvicorn alone": [*UVICORN, str(port)],
         }[kind]
         server = self.start(
             sys.executable, "-m", *options, *more, "tests.testsite.asgi:application", name=kind, process=WebServer

@@ -26,8 +26,8 @@ _SWITCHING: Final = 101
 _TEXT, _CLOSE = 0x1, 0x8
 
 LIMIT: Final = (
-    f"Start the server with a limit: uvicorn --ws-max-size {MAX_AUTH_FRAME_SIZE}, "
-    "or the largest frame of the site's other consumers; docs/security.md."
+    "Start the server with a limit: uvicorn --ws notifications.uvicorn:WebSocketProtocol or "
+    f"--ws-max-size {MAX_AUTH_FRAME_SIZE}, or the largest frame of the site's other consumers; docs/security.md."
 )
 _STATUS: Final = {
     301: "It redirects: give the address that it redirects to.",

@@ -627,8 +627,9 @@ def test_an_application_behind_channels_own_middleware(good_site):
 @pytest.mark.parametrize(
     ("kind", "options", "level", "said"),
     [
-        ("uvicorn", [], "warning", "takes a frame of 16385 bytes and inflates what is compressed"),
-        ("uvicorn", ["--ws-max-size", "16384"], "ok", "the server refuses a frame of 16385 bytes"),
+        ("uvicorn alone", [], "warning", "takes a frame of 16385 bytes and inflates what is compressed"),
+        ("uvicorn alone", ["--ws-max-size", "16384"], "ok", "the server refuses a frame of 16385 bytes"),
+        ("uvicorn", [], "ok", "the server refuses a frame of 16385 bytes"),
         ("daphne", [], "ok", "takes a frame of 16385 bytes, but inflates nothing"),
     ],
 )

@@ -15,7 +15,7 @@ from tests.site import test_end_to_end as on_channels_redis
 from tests.waiting import scaled
 
 OURS = {**SITE_SETTINGS, "CHANNEL_LAYER_BACKEND": LAYERS["ours"]}
-SERVERS = ("uvicorn", "uvicorn on asyncio", "daphne")
+SERVERS = ("uvicorn", "uvicorn on asyncio", "uvicorn alone", "daphne")
 
 test_messages = on_channels_redis.test_each_typed_message_reaches_exactly_the_right_tabs_verbatim
 test_hostile_payloads = on_channels_redis.test_hostile_payloads_hurt_nobody

@@ -399,7 +399,7 @@ async def test_a_socket_that_ends_leaves_nothing_in_redis(site, server, raw, end
         ('{"action":"subscribe","topic":"upload:\\ud800"}', "invalid_message"),
         ("[" * 4000, "invalid_message"),
         (json.dumps({"action": "ping", "fill": "x" * 4096}), "invalid_message"),
-        ("x" * 100_000, "invalid_message"),
+        ("x" * 16_000, "invalid_message"),
         ('{"action":"websocket_disconnect"}', "unknown_action"),
     ],
     ids=lambda value: repr(value[:40]),
