@@ -103,6 +103,7 @@ bench-full: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks --full
 	$(BENCH_VENV)/bin/python -m benchmarks.growth
 	$(BENCH_VENV)/bin/python -m benchmarks.idle --only ours textbook node
+	$(BENCH_VENV)/bin/python -m benchmarks.restart
 	$(BENCH_VENV)/bin/python -m benchmarks.day
 	$(BENCH_VENV)/bin/python -m benchmarks.servers
 	$(BENCH_VENV)/bin/python -m benchmarks.servers --never-reads --rounds 1

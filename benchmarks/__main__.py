@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import contestants, rounds, scenarios, wakeup
-from benchmarks.contestants import Contestant
+from benchmarks.contestants import PUBLISHED, RAW, Contestant
 from benchmarks.machine import allow_sockets
-from benchmarks.scenarios import Plan, Step
+from benchmarks.scenarios import BURSTS, LATENCY, RATE, UNICAST, Plan, Step
 
 SOCKETS: Final = (10, 1_000, 10_000)
 MANY: Final = 5_000
@@ -34,18 +34,18 @@ def main() -> None:
     if allowed < max(arguments.sockets):
         print(f"only {allowed} sockets: a process may open no more files (ulimit -n)")
     sockets = sorted({min(each, allowed) for each in arguments.sockets})
-    few = tuple(Step(each, latency_seconds=_latency(each, arguments)) for each in sockets if each < MANY)
-    many = tuple(Step(each, idle=True) for each in sockets if each >= MANY)
+    few = tuple(Step(each, _scenarios(each, full=arguments.full)) for each in sockets if each < MANY)
+    many = tuple(Step(each, {PUBLISHED: BURSTS}, idle=True) for each in sockets if each >= MANY)
     chosen = [each for each in contestants.ALL if each.name in _names(arguments)]
     able = contestants.that_can_run(chosen)
     entries = [rounds.Entry("machine", "this machine", wakeup.run, seconds=3)]
     if few:
-        entries += [_entry(each, Plan(few, arguments.seconds), each.roads, arguments.profile) for each in able]
+        entries += [_entry(each, few, arguments) for each in able]
     if many:
         entries += [
-            _entry(each, Plan(many, arguments.seconds), ["published"], arguments.profile)
+            _entry(each, many, arguments)
             for each in able
-            if each.publisher and (arguments.only or each.name in contestants.WITH_MANY_SOCKETS)
+            if arguments.only or each.name in contestants.WITH_MANY_SOCKETS
         ]
     rounds.run(
         "delivery",
@@ -57,9 +57,10 @@ def main() -> None:
     )
 
 
-def _entry(contestant: Contestant, plan: Plan, roads: list[str], profile: Path | None) -> rounds.Entry:
-    run = partial(scenarios.run, contestant, plan, roads, profile)
-    return rounds.Entry(contestant.name, contestant.title, run, scenarios.seconds(contestant, plan, roads))
+def _entry(contestant: Contestant, steps: tuple[Step, ...], arguments: argparse.Namespace) -> rounds.Entry:
+    plan = Plan(steps, arguments.seconds, arguments.latency_seconds)
+    run = partial(scenarios.run, contestant, plan, arguments.profile)
+    return rounds.Entry(contestant.name, contestant.title, run, scenarios.seconds(contestant, plan))
 
 
 def _names(arguments: argparse.Namespace) -> Iterable[str]:
@@ -68,8 +69,11 @@ def _names(arguments: argparse.Namespace) -> Iterable[str]:
     return [each.name for each in contestants.ALL] if arguments.full else contestants.QUICK
 
 
-def _latency(sockets: int, arguments: argparse.Namespace) -> float:
-    return arguments.latency_seconds if sockets >= scenarios.RATE else 0
+def _scenarios(sockets: int, *, full: bool) -> dict[str, tuple[str, ...]]:
+    """Raw messages, that only some contestants take, and few sockets get less of the time."""
+    if full:
+        return dict.fromkeys((PUBLISHED, RAW), (*BURSTS, LATENCY))
+    return {PUBLISHED: BURSTS} if sockets < RATE else {PUBLISHED: (*BURSTS, LATENCY), RAW: (UNICAST,)}
 
 
 def _arguments() -> argparse.Namespace:
@@ -78,7 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=[each.name for each in contestants.ALL], metavar="NAME")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--sockets", type=int, nargs="+", default=SOCKETS)
-    parser.add_argument("--seconds", type=float, default=0.8)
+    parser.add_argument("--seconds", type=float, default=0.6)
     parser.add_argument("--latency-seconds", type=float, default=3)
     parser.add_argument("--profile", type=Path, metavar="DIRECTORY")
     return parser.parse_args()

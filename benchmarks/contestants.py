@@ -16,6 +16,8 @@ NODE_MODULES: Final = NODE / "node_modules"
 UPLOAD: Final = "7f3c0000-0000-4000-8000-000000000001"
 """The upload that every client watches."""
 
+RAW: Final = "raw"
+PUBLISHED: Final = "published"
 OWN_LAYER: Final = "notifications.layers.RedisPubSubLayer"
 PUBSUB: Final = "channels_redis.pubsub.RedisPubSubChannelLayer"
 CORE: Final = "channels_redis.core.RedisChannelLayer"
@@ -54,7 +56,7 @@ class Contestant:
     @property
     def roads(self) -> list[str]:
         """List how messages get in."""
-        return ["raw"] * self.raw + ["published"] * (self.publisher is not None)
+        return [PUBLISHED] * (self.publisher is not None) + [RAW] * self.raw
 
 
 def _ours_login(url: str = "", frame: str = "") -> Login:

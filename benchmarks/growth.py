@@ -15,7 +15,7 @@ from benchmarks import contestants, rounds, scenarios
 
 PROCESSES = (1, 2, 4)
 ROUNDS = 3
-PLAN = scenarios.Plan((scenarios.Step(1000),), seconds=1.5)
+PLAN = scenarios.Plan((scenarios.Step(1000, {contestants.RAW: scenarios.BURSTS}),), seconds=1.5)
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
         rounds.Entry(
             str(processes),
             f"{processes} web process{'es' * (processes > 1)}",
-            partial(scenarios.run, ours, PLAN, ["raw"], web_processes=processes),
-            scenarios.seconds(ours, PLAN, ["raw"]),
+            partial(scenarios.run, ours, PLAN, web_processes=processes),
+            scenarios.seconds(ours, PLAN),
         )
         for processes in PROCESSES
     ]

@@ -22,6 +22,7 @@ from textwrap import fill
 from typing import Final, NamedTuple
 
 from benchmarks import report
+from benchmarks.contestants import PUBLISHED, RAW
 from benchmarks.report import Result, Row, markdown, short, spread
 from benchmarks.scenarios import DEPTHS, LATENCY, UNICAST, named
 
@@ -29,7 +30,7 @@ PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 MARKED: Final = re.compile(r"(<!-- bench:(?P<name>[a-z-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 WIDTH: Final = 100
 """Characters of a line of text, as in all of docs/."""
-TEN, ONE = DEPTHS
+ONE, TEN = DEPTHS
 
 
 class Target(NamedTuple):
@@ -40,7 +41,7 @@ class Target(NamedTuple):
     measures: tuple[str, ...]
     wanted: tuple[float, ...]
     """One for each measure."""
-    road: str = "published"
+    road: str = PUBLISHED
     """Empty for what takes no messages. A peer that has no such road is compared by the one that it has."""
     sockets: int = 1_000
     at_least: bool = False
@@ -52,7 +53,7 @@ TARGETS: Final = (
     Target("fan-out, 10 messages under way: server, µs", TEN, ("server µs",), (0.8,)),
     Target("fan-out, one message at a time: server, µs", ONE, ("server µs",), (1.2,)),
     Target("unicast, `publish_*`: server + listener + Redis, µs", UNICAST, ("sum µs",), (1.3,)),
-    Target("unicast, raw: server + listener + Redis, µs", UNICAST, ("sum µs",), (1.8,), "raw"),
+    Target("unicast, raw: server + listener + Redis, µs", UNICAST, ("sum µs",), (1.8,), RAW),
     Target("latency at 200 messages/s, p50 / p99, ms", LATENCY, ("p50 ms", "p99 ms"), (1.0, 1.0)),
     Target("connections a second, 64 at once", "connect", ("connections/s",), (0.8,), "", at_least=True),
     Target("KiB a connection", "connect", ("KiB a connection",), (1.2,), ""),
@@ -107,7 +108,7 @@ def _ratio(found: Sequence[float]) -> str:
 
 
 def _row(result: Result, target: Target, name: str) -> Row | None:
-    roads = [target.road, "published"] if target.road else [""]
+    roads = [target.road, PUBLISHED] if target.road else [""]
     for road in roads:
         if row := result.scenarios.get(named(target.scenario, target.sockets, road), {}).get(name):
             return row
@@ -122,7 +123,7 @@ def sizes(result: Result) -> str:
     lines = []
     for name, title in result.titles.items():
         rows = [
-            result.scenarios.get(named(scenario, count, "published"), {}).get(name)
+            result.scenarios.get(named(scenario, count, PUBLISHED), {}).get(name)
             for scenario in scenarios
             for count in counts
         ]
@@ -198,6 +199,7 @@ BLOCKS: Final[Mapping[str, Mapping[str, Callable[[Result], str]]]] = {
     },
     "growth": {"processes": with_machine(tables(""))},
     "idle": {"restart": with_machine(tables("restart"))},
+    "restart": {"come-back": with_machine(tables("come back"))},
     "day": {"day": with_machine(tables("day"))},
     "servers": {"servers": with_machine(tables(""))},
     "never-reads": {"never-reads": with_machine(tables("never reads"))},

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, Final, NamedTuple
 
-from benchmarks.contestants import UPLOAD, Contestant
+from benchmarks.contestants import RAW, UPLOAD, Contestant
 from benchmarks.load import Load
 from benchmarks.profiling import profiled
 from benchmarks.publishing import Published, Raw
@@ -17,12 +17,13 @@ from benchmarks.stage import Stage
 
 WARM_UP: Final = 20
 """Sockets that come and go before anything is measured."""
-WARM_UP_SECONDS: Final = 0.2
-"""That they hear something in, by each scenario: until then just-in-time compilers and caches are cold."""
-DEPTHS: Final = {"fan-out, 10 under way": 10, "fan-out, one at a time": 1}
+WARM_UP_SECONDS: Final = 0.3
+"""That a scenario runs before it is measured: Node's compiler needs them, and takes twice the CPU until then."""
+DEPTHS: Final = {"fan-out, one at a time": 1, "fan-out, 10 under way": 10}
 """Messages that are published on the upload before all sockets have the first of them. The more there are, the cheaper
 looks whoever hands over together what waits; alone, each costs a write to each socket, whoever sends it."""
 UNICAST: Final = "unicast"
+BURSTS: Final = (*DEPTHS, UNICAST)
 LATENCY: Final = "latency"
 RATE: Final = 200
 """Messages a second while latency is measured."""
@@ -30,6 +31,10 @@ PATIENCE: Final = 7.0
 """Seconds without a message after which the rest is lost. Holes are filled within 5."""
 PER_SECOND: Final = 50
 """Sockets that a server has to connect, or close, in a second at least."""
+DELIVERIES_PER_SECOND: Final = 1000
+"""That a server has to make at least: some begin to send when they have gone through all sockets several times."""
+LONGEST: Final = 8
+"""Seconds that a burst may take, judged by one message to all; a longer one is left out."""
 START_SECONDS: Final = 7
 """About what it takes to start the processes of a contestant, and to end them."""
 
@@ -41,9 +46,8 @@ class Step(NamedTuple):
     """What is asked when there are so many sockets."""
 
     sockets: int
-    scenarios: tuple[str, ...] = (*DEPTHS, UNICAST)
-    latency_seconds: float = 0
-    """0 leaves latencies out."""
+    scenarios: Mapping[str, Sequence[str]]
+    """By the road that messages take."""
     idle: bool = False
     """Whether they then hear nothing, for as long as the contestant takes to do once all it does by itself."""
 
@@ -55,6 +59,8 @@ class Plan(NamedTuple):
     """With more and more sockets."""
     seconds: float
     """That each scenario runs at least; it ends with a whole burst."""
+    latency_seconds: float = 0
+    """That latency is measured."""
 
 
 def named(scenario: str, sockets: int, road: str = "") -> str:
@@ -62,15 +68,19 @@ def named(scenario: str, sockets: int, road: str = "") -> str:
     return ", ".join(part for part in (scenario, road, f"{sockets:,} sockets") if part)
 
 
-def seconds(contestant: Contestant, plan: Plan, roads: Sequence[str]) -> float:
+def seconds(contestant: Contestant, plan: Plan) -> float:
     """Say about how long a round takes, where all is as fast as it is on two cores of our own."""
-    each = sum(len(step.scenarios) * plan.seconds + step.latency_seconds + 1 for step in plan.steps)
-    idle = sum(contestant.period for step in plan.steps if step.idle)
-    return START_SECONDS + len(roads) * each + plan.steps[-1].sockets / 700 + idle
+    took = START_SECONDS + plan.steps[-1].sockets / 700
+    for step in plan.steps:
+        took += contestant.period if step.idle else 0
+        for road in contestant.roads:
+            for scenario in step.scenarios.get(road, ()):
+                took += plan.latency_seconds if scenario == LATENCY else WARM_UP_SECONDS + plan.seconds
+    return took
 
 
 def run(
-    contestant: Contestant, plan: Plan, roads: Sequence[str], profile: Path | None = None, web_processes: int = 1
+    contestant: Contestant, plan: Plan, profile: Path | None = None, web_processes: int = 1
 ) -> Iterator[tuple[str, Figures]]:
     """
     Run a round, and give (scenario, figures) when each is over.
@@ -78,15 +88,15 @@ def run(
     Args:
         contestant: Whom.
         plan: How much.
-        roads: Of its roads those that messages take.
         profile: A directory for what py-spy sees; the figures are then worth little.
         web_processes: Among which the sockets are divided.
 
     """
+    roads = [road for road in contestant.roads if any(road in step.scenarios for step in plan.steps)]
     with ExitStack() as stack:
         stage = stack.enter_context(Stage(contestant, web_processes))
         publishers = {road: stack.enter_context(closing(_publisher(stage, road))) for road in roads}
-        memory, connected = memory_before(stage, publishers.values()), 0
+        memory, connected = memory_before(stage), 0
         load = stack.enter_context(closing(Load(stage.ports, contestant.login)))
         for step in plan.steps:
             figures, memory = connect(stage, load, step.sockets - connected, memory)
@@ -95,24 +105,24 @@ def run(
             if step.idle:
                 yield named("idle", connected), idle(stage, load, contestant.period)
             for road, publisher in publishers.items():
-                for scenario in step.scenarios:
+                expected = 0.0
+                for scenario in step.scenarios.get(road, ()):
                     name = named(scenario, connected, road)
-                    with profiled(stage, name, profile):
-                        figures = _bursts(stage, load, publisher, scenario, plan.seconds)
-                    yield name, figures
-                if step.latency_seconds:
-                    yield named(LATENCY, connected, road), _latency(load, publisher, step.latency_seconds)
+                    if scenario == LATENCY:
+                        yield name, _latency(load, publisher, plan.latency_seconds)
+                    elif DEPTHS.get(scenario, 1) * expected <= LONGEST:
+                        with profiled(stage, name, profile):
+                            figures = _bursts(stage, load, publisher, scenario, plan.seconds)
+                        expected = connected / max(figures["deliveries/s"], 1)
+                        yield name, figures
             if load.closed:
                 raise RuntimeError(f"{contestant.name} closed {load.closed} sockets")
 
 
-def memory_before(stage: Stage, publishers: Iterable[Raw | Published] = ()) -> int:
-    """Return the memory of the web processes when each has had some sockets, and messages, and has no socket."""
-    with closing(Load(stage.ports, stage.contestant.login)) as load:
-        load.connect(WARM_UP)
-        for publisher in publishers:
-            for scenario in (*DEPTHS, UNICAST):
-                _bursts(stage, load, publisher, scenario, WARM_UP_SECONDS)
+def memory_before(stage: Stage) -> int:
+    """Return the memory of the web processes when each has had some sockets, and has none."""
+    with closing(Load(stage.ports, stage.contestant.login)) as warm_up:
+        warm_up.connect(WARM_UP)
     time.sleep(0.3)
     return stage.server_memory()
 
@@ -161,23 +171,16 @@ def idle(stage: Stage, load: Load, seconds: float) -> Figures:
 
 
 def _publisher(stage: Stage, road: str) -> Raw | Published:
-    if road == "raw":
+    if road == RAW:
         return Raw(stage.redis.url)
     return Published(stage.contestant.publisher, stage.env)
 
 
 def _bursts(stage: Stage, load: Load, publisher: Raw | Published, scenario: str, seconds: float) -> Figures:
-    """Publish one message, or several, for each client, and again when all have arrived."""
-    topics = _users(load) if scenario == UNICAST else [f"upload:{UPLOAD}"]
-    turns, published = DEPTHS.get(scenario, 1), 0
-    load.begin()
+    _publish(load, publisher, scenario, WARM_UP_SECONDS)
     with _measured(stage, publisher) as figures:
         began = time.monotonic()
-        while time.monotonic() - began < seconds:
-            publisher.send([(topic, published + turn) for turn in range(1, turns + 1) for topic in topics])
-            published += turns
-            if not load.receive(published * len(load.clients), PATIENCE):
-                break
+        published = _publish(load, publisher, scenario, seconds)
         figures["seconds"] = time.monotonic() - began
     tally = load.finish(published)
     figures["deliveries"] = tally.received
@@ -187,6 +190,27 @@ def _bursts(stage: Stage, load: Load, publisher: Raw | Published, scenario: str,
     figures["deliveries/s"] = tally.received / figures["seconds"]
     figures |= {"lost": tally.lost, "repeated": tally.repeated, "out of order": tally.late}
     return figures
+
+
+def _publish(load: Load, publisher: Raw | Published, scenario: str, seconds: float) -> int:
+    """
+    Publish one message, or several, for each client, and again when all have arrived.
+
+    Returns:
+        How many were published for each client.
+
+    """
+    topics = _users(load) if scenario == UNICAST else [f"upload:{UPLOAD}"]
+    turns, published = DEPTHS.get(scenario, 1), 0
+    slow = PATIENCE + turns * len(load.clients) / DELIVERIES_PER_SECOND
+    load.begin()
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        publisher.send([(topic, published + turn) for turn in range(1, turns + 1) for topic in topics])
+        published += turns
+        if not load.receive(published * len(load.clients), slow):
+            break
+    return published
 
 
 @contextmanager

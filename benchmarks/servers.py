@@ -28,7 +28,7 @@ from benchmarks.publishing import Raw
 from benchmarks.scenarios import PATIENCE, Figures
 from benchmarks.stage import FREE_PORT, Stage
 
-PLAN: Final = scenarios.Plan((scenarios.Step(500),), seconds=0.8)
+PLAN: Final = scenarios.Plan((scenarios.Step(500, {contestants.RAW: scenarios.BURSTS}),), seconds=0.8)
 UNREAD: Final = 64 * 1024 * 1024
 """Bytes that are published to a browser that never reads."""
 LARGE: Final = 60_000
@@ -127,8 +127,8 @@ def main() -> None:
             rounds.Entry(
                 each.name,
                 each.title,
-                partial(scenarios.run, each, PLAN, ["raw"]),
-                scenarios.seconds(each, PLAN, ["raw"]),
+                partial(scenarios.run, each, PLAN),
+                scenarios.seconds(each, PLAN),
             )
             for each in chosen
         ]

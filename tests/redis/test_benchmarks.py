@@ -16,7 +16,10 @@ from benchmarks.tally import Reader, Tally
 
 pytestmark = pytest.mark.usefixtures("redis_program")
 
-TINY = scenarios.Plan((scenarios.Step(6, latency_seconds=0.1),), seconds=0.1)
+ALL = (*scenarios.BURSTS, scenarios.LATENCY)
+TINY = scenarios.Plan(
+    (scenarios.Step(6, {contestants.RAW: ALL, contestants.PUBLISHED: ALL}),), seconds=0.1, latency_seconds=0.1
+)
 OURS = replace(contestants.ALL[0], period=0.5)
 
 
@@ -41,10 +44,10 @@ def test_round_delivers_everything(name: str) -> None:
     if lacking := contestants.missing(contestant):
         pytest.skip(f"{lacking} is not here")
 
-    found = dict(scenarios.run(contestant, TINY, contestant.roads))
+    found = dict(scenarios.run(contestant, TINY))
 
-    bursts = {scenarios.named(each, 6, road) for each in TINY.steps[0].scenarios for road in contestant.roads}
-    latencies = {scenarios.named("latency", 6, road) for road in contestant.roads}
+    bursts = {scenarios.named(each, 6, road) for each in scenarios.BURSTS for road in contestant.roads}
+    latencies = {scenarios.named(scenarios.LATENCY, 6, road) for road in contestant.roads}
     assert set(found) == bursts | latencies | {"connect, 6 sockets"}
     assert [found[name]["lost"] for name in latencies] == [0] * len(latencies)
     for name in bursts:
@@ -55,9 +58,10 @@ def test_round_delivers_everything(name: str) -> None:
 
 def test_sockets_of_a_round_grow_and_may_rest() -> None:
     """A second step asks the same again with more sockets; those of an idle one hear nothing first."""
-    steps = (scenarios.Step(2, (scenarios.UNICAST,)), scenarios.Step(5, (scenarios.UNICAST,), idle=True))
+    asked = {contestants.PUBLISHED: (scenarios.UNICAST,)}
+    steps = (scenarios.Step(2, asked), scenarios.Step(5, asked, idle=True))
 
-    found = dict(scenarios.run(OURS, scenarios.Plan(steps, seconds=0.05), ["published"]))
+    found = dict(scenarios.run(OURS, scenarios.Plan(steps, seconds=0.05)))
 
     assert list(found) == [
         "connect, 2 sockets",
@@ -141,9 +145,9 @@ def test_servers_and_numbers_of_web_processes_can_be_compared(name: str) -> None
     if lacking := contestants.missing(contestant):
         pytest.skip(f"{lacking} is not here")
 
-    found = dict(scenarios.run(contestant, TINY, ["raw"], web_processes=2))
+    found = dict(scenarios.run(contestant, TINY, web_processes=2))
 
-    for name in TINY.steps[0].scenarios:
+    for name in scenarios.BURSTS:
         assert faults(found[scenarios.named(name, 6, "raw")]) == [0, 0, 0]
 
 
