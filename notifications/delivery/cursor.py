@@ -228,7 +228,7 @@ class Cursor:
             return Verdict.DROP
         if epoch == self.epoch:
             if n == self.n + 1:
-                self.n = n
+                self.epoch, self.n = epoch, n  # equal, and from now on the same object for all sockets
                 self.heard = now
                 return SEND
             if n <= self.n:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -132,7 +133,8 @@ class Delivery:
 
         """
         kind = settings.kinds[topic.kind]
-        cursor = self.cursors[str(topic)] = Cursor(topic, kind.HISTORY_TTL)
+        name = sys.intern(str(topic))  # one for all sockets: there is less to look at for each of them
+        cursor = self.cursors[name] = Cursor(topic, kind.HISTORY_TTL)
         tally.subscriptions += 1
         await self._in_time(self._layer.group_add(topic.group, self._channel))
         if not kind.HISTORY_SIZE:

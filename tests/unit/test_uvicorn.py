@@ -745,7 +745,7 @@ class Writes:
 async def test_what_is_written_in_one_turn_leaves_in_one_write():
     """At the end of the turn, in order; the next turn has its own."""
     transport = Writes()
-    corked = _Corked(transport, asyncio.get_running_loop())
+    corked = _Corked(transport, asyncio.get_running_loop(), lambda size: True)
 
     corked.write(b"a")
     corked.write(b"b")
@@ -761,24 +761,44 @@ async def test_what_is_written_in_one_turn_leaves_in_one_write():
     assert transport.taken == [b"ab", b"c", b"d", "close"]
 
 
-async def test_what_is_written_now_is_still_behind_what_waits():
+async def test_texts_are_written_now_but_behind_what_waits():
     transport = Writes()
-    corked = _Corked(transport, asyncio.get_running_loop())
+    corked = _Corked(transport, asyncio.get_running_loop(), lambda size: True)
 
-    corked.write_now(b"a")
-    corked.write(b"b")
-    corked.write_now(b"c")
+    corked.write_texts(["a", "b"])
+    corked.write(b"ping")
+    corked.write_texts(["c"])
     now = list(transport.taken)
     await asyncio.sleep(0)
 
-    assert now == [b"a"]
-    assert transport.taken == [b"a", b"bc"]
+    assert now == [b"\x81\x01a\x81\x01b"]
+    assert transport.taken == [b"\x81\x01a\x81\x01b", b"ping\x81\x01c"]
+
+
+async def test_whether_texts_can_be_written_is_asked_after_everything_else():
+    """Whatever ends a connection writes or closes; only what is written between two texts saves the question."""
+    asked = []
+
+    def takes(size):
+        asked.append(size)
+        corked.longest = 3
+        return size < 5
+
+    corked = _Corked(Writes(), asyncio.get_running_loop(), takes)
+    written = [corked.write_texts([text]) for text in ("a", "bb", "ccc", "dddd", "eeeee")]
+    corked.write(b"ping")
+    written += [corked.write_texts([text]) for text in ("a", "bb")]
+    corked.lost()
+    written.append(corked.write_texts(["a"]))
+
+    assert asked == [1, 4, 5, 1]
+    assert written == [True, True, True, True, False, True, True, False]
 
 
 async def test_what_waits_in_one_turn_is_bounded():
     """A turn in which much is sent writes several times, so that a transport can ask for a pause."""
     transport = Writes()
-    corked = _Corked(transport, asyncio.get_running_loop())
+    corked = _Corked(transport, asyncio.get_running_loop(), lambda size: True)
 
     for _ in range(10):
         corked.write(b"x" * 30_000)
