@@ -54,17 +54,28 @@ def lua_encoder(message: dict[str, Any], variables: Mapping[Any, str]) -> str:
         variables: The Lua variable with the value, by placeholder: a text, or an integer below 2**53.
 
     """
-    parts, fixed = list[str](), bytes([0x80 | len(message)])
+    parts, form, numbers, fixed = list[str](), "", list[str](), bytes([0x80 | len(message)])
+
+    def pack() -> None:
+        nonlocal form
+        if numbers:  # neighbours in one call
+            parts.append(f"struct.pack('>{form}', {', '.join(numbers)})")
+            form = ""
+            numbers.clear()
+
     for key, value in message.items():
         fixed += _encode(key)
         if (variable := variables.get(value)) is None:
             fixed += _encode(value)
         elif isinstance(value, str):
+            pack()
             parts += [_quoted(fixed + b"\xdb"), f"struct.pack('>I4', #{variable})", variable]
             fixed = b""
         else:
-            parts += [_quoted(fixed + b"\xcf"), f"struct.pack('>I8', {variable})"]
+            form += f"c{len(fixed) + 1}I8"
+            numbers += [_quoted(fixed + b"\xcf"), variable]
             fixed = b""
+    pack()
     return " .. ".join([*parts, _quoted(fixed)] if fixed else parts)
 
 

@@ -33,7 +33,7 @@ _KEPT_OUT: Final = LogBudget(logger, lines=1, period=60.0)
 
 
 def _event() -> str:
-    """Return the Lua function that writes ``layer_message`` as this app's channel layer would."""
+    """Return the Lua function that writes ``layer_message`` as this app's channel layer would, and a name."""
     variables = {"topic": "topic", "frame": "frame", "run": "run", 1: "epoch", 2: "n", 3: "at"}
 
     def written(position: Position | None, at: int) -> str:
@@ -42,6 +42,7 @@ def _event() -> str:
 
     id_ = Position(1, 2)
     return f"""
+local STAMPED = 'notifications:{STAMPED}'  -- behind PREFIX
 local function event(topic, frame, run, epoch, n, at)
   if at == '0' then
     if epoch then {written(id_, 0)} end
@@ -142,14 +143,13 @@ def _publishing(
         ttl,
         begin,
         tail(data),
-        internal_name(STAMPED),
+        settings.PREFIX,
         name,
-        topic.channel,
         group or "",
-        at,
-        IDEMPOTENCY_TTL * 1000,
         *mark,
     ]
+    if at or idempotency_key is not None:
+        arguments += [at, IDEMPOTENCY_TTL * 1000]
     return keys, arguments
 
 
