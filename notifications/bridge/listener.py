@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
@@ -39,7 +40,7 @@ from . import status
 from .backlog import Backlog, Entry
 from .forwarder import Forwarder
 from .lease import POLL_INTERVAL, RENEW_INTERVAL, Lease
-from .replay import Recent
+from .replay import MAX_TOPICS, Recent
 from .settlement import Settlement
 from .state import ASKING, SETTLED, WITHOUT_LEASE, State, StateMachine
 
@@ -85,6 +86,7 @@ class Listener:
         self._stamped_channel = internal_name(STAMPED).encode()
         self._backlog = Backlog()
         self._recent = Recent()
+        self._own: OrderedDict[bytes, bytes] = OrderedDict()
         self._lease = Lease()
         self._machine = StateMachine()
         self._batch = 0
@@ -220,7 +222,7 @@ class Listener:
         """Record that the subscription misses messages from now on."""
         count("listener_gap")
         self._backlog.gap()
-        self._recent.gap(asyncio.get_running_loop().time())
+        self._recent.gap(asyncio.get_running_loop().time(), self._published())
         if self._gap_at is None:  # otherwise it has not been subscribed since
             self._gap_at = asyncio.get_running_loop().time() - MAX_SILENCE  # it may have been dead for that long
             self._gap_term = self._lease.term
@@ -283,11 +285,19 @@ class Listener:
             self._received_raw(channel, data)
 
     def _received_own(self, channel: bytes, data: bytes) -> None:
-        """Remember the id of what ``publish_*`` has published; see ``Settlement``."""
+        """Remember the id of what ``publish_*`` have published, of which a gap shows the last."""
         begin = data.find(_ID) + len(_ID)
-        with suppress(ValueError):  # it has none
-            position = Position.parse(data[begin : data.index(b'"', begin)].decode())
-            self._recent.delivered(channel.decode().removeprefix(settings.PREFIX), position)
+        self._own[channel] = data[begin : data.find(b'"', begin)]
+        self._own.move_to_end(channel)
+        if len(self._own) > MAX_TOPICS:
+            self._own.popitem(last=False)
+
+    def _published(self) -> Iterator[tuple[str, Position]]:
+        """Yield the last id of each topic that ``publish_*`` have published on."""
+        while self._own:
+            channel, id_ = self._own.popitem(last=False)
+            with suppress(ValueError):  # of a kind without a history, it has none
+                yield channel.decode().removeprefix(settings.PREFIX), Position.parse(id_.decode())
 
     def _received_raw(self, channel: bytes, data: bytes) -> None:
         try:

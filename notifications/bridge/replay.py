@@ -9,6 +9,7 @@ the ids are remembered.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
 from ..history.position import Position
@@ -49,7 +50,9 @@ class Recent:
         if stamped.position is None:
             return  # without an id no socket could recognise a duplicate
         if stamped.delivered:
-            self.delivered(stamped.topic, stamped.position)
+            if (earlier := self._frames.pop(stamped.topic, None)) is not None:
+                self._bytes -= len(earlier[1].frame)  # sockets that miss it notice by the later one
+            self._note(stamped.topic, stamped.position)
             return
         frames, topic = self._frames, stamped.topic
         self._bytes += len(stamped.frame)
@@ -58,14 +61,6 @@ class Recent:
         frames[topic] = now, stamped
         while self._bytes > MAX_BYTES or now - next(iter(frames.values()))[0] > MAX_AGE:
             self._drop_oldest()
-
-    def delivered(self, topic: str, position: Position) -> None:
-        """Record a message that its group has had, unless it is the one to be forwarded."""
-        if (earlier := self._frames.get(topic)) is not None:
-            if earlier[1].position == position:
-                return
-            self._bytes -= len(self._frames.pop(topic)[1].frame)  # sockets that miss it notice by the later one
-        self._note(topic, position)
 
     def _drop_oldest(self) -> None:
         topic, (_, stamped) = self._frames.popitem(last=False)
@@ -88,9 +83,12 @@ class Recent:
         seen, self._before_gap = self._before_gap, {}
         return seen if now - self._gap_at < GAP_AGE else {}
 
-    def gap(self, now: float) -> None:
-        """Record that messages may be missed from now on."""
+    def gap(self, now: float, published: Iterable[tuple[str, Position]] = ()) -> None:
+        """Record that messages may be missed from now on; ``published`` are last ids that ``add`` was not told of."""
         while self._frames:
             self._drop_oldest()
+        for topic, position in published:
+            if self._last.get(topic, position) <= position:
+                self._note(topic, position)
         self._before_gap = self.seen = dict(self._last)
         self._gap_at = now
