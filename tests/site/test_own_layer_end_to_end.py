@@ -64,12 +64,6 @@ def alone(new_site, settings):
     return new_site, server, listener
 
 
-async def compared(tab):
-    """Wait until the comparison after joining is over: nothing is found by it later."""
-    await asyncio.sleep(3)
-    await tab.expect_nothing()
-
-
 def cut_the_layer(site, server, listener):
     client = site.client()
     assert kill_connections(client, layers_connections(client)) >= 1
@@ -94,6 +88,20 @@ async def test_the_last_message_is_delivered_soon_whoever_lost_it(alone, lose):
         await tab.expect("last")
 
         assert time.monotonic() - began < scaled(WITHIN)
+
+
+async def test_what_is_published_arrives_live_without_a_listener(new_site, server_kind, settings):
+    """The history keeps none of it, so no comparison can have found it."""
+    new_site.settings = {**OURS, "NOTIFICATIONS": {**OURS["NOTIFICATIONS"], "HISTORY_SIZE": 0}}
+    server = await asyncio.to_thread(new_site.start_server, server_kind)
+    point_to(settings, new_site.redis.url)
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_SIZE": 0}
+    settings.CHANNEL_LAYERS = {"default": {**settings.CHANNEL_LAYERS["default"], "BACKEND": LAYERS["ours"]}}
+    alice = new_site.add_user()
+    async with open_tab(server, alice) as tab:
+        for n in range(3):
+            assert await notifications.apublish_to_user(alice.pk, {"action": "now", "n": n}) is None
+            await tab.expect("now", n=n)
 
 
 async def test_the_end_of_a_burst_larger_than_a_channel_is_delivered(site, server, raw):
