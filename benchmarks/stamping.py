@@ -3,8 +3,9 @@ What a history costs Redis: µs of its CPU per message, and bytes per message ke
 
     python -m benchmarks.stamping
 
-Published messages are one script call each; raw ones are stamped in batches, as the listener does. A plain
-``PUBLISH`` of the same bytes, which keeps nothing, is the measure of both. The figures are Redis's own
+Published messages are one script call each; raw ones are stamped in batches, as the listener does. Both are delivered
+to the groups of this app's layer, or announced to listeners that forward them. A plain ``PUBLISH`` of the same bytes,
+which keeps nothing, is the measure of all. The figures are Redis's own
 (``INFO commandstats``): its work inside the commands, without reading and answering.
 """
 
@@ -22,6 +23,7 @@ MESSAGES = 10_000
 TOPICS = 1000
 ROUNDS = 3
 BATCHES = (1, 10, 50, 200)
+PIPELINE = 200
 TOKEN = "benchmark"
 
 
@@ -37,11 +39,14 @@ def main() -> None:
 
 
 async def _measure() -> None:
+    from channels.layers import get_channel_layer
+
     from benchmarks.publishing import message
     from notifications.broker import clients
     from notifications.history import get_store
     from notifications.history.stamped import tail
     from notifications.history.store import Raw
+    from notifications.layers import direct
     from notifications.topics import Topic
 
     client = await clients.async_client()
@@ -51,18 +56,29 @@ async def _measure() -> None:
     async def plain(number: int) -> None:
         await client.publish(topics[number % TOPICS].channel, data)
 
+    groups = [direct(get_channel_layer(), topic.group) for topic in topics]
+    assert all(groups)
+
     async def published(number: int) -> None:
+        await get_store().apublish(topics[number % TOPICS], data, None, 0, groups[number % TOPICS])
+
+    async def announced(number: int) -> None:
         await get_store().apublish(topics[number % TOPICS], data)
 
     def stamp(size: int) -> Any:
         async def call(number: int) -> None:
-            batch = [Raw(topics[at % TOPICS], tail(data)) for at in range(number * size, (number + 1) * size)]
+            places = [at % TOPICS for at in range(number * size, (number + 1) * size)]
+            batch = [Raw(topics[place], tail(data), groups[place]) for place in places]
             stamped, refusal = await get_store().stamp_batch("lease", TOKEN, number, batch)
             assert stamped == size, (stamped, refusal)
 
         return call
 
-    roads = {"PUBLISH": (plain, 1), "published": (published, 1)}
+    async def pipelined(number: int) -> None:
+        await asyncio.gather(*(published(at) for at in range(number * PIPELINE, (number + 1) * PIPELINE)))
+
+    roads = {"PUBLISH": (plain, 1), "published": (published, 1), "published, to be forwarded": (announced, 1)}
+    roads |= {f"published, {PIPELINE} at once": (pipelined, PIPELINE)}
     roads |= {f"raw, batches of {size}": (stamp(size), size) for size in BATCHES}
     found: dict[str, list[float]] = {}
     for _ in range(ROUNDS):
@@ -79,7 +95,7 @@ async def _measure() -> None:
             found.setdefault(name, []).append(used / MESSAGES)
     print(f"{len(data)} bytes a message, {TOPICS} topics, {ROUNDS} rounds of {MESSAGES} messages\n")
     for name, figures in found.items():
-        print(f"{name:20} {median(figures):6.2f} µs ({min(figures):.2f}–{max(figures):.2f})")
+        print(f"{name:26} {median(figures):6.2f} µs ({min(figures):.2f}–{max(figures):.2f})")
     print()
     for kept in (1, 10, 100):
         print(f"{kept:4} kept a topic: {await _bytes_kept(client, topics, data, kept):.0f} bytes of Redis a message")
