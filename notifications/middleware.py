@@ -40,11 +40,14 @@ class SessionAuthMiddlewareStack:
         if "session" not in scope:
             store = import_module(django_settings.SESSION_ENGINE).SessionStore
             scope["session"] = store(scope["cookies"].get(django_settings.SESSION_COOKIE_NAME))
-        user = scope.setdefault("user", UserLazyObject())
         found = await sessions.find(scope["session"].session_key, authentication.client_address(scope))
         scope[sessions.SCOPE_KEY] = found
-        if found.is_known:
-            user._wrapped = found.user or AnonymousUser()
+        # Lazy only if there is nothing else to say: it takes 2 µs more for each attribute.
+        user = (found.user or AnonymousUser()) if found.is_known else UserLazyObject()
+        if "user" not in scope:
+            scope["user"] = user
+        elif found.is_known:
+            scope["user"]._wrapped = user
         return await self.inner(scope, receive, send)
 
 

@@ -102,7 +102,8 @@ class Beats:
         """Have a heartbeat beat within one interval from now, and then once in each."""
         # Into the smallest group; of several, one far from the previous ones, so that even a few are spread evenly.
         order = ((self._last + STRIDE * step) % GROUPS for step in range(1, GROUPS + 1))
-        self._last = heartbeat.group = min(order, key=lambda group: len(self._groups[group]))
+        smallest = min(map(len, self._groups))  # then usually the first in order: a third of the time of comparing all
+        self._last = heartbeat.group = next(group for group in order if len(self._groups[group]) == smallest)
         self._groups[heartbeat.group].add(heartbeat)
         self._alive += 1
         if self._timer is None:
