@@ -20,7 +20,7 @@ Rounds = dict[str, dict[str, Row]]
 """scenario -> contestant -> row"""
 
 COLUMNS: Final = {
-    "connect": ("connections/s", "KiB a connection"),
+    "connect": ("connections/s", "server µs", "KiB a connection"),
     "latency": ("p50 ms", "p99 ms", "max ms", "lost"),
     "idle": ("server ms/min", "listener ms/min", "redis ms/min", "load busy %"),
     "come back": ("back s", "queries", "connections, most", "connections opened", "refused", "server s"),

@@ -95,7 +95,7 @@ def run(
     roads = [road for road in contestant.roads if any(road in step.scenarios for step in plan.steps)]
     with ExitStack() as stack:
         stage = stack.enter_context(Stage(contestant, web_processes))
-        publishers = {road: stack.enter_context(closing(_publisher(stage, road))) for road in roads}
+        publishers = {road: stack.enter_context(closing(start_publisher(stage, road))) for road in roads}
         memory, connected = memory_before(stage), 0
         load = stack.enter_context(closing(Load(stage.ports, contestant.login)))
         for step in plan.steps:
@@ -170,7 +170,8 @@ def idle(stage: Stage, load: Load, seconds: float) -> Figures:
     return figures | {"load busy %": 100 * own / wall}
 
 
-def _publisher(stage: Stage, road: str) -> Raw | Published:
+def start_publisher(stage: Stage, road: str) -> Raw | Published:
+    """Start what publishes on a road."""
     if road == RAW:
         return Raw(stage.redis.url)
     return Published(stage.contestant.publisher, stage.env)

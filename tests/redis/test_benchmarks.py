@@ -4,15 +4,34 @@ The benchmarks, kept working: one tiny round of each, and what counts and writes
 No figure is compared with a limit: how fast a machine is, is no property of the code.
 """
 
+import json
 import random
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from benchmarks import accounts, contestants, day, idle, report, restart, rounds, scenarios, servers, wakeup, websocket
+from benchmarks import (
+    accounts,
+    contestants,
+    day,
+    idle,
+    publishing,
+    report,
+    restart,
+    rounds,
+    scenarios,
+    servers,
+    wakeup,
+    websocket,
+)
+from benchmarks.load import Client, Load
+from benchmarks.stage import Stage
 from benchmarks.tally import Reader, Tally
+from tests.waiting import scaled
 
 pytestmark = pytest.mark.usefixtures("redis_program")
 
@@ -37,13 +56,16 @@ def faults(figures: scenarios.Figures) -> list[int]:
 # Rounds
 
 
-@pytest.mark.parametrize("name", ["ours", "textbook", "socketio", "node", "picows"])
-def test_round_delivers_everything(name: str) -> None:
-    """A round has figures for all scenarios and roads, and all messages arrived once and in order."""
-    contestant = contestants.named(name)
-    if lacking := contestants.missing(contestant):
+@pytest.fixture(params=["ours", "textbook", "socketio", "node", "picows"])
+def contestant(request: pytest.FixtureRequest) -> contestants.Contestant:
+    found = contestants.named(request.param)
+    if lacking := contestants.missing(found):
         pytest.skip(f"{lacking} is not here")
+    return found
 
+
+def test_round_delivers_everything(contestant: contestants.Contestant) -> None:
+    """A round has figures for all scenarios and roads, and all messages arrived once and in order."""
     found = dict(scenarios.run(contestant, TINY))
 
     bursts = {scenarios.named(each, 6, road) for each in scenarios.BURSTS for road in contestant.roads}
@@ -54,6 +76,32 @@ def test_round_delivers_everything(name: str) -> None:
         assert faults(found[name]) == [0, 0, 0]
         assert found[name]["deliveries"] >= 6
         assert found[name]["server µs"] > 0
+
+
+def test_all_contestants_carry_the_same_message(contestant: contestants.Contestant) -> None:
+    """What a client gets is the same JSON, whoever carries it and however it got in."""
+    expected = json.loads(publishing.message(1)) | {"at": None}
+    with Stage(contestant) as stage, closing(Load(stage.ports, contestant.login)) as load:
+        load.connect(1)
+        for road in contestant.roads:
+            with closing(scenarios.start_publisher(stage, road)) as publisher:
+                publisher.send([("user:1", 1)])
+                assert carried(load.clients[0]) | {"at": None} == expected
+
+
+def carried(client: Client) -> dict[str, Any]:
+    """Return the next message that a client is sent, without what is around it."""
+    client.socket.settimeout(scaled())
+    data = b""
+    while True:
+        data += client.socket.recv(65536)
+        while (found := websocket.next_frame(data, 0)) is not None:
+            text, data = data[slice(*found)].decode(), data[found[1] :]
+            if '"seq"' in text:
+                message = json.loads(text.removeprefix("42"))  # of Socket.IO: its types, and the name of an event
+                message = message[1] if isinstance(message, list) else message
+                message.pop("_meta", None)
+                return message
 
 
 def test_sockets_of_a_round_grow_and_may_rest() -> None:
@@ -86,12 +134,12 @@ def test_contestant_that_fails_loses_only_what_it_had_not_yet_measured(tmp_path,
     saved = []
 
     def failing() -> Iterator[tuple[str, scenarios.Figures]]:
-        yield "connect", {"connections/s": 1, "KiB a connection": 2}
+        yield "connect", {"connections/s": 1, "server µs": 5, "KiB a connection": 2}
         raise ValueError("no more")
 
     def watching() -> Iterator[tuple[str, scenarios.Figures]]:
         saved.extend(report.load(path) for path in tmp_path.iterdir())
-        yield "connect", {"connections/s": 3, "KiB a connection": 4}
+        yield "connect", {"connections/s": 3, "server µs": 6, "KiB a connection": 4}
 
     entries = [rounds.Entry("a", "A", failing), rounds.Entry("b", "B", watching)]
     rounds.run("delivery", entries, 2, {}, reference="a")
@@ -99,8 +147,8 @@ def test_contestant_that_fails_loses_only_what_it_had_not_yet_measured(tmp_path,
     [path] = tmp_path.iterdir()
     result = report.load(path)
     assert result.scenarios["connect"] == {
-        "a": {"round": [1, 2], "connections/s": [1, 1], "KiB a connection": [2, 2]},
-        "b": {"round": [1, 2], "connections/s": [3, 3], "KiB a connection": [4, 4]},
+        "a": {"round": [1, 2], "connections/s": [1, 1], "server µs": [5, 5], "KiB a connection": [2, 2]},
+        "b": {"round": [1, 2], "connections/s": [3, 3], "server µs": [6, 6], "KiB a connection": [4, 4]},
     }
     assert result.failures == ["round 1, A: ValueError: no more", "round 2, A: ValueError: no more"]
     assert [each.failures for each in saved] == [result.failures[:1], result.failures]
