@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final
 
 from channels.exceptions import StopConsumer
@@ -47,7 +47,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         if self.channel_layer is None:
             raise ImproperlyConfigured("CHANNEL_LAYERS has no 'default' layer for sockets to join groups on")
         self._send_event = coroutine_function(send)
-        self.write_texts = _write_texts_of(send)
+        self._server = _server_of(send)
+        self.write_texts = None if self._server is None else self._server.write_texts
         self._task = asyncio.current_task()
         self._connection = Connection(self, self.channel_layer)
         try:
@@ -106,6 +107,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self.close()  # before accept: HTTP 403
             return
         await self.accept()
+        if self._server is not None:
+            self._server.stop_keepalive()  # the heartbeat asks as well, and until it does ``AUTH_TIMEOUT`` is the bound
         await self._connection.open(caller)
 
     async def websocket_receive(self, message: dict[str, Any]) -> None:
@@ -115,15 +118,15 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
         raise StopConsumer
 
 
-def _write_texts_of(send: Callable[[Any], Awaitable[None]]) -> Callable[[Sequence[str]], bool] | None:
+def _server_of(send: Callable[[Any], Awaitable[None]]) -> Any:
     """
-    Return how a server takes texts without a coroutine, as ``notifications.uvicorn`` does; None if it cannot.
+    Return the server's side of a connection if it takes texts without a coroutine, as ``notifications.uvicorn`` does.
 
-    A middleware that wraps ``send`` has to see every message, so only the server's own method will do.
+    A middleware that wraps ``send`` has to see every message, so only the server's own method will do; otherwise None.
     """
     server: Any = getattr(send, "__self__", None)
     is_its_own = hasattr(type(server), "write_texts") and server.send == send
-    return server.write_texts if is_its_own else None
+    return server if is_its_own else None
 
 
 def _caller(scope: dict[str, Any]) -> Caller:

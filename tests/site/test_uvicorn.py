@@ -221,6 +221,30 @@ def test_only_long_texts_are_compressed(run):
     run(main)
 
 
+@pytest.mark.parametrize("quiet", [False, True])
+def test_an_application_that_pings_may_keep_the_server_from_it(run, quiet):
+    """As the consumer does; other applications of the same server are pinged."""
+    first = []
+
+    async def handle(receive, send):
+        if quiet:
+            send.__self__.stop_keepalive()
+        await asyncio.sleep(0.2)
+        await send(text("after several pings"))
+        await gone(receive)
+
+    async def main():
+        async with (
+            serving(application(handle), ws_ping_interval=0.02, ws_ping_timeout=scaled()) as (address, _),
+            raw_client(address) as (reader, _),
+        ):
+            first.append((await frame(reader))[0])
+
+    run(main)
+
+    assert first == [0x81 if quiet else 0x89]
+
+
 def test_what_the_server_writes_itself_stays_in_order(run, protocol):
     """Pings are answered, and the server's own pings arrive, between the texts of a turn."""
     order = []

@@ -64,6 +64,9 @@ class Server:
         self._took()
         return True
 
+    def stop_keepalive(self):
+        self.quiet_after = [event["type"] for event in self.sent]
+
     def _took(self):
         if len(self.sent) + len(self.written) == 3 and not self.stays:
             self.leave()
@@ -98,6 +101,14 @@ async def test_a_server_may_take_texts_without_an_event_for_each(in_memory):
 
     assert [event["type"] for event in server.sent] == ["websocket.accept"]
     assert [json.loads(text)["action"] for text in server.written] == ["auth_success", "pong"]
+
+
+async def test_a_server_need_not_ping_whom_the_heartbeat_pings(in_memory):
+    """Both would wake each idle browser more than twice as often."""
+    server = Server('{"type":"auth","token":"7"}', '{"action":"ping"}')
+    await serve(server, server.send)
+
+    assert server.quiet_after == ["websocket.accept"]
 
 
 @pytest.mark.parametrize("wrapped", ["by a function", "by an object"])
