@@ -156,7 +156,7 @@ class _Corked(asyncio.Transport):
         if size > self.longest and not self._takes(size):
             return False
         data = _frames[texts[0]] if len(texts) == 1 else b"".join([_frames[text] for text in texts])
-        if self._pieces:
+        if self._size:
             self.collect(data)
         elif not self._transport.is_closing():
             self._transport.write(data)

@@ -72,7 +72,7 @@ class Outbox:
     It has no limit of its own: its user counts what the browser has not confirmed.
     """
 
-    __slots__ = ("_accepted", "_failed", "_is_due", "_marks", "_open", "_pump", "_queue", "_runner", "_send", "_write")
+    __slots__ = ("_failed", "_is_due", "_marks", "_open", "_pump", "_queue", "_runner", "_send", "_write")
 
     def __init__(
         self,
@@ -99,9 +99,8 @@ class Outbox:
         # which would then traverse all sockets again and again (half of the time of a fan-out to 5,000).
         self._queue: list[str] = []
         """What the server has not accepted; of a pending ``send`` the text is the first."""
-        self._accepted = 0
-        self._marks: list[tuple[int, Mark]] = []
-        """Each with how many texts were put before it."""
+        self._marks: list[tuple[int, Mark]] | None = None
+        """Each with how many of these texts are before it."""
         self._is_due = False
         """Whether the pump will come, or the end of a pending ``send``."""
         self._open = True
@@ -124,7 +123,8 @@ class Outbox:
         """Return a future: True when the server has accepted everything put so far, False if nothing more is sent."""
         taken: Mark = asyncio.get_running_loop().create_future()
         if self._queue:
-            self._marks.append((self._accepted + len(self._queue), taken))
+            self._marks = self._marks or []
+            self._marks.append((len(self._queue), taken))
         else:
             taken.set_result(self._open)
         return taken
@@ -140,8 +140,8 @@ class Outbox:
         self._open = False
         self._runner.end()
         self._queue = []
-        marks, self._marks = self._marks, []
-        for _, mark in marks:
+        marks, self._marks = self._marks, None
+        for _, mark in marks or ():
             _set(mark, accepted=False)
 
     async def wait_closed(self) -> None:
@@ -185,9 +185,11 @@ class Outbox:
     def _accept(self, count: int) -> None:
         """Note that the server has accepted so many more texts."""
         del self._queue[:count]
-        self._accepted += count
-        while self._marks and self._marks[0][0] <= self._accepted:
-            _set(self._marks.pop(0)[1], accepted=True)
+        if self._marks is not None:
+            for before, mark in self._marks:
+                if before <= count:
+                    _set(mark, accepted=True)
+            self._marks = [(before - count, mark) for before, mark in self._marks if before > count] or None
 
     def _ended(self, pending: asyncio.Future[None]) -> None:
         """Continue after a pending ``send`` has ended."""
