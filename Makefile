@@ -97,7 +97,7 @@ BENCH_STAMP := $(BENCH_VENV)/.installed
 
 bench: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks
-	$(BENCH_VENV)/bin/python -m benchmarks.page
+	$(BENCH_VENV)/bin/python -m benchmarks.page delivery
 
 bench-full: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks --full

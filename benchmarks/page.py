@@ -5,8 +5,7 @@ The tables of docs/performance.md, written by the programs that measured them, b
     …
     <!-- /bench -->
 
-    python -m benchmarks.page                   from the newest result of each program
-    python -m benchmarks.page RESULT.json…      from these
+    python -m benchmarks.page [RUN…]     from the newest result of each run, or of those that are named
 
 All that one program writes is from one run, and it writes all of it, whatever it says.
 """
@@ -229,16 +228,16 @@ def written(text: str, result: Result) -> str:
 
 def main() -> None:
     text = PAGE.read_text()
-    for path in [Path(name) for name in sys.argv[1:]] or _newest():
+    for path in newest(sys.argv[1:] or list(BLOCKS)):
         text = written(text, report.load(path))
         print(f"{PAGE.name} has the tables of {path}")
     PAGE.write_text(text)
 
 
-def _newest() -> list[Path]:
-    """Return the newest result of each program; their names begin with the time."""
-    newest = {path.stem.split("-", 3)[3]: path for path in sorted(report.RESULTS.glob("*.json"))}
-    return [path for name, path in newest.items() if name in BLOCKS]
+def newest(runs: Sequence[str]) -> list[Path]:
+    """Return the newest result of each of these runs that has one."""
+    found = {path.stem.split("-", 3)[3]: path for path in sorted(report.RESULTS.glob("*.json"))}  # by their time
+    return [path for name, path in found.items() if name in runs]
 
 
 if __name__ == "__main__":

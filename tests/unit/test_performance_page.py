@@ -223,3 +223,13 @@ def test_results_come_back_as_they_were(tmp_path) -> None:
         )
         == (1 / 3 + 0.5) / 2
     )
+
+
+def test_newest_result_of_each_run_is_taken(tmp_path, monkeypatch) -> None:
+    """A page that is written from some runs has the last of each, and nothing of the others."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    for name in ("2026-11-26T160000-delivery", "2026-11-26T150000-delivery", "2026-11-26T150000-never-reads"):
+        (tmp_path / f"{name}.json").touch()
+
+    assert [path.stem for path in page.newest(["delivery"])] == ["2026-11-26T160000-delivery"]
+    assert len(page.newest(list(page.BLOCKS))) == 2
