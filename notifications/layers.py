@@ -196,7 +196,8 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         """
         Return the Redis channel of a group, on which a script may publish what ``channel_layer.serializer`` writes.
 
-        None if scripts cannot reach it: they run on the server of ``REDIS_URL``, with its account.
+        None if scripts cannot reach it: they run on the server of ``REDIS_URL``, with its account. A subclass that
+        sends or encodes otherwise must return None; a listener then calls its ``group_send``.
         """
         return group_key(self.prefix, group) if self._is_on_the_sites_redis else None
 

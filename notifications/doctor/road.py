@@ -143,7 +143,8 @@ class Road:
             self._say("layer", Level.ERROR, text, "See CHANNEL_LAYERS.")
             return None
         if layer is None:
-            self._say("layer", Level.ERROR, "CHANNEL_LAYERS has no 'default' layer", "Set one.")
+            hint = "Set one, the same in all processes: without it a listener has to forward what this one publishes."
+            self._say("layer", Level.ERROR, "CHANNEL_LAYERS has no 'default' layer", hint)
             return None
         self._found += describe_layer(layer)
         self._direct = direct(layer, self.topic.group) is not None

@@ -44,8 +44,11 @@ for i = 4, #KEYS do
   local road = id and 'r' or 'u'
   if group ~= '' then
     local refused = deliver(group, event(topic, frame, run, epoch, n, timed))
-    kept_out = refused or kept_out
-    road = refused and road or string.upper(road)
+    if refused then
+      kept_out = refused
+    else
+      road = id and 'R' or 'U'
+    end
   end
   local stamp_of = id and id .. ' ' .. run or '- -'
   call('PUBLISH', ARGV[2], road .. #topic .. ' ' .. stamp_of .. published .. ' ' .. topic .. frame)

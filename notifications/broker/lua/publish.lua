@@ -21,31 +21,25 @@ if KEYS[3] then
     return earlier
   end
 end
-local topic, group, at = ARGV[7], ARGV[8], ARGV[11] or '0'
-local direct = group ~= ''
-local id, frame, refusal = '', nil, nil
-if ARGV[2] == '0' then
-  frame = plain(ARGV[5])
-  if direct then
-    refusal = deliver(group, event(topic, frame, nil, nil, nil, at))
-    if not refusal then
-      -- With _meta, by which listeners see that it did not come from another program.
-      frame = ARGV[4] .. '}' .. ARGV[5]
-    end
-  end
-else
-  local epoch, n
+local topic, group, at, kept = ARGV[7], ARGV[8], ARGV[11] or '0', ARGV[2] ~= '0'
+local id, frame, epoch, n, refusal = '', nil, nil, nil, nil
+if kept then
   id, frame, epoch, n = stamp(KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], KEYS[2], ARGV[9], ARGV[10])
   if not id then
     return redis.error_reply(frame)
   end
-  if direct then
-    refusal = deliver(group, event(topic, frame, ARGV[1], epoch, n, at))
-  end
-  if not direct or refusal then
-    local run = at == '0' and ARGV[1] or ARGV[1] .. '@' .. at
-    call('PUBLISH', ARGV[6] .. STAMPED, 'p' .. #topic .. ' ' .. id .. ' ' .. run .. ' ' .. topic .. frame)
-  end
+else
+  frame = plain(ARGV[5])
+end
+if group ~= '' then
+  refusal = deliver(group, event(topic, frame, ARGV[1], epoch, n, at))
+end
+local delivered = group ~= '' and not refusal
+if kept and not delivered then
+  local run = at == '0' and ARGV[1] or ARGV[1] .. '@' .. at
+  call('PUBLISH', ARGV[6] .. STAMPED, 'p' .. #topic .. ' ' .. id .. ' ' .. run .. ' ' .. topic .. frame)
+elseif delivered and not kept then
+  frame = ARGV[4] .. '}' .. ARGV[5]  -- with _meta: otherwise listeners would take it for another program's
 end
 if KEYS[3] then
   call('SET', KEYS[3], id, 'PX', ARGV[12])
