@@ -95,7 +95,7 @@ def _before_close(loop: asyncio.AbstractEventLoop, end: Callable[[], Awaitable[N
     """
     close: Any = loop.close
     if not isinstance(close, _Closing):
-        close = loop.close = _Closing(loop)  # type: ignore[method-assign]
+        close = loop.close = _Closing(loop)  # type: ignore[method-assign]  # loops have no hook for it
     close.ends.append(end)
 
 
@@ -112,7 +112,7 @@ class _Closing:
             if not self._loop.is_running() and not self._loop.is_closed() and not sys.is_finalizing():
                 self._run_ends()
         finally:
-            self._loop.close = self._close  # type: ignore[method-assign]
+            self._loop.close = self._close  # type: ignore[method-assign]  # as it was
             self._close()
 
     def _run_ends(self) -> None:

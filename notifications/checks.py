@@ -47,13 +47,13 @@ def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> li
 def _check_callables(raw: Any) -> list[CheckMessage]:
     settings = load(raw)
     found: list[CheckMessage] = []
-    wanted = {"AUTHENTICATE_TOKEN": settings.AUTHENTICATE_TOKEN}
-    wanted |= {"TENANT": settings.TENANT, "TENANT_CONTEXT": settings.TENANT_CONTEXT}  # type: ignore[dict-item]
+    wanted: dict[str, object] = {"AUTHENTICATE_TOKEN": settings.AUTHENTICATE_TOKEN}
+    wanted |= {"TENANT": settings.TENANT, "TENANT_CONTEXT": settings.TENANT_CONTEXT}
     for name, kind in settings.kinds.items():
-        wanted[f"TOPICS[{name!r}]['AUTHORIZE']"] = kind.AUTHORIZE  # type: ignore[assignment]
-        wanted[f"TOPICS[{name!r}]['AUTHORIZE_MANY']"] = kind.AUTHORIZE_MANY  # type: ignore[assignment]
-        wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID  # type: ignore[assignment]
-        wanted[f"TOPICS[{name!r}]['JOIN']"] = kind.JOIN  # type: ignore[assignment]
+        wanted[f"TOPICS[{name!r}]['AUTHORIZE']"] = kind.AUTHORIZE
+        wanted[f"TOPICS[{name!r}]['AUTHORIZE_MANY']"] = kind.AUTHORIZE_MANY
+        wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID
+        wanted[f"TOPICS[{name!r}]['JOIN']"] = kind.JOIN
         if kind.AUTHORIZE is kind.AUTHORIZE_MANY is kind.JOIN is None and not kind.PUBLIC and name != "user":
             found.append(
                 checks.Warning(

@@ -34,5 +34,6 @@ def patterns(application: object) -> list[URLPattern]:
     """
     found = [path(PATH, application)]  # type: ignore[call-overload]  # an ASGI application is no view
     if prefix := (django_settings.FORCE_SCRIPT_NAME or "").strip("/"):
-        found.append(re_path(f"^{re.escape(prefix)}/{re.escape(PATH)}$", application))  # type: ignore[call-overload]
+        kept = f"^{re.escape(prefix)}/{re.escape(PATH)}$"
+        found.append(re_path(kept, application))  # type: ignore[call-overload]  # as above
     return found

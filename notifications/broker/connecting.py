@@ -118,7 +118,7 @@ class _Tcp(_Timed, redis.Connection):
                 self.host = found
                 self.socket_connect_timeout = max(MOMENT, until - time.monotonic())
                 try:
-                    return super()._connect()  # type: ignore[no-untyped-call]
+                    return super()._connect()  # type: ignore[no-untyped-call]  # it has no types
                 except OSError as failed:
                     error = failed
             resolver.forget(name)
@@ -159,7 +159,7 @@ class _Named:
         raise error
 
     def _connection_arguments(self) -> dict[str, Any]:
-        arguments = {**super()._connection_arguments(), "host": self._at}  # type: ignore[misc]
+        arguments = {**super()._connection_arguments(), "host": self._at}  # type: ignore[misc]  # as above
         return {**arguments, "server_hostname": self.host} if arguments.get("ssl") else arguments
 
 

@@ -79,7 +79,7 @@ class Wire(asyncio.Protocol):
         sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
         for sentinel in sentinels:
             sentinel.connection_pool.connection_class = named(sentinel.connection_pool.connection_class)
-        connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]
+        connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]  # it has no types
         connection.retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         connection.reader_at_first = None
         connection.protocol = 2  # whatever the URL says: ``got`` reads RESP2

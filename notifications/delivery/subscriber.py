@@ -246,7 +246,7 @@ class Delivery:
 
     def _take(self, event: dict[str, Any]) -> None:
         """Check a message of the layer, and put it into the outbox if it is the next one."""
-        cursor = self.cursors.get(event.get("topic"))  # type: ignore[arg-type]
+        cursor = self.cursors.get(event.get("topic", ""))
         if cursor is None:
             return  # unsubscribed meanwhile, or not from a listener
         credit, epoch = self.credit, event.get("epoch")

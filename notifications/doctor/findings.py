@@ -94,7 +94,7 @@ def missing_right(refusal: str, channels: Iterable[str]) -> str:
     return f"~{internal_name('*')}"
 
 
-def explain(error: Exception | str) -> tuple[str, str]:
+def explain(error: BaseException | str) -> tuple[str, str]:
     """Return what an error from Redis means, and what to do."""
     text = describe(error)
     if isinstance(error, redis.AuthenticationError):

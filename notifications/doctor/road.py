@@ -263,7 +263,7 @@ class Road:
         try:
             id_ = await apublish(self.topic, self._message(PUBLISHED), idempotency_key=self._tag)
         except PublishError as error:
-            self._say("publish", Level.ERROR, *explain(error.__cause__ or error.reason))  # type: ignore[arg-type]
+            self._say("publish", Level.ERROR, *explain(error.__cause__ or error.reason))
             return False
         took = 1000 * (loop.time() - began)
         if id_ is not None and not await self._wait(lambda: self._echoed, SOCKET_TIMEOUT):

@@ -278,7 +278,7 @@ def registry() -> CollectorRegistry:
         # A dead process has no open sockets; only some servers have a hook for that.
         if (pid := re.search(r"_(\d+)\.db$", path.name)) and not _lives(int(pid[1])):
             with suppress(FileNotFoundError):  # two may look at once
-                mark_process_dead(int(pid[1]), str(directory))  # type: ignore[no-untyped-call]
+                mark_process_dead(int(pid[1]), str(directory))  # type: ignore[no-untyped-call]  # it has no types
     together = CollectorRegistry()
-    MultiProcessCollector(together, str(directory))  # type: ignore[no-untyped-call]
+    MultiProcessCollector(together, str(directory))  # type: ignore[no-untyped-call]  # nor has this
     return together
