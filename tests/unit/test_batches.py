@@ -283,7 +283,7 @@ async def test_whoever_goes_away_leaves_nothing(make):
 async def test_a_question_waits_for_its_call_for_a_time_only(make):
     """Whoever has waited too long when a call is over is told so, and not asked about."""
     function, asked = Answers(is_open=False), make(longest_wait=0.02)
-    first = asyncio.create_task(asked.ask("", "", 0.1, function, 0))
+    first = asyncio.create_task(asked.ask("", "", scaled(0.3), function, 0))
     await await_for(lambda: function.calls)
 
     with pytest.raises(BusyError):
