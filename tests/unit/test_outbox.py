@@ -185,6 +185,34 @@ async def test_what_a_transport_cannot_write_waits_in_order(writer):
     assert writer.taken == ["1", "2", "3", "4"]
 
 
+async def test_texts_stay_in_order_however_often_a_transport_is_full(writer):
+    """Whether they are written together or wait one by one; a mark is set when all before it are accepted."""
+    seen = []
+
+    def accepted(before, mark):
+        seen.append(mark.result() and len(writer.taken) >= before)
+
+    for number in range(500):
+        writer.outbox.put(str(number))
+        if number % 5 == 0:
+            writer.outbox.mark().add_done_callback(partial(accepted, number + 1))
+        if number % 7 == 0:
+            writer.is_full = not writer.is_full
+        if number % 11 == 0:
+            writer.ready.clear()
+        elif number % 11 == 6:
+            writer.ready.set()
+        if number % 3 == 0:
+            await asyncio.sleep(0)
+    writer.ready.set()
+    await writer.outbox.mark()
+    await asyncio.sleep(0)
+
+    assert writer.taken == [str(number) for number in range(500)]
+    assert seen == [True] * 100
+    assert len(writer.writes) > 10
+
+
 @pytest.mark.parametrize(("error", "said"), [(ConnectionResetError(), []), (ValueError("of the server"), ["failed"])])
 async def test_a_write_that_fails_is_as_a_send_that_fails(writer, failures, error, said):
     writer.error = error
