@@ -179,10 +179,6 @@ class _Corked(asyncio.Transport):
             if self._transport.get_write_buffer_size():
                 self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
 
-    def lost(self) -> None:
-        """Take no more texts, and let go of ``takes``, whose owner refers to this transport."""
-        self.longest, self._takes = -1, lambda size: False
-
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
@@ -267,7 +263,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().start_keepalive()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport.lost()
+        self.transport.longest = -1
         super().connection_lost(exc)
         self._incoming.clear()
 
