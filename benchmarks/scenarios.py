@@ -33,7 +33,7 @@ PER_SECOND: Final = 50
 """Sockets that a server has to connect, or close, in a second at least."""
 DELIVERIES_PER_SECOND: Final = 1000
 """That a server has to make at least: some begin to send when they have gone through all sockets several times."""
-LONGEST: Final = 8
+LONGEST: Final = 15
 """Seconds that a burst may take, judged by one message to all; a longer one is left out."""
 START_SECONDS: Final = 7
 """About what it takes to start the processes of a contestant, and to end them."""
