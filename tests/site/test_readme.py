@@ -118,7 +118,7 @@ class Site:
     def serving(self, server: str) -> Iterator[str]:
         """Run a server and the listener as the README says; yield the address of the site."""
         port = free_port()
-        server = {"runserver": f"python manage.py runserver {port} --noreload"}.get(server, f"{server} -p {port}")
+        server = {"runserver": f"python manage.py runserver {port} --noreload"}.get(server, f"{server} --port {port}")
         url = f"http://127.0.0.1:{port}"
         listener = marked("step: run").splitlines()[2]
         with (
@@ -287,7 +287,15 @@ def test_five_steps_pass_the_system_checks(site: Site) -> None:
     assert "no issues (0 silenced)" in site.run("python manage.py check --fail-level WARNING")
 
 
-@pytest.mark.parametrize("server", ["runserver", "daphne mysite.asgi:application"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        "runserver",
+        "daphne mysite.asgi:application",
+        "uvicorn mysite.asgi:application --ws notifications.uvicorn:WebSocketProtocol",
+    ],
+    ids=["runserver", "daphne", "uvicorn"],
+)
 def test_five_steps_carry_a_notice_to_the_browser(site: Site, server: str) -> None:
     """After the five steps a logged-in user's socket receives what send_notification sends."""
     assert server in README
