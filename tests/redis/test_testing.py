@@ -3,6 +3,7 @@
 import pytest
 
 from notifications import (
+    Topic,
     publish,
 )
 from notifications.access import callbacks
@@ -28,4 +29,4 @@ def test_nothing_reaches_redis(live_redis):
     assert live_redis.dbsize() == 0
 
     publish("user:7", {})
-    assert live_redis.dbsize() == 1
+    assert live_redis.exists(Topic("user", "7").history_key)
