@@ -207,7 +207,8 @@ async def fill_redis(run: Run) -> None:
         client.config_set("maxmemory", 0)
 
 
-async def test_full_redis_forwards_raw_messages_and_publishing_says_so(bounded):
+@on_both_layers
+async def test_full_redis_delivers_raw_messages_and_publishing_says_so(bounded):
     """Without room for a history raw messages go out without ids and publish_* raise; afterwards the ids go on."""
     result = await bounded.through("Redis is full, then has room again", fill_redis)
 
