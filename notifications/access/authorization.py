@@ -46,7 +46,8 @@ pairs = PerLoop(
     lambda: Batches(permissions(), at_once=MANY_AT_ONCE, most=MOST_PAIRS, longest_wait=AUTHORIZE_WAIT), Batches.end
 )
 INVALID_ID: Final = (ValueError, ValidationError, ObjectDoesNotExist, DataError)
-"""Django's errors for an invalid or unknown id, which is a no: a browser may send anything."""
+"""Django's errors for an invalid or unknown id, which is a no: a browser may send anything. But some errors of HTTP
+libraries are a ``ValueError`` as well, although something did not answer."""
 _refusals: Final = LogBudget(logger)
 
 
@@ -81,7 +82,9 @@ async def _authorized(user: Any, topic: Topic) -> bool:
             return False
         whose, function = Topic.for_user(user).full_id, within(topic.tenant, authorize)
         return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user, topic.id))
-    except INVALID_ID:
+    except INVALID_ID as error:
+        if is_outage(error):
+            raise
         return False
 
 
@@ -90,7 +93,9 @@ async def _authorized_together(user: Any, topic: Topic) -> bool:
     function = within(topic.tenant, cast("Callable[..., Any]", settings.kinds[topic.kind].authorize_many))
     try:
         answer = await pairs().ask(group, whose, AUTHORIZE_TIMEOUT, function, (user, topic.id))
-    except (*INVALID_ID, PermissionDenied, Http404):
+    except (*INVALID_ID, PermissionDenied, Http404) as error:
+        if is_outage(error):
+            raise
         return False  # it was asked about this pair alone
     if not isinstance(answer, bool):
         raise AnswersError(f"returned a {type(answer).__name__} for a pair, not True or False")  # a coroutine is true

@@ -181,7 +181,7 @@ class Callbacks:
                 self._coroutines.give_back()
         await self._threads.take(whose, self._longest_wait)
         threaded = in_thread or partial(DatabaseSyncToAsync, thread_sensitive=False, executor=self._executor)
-        running = asyncio.ensure_future(threaded(function)(*arguments))
+        running = asyncio.ensure_future(threaded(_called)(function, *arguments))
         try:
             async with asyncio.timeout(seconds):
                 await asyncio.wait([running])  # awaiting it would look like our own cancellation if it is cancelled
@@ -202,6 +202,19 @@ class Callbacks:
         with suppress(asyncio.CancelledError):
             running.exception()  # nobody is waiting for it any more
         self._threads.give_back()
+
+
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    """
+    Call a function in a thread.
+
+    A ``StopIteration``, which ``next`` raises if it finds nothing, becomes a ``RuntimeError``, as in coroutines: on
+    Python 3.11 no future takes it, so that the call would never end.
+    """
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        raise RuntimeError("the function raised StopIteration") from error
 
 
 async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], seconds: float) -> Any:

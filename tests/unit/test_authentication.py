@@ -79,6 +79,10 @@ class LibraryError(Exception):
     """What httpx raises for a service that is not there: none of the errors of Python."""
 
 
+class NoJSONError(OSError, ValueError):
+    """What requests raises for a service whose proxy answers with a page; and a wrong certificate is as much."""
+
+
 def raised_from(error, cause):
     error.__cause__ = cause
     return error
@@ -95,6 +99,8 @@ def raised_from(error, cause):
         (raised_from(Http404(), OperationalError("away")), False),
         (ConnectionRefusedError(), None),
         (TimeoutError(), None),
+        (NoJSONError("no JSON"), None),
+        (raised_from(ValueError("no answer"), ConnectionRefusedError()), None),
         (PermissionError("no"), False),
         (FileNotFoundError(ENOENT, "No such file or directory", "upload"), False),
         (FileNotFoundError(ENOENT, "No such file or directory"), None),  # the Unix socket of a server
@@ -185,6 +191,18 @@ async def test_an_id_that_makes_the_call_fail_keeps_out_nobody_else(settings):
 
     assert await authorized_all((ANN, "ann-1"), (BEN, "1"), (BEN, "ben-1")) == [True, False, True]
     assert many.calls == [3, 1, 1, 1]
+
+
+async def test_a_service_that_is_away_refuses_nobody(settings):
+    """Its error is that of an invalid id as well: the answer is unknown for all who ask, and for one."""
+
+    def ask(pairs):
+        raise NoJSONError("no JSON")
+
+    authorize_many_with(settings, ask)
+
+    assert await authorized_all((ANN, "ann-1"), (BEN, "ben-1")) == [None, None]
+    assert await authorized(ANN, Topic.parse("order:ann-1")) is None
 
 
 async def later(pairs):

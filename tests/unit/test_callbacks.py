@@ -53,6 +53,15 @@ async def test_a_call_that_does_not_return_keeps_its_thread():
                 continue
 
 
+async def test_a_function_that_raises_stop_iteration_gives_its_thread_back():
+    """As a ``next`` that finds nothing does: Python 3.11 takes such an exception into no future."""
+    asked = Callbacks("test", threads=1, longest_wait=scaled())
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            await asked.call("", scaled(), lambda: next(iter(())))
+
+
 @pytest.mark.parametrize("sync", [True, False], ids=["threads", "coroutines"])
 async def test_whoever_goes_away_takes_no_turn(sync):
     """A socket that closes while it waits leaves the queue, and one that is being served gives its turn back."""
