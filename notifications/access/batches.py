@@ -230,7 +230,7 @@ class Batches:
     async def _call(
         self, whose: str, seconds: float, function: Callable[[list[Any]], Any], questions: list[Any]
     ) -> Sequence[Any]:
-        answers = await self._calls.call(whose, seconds, function, questions)
+        answers = await self._calls.call(whose, seconds, function, list(questions))  # theirs: they may change it
         if not isinstance(answers, list | tuple):
             raise AnswersError(f"returned a {type(answers).__name__}, not a list")
         if len(answers) != len(questions):

@@ -66,23 +66,24 @@ def _nobody() -> Any:
 
 
 async def _ask(which: str, function: Any, *arguments: Any) -> tuple[str, str] | None:
+    pairs = arguments[0]
+    count = len(pairs) if isinstance(pairs, list) else 0  # before the function may change it
     try:
         said = await authorization.permissions().call("", authorization.AUTHORIZE_TIMEOUT, function, *arguments)
-    except authorization.INVALID_ID:
-        return None  # a no, as in authorization.authorized
     except Exception as error:  # noqa: BLE001  it is the site's function
+        if isinstance(error, authorization.INVALID_ID) and not is_outage(error):
+            return None  # a no, as in authorization.authorized
         # Its message may contain anything, even a secret: only show where it was raised.
         what = f"{type(error).__name__} in {_place(function, error)}"
         if is_outage(error):
             text = f"{which} could not answer, so nobody may subscribe: {what}"
             return text, "Does the database, or what else it asks, answer from here? python manage.py dbshell."
         text = f"{which} raised for an id that nothing has, as any browser may send, which is a no: {what}"
-        if isinstance(arguments[0], list):
+        if count:
             text = f"{which} raised for ids that nothing has, as any browser may send: {what}"
         return text, "Let it return False; when a browser asks, the log has the stack trace."
-    pairs = arguments[0]
-    if isinstance(pairs, list) and not _are_answers(said, len(pairs)):
-        text = f"{which} did not return a list of True and False, one for each of {len(pairs)} pair(s)"
+    if count and not _are_answers(said, count):
+        text = f"{which} did not return a list of True and False, one for each of {count} pair(s)"
         return text, "Return [… for user, id in pairs]: otherwise nobody may subscribe."
     return None
 

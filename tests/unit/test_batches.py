@@ -246,6 +246,23 @@ async def test_an_answer_to_something_else_is_none(make, answers):
         await make().ask("", "", scaled(), lambda questions: answers, 1)
 
 
+async def test_a_function_may_do_what_it_likes_with_its_questions(make):
+    """If it drops some of its list, fewer answers are for nobody; whoever comes next is asked about all the same."""
+
+    def drop(questions):
+        questions[:] = [each for each in questions if each != "dropped"]
+        return [True] * len(questions)
+
+    asked = make()
+    async with asyncio.timeout(scaled()):
+        answers = await asyncio.gather(
+            *ask_all(asked, drop, ["dropped", "kept"]), *ask_all(asked, drop, ["dropped"]), return_exceptions=True
+        )
+
+        assert [type(each) for each in answers] == [AnswersError, bool, AnswersError]
+        assert await asked.ask("", "", scaled(), drop, "kept") is True
+
+
 async def test_what_waits_is_bounded(make, monkeypatch):
     """One more than may wait is told so at once; it costs the others nothing."""
     monkeypatch.setattr(batches, "MAX_WAITING", 3)
