@@ -296,6 +296,25 @@ async def test_each_of_many_is_as_it_would_be_alone(settings):
     assert together["new"].is_gone
 
 
+async def test_sockets_of_one_account_share_nothing(user, settings, monkeypatch):
+    """What one tab changes in a value of its user, as of a JSONField, is not what another tab has."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    keys = await in_orm(lambda: [log_in(user) for _ in range(3)])()
+    from_db = get_user_model().from_db
+
+    def with_value(*arguments):
+        found = from_db(*arguments)
+        found.preferences = {"themes": []}
+        return found
+
+    monkeypatch.setattr(get_user_model(), "from_db", with_value)
+
+    found = [each.user for each in (await find_all(keys)).values()]
+
+    assert found == [user] * 3
+    assert len({id(each.preferences["themes"]) for each in found}) == 3
+
+
 async def test_one_session_that_cannot_be_read_fails_alone(settings, caplog, monkeypatch):
     """Whatever a row holds, the others of its lookup get in."""
     settings.SESSION_ENGINE = "tests.unit.test_sessions"
