@@ -97,7 +97,7 @@ def has_origin(scope: dict[str, Any]) -> bool:
 
 
 def _origin(scope: dict[str, Any]) -> str | None:
-    values = [value.decode("latin1") for name, value in scope["headers"] if name == b"origin"]
+    values = [value.decode("latin1") for name, value in scope.get("headers", ()) if name == b"origin"]
     return ",".join(values) if values else None
 
 

@@ -6,7 +6,7 @@ import pytest
 from channels.auth import UserLazyObject
 from django.contrib.auth.models import AnonymousUser
 
-from notifications.access import sessions
+from notifications.access import authentication, sessions
 from notifications.access.credentials import _session_store
 from notifications.middleware import SessionAuthMiddlewareStack
 
@@ -84,6 +84,20 @@ async def test_without_a_session_there_is_an_empty_one(asked, headers):
 
     assert dict(scope["session"].items()) == {}
     assert asked == [None]
+
+
+async def test_a_scope_needs_no_headers():
+    """ASGI lets a server leave them out, and some tests do: it has no cookie, and comes from no page."""
+    given = []
+
+    async def application(scope, receive, send):
+        given.append(scope)
+
+    await SessionAuthMiddlewareStack(application)({"type": "websocket", "path": "/"}, None, take)
+
+    assert given[0]["cookies"] == {}
+    assert authentication.origin_allowed(given[0])
+    assert not authentication.has_origin(given[0])
 
 
 async def test_a_user_who_cannot_be_determined_is_not_anonymous():
