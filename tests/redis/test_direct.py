@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 from channels.layers import get_channel_layer
 
-from notifications import Topic, apublish, publish
+from notifications import PublishError, Topic, apublish, publish
 from notifications.bridge.lease import Lease
 from notifications.bridge.listener import Listener
 from notifications.history import get_store
@@ -163,6 +163,23 @@ async def test_what_was_published_under_a_key_is_delivered_once(layer):
     for _ in range(3):
         await apublish(TOPIC, {"n": 1}, idempotency_key="once")
     await settled(layer, got)
+
+    assert numbers(got) == [1]
+
+
+async def test_what_cannot_be_remembered_under_a_key_is_not_delivered(layer, live_redis):
+    """Otherwise each call again would deliver it again, as the error tells the caller to do."""
+    got = await member(layer, NOT_KEPT)
+    live_redis.config_set("maxmemory", 1)
+    try:
+        for _ in range(2):
+            with pytest.raises(PublishError):
+                await apublish(NOT_KEPT, {"n": 1}, idempotency_key="once")
+    finally:
+        live_redis.config_set("maxmemory", 0)
+    for _ in range(2):
+        await apublish(NOT_KEPT, {"n": 1}, idempotency_key="once")
+    await settled(layer, got, NOT_KEPT)
 
     assert numbers(got) == [1]
 

@@ -31,6 +31,10 @@ if kept then
 else
   frame = plain(ARGV[5])
 end
+if KEYS[3] then
+  -- Before anybody is sent the message: if Redis refuses, as when it is full, the caller calls again.
+  call('SET', KEYS[3], id, 'PX', ARGV[12])
+end
 if group ~= '' then
   refusal = deliver(group, event(topic, frame, ARGV[1], epoch, n, at))
 end
@@ -40,9 +44,6 @@ if kept and not delivered then
   call('PUBLISH', ARGV[6] .. STAMPED, 'p' .. #topic .. ' ' .. id .. ' ' .. run .. ' ' .. topic .. frame)
 elseif delivered and not kept then
   frame = ARGV[4] .. '}' .. ARGV[5]  -- with _meta: otherwise listeners would take it for another program's
-end
-if KEYS[3] then
-  call('SET', KEYS[3], id, 'PX', ARGV[12])
 end
 call('PUBLISH', ARGV[6] .. topic, frame)
 return refusal and {id, refusal} or id
