@@ -36,8 +36,9 @@ was published meanwhile."""
 COMPARISONS_IN_A_LIFE: Final = 3
 """Minimum number of comparisons within the time that a history outlives its last message."""
 AT_LATEST: Final = 300.0
-"""Seconds after which a topic is compared although nothing seems to have changed: a bound for what a mark that somebody
-has written by hand may hide. At 10,000 topics this takes a thousandth of a core."""
+"""Seconds after which a topic is compared although nothing seems to have changed: a bound for what shows in no mark,
+because somebody has written there by hand, or a process of an older version has stamped. At 10,000 topics this takes a
+thousandth of a core."""
 AFTER_FAILURE: Final = 2.0
 """Seconds after which a comparison that Redis did not answer is repeated."""
 TOPICS_PER_LOOK: Final = 500

@@ -3,6 +3,9 @@ Which topics may have had a message since: the comparison that comes before all 
 
 Topics are divided into buckets. Each bucket has a mark, which names the last message that was kept on any of its
 topics. Where that is the same as before, nothing was published, so the histories need not be looked at.
+
+The first mark belongs to no bucket. Who cannot write a mark in its place, as without the right to, writes that one over
+all others: what was published meanwhile is then not known, whoever marks what afterwards.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ BUCKETS: Final = 4096
 topics are looked at as well."""
 _TOPIC_BYTES, _ID_BYTES = 4, 12
 WIDTH: Final = _TOPIC_BYTES + _ID_BYTES
-"""Bytes of a mark. All of them take 64 KiB, which a process reads each time."""
+"""Bytes of a mark."""
+SIZE: Final = (1 + BUCKETS) * WIDTH
+"""Bytes of all marks, 64 KiB, which a process reads each time."""
 
 
 class Place(NamedTuple):
@@ -24,7 +29,7 @@ class Place(NamedTuple):
     Where the marks of a topic's messages are written, and how they begin.
 
     Attributes:
-        bucket: Its bucket, which other topics share.
+        bucket: Its bucket, from 1, which other topics share.
         name: Tells it from those.
 
     """
@@ -45,7 +50,7 @@ class Place(NamedTuple):
 def place_of(topic: str) -> Place:
     """Return the place of a topic, given as text."""
     digest = hashlib.blake2b(topic.encode(), digest_size=2 + _TOPIC_BYTES).digest()
-    return Place(int.from_bytes(digest[:2]) % BUCKETS, digest[2:])
+    return Place(1 + int.from_bytes(digest[:2]) % BUCKETS, digest[2:])
 
 
 class Changes(NamedTuple):
@@ -54,8 +59,8 @@ class Changes(NamedTuple):
 
     Attributes:
         run: Identifies the server that answered; those of another one are not compared.
-        marks: In the order of the buckets; those at the end that nothing has changed may be missing. None if they
-            are not known.
+        marks: The one of no bucket, and those of the buckets in order; those at the end that nothing has changed may
+            be missing. None if they are not known.
 
     """
 
@@ -68,8 +73,7 @@ class Changes(NamedTuple):
             return None
         if self.marks == earlier.marks:
             return frozenset()
-        size = BUCKETS * WIDTH
-        now, before = self.marks.ljust(size, b"\0"), earlier.marks.ljust(size, b"\0")
-        if len(now) > size or len(before) > size:
-            return None  # somebody else has written there
-        return {at // WIDTH for at in range(0, size, WIDTH) if now[at : at + WIDTH] != before[at : at + WIDTH]}
+        now, before = self.marks.ljust(SIZE, b"\0"), earlier.marks.ljust(SIZE, b"\0")
+        if len(now) > SIZE or len(before) > SIZE or now[:WIDTH] != before[:WIDTH]:
+            return None  # somebody else has written there, or could not write in place
+        return {at // WIDTH for at in range(0, SIZE, WIDTH) if now[at : at + WIDTH] != before[at : at + WIDTH]}

@@ -19,7 +19,7 @@ from typing import Final
 
 from ..conf import settings
 from ..topics import Topic
-from .changes import BUCKETS, WIDTH, Changes, place_of
+from .changes import SIZE, WIDTH, Changes, place_of
 from .position import Frame, Page, Position, Where
 from .stamped import Stamped, head, tail
 from .store import DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, Raw
@@ -86,7 +86,7 @@ class MemoryStore:
         self._started = self._now()
         self._histories: dict[Topic, History] = {}
         self._bytes = 0
-        self._marks = bytearray(BUCKETS * WIDTH)
+        self._marks = bytearray(SIZE)
         self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
         self._leases: dict[str, Tenure] = {}
 

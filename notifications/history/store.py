@@ -17,7 +17,7 @@ Everything above the store relies on these guarantees, and on nothing else of it
 * **Bounds.** The last ``HISTORY_SIZE`` messages of a topic are kept, until ``HISTORY_TTL`` seconds
   after the last of them. A kind of size 0 keeps nothing: its messages are announced without an id.
 * **No silent change.** Whatever is kept changes the mark of its topic's bucket (``changes.py``), in
-  the same step.
+  the same step, or the mark that belongs to none.
 * **No silent loss.** ``run`` and ``whole`` show when something may have been lost that no entry
   shows.
 

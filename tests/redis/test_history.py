@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from notifications import MessageError, PublishError, Topic, apublish, messages, publish
 from notifications.bridge.lease import Lease
 from notifications.history import get_store
-from notifications.history.changes import BUCKETS, WIDTH, place_of
+from notifications.history.changes import SIZE, place_of
 from notifications.history.position import Position
 from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
 from notifications.history.store import NOT_HOLDER, Raw
@@ -417,7 +417,7 @@ async def test_a_key_of_marks_that_is_something_else_stops_no_message(live_redis
     """Nobody relies on what is there; with the next messages there are marks again."""
     make = {
         "text": lambda: live_redis.set(MARKS, "x"),
-        "too long": lambda: live_redis.setrange(MARKS, BUCKETS * WIDTH, "x"),
+        "too long": lambda: live_redis.setrange(MARKS, SIZE, "x"),
         "list": lambda: live_redis.delete(MARKS) and live_redis.rpush(MARKS, "x"),
     }
     published()
@@ -433,20 +433,43 @@ async def test_a_key_of_marks_that_is_something_else_stops_no_message(live_redis
     assert after.since(after) == set()
 
 
-async def test_an_account_that_may_not_write_marks_may_publish(live_redis, settings):
-    """Rights that are from before there were marks cost time, not messages: it is not known what has changed."""
+@pytest.fixture
+def limited(live_redis, settings):
+    """Return the URL for an account with the rights from before there were marks."""
     rights = "~* &* -@all +ping +info +time +eval +evalsha +get +set +pexpire +xadd +xrange +xrevrange +pttl +publish"
     live_redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">secret", *rights.split())
-    try:
-        point_to(settings, settings.REDIS_URL.replace("://", "://limited:secret@"))
-        before = await get_store().changes()
-        assert [position.n for position in published(2)] == [1, 2]
+    yield settings.REDIS_URL.replace("://", "://limited:secret@")
+    live_redis.acl_deluser("limited")
 
-        changes = await get_store().changes()
-        assert changes.since(before) is None
-        assert changes.since(changes) is None
-    finally:
-        live_redis.acl_deluser("limited")
+
+async def test_an_account_that_may_not_write_marks_may_publish(limited, settings):
+    """Rights that are from before there were marks cost time, not messages: it is not known what has changed."""
+    point_to(settings, limited)
+    before = await get_store().changes()
+    assert [position.n for position in published(2)] == [1, 2]
+
+    changes = await get_store().changes()
+    assert changes.since(before) is None
+    assert changes.since(changes) == set()
+
+
+@pytest.mark.parametrize("then", [False, True])
+async def test_the_marks_of_others_do_not_hide_that_an_account_may_not_write_any(limited, settings, then):
+    """Workers may have an account of their own: what they publish must not look as if nothing had happened."""
+    everything, other = settings.REDIS_URL, Topic("closed", "another")
+    if then:
+        point_to(settings, limited)
+        published()
+        point_to(settings, everything)
+    publish(other, {})
+    before = await get_store().changes()
+
+    point_to(settings, limited)
+    published()
+    point_to(settings, everything)
+    publish(other, {})
+
+    assert (await get_store().changes()).since(before) is None
 
 
 async def test_servers_that_know_nothing_of_each_other_write_other_marks(settings):

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from notifications.history.changes import BUCKETS, WIDTH, Changes, Place, place_of
 from notifications.history.position import Position
 
-marks = st.dictionaries(st.integers(0, BUCKETS - 1), st.binary(min_size=WIDTH, max_size=WIDTH), max_size=20)
+marks = st.dictionaries(st.integers(1, BUCKETS), st.binary(min_size=WIDTH, max_size=WIDTH), max_size=20)
 NONE = b"\0" * WIDTH
 
 
 def written(values: dict[int, bytes], *, whole: bool = True) -> bytes:
-    """Return marks as they are kept: of all buckets, or up to the last that has one."""
-    size = BUCKETS if whole else max(values, default=-1) + 1
+    """Return marks as they are kept: of no bucket and of all, or up to the last that has one."""
+    size = 1 + (BUCKETS if whole else max(values, default=-1))
     return b"".join(values.get(bucket, NONE) for bucket in range(size))
 
 
@@ -31,10 +31,10 @@ def test_exactly_the_buckets_that_changed_are_found(
 
 def test_the_ends_of_all_marks_and_of_each_are_found():
     """No byte is left out."""
-    now = written({0: NONE[1:] + b"x", 1: b"x" + NONE[1:], BUCKETS - 1: NONE[1:] + b"x"})
+    now = written({1: NONE[1:] + b"x", 2: b"x" + NONE[1:], BUCKETS: NONE[1:] + b"x"})
 
-    assert Changes("run", now).since(Changes("run", b"")) == {0, 1, BUCKETS - 1}
-    assert Changes("run", b"").since(Changes("run", now)) == {0, 1, BUCKETS - 1}
+    assert Changes("run", now).since(Changes("run", b"")) == {1, 2, BUCKETS}
+    assert Changes("run", b"").since(Changes("run", now)) == {1, 2, BUCKETS}
 
 
 @pytest.mark.parametrize(
@@ -47,8 +47,20 @@ def test_the_ends_of_all_marks_and_of_each_are_found():
         (Changes("one", b""), Changes("another", b"")),
         (Changes("run", b""), Changes("run", written({}) + b"\0")),
         (Changes("run", written({}) + b"\0"), Changes("run", b"")),
+        (Changes("run", b""), Changes("run", NONE[1:] + b"x")),
+        (Changes("run", written({0: b"x" + NONE[1:]})), Changes("run", written({}))),
     ],
-    ids=["first", "unknown before", "unknown now", "unknown", "another server", "too long", "was too long"],
+    ids=[
+        "first",
+        "unknown before",
+        "unknown now",
+        "unknown",
+        "another server",
+        "too long",
+        "was too long",
+        "not in place",
+        "no longer there",
+    ],
 )
 def test_what_cannot_be_compared_is_not_known(earlier: Changes | None, now: Changes):
     """Not to know is something else than that nothing has changed."""
@@ -57,8 +69,8 @@ def test_what_cannot_be_compared_is_not_known(earlier: Changes | None, now: Chan
 
 def test_a_place_is_the_same_in_every_process():
     """Whoever stamps and whoever compares have only the name of a topic in common."""
-    assert place_of("upload:7f3c") == Place(4030, b"\xf4\xf5\xef\xd2")
-    assert place_of("user:ä/1") == Place(905, b"\x87\x01\xe9B")
+    assert place_of("upload:7f3c") == Place(4031, b"\xf4\xf5\xef\xd2")
+    assert place_of("user:ä/1") == Place(906, b"\x87\x01\xe9B")
 
 
 def test_a_mark_names_topic_and_message():
@@ -88,6 +100,7 @@ def test_topics_are_spread_over_the_buckets():
     places = [place_of(f"user:{number}") for number in range(10 * BUCKETS)]
     found = Counter(place.bucket for place in places)
 
+    assert 1 <= min(found) <= max(found) <= BUCKETS
     assert len(found) > 0.99 * BUCKETS
     assert max(found.values()) < 40
     assert len(set(places)) == len(places)

@@ -8,9 +8,10 @@ local call, pcall_ = redis.call, redis.pcall
 
 -- Change the mark of a topic's bucket (history/changes.py), so that somebody looks at its history.
 local function mark(marks, offset, name, id)
-  if type(pcall_('SETRANGE', marks, offset, name .. string.sub('00000000000' .. id, -12))) == 'table' then
-    -- Another type, or no right to do this: what nobody can read is not relied on.
-    pcall_('SET', marks, '')
+  local value = name .. string.sub('00000000000' .. id, -12)
+  if type(pcall_('SETRANGE', marks, offset, value)) == 'table' then
+    -- Another type, or no right to do this: the first mark says that the others do not show everything.
+    pcall_('SET', marks, value)
   end
 end
 
