@@ -381,4 +381,4 @@ async def test_a_missing_right_is_said_and_loses_nothing(layer, live_redis, redi
     assert str(stamped_of(heard)[0].position) == id_
     assert ("closed:7", b'{"n":2}') in heard
     assert caplog.text.count("Redis refuses to publish to the channel layer's groups") == 1
-    assert "NOPERM" in caplog.text or "permission" in caplog.text
+    assert any(words in caplog.text for words in ("permission", "can't publish"))  # servers differ

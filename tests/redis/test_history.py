@@ -478,7 +478,7 @@ async def test_servers_that_know_nothing_of_each_other_write_other_marks(setting
 
     Connections that were open stay open, and name the same server as before.
     """
-    with LocalRedis() as old, LocalRedis("--replicaof", f"127.0.0.1 {old.port}") as new:
+    with LocalRedis() as old, LocalRedis("--replicaof", "127.0.0.1", str(old.port)) as new:
         point_to(settings, old.url)
         published()
         with redis.Redis.from_url(old.url) as client, redis.Redis.from_url(new.url) as replica:

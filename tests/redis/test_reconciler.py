@@ -209,7 +209,7 @@ async def test_another_server_is_not_trusted(sockets, settings, tmp_path):
 
 async def test_a_lost_message_is_found_after_a_failover(sockets, settings):
     """The promoted replica may have fewer messages than its primary had, and other ones since."""
-    with LocalRedis() as old, LocalRedis("--replicaof", f"127.0.0.1 {old.port}") as new:
+    with LocalRedis() as old, LocalRedis("--replicaof", "127.0.0.1", str(old.port)) as new:
         point_to(settings, old.url)
         with redis.Redis.from_url(old.url) as client, redis.Redis.from_url(new.url) as replica:
             await sockets.join(TOPIC)
