@@ -65,6 +65,10 @@ OWN_FRAME: Final = b'{"_meta":{"topic":"'
 """The start of what ``publish_*`` sends on the topic's own channel; it is delivered, or also arrives stamped."""
 _ID: Final = b'","id":"'
 """What comes before the id in such a frame, and cannot be part of a topic: quotation marks in it are escaped."""
+_ID_BYTES: Final = 42
+"""An id is two numbers of up to 20 digits. With the quotation mark."""
+_CHANNEL_BYTES: Final = 2048
+"""No topic has a longer name."""
 _DRAINING: Final = State.DRAINING
 """Compared for each message: on Python 3.11, looking up a member of an Enum takes five times as
 long."""
@@ -286,8 +290,10 @@ class Listener:
 
     def _received_own(self, channel: bytes, data: bytes) -> None:
         """Remember the id of what ``publish_*`` have published, of which a gap shows the last."""
+        if len(channel) > _CHANNEL_BYTES:
+            return  # another program's
         begin = data.find(_ID) + len(_ID)
-        self._own[channel] = data[begin : data.find(b'"', begin)]
+        self._own[channel] = data[begin : begin + _ID_BYTES]
         self._own.move_to_end(channel)
         if len(self._own) > MAX_TOPICS:
             self._own.popitem(last=False)
@@ -297,7 +303,8 @@ class Listener:
         while self._own:
             channel, id_ = self._own.popitem(last=False)
             with suppress(ValueError):  # of a kind without a history, it has none
-                yield channel.decode().removeprefix(settings.PREFIX), Position.parse(id_.decode())
+                position = Position.parse(id_.partition(b'"')[0].decode())
+                yield channel.decode().removeprefix(settings.PREFIX), position
 
     def _received_raw(self, channel: bytes, data: bytes) -> None:
         try:

@@ -274,6 +274,17 @@ async def test_what_was_delivered_does_not_hide_what_a_dead_holder_left(layer, l
     assert numbers(got) == [7]
 
 
+async def test_what_only_begins_like_an_echo_takes_no_memory(layer):
+    """Any program may publish on a topic's channel, and on others with a name that begins like one, what it likes."""
+    listener, long = Listener(layer), b"1" * 1_000_000
+    for channel in (b"user:1", b"user:" + long):
+        listener._received(channel, b'{"_meta":{"topic":"user:1","id":"' + long + b'"}}')
+        listener._received(channel, b'{"_meta":{"topic":"user:1","id":"' + long)
+
+    assert sum(len(channel) + len(id_) for channel, id_ in listener._own.items()) < 1000
+    assert list(listener._published()) == []
+
+
 # Deployments in which not everybody delivers.
 
 
