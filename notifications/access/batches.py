@@ -145,8 +145,8 @@ class Batches:
             loop = asyncio.get_running_loop()
             asked.is_watched = True
             loop.call_soon(self._watch, asked, 0, asked.count, loop.time() + GATHERING)
-        elif not asked.size and not asked.calls:
-            self._groups.pop(asked.name, None)
+        elif not asked.size and not asked.calls and self._groups.get(asked.name) is asked:  # not yet by its timer
+            del self._groups[asked.name]
 
     def _watch(self, asked: _Group, quiet: int, before: int, latest: float) -> None:
         """Begin a call when the event loop has nothing more to add to it."""

@@ -297,6 +297,32 @@ async def test_whoever_goes_away_leaves_nothing(make):
     assert asked._waiting == 0
 
 
+async def test_what_was_forgotten_forgets_nothing_else(make, monkeypatch):
+    """Nobody waits any more for the call that was to begin soon; those who come next are bounded as all are."""
+    monkeypatch.setattr(batches, "GATHERING", 0.05)
+    asked, first, second = make(at_once=2), Answers(is_open=False), Answers(is_open=False)
+    tasks = ask_all(asked, first, [0])
+    await await_for(lambda: first.calls)
+    (gone,) = ask_all(asked, first, [1])
+    await await_for(lambda: asked._groups[""].timer)
+    begins = asked._groups[""].timer.when()
+    gone.cancel()
+    await asyncio.wait([gone])
+    first.gate.set()
+    await asyncio.gather(*tasks)
+
+    tasks = ask_all(asked, second, [2])
+    await await_for(lambda: second.calls and asyncio.get_running_loop().time() > begins + batches.GATHERING)
+    tasks += ask_all(asked, second, [3])
+    await await_for(lambda: len(second.calls) == 2)
+    tasks += ask_all(asked, second, [4])
+    await asyncio.sleep(2 * batches.GATHERING)
+
+    assert second.calls == [[2], [3]]
+    second.gate.set()
+    assert await asyncio.gather(*tasks) == [2, 3, 4]
+
+
 async def test_a_question_waits_for_its_call_for_a_time_only(make):
     """Whoever has waited too long when a call is over is told so, and not asked about."""
     function, asked = Answers(is_open=False), make(longest_wait=0.02)
