@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from itertools import islice
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import DataError
@@ -41,6 +42,10 @@ MANY_AT_ONCE: Final = 1
 """Calls of a kind's ``AUTHORIZE_MANY`` at once. What comes meanwhile is in the next one, so more of them would only
 take more connections to the database."""
 
+OUT_AFTER: Final = 8
+"""Questions about one kind in a row that something did not answer, after which new subscriptions are not asked for at
+once: each would hold a thread, and the frames behind it, for as long as a call may take."""
+
 permissions = PerLoop(lambda: Callbacks("authorize", MAX_THREADS, AUTHORIZE_WAIT))
 pairs = PerLoop(
     lambda: Batches(permissions(), at_once=MANY_AT_ONCE, most=MOST_PAIRS, longest_wait=AUTHORIZE_WAIT), Batches.end
@@ -49,6 +54,27 @@ INVALID_ID: Final = (ValueError, ValidationError, ObjectDoesNotExist, DataError)
 """Django's errors for an invalid or unknown id, which is a no: a browser may send anything. But some errors of HTTP
 libraries are a ``ValueError`` as well, although something did not answer."""
 _refusals: Final = LogBudget(logger)
+
+
+class Joining(NamedTuple):
+    """The question that ``JOIN`` of a kind answers, for a user of a tenant."""
+
+    tenant: str
+    kind: str
+
+
+What = Topic | Joining
+_silent: PerLoop[Counter[tuple[str, str]]] = PerLoop(Counter)
+
+
+def who_answers(what: What) -> tuple[str, str]:
+    """Name what is away together: the permissions of a kind, whose rows each tenant may have in another database."""
+    return what.tenant, what.kind if isinstance(what, Topic) else f"JOIN {what.kind}"
+
+
+def is_out(what: What) -> bool:
+    """Return whether questions about a kind go unanswered in that tenant, so that it need not be asked now."""
+    return _silent()[who_answers(what)] >= OUT_AFTER
 
 
 def is_given(user: Any, topic: Topic, grant: str | None) -> bool:
@@ -72,8 +98,8 @@ async def authorized(user: Any, topic: Topic) -> bool | None:
 
     """
     if is_asked_together(topic):
-        return await _said("AUTHORIZE_MANY", topic.kind, _authorized_together(user, topic), no=None)
-    return await _said("AUTHORIZE", topic.kind, _authorized(user, topic), no=False)
+        return await _said("AUTHORIZE_MANY", topic, _authorized_together(user, topic), no=None)
+    return await _said("AUTHORIZE", topic, _authorized(user, topic), no=False)
 
 
 async def _authorized(user: Any, topic: Topic) -> bool:
@@ -102,7 +128,7 @@ async def _authorized_together(user: Any, topic: Topic) -> bool:
     return answer
 
 
-async def joined(user: Any, kind: str) -> list[Topic] | None:
+async def joined(user: Any, what: Joining) -> list[Topic] | None:
     """
     Ask the kind's ``JOIN`` which topics every connection of a user has; in the context of the user's tenant.
 
@@ -110,7 +136,7 @@ async def joined(user: Any, kind: str) -> list[Topic] | None:
         One more than ``MAX_SUBSCRIPTIONS`` at most. None when nobody could say, as for ``authorized``.
 
     """
-    return await _said("JOIN", kind, _joined(user, kind), no=[])
+    return await _said("JOIN", what, _joined(user, what.kind), no=[])
 
 
 async def _joined(user: Any, kind: str) -> list[Topic]:
@@ -145,20 +171,22 @@ def _some(ids: Any) -> list[Any]:
     return list(islice(ids, settings.MAX_SUBSCRIPTIONS + 1))
 
 
-async def _said(option: str, kind: str, question: Awaitable[T], no: T | None) -> T | None:
+async def _said(option: str, what: What, question: Awaitable[T], no: T | None) -> T | None:
     """
     Await what a site's function says.
 
     If something did not answer, it is None, and if the function fails in any other way, it is ``no``.
     """
+    kind, silent, who = what.kind, _silent(), who_answers(what)
     try:
-        return await question
+        answer = await question
     except Exception as error:
         if option == "JOIN":
             count("auth_failed", "join")
         else:
             count("auth_failed", "authorize")
         if is_outage(error):
+            silent[who] += 1
             if times := outages.due(f"{option} {kind}"):
                 logger.error(
                     "%s of kind %r could not answer (%s, %d time(s)); %d subscription(s) wait for an answer",
@@ -169,7 +197,10 @@ async def _said(option: str, kind: str, question: Awaitable[T], no: T | None) ->
                     max(tally.unanswered, 1),
                 )
             return None
+        silent.pop(who, None)  # it fails for what it is asked about, perhaps, and does so at once
         if times := outages.due(f"{option} {kind} {type(error).__name__}"):
             said = "unknown" if no is None else "no"
             logger.exception("%s of kind %r failed; the answer is %s (%d time(s))", option, kind, said, times)
         return no
+    silent.pop(who, None)
+    return answer

@@ -27,6 +27,7 @@ from ..tasks import Supervised, in_context
 from ..tenants import Tenant
 from ..topics import Topic
 from . import authorization, control
+from .authorization import Joining, What, who_answers
 from .callbacks import is_outage
 from .control import Control, ControlError
 from .credentials import Credentials, judge, sessions_have_lasting_keys
@@ -57,25 +58,11 @@ UNKNOWN_AGE: Final = 60.0
 """Maximum age of credentials, in seconds, where it is not known: behind Channels' own middleware."""
 ASK_LATER_FIRST, ASK_LATER_LONGEST = 1.0, 15.0
 """Seconds after which an unanswered question is asked again; they double while nothing is answered."""
-OUT_AFTER: Final = 8
-"""Calls of one kind's ``AUTHORIZE`` in a row that were not answered after which new subscriptions are not asked for at
-once: each would hold a thread, and the frames behind it, for as long as a call may take."""
-
 
 Pair = tuple[str, str]
 """A user, by the id of their own topic, and what is asked: of a topic ``AUTHORIZE``, of a kind ``JOIN``."""
 NEVER: Final = float("-inf")
 """When a ``JOIN`` was asked that nobody has answered yet."""
-
-
-class Joining(NamedTuple):
-    """The question that ``JOIN`` of a kind answers, for a user of a tenant."""
-
-    tenant: str
-    kind: str
-
-
-What = Topic | Joining
 
 
 class _Question(NamedTuple):
@@ -144,7 +131,6 @@ class Access:
         self._asked: dict[Pair, float] = {}
         """Since when each pair is being asked about that nobody has revoked meanwhile."""
         self._wanted = asyncio.Event()
-        self._silent: Counter[tuple[str, str]] = Counter()
 
     def add(self, user: str, socket: Socket) -> bool:
         """Watch over a socket until ``remove``; return False if the user has too many."""
@@ -286,21 +272,17 @@ class Access:
         """
         if not await self._may_ask(socket, topic):
             return None
-        allowed = await authorization.authorized(socket.user, topic)
-        self.heard_of(topic, allowed)
-        return allowed
+        return await authorization.authorized(socket.user, topic)
 
     async def ask_join(self, socket: Socket, kind: str) -> list[Topic] | None:
         """Ask ``JOIN`` which topics a socket's user has without asking; None if there is no answer."""
         what = Joining(socket.credentials.tenant.name, kind)
         if not await self._may_ask(socket, what):
             return None
-        topics = await authorization.joined(socket.user, kind)
-        self.heard_of(what, topics)
-        return topics
+        return await authorization.joined(socket.user, what)
 
     async def _may_ask(self, socket: Socket, what: What) -> bool:
-        if self.is_out(what):
+        if authorization.is_out(what):
             return False
         return not socket.is_account_old or await _survives(self._renew(socket), 1)
 
@@ -352,16 +334,15 @@ class Access:
 
         async def ask(question: _Question) -> None:
             pair, what, tenant, account = question
-            if silent[_who_answers(what)] >= MAX_QUESTIONS:
+            if silent[who_answers(what)] >= MAX_QUESTIONS:
                 return  # it stays due
             answer = await in_context(tenant.fresh_context(), _answer(account, what))
-            self.heard_of(what, answer)
             if answer is not None:
-                silent.pop(_who_answers(what), None)
+                silent.pop(who_answers(what), None)
                 if not answer or self._asked.get(pair) == as_of:  # otherwise revoked meanwhile
                     self._answered(*pair, answer, as_of)
                 return
-            silent[_who_answers(what)] += 1
+            silent[who_answers(what)] += 1
             if pair in self._later:
                 self._later[pair] = self._later.pop(pair)  # the others first, next time
 
@@ -395,17 +376,6 @@ class Access:
 
     # What nobody could answer.
 
-    def is_out(self, what: What) -> bool:
-        """Return whether calls for a kind go unanswered in that tenant, so that it need not be asked now."""
-        return self._silent[_who_answers(what)] >= OUT_AFTER
-
-    def heard_of(self, what: What, answer: bool | list[Topic] | None) -> None:
-        """Record whether ``AUTHORIZE`` or ``JOIN`` of a kind could answer."""
-        if answer is None:
-            self._silent[_who_answers(what)] += 1
-        else:
-            self._silent.pop(_who_answers(what), None)
-
     def ask_later(self, user: str, what: str) -> None:
         """Ask again about a topic or a kind until there is an answer; then notify the waiting sockets."""
         self._later[user, what] = None
@@ -437,7 +407,7 @@ class Access:
 async def _answer(account: Any, what: What) -> bool | list[Topic] | None:
     if isinstance(what, Topic):
         return await authorization.authorized(account, what)
-    return await authorization.joined(account, what.kind)
+    return await authorization.joined(account, what)
 
 
 def _what(pair: Pair, tenant: Tenant) -> What:
@@ -447,11 +417,6 @@ def _what(pair: Pair, tenant: Tenant) -> What:
 
 def _is_asked_together(what: What) -> bool:
     return isinstance(what, Topic) and authorization.is_asked_together(what)
-
-
-def _who_answers(what: What) -> tuple[str, str]:
-    """Name what is away together: the permissions of a kind, whose rows each tenant may have in another database."""
-    return what.tenant, what.kind if isinstance(what, Topic) else f"JOIN {what.kind}"
 
 
 async def _survives(job: Awaitable[None], waiting: int) -> bool:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from notifications.access import authorization
 from notifications.access import revocation as access_module
 from notifications.access.control import Control, fingerprint
 from notifications.access.revocation import access
@@ -356,6 +357,22 @@ async def test_permissions_of_many_are_asked_again_together(permissions, set_lim
 
         ended = {(await client.expect("unsubscribed"))["topic"] for _ in range(9)}
         assert ended == {f"order:1-{number}" for number in (0, *range(2, 10))}
+
+
+async def test_ids_that_a_function_fails_for_keep_nobody_else_waiting(permissions, set_limits):
+    """Whoever has a page full of what was deleted has no answer; that says nothing of what others ask about."""
+
+    async def may_watch(pairs):
+        return [{"1-7": 1}[id_] == user.pk for user, id_ in pairs]
+
+    set_limits(TOPICS={"order": {"AUTHORIZE_MANY": may_watch}})
+    async with opened(BOB) as bob, opened(ALICE) as alice:
+        for number in range(2 * authorization.OUT_AFTER):
+            await bob.say(action="subscribe", topic=f"order:deleted-{number}")
+            await bob.expect("error", code="unavailable")
+        await alice.say(action="subscribe", topic="order:1-7")
+
+        await alice.expect("subscribed", topic="order:1-7")
 
 
 async def test_a_permission_is_asked_in_the_context_of_the_handshake(permissions, settings):

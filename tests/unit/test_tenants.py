@@ -23,8 +23,9 @@ from notifications import (
     publish_to_user,
 )
 from notifications.access import credentials
+from notifications.access.authorization import OUT_AFTER
 from notifications.access.credentials import NOBODY_KNOWS, Credentials, Verdict, judge
-from notifications.access.revocation import OUT_AFTER, Access
+from notifications.access.revocation import Access
 from notifications.history.position import Position
 from notifications.history.stamped import Stamped, head, tail, tail_of
 from notifications.tenants import Tenant
