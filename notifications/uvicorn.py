@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvicorn
-from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.utils import ClientDisconnected, is_ssl
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 
@@ -69,7 +69,8 @@ SLICE: Final = 4
 LINGER: Final = 1.0
 """Seconds that a client which broke a rule may take to read the close code."""
 CLOSE_TIMEOUT: Final = 10.0
-"""Seconds that a client may take to read the rest after a close; as many as uvicorn waits for its answer."""
+"""Seconds that a client may take to read what is before a close, and to read the rest after it; as many as uvicorn
+waits for its answer in between."""
 
 
 class _Frames(dict[str, bytes]):
@@ -176,8 +177,12 @@ class _Corked(asyncio.Transport):
         self.flush()
         if not self._transport.is_closing():
             self._transport.close()
-            if self._transport.get_write_buffer_size():
-                self._loop.call_later(CLOSE_TIMEOUT, self._transport.abort)
+            # With TLS a transport does not count what it has encrypted.
+            if self._transport.get_write_buffer_size() or is_ssl(self._transport):
+                self._loop.call_later(CLOSE_TIMEOUT, self.abort)
+
+    def abort(self) -> None:
+        self._transport.abort()
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
@@ -267,6 +272,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
         self._incoming.clear()
 
+    def eof_received(self) -> None:
+        """Close, as a transport then does by itself, but let the client read the rest only for so long."""
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """Tell the client that the server stops. If it is leaving, uvicorn's class raises, and no others are told."""
+        if not self.transport.is_closing():
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated:
             self._incoming += data
@@ -299,7 +313,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         else:
             if self._has_failed:
                 raise ClientDisconnected
-            await super().send(message)
+            if message["type"] == "websocket.close" and not self.writable.is_set():
+                # uvicorn's class waits for the client to read what is before it, for ever if it has to.
+                waiting = self.loop.call_later(CLOSE_TIMEOUT, self.transport.abort)
+                try:
+                    await super().send(message)
+                finally:
+                    waiting.cancel()
+            else:
+                await super().send(message)
             if self._incoming:
                 self._read()
 

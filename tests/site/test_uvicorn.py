@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import ssl
+import sys
+import termios
 import zlib
 
 import pytest
@@ -721,20 +724,100 @@ def test_fragments_of_one_byte_take_no_more_than_their_bytes(run):
     assert heard == ["x" * 5002]
 
 
-def test_who_does_not_read_the_end_is_cut_off(run, monkeypatch):
+async def until_full(state):
+    """Wait until a client that does not read keeps its connection waiting; return the connection."""
+    await await_for(lambda: state.connections, what="the connection")
+    (connection,) = state.connections
+    await await_for(lambda: not connection.writable.is_set(), what="a full buffer")
+    return connection
+
+
+async def close_it(writer, connection, send):
+    await send({"type": "websocket.close"})
+
+
+async def half_close_it(writer, connection, send):
+    writer.write_eof()
+
+
+async def shut_it_down(writer, connection, send):
+    connection.shutdown()
+
+
+@pytest.mark.parametrize("end", [close_it, half_close_it, shut_it_down])
+def test_who_does_not_read_the_end_is_cut_off(run, monkeypatch, end):
     """A close waits for a client only so long, also if there is more before it than the client reads."""
     monkeypatch.setattr("notifications.uvicorn.CLOSE_TIMEOUT", 0.2)
+    sends = []
+
+    async def handle(receive, send):
+        sends.append(send)
+        send.__self__.stop_keepalive()
+        await send(text("x" * 2_000_000))
+        await gone(receive)
+
+    async def main():
+        async with serving(application(handle)) as (address, state), raw_client(address) as (reader, writer):
+            reader._transport.pause_reading()
+            connection = await until_full(state)
+            with contextlib.suppress(ClientDisconnected):
+                await end(writer, connection, sends[0])
+            await await_for(lambda: not state.connections and not state.tasks, what="the end of the connection")
+
+    run(main)
+
+
+def test_who_does_not_read_the_end_is_cut_off_with_tls(run, monkeypatch, certificate):
+    """Also if all that waits has been encrypted, which a transport then does not count."""
+    monkeypatch.setattr("notifications.uvicorn.CLOSE_TIMEOUT", 0.2)
+    files = dict(zip(("ssl_certfile", "ssl_keyfile"), map(str, certificate), strict=True))
+    full = asyncio.Event()
+
+    def in_the_kernel(connection):
+        number = connection.transport.get_extra_info("socket").fileno()
+        return int.from_bytes(fcntl.ioctl(number, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+    async def handle(receive, send):
+        connection, before = send.__self__, -1
+        while before != (before := in_the_kernel(connection)):
+            await send(text("x" * 10_000))
+            await asyncio.sleep(0.02)
+        full.set()
+        await gone(receive)
+
+    def deaf(client, address):
+        client.setblocking(True)
+        client = ssl.create_default_context(cafile=certificate[0]).wrap_socket(client, server_hostname="127.0.0.1")
+        client.sendall(handshake(address))
+        client.recv(1)
+        return client
+
+    async def main():
+        async with serving(application(handle), **files) as (address, state):
+            with await asyncio.to_thread(deaf, await connected(address), address):
+                (connection,) = state.connections
+                assert connection.transport.get_write_buffer_size() == 0
+                await full.wait()
+                connection.shutdown()
+                assert connection.transport.get_write_buffer_size() == 0
+                await await_for(lambda: not state.connections, what="the end of the connection")
+
+    run(main)
+
+
+def test_a_client_that_is_leaving_does_not_disturb_a_shutdown(run):
+    """It has closed, and has not read everything yet; uvicorn's own class raises, and the others would not be told."""
 
     async def handle(receive, send):
         await send(text("x" * 2_000_000))
+        await gone(receive)
 
     async def main():
-        async with serving(application(handle)) as (address, state), raw_client(address) as (reader, _):
-            await await_for(lambda: state.connections, what="the connection")
-            (connection,) = state.connections
+        async with serving(application(handle)) as (address, state), raw_client(address) as (reader, writer):
             reader._transport.pause_reading()
-            await await_for(lambda: not connection.writable.is_set(), what="a full buffer")
+            connection = await until_full(state)
+            writer.write(client_frame(b"\x03\xe8", 0x88))
+            await await_for(connection.transport.is_closing, what="its close")
             connection.shutdown()
-            await await_for(lambda: not state.connections, what="the end of the connection")
 
     run(main)

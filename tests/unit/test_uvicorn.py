@@ -35,6 +35,9 @@ class Writes:
     def get_write_buffer_size(self):
         return 0
 
+    def get_extra_info(self, name):
+        return None
+
     def close(self):
         self.taken.append("close")
 
