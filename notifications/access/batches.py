@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextvars import Context, copy_context
 from types import TracebackType
 from typing import Any, Final, NamedTuple
@@ -128,8 +128,12 @@ class Batches:
         return answer
 
     async def end(self) -> None:
-        """End all calls; their questions fail."""
-        while self._tasks:  # the end of one lets another begin
+        """End all calls; their questions fail, and those that wait."""
+        for asked in self._groups.values():
+            waiting = asked.take(asked.size)
+            self._waiting -= len(waiting)
+            _hand_out(waiting, [_end()] * len(waiting))
+        while self._tasks:
             await ended(next(iter(self._tasks)))
 
     def _gather(self, asked: _Group) -> None:
@@ -170,10 +174,8 @@ class Batches:
             taken = asked.take(self._most)
             self._waiting -= len(taken)
             batch = {answer: question for answer, question in taken.items() if question.since >= earliest}
-            late = Raised(BusyError(f"no turn within {self._longest_wait:g} s"), None)
-            for answer in taken.keys() - batch.keys():
-                if not answer.done():
-                    answer.set_result(late)
+            late = taken.keys() - batch.keys()
+            _hand_out(late, [Raised(BusyError(f"no turn within {self._longest_wait:g} s"), None)] * len(late))
         if batch:
             asked.calls += 1
             task = new_task(self._answer(asked, batch), context=next(iter(batch.values())).context)
@@ -183,16 +185,14 @@ class Batches:
 
     async def _answer(self, asked: _Group, batch: Batch) -> None:
         """Make one call, and hand out the answers."""
-        outcomes: Sequence[Any] = [Raised(CutShortError("the event loop ends"), None)] * len(batch)
+        outcomes: Sequence[Any] = [_end()] * len(batch)
         questions = list(batch.values())
         try:
             outcomes = await self._outcomes(asked.name, questions)
         except Exception as error:  # noqa: BLE001  each of those who asked raises it
             outcomes = [Raised(error, error.__traceback__)] * len(batch)
         finally:
-            for answer, outcome in zip(batch, outcomes, strict=True):
-                if not answer.done():
-                    answer.set_result(outcome)
+            _hand_out(batch, outcomes)
             asked.calls -= 1
             self._gather(asked)
 
@@ -236,6 +236,16 @@ class Batches:
         if len(answers) != len(questions):
             raise AnswersError(f"returned {len(answers)} answers to {len(questions)} questions")
         return answers
+
+
+def _end() -> Raised:
+    return Raised(CutShortError("the event loop ends"), None)
+
+
+def _hand_out(answers: Collection[asyncio.Future[Any]], outcomes: Sequence[Any]) -> None:
+    for answer, outcome in zip(answers, outcomes, strict=True):
+        if not answer.done():
+            answer.set_result(outcome)
 
 
 class _Group:

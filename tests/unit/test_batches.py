@@ -339,7 +339,7 @@ async def test_a_question_waits_for_its_call_for_a_time_only(make):
 
 
 async def test_an_end_answers_everybody(make):
-    """What is under way when the event loop ends fails; nobody is left waiting."""
+    """What is under way when the event loop ends fails, and what waits for it; nothing begins any more."""
 
     async def hang(questions):
         await asyncio.Event().wait()
@@ -347,6 +347,12 @@ async def test_an_end_answers_everybody(make):
     asked = make()
     tasks = ask_all(asked, hang, range(3))
     await await_for(lambda: asked._tasks)
+    tasks += ask_all(asked, hang, range(3))
+    await asyncio.sleep(0)
     await asked.end()
 
-    assert {type(each).__name__ for each in await asyncio.gather(*tasks, return_exceptions=True)} == {"CutShortError"}
+    async with asyncio.timeout(scaled()):
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+    assert {type(each).__name__ for each in answers} == {"CutShortError"}
+    assert asked._waiting == 0
+    assert not asked._tasks
