@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from ..broker.clients import FAILURES
@@ -38,6 +38,8 @@ INTERVAL_WITH_GAPS_TOLD: Final = 5.0
 """Seconds between two comparisons with the history on a layer that reports its gaps; it cannot know
 what Redis lost or a listener did not forward. On other layers it is ``HEARTBEAT_INTERVAL``."""
 
+_name: Final[Callable[[Topic], str]] = lru_cache(maxsize=10_000)(str)
+"""One text for all sockets: there is less to look at for each of them. The first Pythons 3.12 never free one that is interned."""
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
@@ -133,7 +135,7 @@ class Delivery:
 
         """
         kind = settings.kinds[topic.kind]
-        name = sys.intern(str(topic))  # one for all sockets: there is less to look at for each of them
+        name = _name(topic)
         cursor = self.cursors[name] = Cursor(topic, kind.HISTORY_TTL)
         tally.subscriptions += 1
         await self._in_time(self._layer.group_add(topic.group, self._channel))

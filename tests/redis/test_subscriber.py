@@ -6,6 +6,7 @@ The layer is in memory and the test plays the listener, so that it can drop what
 
 import asyncio
 import json
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -488,6 +489,15 @@ async def test_a_read_that_failed_is_made_again_with_the_next_message(site, monk
     await site.say(4)
 
     await socket.has(1, 2, 3, 4)
+
+
+async def test_sockets_share_the_names_of_topics_which_python_may_forget(site, live_redis):
+    """The first Pythons 3.12 keep a text that is interned for ever, and there are ever new topics."""
+    sockets = [await site.joined() for _ in range(2)]
+
+    first, second = (name for socket in sockets for name in socket.delivery.cursors)
+    assert first is second
+    assert sys.intern("".join(list(first))) is not first
 
 
 @pytest.mark.parametrize(("run", "amount"), [("", 1), (None, 0)], ids=["unknown", "the same"])
