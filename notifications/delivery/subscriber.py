@@ -39,7 +39,8 @@ INTERVAL_WITH_GAPS_TOLD: Final = 5.0
 what Redis lost or a listener did not forward. On other layers it is ``HEARTBEAT_INTERVAL``."""
 
 _name: Final[Callable[[Topic], str]] = lru_cache(maxsize=10_000)(str)
-"""One text for all sockets: there is less to look at for each of them. The first Pythons 3.12 never free one that is interned."""
+"""One text for all sockets: there is less to look at for each of them. It is not interned: the first versions of Python
+3.12 never free what is."""
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
