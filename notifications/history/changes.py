@@ -49,8 +49,8 @@ class Place(NamedTuple):
 
 def place_of(topic: str) -> Place:
     """Return the place of a topic, given as text."""
-    digest = hashlib.blake2b(topic.encode(), digest_size=2 + _TOPIC_BYTES).digest()
-    return Place(1 + int.from_bytes(digest[:2]) % BUCKETS, digest[2:])
+    digest = hashlib.sha256(topic.encode()).digest()
+    return Place(1 + int.from_bytes(digest[:2]) % BUCKETS, digest[2 : 2 + _TOPIC_BYTES])
 
 
 class Changes(NamedTuple):
