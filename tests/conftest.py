@@ -29,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "faults_long: the same with all faults and servers; make test-faults runs it")
     # No deadline: on a busy machine an example takes as long as it takes.
     hypothesis.settings.register_profile("notifications", deadline=None)
-    hypothesis.settings.register_profile("quick", deadline=None, max_examples=20)  # --hypothesis-profile=quick
+    hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)  # --hypothesis-profile=quick
     hypothesis.settings.load_profile("notifications")
 
 

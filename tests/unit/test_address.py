@@ -13,6 +13,7 @@ from notifications import publish_to_user
 from notifications.address import AddressError, read, secrets, shown
 from notifications.layers import RedisPubSubLayer
 from notifications.logs import LONGEST, describe
+from tests.cases import cases
 
 GOOD = {
     "redis://redis.example": {"host": "redis.example", "port": 6379},
@@ -36,7 +37,7 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize(("url", "options"), GOOD.items())
+@cases(("url", "options"), GOOD.items())
 def test_a_url_is_read_as_redis_py_reads_it(url, options):
     """What a site's URL says today it says tomorrow."""
     pool = redis.ConnectionPool.from_url(url).connection_kwargs
@@ -89,7 +90,7 @@ def test_texts_of_libraries_lose_the_credentials():
     assert {case: text for case, text in told.items() if "Secret" in text} == {}
 
 
-@pytest.mark.parametrize(
+@cases(
     "hosts",
     [
         ["redis://:Secret@h"],
@@ -100,7 +101,6 @@ def test_texts_of_libraries_lose_the_credentials():
         "redis://:Secret@h",
         [("h", 6379), {"address": "redis://:2#Secret@h", "username": "site"}],
     ],
-    ids=str,
 )
 def test_credentials_of_the_channel_layer_are_not_shown_either(settings, hosts):
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "x", "CONFIG": {"hosts": hosts}}}
@@ -134,7 +134,7 @@ HOSTS = [
 ]
 
 
-@pytest.mark.parametrize("hosts", HOSTS, ids=str)
+@cases("hosts", HOSTS)
 def test_hosts_that_cannot_be_used_are_found(settings, hosts):
     """A check names the mistake in CHANNEL_LAYERS before a socket finds it."""
     backend = "notifications.layers.RedisPubSubLayer"

@@ -9,10 +9,11 @@ from PIL import Image
 from project.uploads import analysis
 from project.uploads.analysis import AnalysisError, Content, draw, read
 from project.uploads.filetypes import detect, name_score
+from tests.cases import cases
 from tests.demo_site import broken_png, png
 
 
-@pytest.mark.parametrize("size", [1, 4096, 4097, 1_000_000])
+@cases("size", [1, 4096, 4097, 1_000_000])
 def test_read_tells_the_truth(size: int):
     """Progress ends with all bytes, and the digest is hashlib's."""
     data = b"\x00" + bytes(size - 1)
@@ -41,7 +42,7 @@ def test_draw_decodes_the_image():
         assert thumbnail.getpixel((5, 5)) == (0, 128, 128)
 
 
-@pytest.mark.parametrize("data", [png()[:150], broken_png(), png()[:8], b"\x89PNG\r\n\x1a\n" + b"?" * 500])
+@cases("data", [png()[:150], broken_png(), png()[:8], b"\x89PNG\r\n\x1a\n" + b"?" * 500])
 def test_draw_refuses_a_damaged_image(data: bytes):
     """Whatever is wrong inside, the answer is one sentence."""
     with pytest.raises(AnalysisError, match="The PNG image is damaged"):
@@ -56,7 +57,7 @@ def test_draw_refuses_a_decompression_bomb(monkeypatch: pytest.MonkeyPatch):
         draw(io.BytesIO(png(320, 200)), "image/png")
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
+@cases("orientation", range(1, 9))
 def test_draw_turns_a_photo_upright(orientation: int):
     """However the camera was held, size and thumbnail are those of the picture that people see."""
     upright = Image.new("RGB", (400, 300), "blue")
@@ -82,7 +83,7 @@ def test_draw_leaves_other_files_alone():
     assert draw(io.BytesIO(b"%PDF-1.7"), "application/pdf") is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("head", "media_type"),
     [
         (png()[:64], "image/png"),
@@ -99,7 +100,7 @@ def test_detect(head: bytes, media_type: str):
     assert detect(head) == media_type
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "media_type", "score"),
     [
         ("a.png", "image/png", 100),

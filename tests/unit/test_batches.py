@@ -32,6 +32,12 @@ async def make():
         await each.end()
 
 
+@pytest.fixture
+def soon(monkeypatch):
+    """Let nobody wait long for others."""
+    monkeypatch.setattr(batches, "GATHERING", 0.01)
+
+
 class Answers:
     """Answers with the questions themselves, and remembers what was asked together."""
 
@@ -85,9 +91,8 @@ async def test_a_question_that_comes_alone_waits_for_no_other(make):
     assert await task == "alone"
 
 
-async def test_a_loop_that_never_rests_still_asks(make, monkeypatch):
+async def test_a_loop_that_never_rests_still_asks(make, soon):
     """Others may come for as long as they like: nobody waits for all of them."""
-    monkeypatch.setattr(batches, "GATHERING", 0.01)
     function, asked = Answers(), make(most=10**6)
     (first,) = ask_all(asked, function, ["first"])
     tasks = []
@@ -99,7 +104,7 @@ async def test_a_loop_that_never_rests_still_asks(make, monkeypatch):
     await asyncio.gather(*tasks)
 
 
-async def test_what_comes_during_a_call_is_asked_in_the_next(make):
+async def test_what_comes_during_a_call_is_asked_in_the_next(make, soon):
     """No more calls than may run at once, and so no more connections, however many ask."""
     function, asked = Answers(is_open=False), make(at_once=2)
     tasks = []
@@ -118,7 +123,7 @@ async def test_what_comes_during_a_call_is_asked_in_the_next(make):
     assert asked._groups == {}
 
 
-async def test_a_call_that_takes_long_holds_up_the_next_for_a_moment_only(make):
+async def test_a_call_that_takes_long_holds_up_the_next_for_a_moment_only(make, soon):
     """The end of a call lets the next begin; if it does not come soon, another begins beside it."""
     slow, fast, asked = Answers(is_open=False), Answers(), make(at_once=2)
     waiting = ask_all(asked, slow, [1])
@@ -326,14 +331,15 @@ async def test_what_was_forgotten_forgets_nothing_else(make, monkeypatch):
 async def test_a_question_waits_for_its_call_for_a_time_only(make):
     """Whoever has waited too long when a call is over is told so, and not asked about."""
     function, asked = Answers(is_open=False), make(longest_wait=0.02)
-    first = asyncio.create_task(asked.ask("", "", scaled(0.3), function, 0))
+    (first,) = ask_all(asked, function, [0])
     await await_for(lambda: function.calls)
+    (late,) = ask_all(asked, function, [1])
+    await asyncio.sleep(0.03)
+    function.gate.set()
 
     with pytest.raises(BusyError):
-        await asked.ask("", "", scaled(), function, 1)
-    with pytest.raises(TimeoutError):
-        await first
-    function.gate.set()
+        await late
+    assert await first == 0
     assert await asked.ask("", "", scaled(), function, 2) == 2
     assert function.calls == [[0], [2]]
 

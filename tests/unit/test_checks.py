@@ -10,6 +10,7 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
 from tests import source
+from tests.cases import cases
 
 CORE = "channels_redis.core.RedisChannelLayer"
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
@@ -129,7 +130,7 @@ NOTIFICATIONS = [
 ]
 
 
-@pytest.mark.parametrize(("id_", "value"), NOTIFICATIONS, ids=lambda value: str(value)[:60])
+@cases(("id_", "value"), NOTIFICATIONS)
 def test_each_mistake_in_notifications_is_found(settings, id_, value):
     """A wrong NOTIFICATIONS dict shows as the check of its number, with a hint."""
     settings.NOTIFICATIONS = value
@@ -188,7 +189,7 @@ LAYERS = [
 ]
 
 
-@pytest.mark.parametrize(("id_", "layers"), LAYERS)
+@cases(("id_", "layers"), LAYERS)
 def test_each_mistake_in_channel_layers_is_found(settings, id_, layers):
     """A channel layer that cannot carry the listener's messages shows, with a hint."""
     settings.CHANNEL_LAYERS = layers
@@ -199,7 +200,7 @@ def test_each_mistake_in_channel_layers_is_found(settings, id_, layers):
     assert message.hint
 
 
-@pytest.mark.parametrize(("version", "breaks"), [("8.0.0", True), ("8.1", True), ("10.0.0b1", True), ("7.4.0", False)])
+@cases(("version", "breaks"), [("8.0.0", True), ("8.1", True), ("10.0.0b1", True), ("7.4.0", False)])
 def test_the_core_layer_needs_a_socket_timeout_with_redis_8(settings, install, version, breaks):
     """channels_redis.core with redis-py 8 is an error unless each host has a socket_timeout; older ones only warn."""
     install("redis", version)
@@ -215,7 +216,7 @@ def test_the_core_layer_needs_a_socket_timeout_with_redis_8(settings, install, v
         assert found() == (["W003", "E013"] if breaks else ["W003"]), config
 
 
-@pytest.mark.parametrize(
+@cases(
     ("version", "told"),
     [
         ("4.2.2", True),
@@ -234,9 +235,7 @@ def test_a_daphne_with_known_holes_is_found(install, version, told):
     assert found() == (["W004"] if told else [])
 
 
-@pytest.mark.parametrize(
-    ("debug", "hosts", "told"), [(False, ["*"], True), (True, ["*"], False), (False, [".example.com"], False)]
-)
+@cases(("debug", "hosts", "told"), [(False, ["*"], True), (True, ["*"], False), (False, [".example.com"], False)])
 def test_any_host_outside_debug_is_found(settings, debug, hosts, told):
     """ALLOWED_HOSTS of ["*"] in production trusts any origin, which is a warning."""
     settings.DEBUG, settings.ALLOWED_HOSTS = debug, hosts

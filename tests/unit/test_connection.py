@@ -347,7 +347,7 @@ async def test_permissions_of_many_are_asked_again_together(permissions, set_lim
         calls.append(len(pairs))
         return [id_.startswith(tuple(allowed)) for _, id_ in pairs]
 
-    set_limits(REAUTHORIZE_INTERVAL=0.5, TOPICS={"order": {"AUTHORIZE_MANY": may_watch}})
+    set_limits(REAUTHORIZE_INTERVAL=0.1, TOPICS={"order": {"AUTHORIZE_MANY": may_watch}})
     async with opened(ALICE) as client:
         for number in range(20):
             await client.subscribe(f"order:1-{number}")
@@ -581,7 +581,7 @@ async def test_a_permission_that_is_withdrawn_while_it_is_asked_for_is_not_given
 
 async def test_a_client_that_never_answers_is_given_up(set_limits):
     """After two pings that it did not answer."""
-    set_limits(HEARTBEAT_INTERVAL=0.05)
+    set_limits(HEARTBEAT_INTERVAL=0.02)
     async with opened(ALICE) as client:
         pings = await client.expect_closed(CloseCode.TOO_SLOW)
 
@@ -589,7 +589,7 @@ async def test_a_client_that_never_answers_is_given_up(set_limits):
 
 
 async def test_a_client_that_answers_is_kept(set_limits):
-    set_limits(HEARTBEAT_INTERVAL=0.05)
+    set_limits(HEARTBEAT_INTERVAL=0.02)
     async with opened(ALICE) as client:
         numbers = []
         for _ in range(4):

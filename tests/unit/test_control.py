@@ -11,20 +11,19 @@ from django.core import signing
 import notifications
 from notifications import PublishError, TopicError
 from notifications.access.control import MAX_AGE, SALT, Control, ControlError
+from tests.cases import cases
 from tests.conftest import point_to
 
 # The message.
 
 
-@pytest.mark.parametrize(
-    "message", [Control("disconnect", "42"), Control("revoke", "42", "order:é:7"), Control("check", "ü" * 200)]
-)
+@cases("message", [Control("disconnect", "42"), Control("revoke", "42", "order:é:7"), Control("check", "ü" * 200)])
 def test_what_was_signed_is_read(message):
     """Any user and topic survive the road."""
     assert Control.read(message.sign().encode()) == message
 
 
-@pytest.mark.parametrize(
+@cases(
     "data",
     [
         b"",
@@ -41,7 +40,6 @@ def test_what_was_signed_is_read(message):
         signing.dumps(["disconnect", "42", ""], salt="notifications.token").encode(),
         signing.dumps(["disconnect", "42", ""], salt=SALT, key="another").encode(),
     ],
-    ids=range(13),
 )
 def test_what_is_not_ours_is_refused(data):
     """Only what this site signed for this purpose, and what makes sense, is a control message."""
@@ -74,7 +72,7 @@ def test_a_message_of_a_time_to_come_is_refused(monkeypatch, ahead, good):
             Control.read(message)
 
 
-@pytest.mark.parametrize(
+@cases(
     "call",
     [
         lambda: notifications.disconnect_user(AnonymousUser()),
@@ -83,7 +81,6 @@ def test_a_message_of_a_time_to_come_is_refused(monkeypatch, ahead, good):
         lambda: notifications.revoke("nosuch:7", 42),
         lambda: notifications.revoke("user:42", 42),
     ],
-    ids=["anonymous", "unsaved", "no topic", "no kind", "own topic"],
 )
 def test_nonsense_is_an_error(call):
     """Nobody believes to have ended an access that there is not."""

@@ -8,6 +8,7 @@ from notifications.delivery.cursor import Cursor, Start, State, Verdict, start
 from notifications.history.position import Frame, Page, Position, Where
 from notifications.metrics import tally
 from notifications.topics import Topic
+from tests.cases import cases
 
 TTL = 100.0
 STARTED = 500_000
@@ -115,7 +116,7 @@ def test_what_arrives_while_a_socket_is_brought_up_to_date_is_missed(state):
     assert cursor.latest == P(E, 4)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("state", "verdict"),
     [(JOINING, Verdict.DROP), (LIVE, Verdict.SEND), (CATCHING_UP, Verdict.HOLD), (LEFT, Verdict.DROP)],
 )
@@ -124,7 +125,7 @@ def test_what_has_no_id_waits_while_the_history_is_read(state, verdict):
     assert cursor_in(state).offer_without_id() is verdict
 
 
-@pytest.mark.parametrize(
+@cases(
     ("state", "after"),
     [
         (JOINING, {"go_live": LIVE, "catch_up": CATCHING_UP, "leave": LEFT}),
@@ -185,7 +186,7 @@ def test_in_whatever_states_it_has_been_a_cursor_sends_all_in_order(steps):
     assert cursor.n == len(sent)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("n", "verdict", "position"),
     [
         (1, Verdict.DROP, P(E, 3)),
@@ -218,7 +219,7 @@ def test_what_a_socket_has_had_is_counted():
     assert tally.duplicates == before + 2
 
 
-@pytest.mark.parametrize(
+@cases(
     ("position", "epoch", "n", "run", "verdict"),
     [
         (P(NOW, 0), NOW + 5000, 1, "a", Verdict.SEND),
@@ -282,7 +283,7 @@ def test_what_follows_is_sent():
     assert cursor.position == P(E, 3)
 
 
-@pytest.mark.parametrize("found", [page(), page(last=P(E, 3)), page(last=P(E, 2))])
+@cases("found", [page(), page(last=P(E, 3)), page(last=P(E, 2))])
 def test_a_history_without_news_changes_nothing(found):
     """An empty history, one at the socket's position, and one that the message overtook bring nothing."""
     cursor = cursor_at(P(E, 3))
@@ -340,14 +341,13 @@ def test_an_epoch_that_ended_by_age_is_followed_silently():
     assert [frame.position for frame in frames] == [P(NEXT, 1), P(NEXT, 2)]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("changes", "after"),
     [
         ({"run": "b"}, 50),
         ({"first": P(NEXT - 1, 7)}, 50),
         ({"now": NOW + 101_000 + 100_000}, 100),
     ],
-    ids=["another server", "not all of it", "not compared for a life-time"],
 )
 def test_an_epoch_is_told_when_something_may_have_been_lost(changes, after):
     """Another server may have lost what it was told; what lives for a life-time can come and go in one."""
@@ -400,7 +400,7 @@ def test_an_epoch_that_ended_too_early_is_told():
     assert cursor.follow(page(P(NEXT, 1), now=NOW + 50_000), 50.0)[0]
 
 
-@pytest.mark.parametrize(("late", "told"), [(-0.9, False), (-1.0, False), (-1.1, True)])
+@cases(("late", "told"), [(-0.9, False), (-1.0, False), (-1.1, True)])
 def test_two_clocks_may_disagree_by_a_moment_on_an_age(late, told):
     """By our clock a history may end up to ``EXPIRY_TOLERANCE`` before its time, and no earlier: it ended by age."""
     for found_before_the_next_message in (True, False):
@@ -529,7 +529,7 @@ def test_what_is_forwarded_again_is_no_evidence(stale):
     assert cursor.position == P(E, 3)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("found", "before", "has_all"),
     [
         (page(*kept(E, 2, 3), first=P(E, 1)), P(E, 1), True),
@@ -538,7 +538,6 @@ def test_what_is_forwarded_again_is_no_evidence(stale):
         (page(), P(E, 2), True),
         (page(), P(E, 3), True),
     ],
-    ids=["all of it", "a page of more", "overtaken", "lost", "empty"],
 )
 def test_reading_ends_at_the_end_of_the_history(found, before, has_all):
     """When a page brought the last message, or nothing; and what was let go meanwhile is read as well."""
@@ -555,7 +554,7 @@ def test_reading_ends_at_the_end_of_the_history(found, before, has_all):
 # Comparing.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("last", "behind"),
     [(None, False), (P(E, 3), False), (P(E, 2), False), (P(E, 4), True), (P(E + 1, 1), True), (P(E - 1, 9), True)],
 )

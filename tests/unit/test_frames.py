@@ -18,6 +18,7 @@ from notifications.protocol.frames import (
     decode,
     encode,
 )
+from tests.cases import cases
 
 ID = "1795452276480-3"
 
@@ -71,7 +72,7 @@ def padded(frame, size):
     return json.dumps({**frame, "padding": "x" * (size - len(text))})
 
 
-@pytest.mark.parametrize(
+@cases(
     ("frame", "decoded"),
     [
         ({"type": "auth", "token": "t"}, frames.Auth(token="t")),
@@ -95,7 +96,6 @@ def padded(frame, size):
         ({"action": "pong"}, frames.Pong()),
         ({"action": "pong", "n": 7}, frames.Pong(n=7)),
     ],
-    ids=lambda value: json.dumps(value) if isinstance(value, dict) else "",
 )
 def test_each_frame_of_the_contract_is_understood(frame, decoded):
     """Every frame a browser may send is decoded, whether or not it has keys that nobody knows."""
@@ -144,7 +144,7 @@ def test_no_text_raises_anything_but_frame_error(text):
         assert json.loads(encode(frames.Error(code=error.code, message=str(error))))["message"] == str(error)
 
 
-@pytest.mark.parametrize("text", ["[" * 16000, '{"a":' * 3000, '{"type":"auth","token":' + "[" * 16000])
+@cases("text", ["[" * 16000, '{"a":' * 3000, '{"type":"auth","token":' + "[" * 16000])
 def test_endless_nesting_is_an_invalid_message(text):
     """A frame that is nested too deep for Python is a FrameError, not a RecursionError."""
     assert refusal(text).code == "invalid_message"
@@ -205,21 +205,19 @@ def test_half_a_character_is_no_part_of_a_topic(action, half):
     assert "half a character" in str(error)
 
 
-@pytest.mark.parametrize("text", [None, "", "hello", "[1", '{"action":"ping"', r'{"action":"\ud83d', '{"a":NaN}'])
+@cases("text", [None, "", "hello", "[1", '{"action":"ping"', r'{"action":"\ud83d', '{"a":NaN}'])
 def test_what_is_no_json_is_told_from_a_wrong_frame(text):
     """A first frame is answered with another code when it is no JSON at all."""
     assert type(refusal(text)) is frames.NotJSONError
 
 
-@pytest.mark.parametrize(
-    "text", ["[]", "7", "{}", '{"type":"auth"}', '{"action":"shout"}', r'{"type":"auth","a":"\ud83d"}']
-)
+@cases("text", ["[]", "7", "{}", '{"type":"auth"}', '{"action":"shout"}', r'{"type":"auth","a":"\ud83d"}'])
 def test_a_wrong_frame_is_told_from_what_is_no_json(text):
     """What a JSON parser reads is a wrong frame."""
     assert type(refusal(text)) is FrameError
 
 
-@pytest.mark.parametrize(
+@cases(
     "since",
     [
         "",
@@ -259,7 +257,7 @@ def test_any_id_is_a_since(epoch, n):
     assert decode(json.dumps({"action": "subscribe", "topic": "a", "since": since})).since == since
 
 
-@pytest.mark.parametrize(
+@cases(
     ("frame", "limit"),
     [
         ({"action": "ping"}, 4096),
@@ -289,7 +287,7 @@ def test_nothing_is_read_of_what_is_larger_than_any_frame(size):
     assert "bytes" in str(refusal("[" * size))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("frame", "wire"),
     [
         (
@@ -324,7 +322,6 @@ def test_nothing_is_read_of_what_is_larger_than_any_frame(size):
         (frames.ServerPing(n=1), {"action": "ping", "n": 1}),
         (frames.ServerPong(), {"action": "pong"}),
     ],
-    ids=lambda value: type(value).__name__,
 )
 def test_each_answer_is_written_as_the_contract_says(frame, wire):
     """The server's frames have exactly the fields of the contract; null is sent, an absent topic is not."""
@@ -339,7 +336,7 @@ def test_answers_are_one_json_text_whatever_they_quote(message):
     assert json.loads(encode(frames.AuthError(message=message)))["message"] == message
 
 
-@pytest.mark.parametrize(
+@cases(
     ("name", "number"),
     [
         ("AUTH_TIMEOUT", 4001),
@@ -362,9 +359,7 @@ def test_no_close_code_tells_a_client_to_stay_away_by_mistake():
     assert 1000 not in set(CloseCode)
 
 
-@pytest.mark.parametrize(
-    "frame", [frames.Auth(token="t"), frames.Subscribe(topic="a"), frames.SubscribeUpload(upload_id="a")]
-)
+@cases("frame", [frames.Auth(token="t"), frames.Subscribe(topic="a"), frames.SubscribeUpload(upload_id="a")])
 def test_what_a_client_may_leave_out_is_none(frame):
     """An absent ``since`` replays nothing, and an absent grant grants nothing."""
     values = structs.asdict(frame)

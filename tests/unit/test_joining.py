@@ -234,7 +234,7 @@ async def test_whom_authorize_refuses_waits_for_join(teams, configure, same_acco
 
 async def test_a_public_topic_that_the_client_asked_for_stays(teams, configure, same_accounts):
     """Any user may have it; what only JOIN has given is withdrawn with JOIN."""
-    configure(REAUTHORIZE_INTERVAL=0.05, TOPICS={"closed": {"JOIN": teams.of, "PUBLIC": True}})
+    configure(REAUTHORIZE_INTERVAL=0.02, TOPICS={"closed": {"JOIN": teams.of, "PUBLIC": True}})
     async with opened(ALICE) as client:
         await expect_joined(client, TEAM_7, TEAM_8)
         await client.subscribe(TEAM_7)
@@ -263,7 +263,7 @@ async def test_a_subscription_waits_for_the_answer(teams):
 
 async def test_a_team_that_is_joined_or_left_is_found(teams, configure, same_accounts):
     """JOIN is asked again: what is new is joined, what is gone is withdrawn, the rest is left alone."""
-    configure(REAUTHORIZE_INTERVAL=0.05)
+    configure(REAUTHORIZE_INTERVAL=0.02)
     async with opened(ALICE) as client:
         await expect_joined(client, TEAM_7, TEAM_8)
         await teams.asked_again()
@@ -279,7 +279,7 @@ async def test_a_team_that_is_joined_or_left_is_found(teams, configure, same_acc
 
 async def test_nobody_loses_a_team_because_nobody_can_say(teams, configure, same_accounts):
     """While the database is away everything stays; afterwards the answer counts."""
-    configure(REAUTHORIZE_INTERVAL=0.05)
+    configure(REAUTHORIZE_INTERVAL=0.02)
     async with opened(ALICE) as client:
         await expect_joined(client, TEAM_7, TEAM_8)
         teams.error, teams.ids = ConnectionError(), []
@@ -293,7 +293,7 @@ async def test_nobody_loses_a_team_because_nobody_can_say(teams, configure, same
 
 
 async def test_one_question_serves_all_connections_of_a_user(teams, configure, same_accounts):
-    configure(REAUTHORIZE_INTERVAL=3)
+    configure(REAUTHORIZE_INTERVAL=1)
     async with opened(ALICE) as one, opened(ALICE) as other:
         for client in (one, other):
             await expect_joined(client, TEAM_7, TEAM_8)
@@ -361,7 +361,7 @@ async def test_what_is_revoked_is_not_joined_by_an_answer_that_waits(teams, conf
 
 async def test_what_was_revoked_is_joined_by_a_newer_answer(teams, configure, same_accounts):
     """A team that was left and joined again is heard again."""
-    configure(REAUTHORIZE_INTERVAL=0.05)
+    configure(REAUTHORIZE_INTERVAL=0.02)
     async with opened(ALICE) as client:
         await expect_joined(client, TEAM_7, TEAM_8)
         access()._heard(b"", Control("revoke", "1", "closed:7").sign().encode())

@@ -1,11 +1,10 @@
 """Which layers scripts can reach."""
 
-import pytest
-
 from notifications.layers import RedisPubSubLayer, direct
+from tests.cases import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("site", "host", "reached"),
     [
         ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0", True),
@@ -21,7 +20,6 @@ from notifications.layers import RedisPubSubLayer, direct
         ("unix:///run/redis.sock", "redis://localhost", False),
         ("redis://127.0.0.1", {"sentinels": [("127.0.0.1", 26379)], "master_name": "site"}, False),
     ],
-    ids=str,
 )
 def test_scripts_reach_the_groups_of_a_layer_on_the_same_server_and_account(settings, site, host, reached):
     """Otherwise the listener's own connection to the layer is the only one that does."""

@@ -6,6 +6,7 @@ from notifications.access.authentication import client_address
 from notifications.access.client_address import UNREADABLE
 from notifications.connection import limits
 from notifications.connection.limits import BURST, RATE, Addresses, Pace, Senders, Strangers, TokenBucket
+from tests.cases import cases
 
 CLIENTS = [
     (["192.0.2.1", 1234], "192.0.2.1"),
@@ -137,7 +138,7 @@ def test_those_that_do_not_leave_are_counted_until_they_have():
     assert (strangers._waiting, strangers._leaving, strangers._leaving_of, strangers._count) == ({}, {}, {}, 0)
 
 
-@pytest.mark.parametrize(("limit", "let_in"), [(1, 2), (3, 2), (4, 4), (7, 6)])
+@cases(("limit", "let_in"), [(1, 2), (3, 2), (4, 4), (7, 6)])
 def test_one_address_whose_sockets_do_not_leave_keeps_nobody_else_out(limit, let_in):
     """Of those on their way out, too, one address may have half: then it is let in no more, and all others are."""
     strangers, leaves = Strangers(), []

@@ -46,7 +46,7 @@ async def have_a_socket():
 
     socket = Socket()
     revocation.access().add("1", socket)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.01)
     revocation.access().remove("1", socket)
 
 

@@ -35,6 +35,7 @@ from notifications.messages import (
     check_raw,
     encode,
 )
+from tests.cases import cases
 
 ROOM = 65536
 WHEN = datetime(2026, 11, 23, 12, 30, 0, 250000, tzinfo=UTC)
@@ -95,7 +96,7 @@ def written(message):
     return json.loads(encode(message, ROOM))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("message", "wire"),
     [
         (
@@ -144,7 +145,6 @@ def written(message):
             {"action": "notice", "level": "info", "title": "Yes", "body": None, "url": None, "timestamp": ON_THE_WIRE},
         ),
     ],
-    ids=lambda value: type(value).__name__,
 )
 def test_each_typed_message_is_written_as_the_contract_says(message, wire):
     """A typed message has all fields of its type, also those that are null, under the names of the wire."""
@@ -162,13 +162,13 @@ def test_the_values_of_optional_fields_are_written():
     }
 
 
-@pytest.mark.parametrize("status", ["pending", "analyzing", "embedding", "completed", "failed"])
+@cases("status", ["pending", "analyzing", "embedding", "completed", "failed"])
 def test_every_status_of_the_contract_is_accepted(status):
     """Uploads have five states."""
     assert UploadProgressPayload(**{**UPLOAD, "status": status}).status == status
 
 
-@pytest.mark.parametrize(
+@cases(
     "status",
     ["pending", "processing", "completed", "failed", "cancelled", "analyzing", "embedding", "paused", Mood.GOOD],
 )
@@ -179,7 +179,7 @@ def test_the_status_of_a_batch_is_any_word(status):
     assert written(BatchProgress(payload=payload))["payload"]["status"] == str(status)
 
 
-@pytest.mark.parametrize(
+@cases(
     "stage",
     [
         "queued",
@@ -265,7 +265,7 @@ def test_the_error_of_a_wrong_word_names_the_allowed_ones_and_not_the_wrong_one(
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize("id_", [UUID("7f3c0000-0000-4000-8000-000000000001"), 42, "7f3c"])
+@cases("id_", [UUID("7f3c0000-0000-4000-8000-000000000001"), 42, "7f3c"])
 def test_ids_may_be_uuids_and_integers(id_):
     """Fields that are ids take what a primary key is, and are text on the wire."""
     message = UploadFailed(upload_id=id_, error_message="x")
@@ -290,7 +290,7 @@ def test_a_payload_may_be_a_mapping():
     assert message == UploadProgress(payload=payload, timestamp=WHEN)
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     [
         gettext_lazy("Saved"),
@@ -299,7 +299,6 @@ def test_a_payload_may_be_a_mapping():
         ngettext_lazy("Saved", "Saved all", 1),
         "Saved",
     ],
-    ids=["gettext_lazy", "mark_safe", "format_html", "ngettext_lazy", "str"],
 )
 def test_texts_may_be_djangos(text):
     """A title that waits for its translation, or is marked safe, is written as the text it is."""
@@ -332,7 +331,7 @@ def test_a_message_made_without_a_timestamp_has_that_of_now():
     assert written(first)["timestamp"].endswith("Z")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("value", "wire"),
     [
         (WHEN, ON_THE_WIRE),
@@ -352,16 +351,13 @@ def test_a_message_made_without_a_timestamp_has_that_of_now():
         (2**70, 2**70),
         ("🙂\x00\u2028", "🙂\x00\u2028"),
     ],
-    ids=repr,
 )
 def test_mappings_may_hold_djangos_types(value, wire):
     """A mapping may hold what Django's views have at hand; not-a-number becomes null."""
     assert written({"value": value}) == {"value": wire}
 
 
-@pytest.mark.parametrize(
-    "message", [{"a": 1}, OrderedDict(a=1), UserDict(a=1), MappingProxyType({"a": 1})], ids=lambda m: type(m).__name__
-)
+@cases("message", [{"a": 1}, OrderedDict(a=1), UserDict(a=1), MappingProxyType({"a": 1})])
 def test_any_mapping_is_a_message(message):
     """A message is any mapping, not only a dict."""
     assert encode(message, ROOM) == b'{"a":1}'
@@ -381,9 +377,7 @@ def test_whatever_json_can_hold_is_written(message):
     assert check_raw(data, 10**7).encode() == data
 
 
-@pytest.mark.parametrize(
-    "message", [None, "text", b"{}", 7, [], [("a", 1)], {1}, UploadProgressPayload(**UPLOAD), Mood], ids=repr
-)
+@cases("message", [None, "text", b"{}", 7, [], [("a", 1)], {1}, UploadProgressPayload(**UPLOAD), Mood])
 def test_what_is_no_message_is_refused(message):
     """Only mappings and the typed messages are messages."""
     with pytest.raises(MessageError):
@@ -408,7 +402,7 @@ def _deep():
     return {"deep": deep}
 
 
-@pytest.mark.parametrize(
+@cases(
     "message",
     [
         {"a": Strange()},
@@ -421,7 +415,6 @@ def _deep():
         {"\ud800": _circle()},
         {"a": 1j},
     ],
-    ids=lambda message: ascii(message)[:20],
 )
 def test_what_json_cannot_hold_is_refused(message):
     """Foreign objects and circles are MessageErrors, which never quote the message."""
@@ -507,7 +500,7 @@ SUBCLASSES = [
 ]
 
 
-@pytest.mark.parametrize(("value", "wire"), SUBCLASSES, ids=lambda value: type(value).__name__)
+@cases(("value", "wire"), SUBCLASSES)
 def test_subclasses_are_written_as_what_they_are(value, wire):
     """Times of pendulum and pandas, numbers of numpy: what is a datetime or a float is written like one."""
     assert written({"value": value, "list": [value], "deep": {"er": (value,)}}) == {
@@ -533,7 +526,7 @@ def test_fields_take_subclasses():
     assert written(BatchProgress(payload=payload))["payload"] == {**BATCH, "batch_id": "7"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("type_", "values", "field", "value"),
     [
         (UploadProgressPayload, UPLOAD, "progress_percent", Whole(101)),
@@ -587,7 +580,7 @@ def test_messages_are_published_in_tests_that_freeze_the_time(frozen):
 # Halves of characters.
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "arrives"),
     [
         ("\ud83d", "\ufffd"),
@@ -597,7 +590,6 @@ def test_messages_are_published_in_tests_that_freeze_the_time(frozen):
         ("\ude00\ud83d", "\ufffd\ufffd"),
         ("caf\udce9", "caf\ufffd"),
     ],
-    ids=ascii,
 )
 def test_half_a_character_arrives_as_the_replacement_character(text, arrives):
     """A text that was cut in the middle of an emoji, or came from a file name, does not cost the message."""
@@ -623,7 +615,7 @@ def test_a_message_with_half_a_character_is_written_like_any_other():
         encode({"cut": "\ud83d", "_meta": 1}, ROOM)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "text"),
     [
         (rb'{"a":"\ud83d"}', r'{"a":"\ufffd"}'),
@@ -650,7 +642,7 @@ def test_a_raw_message_is_read_as_python_and_browsers_read_it(before, after, hal
     assert json.loads(check_raw(data, ROOM)) == {"a": f"{before}\ufffd{after}"}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "reason"),
     [
         (rb'{"a":"\ud83d}', "not JSON"),
@@ -676,7 +668,7 @@ def test_endless_nesting_is_refused():
         encode(_deep(), 10**7)
 
 
-@pytest.mark.parametrize(
+@cases(
     "message",
     [
         {"_meta": {"id": "1-1"}},
@@ -693,13 +685,13 @@ def test_the_reserved_name_is_refused(message):
         encode(message, ROOM)
 
 
-@pytest.mark.parametrize("message", [{"a": {"_meta": 1}}, {"a": "_meta"}, {"_Meta": 1}, {" _meta": 1}])
+@cases("message", [{"a": {"_meta": 1}}, {"a": "_meta"}, {"_Meta": 1}, {" _meta": 1}])
 def test_the_reserved_name_is_free_elsewhere(message):
     """Only the top level reserves _meta."""
     assert written(message) == message
 
 
-@pytest.mark.parametrize("text", ["x", "é", "🙂"])
+@cases("text", ["x", "é", "🙂"])
 def test_the_size_of_a_message_is_that_of_its_bytes(text):
     """A message of exactly the allowed bytes is written, one byte more is refused with both numbers."""
     size = len(f'{{"a":"{text * 10}"}}'.encode())
@@ -721,7 +713,7 @@ def test_a_raw_object_survives_verbatim(value, before, after, ascii_only, spaced
     assert check_raw(data, len(data)) == text
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     [
         '{"a":1.0}',
@@ -762,7 +754,7 @@ def test_arbitrary_bytes_raise_nothing_but_message_error(data):
     assert isinstance(json.loads(text), dict)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "reason"),
     [
         (b"", "not JSON"),
@@ -777,7 +769,6 @@ def test_arbitrary_bytes_raise_nothing_but_message_error(data):
         (b"null", "not a JSON object"),
         (b"7", "not a JSON object"),
     ],
-    ids=lambda value: str(value)[:20],
 )
 def test_the_reason_of_a_refusal_is_said(data, reason):
     """Whoever reads the log learns which rule the message broke."""
@@ -813,7 +804,7 @@ def test_the_reserved_name_is_refused_however_escaped(escapes, upper, before, af
         check_raw(f"{{{inside}}}".encode(), 10**7)
 
 
-@pytest.mark.parametrize("text", ['{"a":{"_meta":1}}', '{"a":"_meta"}', '{"meta":1}', '{"_META":1}'])
+@cases("text", ['{"a":{"_meta":1}}', '{"a":"_meta"}', '{"meta":1}', '{"_META":1}'])
 def test_a_raw_message_may_hold_the_reserved_name_elsewhere(text):
     """Only the top level reserves _meta."""
     assert check_raw(text.encode(), ROOM) == text
@@ -828,7 +819,7 @@ def test_the_size_of_a_raw_message_is_that_of_all_its_bytes():
         check_raw(data, len(data) - 1)
 
 
-@pytest.mark.parametrize(
+@cases(
     "text",
     ['{"a":"%s"', '["%s"]', '"%s"', '{"_meta":"%s"}', '{"a":"%s\\ud800" ', '{"%s":1e999}', '{"a":"%s"} %s', "%s"],
 )

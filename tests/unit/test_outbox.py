@@ -334,7 +334,7 @@ async def test_a_time_out_around_a_send_may_be_used(server):
 
 
 async def time_out(send, text):
-    async with asyncio.timeout(0.01):
+    async with asyncio.timeout(0.002):
         await send(text)
 
 
@@ -344,7 +344,7 @@ async def cancel_oneself(send, text):
 
 
 async def cancel_oneself_later(send, text):
-    asyncio.get_running_loop().call_later(0.01, asyncio.current_task().cancel)
+    asyncio.get_running_loop().call_later(0.002, asyncio.current_task().cancel)
     await send(text)
 
 
@@ -409,7 +409,7 @@ async def test_a_timer_that_a_middleware_forgot_ends_nothing(outbox, server):
     for number in range(5):
         wrapped.put(str(number))
         await wrapped.mark()
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.01)
     outbox.put("5")
     await outbox.mark()
     wrapped.close()

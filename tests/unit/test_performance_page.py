@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks import page, report
 from benchmarks.scenarios import named
+from tests.cases import cases
 
 MACHINE: dict[str, Any] = {
     "cpu": "A processor",
@@ -45,7 +46,7 @@ def connections(**figures: list[float]) -> report.Rounds:
 # Places
 
 
-@pytest.mark.parametrize("run", page.BLOCKS)
+@cases("run", page.BLOCKS)
 def test_page_has_one_place_for_each_table(run: str) -> None:
     """All that a program writes of its result has its place in docs/performance.md, and nothing around it changes."""
     before = page.PAGE.read_text()
@@ -94,7 +95,7 @@ def test_ratios_are_those_of_rounds_that_have_both(rounds: list[tuple[float | No
     assert found == [mine / other for mine, other in rounds if mine is not None and other is not None]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("ours", "node", "ratio", "met"),
     [
         ([80.0, 90.0, 70.0], [100.0, 100.0, 100.0], "**0.80** (0.70–0.90)", True),

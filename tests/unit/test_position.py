@@ -3,9 +3,10 @@
 import pytest
 
 from notifications.history.position import Page, Position, Where
+from tests.cases import cases
 
 
-@pytest.mark.parametrize("text", ["", "1", "-", "1-", "-1", "a-1", "1-b", "1-1-1"])
+@cases("text", ["", "1", "-", "1-", "-1", "a-1", "1-b", "1-1-1"])
 def test_what_is_no_id_cannot_be_read(text):
     """An id is two numbers; anything else is a ValueError."""
     with pytest.raises(ValueError):
@@ -30,14 +31,14 @@ def test_ids_are_compared_as_numbers():
     assert sorted(in_order) != in_order
 
 
-@pytest.mark.parametrize(("text", "since"), [(None, None), ("last", "last"), ("5-10", Position(5, 10))])
+@cases(("text", "since"), [(None, None), ("last", "last"), ("5-10", Position(5, 10))])
 def test_since_may_be_an_id_the_last_message_or_nothing(text, since):
     """Only an id becomes a position."""
     assert Position.since(text) == since
     assert type(Position.since(text)) is type(since)
 
 
-@pytest.mark.parametrize("text", ["", "first", "Last", "5"])
+@cases("text", ["", "first", "Last", "5"])
 def test_other_words_are_no_since(text):
     """They are a ValueError, which the reader of frames turns into an error of the protocol."""
     with pytest.raises(ValueError):

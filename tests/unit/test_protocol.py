@@ -16,6 +16,7 @@ from notifications import messages
 from notifications.protocol import frames
 from notifications.schema import asyncapi, json_schema
 from notifications.schema.asyncapi import VERSION
+from tests.cases import cases
 from tests.schemas import DOCUMENT, NAMES, validator
 from tests.unit.test_frames import near_frames
 
@@ -47,7 +48,7 @@ def printed(name: str) -> str:
 # The documents.
 
 
-@pytest.mark.parametrize("name", COMMITTED)
+@cases("name", COMMITTED)
 def test_committed_documents_are_current(name: str) -> None:
     """What the command prints is what is committed; ``make schema`` writes it."""
     assert printed(name) == COMMITTED[name].read_text()
@@ -171,10 +172,9 @@ def progress(**changes: Any) -> dict[str, Any]:
     return {"action": "upload_progress", "payload": {**payload, **changes}, "timestamp": "2026-11-23T18:04:36Z"}
 
 
-@pytest.mark.parametrize(
+@cases(
     "wrong",
     [{"progress_percent": 101}, {"progress_percent": 4.5}, {"status": "done"}, {"upload_id": None}, {"stage": 7}],
-    ids=repr,
 )
 def test_what_a_typed_message_refuses_its_schema_refuses(wrong: dict[str, Any]) -> None:
     """A program that publishes by itself can check its messages by the schema instead."""

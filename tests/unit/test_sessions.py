@@ -482,7 +482,7 @@ async def test_a_flood_is_sent_back_and_nobody_is_taken_for_a_stranger(monkeypat
 
     monkeypatch.setattr(sessions, "users_of", hang)
     monkeypatch.setattr(batches, "MAX_WAITING", 20)
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "AUTH_TIMEOUT": 0.2}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "AUTH_TIMEOUT": 0.05}
     try:
         found = await find_all([f"session {n}" for n in range(50)])
     finally:

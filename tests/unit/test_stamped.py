@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from notifications import messages
 from notifications.history.position import Position
 from notifications.history.stamped import Stamped, head, read_stamped, tail, tail_of
+from tests.cases import cases
 from tests.strategies import ids, payloads
 
 
@@ -28,14 +29,14 @@ def test_what_listeners_are_told_can_be_read_back(road, topic, epoch, n, payload
     assert json.loads(frame) == {"_meta": {"topic": topic, "id": str(position)}, **payload}
 
 
-@pytest.mark.parametrize("data", [b"", b"m0123456789abcdef", b"p", b"p5", b"px 1-1 abc"])
+@cases("data", [b"", b"m0123456789abcdef", b"p", b"p5", b"px 1-1 abc"])
 def test_a_marker_is_no_stamped_message(data):
     """What is not ours, or another listener's marker, is a ValueError and nothing worse."""
     with pytest.raises(ValueError):
         read_stamped(data)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("data", "stamped"),
     [
         (b'p8 5-1 run closed:7{"a":1}', Stamped("p", "closed:7", Position(5, 1), b'{"a":1}', "run")),
@@ -50,7 +51,7 @@ def test_each_form_on_the_internal_channel_is_read(data, stamped):
     assert read_stamped(data) == stamped
 
 
-@pytest.mark.parametrize("empty", [b"{}", b"{ }", b"{\n\t\r }"])
+@cases("empty", [b"{}", b"{ }", b"{\n\t\r }"])
 def test_an_empty_message_makes_a_frame_of_meta_alone(empty):
     """No comma follows then, whatever space is between the braces."""
     frame = head("closed:7") + b'5-1"}' + tail(empty)
@@ -58,13 +59,13 @@ def test_an_empty_message_makes_a_frame_of_meta_alone(empty):
     assert json.loads(frame) == {"_meta": {"topic": "closed:7", "id": "5-1"}}
 
 
-@pytest.mark.parametrize("message", [b'{"n":1}', b'{ "n" : 1 }', b"{}"])
+@cases("message", [b'{"n":1}', b'{ "n" : 1 }', b"{}"])
 def test_the_tail_of_a_message_without_an_id_is_that_of_the_message(message):
     """So a listener finds what it has read by what comes back, kept or not."""
     assert tail_of(Stamped("u", "closed:7", None, message)) == tail(message)
 
 
-@pytest.mark.parametrize(("road", "delivered"), [("p", False), ("r", False), ("u", False), ("R", True), ("U", True)])
+@cases(("road", "delivered"), [("p", False), ("r", False), ("u", False), ("R", True), ("U", True)])
 def test_a_capital_letter_says_that_the_group_has_had_it(road, delivered):
     """Listeners strike such a message off, and do not forward it."""
     assert read_stamped(b"%s8 5-1 run closed:7{}" % road.encode()).delivered is delivered

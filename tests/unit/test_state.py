@@ -17,6 +17,7 @@ from notifications.bridge.state import (
     State,
     StateMachine,
 )
+from tests.cases import cases
 from tests.waiting import scaled
 
 
@@ -31,7 +32,7 @@ def brought_to(state):
     return machine
 
 
-@pytest.mark.parametrize("begin", State, ids=lambda state: state.name)
+@cases("begin", State)
 def test_a_listener_goes_only_where_the_table_lets_it(begin):
     """Each transition of the table is made, and each other is an error that changes nothing."""
     for to in TRANSITIONS[begin]:

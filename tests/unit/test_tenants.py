@@ -32,6 +32,7 @@ from notifications.tenants import Tenant
 from notifications.testing import assert_notified, assert_published, captured, connect_as
 from notifications.tokens import check_grant, check_token, make_grant, make_token
 from notifications.topics import told
+from tests.cases import cases
 from tests.guides import files_of
 from tests.testsite import tenancy
 
@@ -90,7 +91,7 @@ def test_without_the_setting_names_are_as_they_were():
     assert told("upload:acme/42") == "upload:acme/42"
 
 
-@pytest.mark.parametrize("id_", ["globex/1", "/1", "acme/1", "globex/../1", "globex:1"])
+@cases("id_", ["globex/1", "/1", "acme/1", "globex/../1", "globex:1"])
 def test_nobody_reaches_another_tenant_by_naming_it(tenants, id_):
     """What stands in an id stays in it: the topic is one of the current tenant."""
     with in_tenant(ACME):
@@ -100,7 +101,7 @@ def test_nobody_reaches_another_tenant_by_naming_it(tenants, id_):
     assert Topic.from_channel(topic.channel.encode()) == topic
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "x" * 64, "a\nb", None, 7, "\ud800"])
+@cases("name", ["", "a/b", "x" * 64, "a\nb", None, 7, "\ud800"])
 def test_a_name_that_is_none_is_refused(tenants, name):
     """A tenant without a name, or with one that would name another's topics, has none."""
     with in_tenant(name), pytest.raises(TopicError, match="a tenant has a name"):
@@ -113,7 +114,7 @@ def test_what_is_of_no_tenant_has_no_topic(tenants):
         publish("order:7", {})
 
 
-@pytest.mark.parametrize("channel", [b"order:42", b"order:/42", b"order:acme/", b"order:" + b"x" * 64 + b"/42"])
+@cases("channel", [b"order:42", b"order:/42", b"order:acme/", b"order:" + b"x" * 64 + b"/42"])
 def test_a_raw_channel_without_a_tenant_is_refused(tenants, channel):
     """A program that publishes as if there were no tenants reaches nobody."""
     with pytest.raises(TopicError):
@@ -278,9 +279,7 @@ def test_a_package_for_tenants_that_is_installed_is_seen(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["TENANT", "TENANT_CONTEXT"])
-@pytest.mark.parametrize(
-    ("value", "id_"), [("nowhere.at_all", "E010"), ("tests.testsite.tenancy.ACME", "E010"), (7, "E011")]
-)
+@cases(("value", "id_"), [("nowhere.at_all", "E010"), ("tests.testsite.tenancy.ACME", "E010"), (7, "E011")])
 def test_what_is_no_function_is_an_error(settings, name, value, id_):
     """A setting that names nothing, or no function, is found before anything runs."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, name: value}

@@ -37,7 +37,15 @@ from notifications.testing import (
     captured,
     connect_as,
     redis_outage,
+    sockets,
 )
+from tests.cases import cases
+
+
+@pytest.fixture(autouse=True)
+def short_quiet(monkeypatch):
+    """What does not come does not come soon either."""
+    monkeypatch.setattr(sockets, "QUIET", 0.01)
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +82,7 @@ def test_what_is_published_is_captured_as_browsers_would_get_it():
     assert sent[2][:2] == ("order:8", {})
 
 
-@pytest.mark.parametrize(
+@cases(
     ("topic", "message", "error"),
     [
         ("nokind:1", {}, TopicError),
@@ -222,9 +230,7 @@ def test_assertion_returns_the_message():
         assert_published(Topic("upload", 1))
 
 
-@pytest.mark.parametrize(
-    "fields", [{"action": "other"}, {"missing": None}, {"payload": {"a": 2}}, {"payload": {"b": 1}}, {"payload": 1}]
-)
+@cases("fields", [{"action": "other"}, {"missing": None}, {"payload": {"a": 2}}, {"payload": {"b": 1}}, {"payload": 1}])
 def test_assertion_fails_where_nothing_matches(fields):
     """One field that is missing or different is enough."""
     with captured():

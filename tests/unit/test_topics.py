@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from notifications import Topic, TopicError
 from notifications.topics import internal_name, patterns
+from tests.cases import cases
 
 KINDS = ["user", "upload", "order", "closed"]
 PREFIXES = ["", "shop:", "shop2:", "user:", "a_longer_prefix:"]
@@ -208,7 +209,7 @@ def test_text_that_is_no_topic_is_refused():
     assert taken(Topic.parse, ["", "upload", "upload:", ":1", "nope:1"]) == []
 
 
-@pytest.mark.parametrize(
+@cases(
     ("id_", "written"),
     [
         (42, "42"),
@@ -256,7 +257,7 @@ def test_clean_id_applies_to_its_kind_only():
         assert Topic("user", "ABC").id == "ABC"
 
 
-@pytest.mark.parametrize("error", [ValueError, RuntimeError, KeyError])
+@cases("error", [ValueError, RuntimeError, KeyError])
 def test_an_id_that_clean_id_refuses_is_refused(error):
     """Whatever CLEAN_ID raises, the id is refused with a TopicError that does not quote it."""
 
@@ -270,7 +271,7 @@ def test_an_id_that_clean_id_refuses_is_refused(error):
     assert "the-id" not in str(caught.value)
 
 
-@pytest.mark.parametrize("cleaned", ["", "x" * 201, "\ud800", None, 42, b"42"])
+@cases("cleaned", ["", "x" * 201, "\ud800", None, 42, b"42"])
 def test_what_clean_id_makes_must_be_an_id(cleaned):
     """A CLEAN_ID that forgets to return, or returns anything but a valid text, refuses the id."""
     with with_clean_id(lambda _: cleaned), pytest.raises(TopicError):
@@ -301,9 +302,7 @@ def test_for_user_takes_a_composite_key():
     assert Topic.for_user(("acme, 4", 2)) != Topic.for_user(("acme", 42))
 
 
-@pytest.mark.parametrize(
-    "user", [AnonymousUser(), SimpleLazyObject(AnonymousUser), User(), SimpleNamespace(pk=("acme", None)), None, ""]
-)
+@cases("user", [AnonymousUser(), SimpleLazyObject(AnonymousUser), User(), SimpleNamespace(pk=("acme", None)), None, ""])
 def test_for_user_refuses_a_user_without_a_key(user):
     """An anonymous or unsaved user, or nobody at all, has no topic."""
     with pytest.raises(TopicError):
