@@ -29,6 +29,7 @@ from notifications.access.authorization import authorized, is_given
 from notifications.logs import LINES, LogBudget, Outages
 from notifications.metrics import counts
 from notifications.tokens import make_grant, make_token
+from tests.cases import cases
 from tests.waiting import await_for, scaled
 
 ANN = User(pk=1, username="ann")
@@ -239,7 +240,7 @@ async def test_the_own_topic_is_always_allowed():
     assert await may("user:1")
 
 
-@pytest.mark.parametrize("topic", ["user:2", "user:11", "user:01", "user:1 "])
+@cases("topic", ["user:2", "user:11", "user:01", "user:1 "])
 async def test_the_topic_of_another_user_is_never_allowed(topic):
     """Nobody reads the topic of another user."""
     assert not await may(topic)
@@ -250,7 +251,7 @@ async def test_a_kind_without_authorize_is_closed():
     assert not await may("closed:1")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("topic", "allowed"),
     [("upload:ann-1", True), ("upload:ben-1", False), ("order:ann-1", True), ("order:ben-1", False)],
 )
@@ -423,7 +424,7 @@ async def test_a_grant_opens_its_topic_without_authorize():
     assert await may("order:ben-1", make_grant(ANN, "order:ben-1"))
 
 
-@pytest.mark.parametrize("grant", ["", "forged", "a:b:c", "é:é:é", "\ud800"])
+@cases("grant", ["", "forged", "a:b:c", "é:é:é", "\ud800"])
 async def test_a_forged_grant_opens_nothing(grant):
     """A grant that we did not sign is no grant."""
     assert not await may("closed:1", grant)

@@ -397,7 +397,7 @@ def _circle():
 
 def _deep():
     deep = []
-    for _ in range(100_000):
+    for _ in range(30_000):
         deep = [deep]
     return {"deep": deep}
 
