@@ -12,7 +12,8 @@ from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from project.children import Child
 from project.management.commands.demo import answers
-from tests.demo_site import ROOT, TIMEOUT, Demo, environment, free_port, wait_until
+from tests.demo_site import ROOT, TIMEOUT, Demo, environment, wait_until
+from tests.ports import free_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

@@ -7,7 +7,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,8 @@ import psutil
 from PIL import Image, ImageDraw, ImageOps
 from websockets.sync.client import ClientConnection, connect
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parent.parent
 TIMEOUT = 30 * float(os.environ.get("TIMEOUT_FACTOR", "1"))
 """Seconds within which whatever is waited for has long happened."""
@@ -37,12 +38,6 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
         assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT} s"
         time.sleep(0.02)
     return result
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(directory: Path, **more: str) -> dict[str, str]:

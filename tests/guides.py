@@ -82,13 +82,6 @@ def find_program(name: str) -> str:
     return found
 
 
-def free_port() -> int:
-    """Return a port of this host that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def listens(port: int) -> bool:
     """Say whether somebody accepts connections at a port of this host."""
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, W
 
 from tests.axe import violations
 from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
-from tests.demo_site import free_port
+from tests.ports import free_port
 from tests.processes import Site, User, WebServer
 
 pytestmark = pytest.mark.skipif(

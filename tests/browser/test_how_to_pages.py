@@ -20,7 +20,8 @@ from playwright.sync_api import BrowserContext, Page, Route, expect, sync_playwr
 
 from project.local_redis import LocalRedis
 from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
-from tests.guides import ROOT, environment, files_of, find_program, free_port, listens, start_project, write
+from tests.guides import ROOT, environment, files_of, find_program, listens, start_project, write
+from tests.ports import free_port
 from tests.processes import Process, Site, User, WebServer
 from tests.waiting import wait_for
 

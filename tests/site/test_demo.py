@@ -19,12 +19,12 @@ from tests.demo_site import (
     Demo,
     Visitor,
     environment,
-    free_port,
     receive,
     running_demo,
     socket_of,
     wait_until,
 )
+from tests.ports import free_port
 
 
 def press_ctrl_c_twice(demo: Demo) -> None:
@@ -79,13 +79,12 @@ def test_ctrl_c_before_the_page_is_up(tmp_path: Path):
 
 def test_taken_port_is_passed_over(tmp_path: Path):
     """If somebody listens on PORT, the demo says so and takes the next free one."""
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        port = other.getsockname()[1]
-        with running_demo(tmp_path, PORT=str(port)) as demo:
-            url = demo.url
+    port = free_port(followed_by=1)
+    with socket.create_server(("127.0.0.1", port)), running_demo(tmp_path, PORT=str(port)) as demo:
+        url = demo.url
 
-            assert int(url.rstrip("/").rpartition(":")[2]) > port
-            assert f"port {port} is taken: using " in demo.output
+        assert int(url.rstrip("/").rpartition(":")[2]) > port
+        assert f"port {port} is taken: using " in demo.output
 
 
 def test_lost_child_ends_the_demo(tmp_path: Path):

@@ -27,7 +27,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from notifications.protocol.frames import MAX_AUTH_FRAME_SIZE
 from project.local_redis import LocalRedis
-from tests.guides import ROOT, command_of, environment, files_of, free_port, start_project, write
+from tests.guides import ROOT, command_of, environment, files_of, start_project, write
+from tests.ports import free_port
 from tests.processes import Process, Site, WebServer
 from tests.waiting import scaled
 

@@ -24,18 +24,13 @@ from notifications.monitoring import prometheus, views
 from notifications.monitoring.prometheus import COUNTS, Exporter
 from tests import source
 from tests.clients import RawRedis, open_tab
+from tests.ports import free_port
 from tests.processes import START_SECONDS, WebServer
 from tests.waiting import await_for, scaled, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "only-for-tests"
 WEB = {"NOTIFICATIONS": {"METRICS_TOKEN": TOKEN}}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Scraped:

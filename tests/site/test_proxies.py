@@ -16,7 +16,8 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.guides import GUIDES, ROOT, files_of, find_program, free_port, listens, table
+from tests.guides import GUIDES, ROOT, files_of, find_program, listens, table
+from tests.ports import free_port
 from tests.processes import Process, Site, User
 from tests.waiting import await_for, scaled, wait_for
 
