@@ -5,6 +5,7 @@ How often a history was looked at is counted by Redis. Sockets are cursors here,
 """
 
 import asyncio
+from itertools import count
 
 import pytest
 import redis
@@ -14,6 +15,7 @@ from notifications.delivery import reconciler
 from notifications.delivery.cursor import Cursor, Verdict
 from notifications.delivery.reconciler import Reconciler
 from notifications.history import get_store
+from notifications.history.changes import place_of
 from notifications.history.position import Position
 from notifications.topics import internal_name
 from project.local_redis import LocalRedis
@@ -126,6 +128,19 @@ async def test_a_lost_message_is_found_although_nothing_follows_it(live_redis, s
 
     for _ in range(amount):
         publish(TOPIC, {})
+
+    await sockets.told(TOPIC)
+
+
+async def test_a_lost_message_is_found_although_its_mark_was_written_over(live_redis, sockets):
+    """Topics share marks: one on which something is published next hides nothing."""
+    bucket = place_of(str(TOPIC)).bucket
+    neighbour = next(topic for n in count() if place_of(str(topic := Topic("closed", f"n{n}"))).bucket == bucket)
+    await sockets.join(TOPIC)
+    await quiet(live_redis)
+
+    publish(TOPIC, {})
+    publish(neighbour, {})
 
     await sockets.told(TOPIC)
 
