@@ -1,7 +1,7 @@
 """
 Compare, in interleaved rounds: each round runs every contestant once.
 
-    python -m benchmarks                                about twelve minutes
+    python -m benchmarks                                about twenty minutes
     python -m benchmarks --full                         more rounds, all contestants
     python -m benchmarks --only ours node --rounds 1 --sockets 10 200 --seconds 0.3
     python -m benchmarks --only ours --rounds 1 --sockets 1000 --profile var/    what py-spy sees of server and listener
