@@ -107,7 +107,7 @@ async def test_a_user_who_cannot_be_determined_is_not_anonymous():
 
     assert scope["session"] is unreadable
     with pytest.raises(ValueError, match="user"):
-        scope["user"].pk  # noqa: B018
+        scope["user"].pk  # noqa: B018  looking is what raises
 
 
 async def test_what_a_middleware_above_has_set_stays(cookie, asked):
