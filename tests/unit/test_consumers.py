@@ -89,6 +89,14 @@ class Middleware:
         return getattr(self.server, name)
 
 
+class WatchingServer(Server):
+    """It has a second method that sends, which sees every message."""
+
+    async def watch(self, event):
+        self.seen.append(event["type"])
+        await self.send(event)
+
+
 async def serve(server, send):
     scope = {"type": "websocket", "path": "/", "headers": [], "query_string": b"", "client": ["192.0.2.1", 1]}
     async with asyncio.timeout(scaled()):
@@ -119,6 +127,16 @@ async def test_a_middleware_that_wraps_send_sees_every_message(in_memory, wrappe
     await serve(server, middleware.send if wrapped == "by an object" else lambda event: middleware.send(event))
 
     assert middleware.seen == ["websocket.accept", "websocket.send", "websocket.send"]
+    assert server.written == []
+
+
+async def test_a_method_beside_the_servers_own_sees_every_message(in_memory):
+    """As where a site's subclass of a server hands another method to the application."""
+    server = WatchingServer('{"type":"auth","token":"7"}', '{"action":"ping"}')
+    server.seen = []
+    await serve(server, server.watch)
+
+    assert server.seen == ["websocket.accept", "websocket.send", "websocket.send"]
     assert server.written == []
 
 
