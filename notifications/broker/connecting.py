@@ -193,7 +193,7 @@ async def agreet(connection: Any) -> None:
             await connection.on_connect()
         except redis.ConnectionError as error:
             if words := last_words(reader) or _refusal(_rest(handle)):
-                raise redis.ConnectionError(words) from error
+                raise refused(words) from error
             raise
 
 
@@ -237,6 +237,11 @@ def last_words(reader: Any) -> str:
     asyncio that the connection is lost.
     """
     return _refusal(bytes(getattr(reader, "_buffer", b"")))
+
+
+def refused(words: str) -> redis.ConnectionError:
+    """Return the error that redis-py would have raised, had it read these last words of a server."""
+    return (redis.AuthenticationError if words.startswith(("NOAUTH", "WRONGPASS")) else redis.ConnectionError)(words)
 
 
 def _refusal(data: bytes) -> str:

@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 
 from ..conf import settings
 from .clients import IDLE, PROOF, async_options
-from .connecting import CONNECT_TIMEOUT, agreet, keep_alive, last_words, named
+from .connecting import CONNECT_TIMEOUT, agreet, keep_alive, last_words, named, refused
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings."""
@@ -95,7 +95,7 @@ class Wire(asyncio.Protocol):
         except BaseException as error:
             _abort(connection)
             if isinstance(error, redis.ConnectionError) and (words := last_words(connection.reader_at_first)):
-                raise redis.ConnectionError(words) from error
+                raise refused(words) from error
             raise
         finally:
             for sentinel in sentinels:

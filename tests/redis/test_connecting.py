@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import tomllib
+from contextlib import closing, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import uvloop
 
 from notifications import PublishError, Topic, apublish, publish
 from notifications.broker.clients import async_client
-from notifications.broker.connecting import ASYNC_CLASSES, CLASSES, named
+from notifications.broker.connecting import ASYNC_CLASSES, CLASSES, agreet, named
 from notifications.broker.wire import Wire, site_pool
 from notifications.layers import RedisPubSubLayer
 from project.local_redis import LocalRedis
@@ -68,6 +69,34 @@ async def test_a_connection_that_is_refused_many_times_says_it_each_time(full):
         with pytest.raises(redis.ConnectionError, match="max number of clients"):
             await wire.connect(site_pool())
         wire.close()
+
+
+@pytest.mark.parametrize("words", ["NOAUTH Authentication required.", "WRONGPASS invalid username-password pair"])
+async def test_a_refused_account_is_told_from_a_server_that_is_not_there(words):
+    """Also when a busy process goes on so late that Redis has refused the next command as well."""
+    refused_twice = asyncio.Event()
+
+    class Busy(redis.asyncio.Connection):
+        async def on_connect(self):
+            try:
+                await super().on_connect()
+            finally:
+                await refused_twice.wait()
+
+    async def refuse(reader, writer):
+        with closing(writer), suppress(OSError):
+            await reader.read(4096)
+            for _ in range(2):
+                writer.write(f"-{words}\r\n".encode())
+                await asyncio.sleep(scaled(0.05))  # else redis-py reads both at once
+            refused_twice.set()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        address = {"host": "127.0.0.1", "port": server.sockets[0].getsockname()[1]}
+        connection = Busy(**address, username="site", password="secret", redis_connect_func=agreet)
+        with pytest.raises(redis.AuthenticationError, match=words):
+            await connection.connect()
+        await connection.disconnect()
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
