@@ -213,6 +213,7 @@ for (const [what, happens] of [
   ["the network is back", (tab) => tab.online()],
   ["the tab is seen", (tab) => tab.hide(false)],
   ["the page comes out of the cache", (tab) => tab.back()],
+  ["the page says so", (tab, notifications) => notifications.retry()],
 ]) {
   test(`it connects at once when ${what}`, async (t) => {
     const { tab, notifications } = await opened(t);
@@ -223,7 +224,7 @@ for (const [what, happens] of [
     tab.socket.lose();
     assert.equal(notifications.state, "waiting");
     const before = tab.sockets.length;
-    happens(tab);
+    happens(tab, notifications);
     await settled();
 
     assert.equal(notifications.state, "connecting");

@@ -326,6 +326,25 @@ test("a gap on an open socket is told, and the topic goes on where the server sa
   assert.deepEqual(ids(seen), ["300-2", "100-3"]);
 });
 
+test("each handler is told when the server has subscribed its topic, at first and after a loss", async (t) => {
+  const { tab, notifications } = await opened(t);
+  const told = [];
+  notifications.onUser(() => {}, { subscribed: (topic) => told.push(topic) });
+  for (const topic of ["order:1", "order:2"]) {
+    notifications.subscribe(topic, () => told.push("message"), { subscribed: (topic) => told.push(topic) });
+  }
+  tab.socket.subscribed("order:1", "100-1").publish("order:1", "100-2");
+  assert.deepEqual(told.splice(0), ["order:1", "message"]);
+
+  tab.socket.say({ action: "error", code: "unavailable", topic: "order:2", message: "" });
+  tab.socket.lose();
+  await tab.pass(0.5);
+  tab.socket.welcome({ recovered: true });
+  assert.deepEqual(told.splice(0), ["user:42"]);
+  tab.socket.subscribed("order:1", "100-2", true).subscribed("order:2");
+  assert.deepEqual(told, ["order:1", "order:2"]);
+});
+
 test("a gap of the user's own topic is told to onUser", async (t) => {
   const { tab, notifications } = await opened(t, { since: "100-5" }, { id: "200-1", recovered: true });
   const gaps = [];

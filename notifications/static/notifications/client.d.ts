@@ -58,6 +58,8 @@ export interface ConnectOptions {
 export interface ListenOptions {
   /** Called when messages of the topic are missing for good: load the page's state again. */
   gap?: (topic: string) => void;
+  /** Called each time the server has subscribed the connection to the topic: at first and after each reconnect. */
+  subscribed?: (topic: string) => void;
 }
 
 export interface SubscribeOptions extends ListenOptions {
@@ -89,6 +91,8 @@ export interface Notifications extends EventTarget {
    * nothing while the connection is open as that user.
    */
   open(options?: Pick<ConnectOptions, "since" | "userTopic">): void;
+  /** Try to connect at once instead of waiting; an open connection is probed. Does nothing while it is closed. */
+  retry(): void;
   /** Close the connection until it is opened again. */
   close(): void;
 

@@ -80,7 +80,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   async function dial() {
     const mine = (attempt = {});
     after(ATTEMPT, () => {
-      socket?.close(); // browsers open one after the other
+      socket?.close(); // browsers open one by one
       lost(1006, "no answer");
     });
     enter("connecting");
@@ -211,7 +211,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
         room = joined.size;
         subscription.asked = undefined;
       } else refuse(subscription, code, message);
-      // Nobody says what was dropped: begin anew.
+      // What was dropped? Begin anew.
       if (hasty && state === "open") lost(4100, message);
     } else if (action !== "pong") {
       // Without an id; uploads name theirs.
@@ -243,7 +243,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     settle(own, frame);
   }
 
-  /** Note the server's name; two of one topic become one. */
+  /** Note the server's name; two of a topic become one. */
   function join(subscription, topic) {
     if (!subscription) return;
     const known = joined.get(topic) ?? subscription;
@@ -254,7 +254,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     return known;
   }
 
-  /** Ask for what was missed of what the site has joined. */
+  /** Ask what was missed of what the site joined. */
   function give(topic) {
     const subscription = topics.get(topic) ?? { topic, listeners: new Set() };
     topics.set(topic, subscription);
@@ -280,6 +280,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       emit("gap", { topic });
       tell(listeners, topic, "gap");
     }
+    tell(listeners, topic, "subscribed");
   }
 
   function refuse(subscription, code, message) {
@@ -430,6 +431,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       begin(options);
       dial();
     },
+    retry: wake,
     close: () => state !== "closed" && end(1000, ""),
     addEventListener(type, ...rest) {
       listened.add(type);

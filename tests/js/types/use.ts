@@ -30,7 +30,10 @@ notifications.subscribe<Progress>("upload:7", ({ payload }) => payload.progress_
 notifications.subscribe("upload:7", (message: Message) => console.log(message.action), { grant: "grant", since: null });
 notifications.on("notice", (message) => console.log(message.title));
 notifications.on<Progress>("upload_progress", ({ payload }) => payload.progress_percent)();
-notifications.onUser((message) => console.log(message), { gap: () => location.reload() })();
+notifications.onUser((message) => console.log(message), {
+  gap: () => location.reload(),
+  subscribed: (topic: string) => console.log(topic),
+})();
 
 const state: State = notifications.state;
 notifications.addEventListener("state", ({ detail }) => console.log(detail.state, detail.code, detail.reason, detail.seconds?.toFixed()));
@@ -39,6 +42,7 @@ notifications.addEventListener("error", ({ detail }) => console.log(detail.code,
 const show = ({ detail }: CustomEvent<{ direction: "in" | "out"; text: string }>) => console.log(detail.direction, detail.text);
 notifications.addEventListener("frame", show);
 notifications.removeEventListener("frame", show);
+notifications.retry();
 notifications.close();
 notifications.open();
 notifications.open({ userTopic: "user:43", since: null });
