@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from notifications import publish
-from tests.browser.test_elements import Tab, browser, pytestmark, tab
+from tests.browser.test_elements import TOASTS, Tab, browser, pytestmark, shown, tab
 from tests.conftest import point_to
 from tests.processes import Site, WebServer
 
@@ -38,6 +38,14 @@ TEAM = """<p id="order">team</p>""" + SCRIPT % (
     '  if (/"joined":true/.test(detail.text)) order.append("+");'
     "});"
 )
+
+REWIND = """(topic) => {
+    const name = "notifications /ws/notifications/";
+    const memory = JSON.parse(sessionStorage.getItem(name));
+    memory.left[topic] = memory.left[topic].replace(/-.*/, "-0");
+    sessionStorage.setItem(name, JSON.stringify(memory));
+}"""
+"""Have the tab forget what it has received of a topic, so that the server sends it once more."""
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +118,26 @@ def test_a_team_is_heard_from_page_to_page(tab: Tab) -> None:
     tab.publish(team, action="note", n=3)
     expect(page.locator("#order")).to_contain_text(", 2, 3")
     assert ", 1" not in page.locator("#order").inner_text()
+
+
+def test_notices_of_a_team_are_shown_once(tab: Tab) -> None:
+    """A notice on a topic that the site has joined is shown as one of the user's own, on one page of the tab."""
+    team = f"team:{tab.user.username}"
+    page = tab.open(TEAM + TOASTS)
+    shows(page, "team++")
+    tab.publish(team, action="notice", title="For the team")
+    tab.notice(title="For me")
+    expect(shown(page, "title")).to_have_text(["For the team", "For me"])
+    shown(page, "close").first.click()
+
+    tab.open("elsewhere", tag="", live=False, page=page)
+    tab.publish(team, action="notice", title="Meanwhile")
+    tab.open(TEAM + TOASTS, page=page)
+
+    expect(shown(page, "title")).to_have_text(["For me", "Meanwhile"])
+    shown(page, "close").last.click()
+    tab.open("elsewhere", tag="", live=False, page=page)
+    page.evaluate(REWIND, team)
+    tab.open(TEAM + TOASTS, page=page)
+    tab.publish(team, action="notice", title="Last")
+    expect(shown(page, "title")).to_have_text(["For me", "Last"])

@@ -31,7 +31,7 @@ const CHECK = 1000;
 const NARROW = "(max-width: 34rem), (max-height: 30rem)"; // a window so small that notices would cover too much
 const FEW = [3, 2]; // notices shown there: up to the first number, or if there are more, the newest of them
 const LEAVING = 1000; // milliseconds for which a page may still exist after the next one has begun
-const CARRIED = { notices: 20, characters: 2000 }; // maximum that is kept for the next page
+const CARRIED = { notices: 20, characters: 2000, topics: 100 }; // maximum that is kept for the next page
 const FINISHED = ["completed", "failed"];
 const TEXTS = ["status", "stage", "message"];
 
@@ -121,12 +121,12 @@ function shadowOf(element, css, ...children) {
 
 /** Whether an id is newer than `last`. Epochs are equal or not: they have no order. */
 function follows(id, last) {
-  const [[epoch, n], [lastEpoch, lastN]] = [id, last ?? ""].map((each) => String(each).split("-"));
+  const [[epoch, n], [lastEpoch, lastN]] = [id, last].map((each) => String(each).split("-"));
   return epoch !== lastEpoch || Number(n) > Number(lastN);
 }
 
 /**
- * What is kept for the next page of this tab: the notices that are shown, and the id of the last notice.
+ * What is kept for the next page of this tab: the notices that are shown, and the id of the last notice of each topic.
  *
  * It is in sessionStorage and written on each change, because Firefox loses what a page writes while it is being left. A
  * window that a page opens, and a duplicated tab, begin with a copy: a page that finds something there asks the other
@@ -171,7 +171,8 @@ class TabMemory {
     const gone = Math.max(0, Date.now() - found?.at) || 0;
     const left = (notice) => (notice?.left === null ? Infinity : notice?.left - (notice?.runs ? gone : 0));
     const there = notices.map((notice) => ({ ...notice, left: left(notice) })).filter((notice) => notice.left > 0);
-    return { notices: there.slice(-CARRIED.notices), last: found?.last };
+    const last = Object.entries(Object(found?.last)).filter(([, id]) => typeof id === "string");
+    return { notices: there.slice(-CARRIED.notices), last };
   }
 
   remember(toasts, last) {
@@ -182,7 +183,8 @@ class TabMemory {
       return { level, title: short(title), body: short(body), url, id, left: left - gone, runs: since !== undefined };
     });
     try {
-      const all = { user: this.user, tab: this.#tab, at: Date.now(), last, notices };
+      const newest = Object.fromEntries([...last].slice(-CARRIED.topics));
+      const all = { user: this.user, tab: this.#tab, at: Date.now(), last: newest, notices };
       sessionStorage.setItem(this.#name, JSON.stringify(all));
     } catch {
       // Not allowed, or full.
@@ -355,17 +357,17 @@ export class UploadProgress extends HTMLElement {
 }
 
 /**
- * The user's notices, and with the attribute `uploads` the outcomes of the uploads on this page.
+ * The notices that reach this page, on whatever topic, and with the attribute `uploads` the outcomes of its uploads.
  *
  * Attributes: `timeout`, seconds that a notice stays (10; 0 means forever; errors always stay); `max`, how many are kept
  * (5). Time is paused while a notice is under the pointer, focused or touched, and while the tab is hidden. While a modal
  * dialog is open the element is in that dialog, because nothing outside it can be clicked or read out.
  */
 export class NotificationToasts extends HTMLElement {
-  // { notice, id, element, error, left, since, timer, carried }: id of the message, milliseconds that are left and when
-  // they began to run, whether it came from the previous page. The oldest first.
+  // { notice, id, element, error, left, since, timer, carried }: topic and id of the message, milliseconds that are left
+  // and when they began to run, whether it came from the previous page. The oldest first.
   #toasts = [];
-  #last; // id of the last message that was a notice
+  #last = new Map(); // id of the last notice of each topic, the newest at the end
   #stop;
   #before = null;
   #check; // timer that checks whether time still has to be paused
@@ -420,7 +422,7 @@ export class NotificationToasts extends HTMLElement {
     if (this.#moving) return;
     const page = new AbortController();
     const listen = (where, type, act, capture) => where.addEventListener(type, act, { signal: page.signal, capture });
-    const off = connection.onUser((message) => message.action === "notice" && this.#receive(message));
+    const off = connection.on("notice", (message) => this.#receive(message)); // also those of topics that the site joins
     const lifted = () => {
       if (!this.#finger) return;
       this.#finger = false;
@@ -475,10 +477,18 @@ export class NotificationToasts extends HTMLElement {
   }
 
   #receive(message) {
-    const id = message._meta?.id;
-    if (id && !follows(id, this.#last)) return; // the previous page has shown it
-    this.#last = id ?? this.#last;
-    this.#show(message, id);
+    const { topic, id } = message._meta ?? {};
+    if (id && !this.#note(topic, id)) return; // the previous page has shown it
+    this.#show(message, id && `${topic} ${id}`);
+  }
+
+  /** Note a position in a topic, and return whether it is newer than the last one. */
+  #note(topic, id) {
+    const last = this.#last.get(topic);
+    if (last !== undefined && !follows(id, last)) return false;
+    this.#last.delete(topic);
+    this.#last.set(topic, id);
+    return true;
   }
 
   #show({ level, title, body, url }, id) {
@@ -530,7 +540,7 @@ export class NotificationToasts extends HTMLElement {
   /** Start again for another user. */
   #startAnew() {
     this.#toasts.forEach((toast) => this.#remove(toast));
-    this.#last = undefined;
+    this.#last.clear();
     if (memory && carrier === this) this.#recall();
   }
 
@@ -538,7 +548,7 @@ export class NotificationToasts extends HTMLElement {
   #recall() {
     const { notices, last } = memory.recall((shown) => (shown ? this.#bring(taken) : (taken = this.#takeCarried())));
     let taken = [];
-    if (last && follows(last, this.#last)) this.#last = last;
+    for (const [topic, id] of last) this.#note(topic, id);
     const news = notices.filter(({ id }) => !id || !this.#toasts.some((toast) => toast.id === id));
     this.#bring(
       news.map(({ level, title, body, url, id, left }) => {
