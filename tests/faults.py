@@ -263,6 +263,9 @@ class Proxy:
         if serving:
             await asyncio.wait(serving)
         await self._server.wait_closed()
+        for transport in list(self._loop._transports.values()):
+            transport.abort()  # in the middle of a TLS handshake: nobody has been told of it
+        await asyncio.sleep(0)
 
 
 class _Forgotten(NamedTuple):
