@@ -13,7 +13,7 @@ demo: $(STAMP)
 	@$(BIN)/python manage.py demo
 
 test: $(STAMP) lint docs
-	@tests/install_chromium
+	@tests/install_browsers
 	@tests/install_proxies
 	@tests/js/run
 	@$(MAKE) --no-print-directory guides

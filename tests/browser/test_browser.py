@@ -16,7 +16,7 @@ from tests.faults import paused
 VIOLATION = "content security policy broken"
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_chromium says why"
+    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_browsers says why"
 )
 expect.set_options(timeout=MILLISECONDS)
 
@@ -44,7 +44,7 @@ def server(own_server: OwnServer) -> OwnServer:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_chromium says why"
+    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
     with sync_playwright() as playwright:
         # With scrollbars that take room, as on most desks; Playwright hides them.
         browser = playwright.chromium.launch(

@@ -23,7 +23,7 @@ from tests.ports import free_port
 from tests.processes import Site, User, WebServer
 
 pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_chromium says why"
+    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_browsers says why"
 )
 expect.set_options(timeout=MILLISECONDS)
 
@@ -64,7 +64,7 @@ def pages(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_chromium says why"
+    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser

@@ -29,7 +29,7 @@ PACKAGES = ROOT / "tests/pages/node_modules"
 
 pytestmark = [
     pytest.mark.skipif(
-        CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_chromium says why"
+        CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_browsers says why"
     ),
     pytest.mark.skipif(
         not PACKAGES.exists() and "CI" not in os.environ, reason="nothing in tests/pages: make guides, with npm"
@@ -53,7 +53,7 @@ def pages(
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[BrowserContext]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_chromium says why"
+    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
         yield browser
 

@@ -1,0 +1,290 @@
+"""What has to hold in Chromium, Firefox and WebKit, in one suite; the files beside it go deeper, in Chromium."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+import notifications
+from tests.browsers import BROWSERS, Browser, Tab
+from tests.demo_browser import SCREENSHOTS
+from tests.faults import Proxy
+from tests.ports import free_port
+from tests.processes import Site, User, WebServer
+
+TOASTS = '<notification-toasts timeout="0"></notification-toasts>'
+"""They stay: on a busy machine ten seconds go by between two steps of a test."""
+RECORD = """
+window.seen = [];
+const connection = await notifications;
+connection.onUser(({ n }) => window.seen.push(n));
+"""
+STATE = "return (await window.notifications)?.state === given[0];"
+SEEN = "return JSON.stringify(window.seen) === given[0];"
+TITLE, BAR = "[part~=title]", "[role=progressbar]"
+LOOKS = """
+const { documentElement: { clientWidth: room, scrollWidth: content } } = document;
+const edges = Object.fromEntries(["bar", "fill", "toast", "title", "close"].map((part) => {
+    const { left, right } = shown(`[part~=${part}]`)[0].getBoundingClientRect();
+    return [part, { left, right }];
+}));
+const [fill, toast] = ["fill", "toast"].map((part) => getComputedStyle(shown(`[part~=${part}]`)[0]));
+const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).reduce((sum, each) => sum + Number(each), 0);
+const [text, ground] = [toast.color, toast.backgroundColor].map(light);
+return { window: innerWidth, room, content, ...edges, accent: fill.backgroundColor, text, ground };
+"""
+EXPECTED = re.compile("favicon|WebSocket connection to .* failed|establish a connection")
+"""What browsers say themselves about a server that a test has killed, and about the icon that no page here has."""
+NARROW = 320
+"""The narrowest viewport in pixels: WCAG 2.2, 1.4.10."""
+
+
+@pytest.fixture(scope="module")
+def start_browser() -> Iterator[Callable[[type[Browser]], Browser]]:
+    """Return a function that returns the running browser of a kind; each is started once, when a test asks for it."""
+    running: dict[type[Browser], Browser] = {}
+    with ExitStack() as stack:
+
+        def start(kind: type[Browser]) -> Browser:
+            if missing := kind.missing():
+                message = f"no {missing}: tests/install_browsers says why"
+                if os.environ.get("CI"):
+                    pytest.fail(message)
+                pytest.skip(message)
+            if kind not in running:
+                running[kind] = stack.enter_context(kind())
+            return running[kind]
+
+        yield start
+
+
+@pytest.fixture(params=BROWSERS, ids=lambda kind: kind.name)
+def browser(request: pytest.FixtureRequest, start_browser: Callable[[type[Browser]], Browser]) -> Browser:
+    return start_browser(request.param)
+
+
+@dataclass
+class Place:
+    """A site whose server a test may kill, and a road to it that a test may close."""
+
+    site: Site
+    port: int
+    road: Proxy
+    server: WebServer | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the site's first page, which has no connection."""
+        return f"http://127.0.0.1:{self.road.port}/"
+
+    def start(self) -> None:
+        if self.server is None:
+            self.server = self.site.start_server("uvicorn", self.port)
+
+    def kill(self) -> None:
+        if self.server is not None:
+            self.server.kill()
+            self.server = None
+
+    @contextmanager
+    def closed_road(self) -> Iterator[None]:
+        """End all connections, and every new one at once."""
+        self.road.lead_to(free_port())
+        self.road.cut()
+        try:
+            yield
+        finally:
+            self.road.lead_to(self.port)
+
+    def publish(self, topic: str, **message: object) -> None:
+        with self.site.client() as client:
+            client.publish(topic, json.dumps(message))
+
+
+@pytest.fixture(scope="module")
+def place_of_all(
+    redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    port = free_port()
+    settings = {"STATIC_ROOT": str(Path(notifications.__file__).parent / "static")}
+    with Site(tmp_path_factory.mktemp("place"), migrated_database, settings=settings) as site, Proxy(port) as road:
+        site.start_listener()
+        yield Place(site, port, road)
+
+
+@pytest.fixture
+def place(place_of_all: Place) -> Place:
+    """The site, with a running server: the test before may have left it dead."""
+    place_of_all.start()
+    return place_of_all
+
+
+@dataclass
+class Visit:
+    """A logged-in visitor's tab, and the site it is on."""
+
+    browser: Browser
+    tab: Tab
+    place: Place
+    user: User
+
+    def open(self, body: str, *, head: str = "", live: bool = True, **query: str) -> None:
+        """Open a page with this template, and wait until it is connected and notes what it is given."""
+        template = f"{head}{{% notifications %}}<main><h1>Uploads</h1>{body}</main>"
+        self.tab.go(f"{self.place.url}page/?" + urlencode({"template": template, **query}))
+        self.tab.run(RECORD)
+        if live:
+            self.expect_state("open")
+
+    def expect_state(self, state: str) -> None:
+        self.tab.wait_until(STATE, state)
+
+    def expect_seen(self, *numbers: int) -> None:
+        """Wait until the page's handler was given these notices, in this order, and nothing else."""
+        self.tab.wait_until(SEEN, json.dumps(numbers, separators=(",", ":")))
+
+    def notice(self, title: str, n: int = 0, **more: object) -> None:
+        self.place.publish(f"user:{self.user.pk}", action="notice", title=title, n=n, **more)
+
+    def progress(self, upload: str, percent: int) -> None:
+        payload = {"status": "analyzing", "stage": "vision_analysis", "progress_percent": percent, "message": ""}
+        self.place.publish(f"upload:{upload}", action="upload_progress", payload=payload)
+
+    def expect_percent(self, percent: int) -> None:
+        self.tab.wait_until("return shown(given[0])[0]?.ariaValueNow === given[1];", BAR, str(percent))
+
+
+@pytest.fixture
+def visit(browser: Browser, place: Place) -> Iterator[Visit]:
+    user = place.site.add_user()
+    with browser.tab() as tab:
+        tab.go(place.url)
+        tab.run("await fetch('/log_in/', { method: 'POST', body: new URLSearchParams({ user: given[0] }) });", user.pk)
+        yield Visit(browser, tab, place, user)
+    assert [line for line in tab.complaints if not EXPECTED.search(line)] == []
+
+
+def test_page_is_live(visit: Visit) -> None:
+    """Under a strict policy a page connects, its bar moves and a notice appears, each once."""
+    upload = visit.user.new_upload()
+    visit.open(f"{{% upload_progress '{upload}' %}}{TOASTS}")
+
+    visit.progress(upload, 40)
+    visit.notice("Hello", 1)
+
+    visit.expect_percent(40)
+    visit.tab.expect_texts(TITLE, "Hello")
+    visit.expect_seen(1)
+
+
+def test_killed_server(visit: Visit) -> None:
+    """A page outlives its server: it shows what was published meanwhile, nothing is missing and nothing comes twice."""
+    upload = visit.user.new_upload()
+    visit.open(f"{{% upload_progress '{upload}' %}}{TOASTS}")
+    visit.notice("Before", 1)
+    visit.expect_seen(1)
+
+    visit.place.kill()
+    visit.expect_state("waiting")
+    visit.notice("Meanwhile", 2)
+    visit.progress(upload, 70)
+    visit.place.start()
+    visit.notice("After", 3)
+
+    visit.expect_state("open")
+    visit.expect_seen(1, 2, 3)
+    visit.expect_percent(70)
+    visit.tab.expect_texts(TITLE, "Before", "Meanwhile", "After")
+
+
+def test_network_goes_and_comes_back(visit: Visit) -> None:
+    """A page without a network waits, comes back with the network, and has missed nothing."""
+    visit.open(TOASTS)
+    visit.notice("Before", 1)
+    visit.expect_seen(1)
+
+    with visit.place.closed_road():
+        visit.expect_state("waiting")
+        switched = visit.tab.switch_network(on=False)
+        visit.notice("In the tunnel", 2)
+    if switched:
+        visit.tab.switch_network(on=True)
+    else:
+        visit.tab.run("dispatchEvent(new Event('online'));")
+    visit.notice("After", 3)
+
+    visit.expect_seen(1, 2, 3)
+    visit.tab.expect_texts(TITLE, "Before", "In the tunnel", "After")
+
+
+def test_back_button(visit: Visit) -> None:
+    """A page that the back button brings back shows what it missed, and nothing that it had shown comes again."""
+    upload = visit.user.new_upload()
+    visit.open(f"{{% upload_progress '{upload}' %}}{TOASTS}")
+    visit.progress(upload, 10)
+    visit.notice("Before", 1)
+    visit.expect_percent(10)
+    visit.expect_seen(1)
+
+    visit.tab.go(visit.place.url)
+    visit.notice("Meanwhile", 2)
+    visit.progress(upload, 70)
+    visit.tab.back()
+
+    visit.expect_percent(70)
+    visit.expect_state("open")
+    visit.notice("After", 3)
+    visit.tab.expect_texts(TITLE, "Before", "Meanwhile", "After")
+    assert visit.tab.run("return window.seen;") == ([1, 2, 3] if visit.browser.keeps_pages else None)
+
+
+def test_post_redirect_get(visit: Visit) -> None:
+    """What a view says before it redirects is shown on the page that follows, once."""
+    form = """<form method="post" action="/post/"><input type="hidden" name="title" value="Saved">
+    <input type="hidden" name="next" value="{{ request.get_full_path }}"><button>Save</button></form>"""
+    visit.open(form + "<notification-toasts></notification-toasts>")
+    visit.tab.run("window.before = true;")
+
+    visit.tab.click("button")
+
+    visit.tab.wait_until("return !window.before && shown(given[0]).length > 0;", TITLE)
+    visit.tab.expect_texts(TITLE, "Saved")
+    visit.expect_state("open")
+    visit.notice("Next")
+    visit.tab.expect_texts(TITLE, "Saved", "Next")
+
+
+@pytest.mark.parametrize("direction", ["ltr", "rtl"])
+def test_on_a_phone_in_the_dark(visit: Visit, direction: str) -> None:
+    """On 320 pixels nothing sticks out; it reads in both directions, and the colours are those of the dark."""
+    visit.tab.resize(NARROW)
+    visit.open(
+        f"{{% upload_progress 'a' percent=40 message='{'word ' * 30}' label='{'name ' * 12}' %}}{TOASTS}",
+        head='<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="dark">',
+        dir=direction,
+    )
+    visit.notice("title " * 9, body="word " * 40, level="error", url="/elsewhere")
+    visit.notice("long" * 30, body="x" * 100)
+    visit.tab.wait_until("return shown(given[0]).length === 2;", TITLE)
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    visit.tab.save_screenshot(SCREENSHOTS / f"phone-{direction}-{visit.browser.name}.png")
+
+    looks = visit.tab.run(LOOKS)
+
+    assert looks["window"] == NARROW
+    assert looks["content"] <= looks["room"]
+    at_left = looks["fill"]["left"] == pytest.approx(looks["bar"]["left"], abs=2)
+    assert at_left == (direction == "ltr")
+    assert (looks["close"]["left"] > looks["title"]["left"]) == (direction == "ltr")
+    for edges in looks.values():
+        if isinstance(edges, dict):
+            assert edges["left"] >= 0
+            assert edges["right"] <= looks["room"]
+    assert looks["accent"] == "rgb(142, 166, 255)"
+    assert looks["text"] > looks["ground"]
