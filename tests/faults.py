@@ -117,18 +117,20 @@ class Proxy:
     Connections that were caught by it stay dead for ever, as behind a router that has forgotten them.
     """
 
-    def __init__(self, target: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, target: int, tls: ssl.SSLContext | None = None, *, cuts_after: float | None = None) -> None:
         """
         Prepare it; ``with`` starts it.
 
         Args:
             target: The port that it forwards to.
             tls: What clients have to speak to it; the target hears them in the clear.
+            cuts_after: Seconds after which it ends each connection, used or not.
 
         """
         self.port = 0
         self._target = target
         self._tls = tls
+        self._cuts_after = cuts_after
         self._links: set[_Link] = set()
         self._swallow_new = False
         self._forgets = 0.0, False
@@ -221,11 +223,11 @@ class Proxy:
                 return
             other_reader, link.other = await asyncio.open_connection("127.0.0.1", self._target)
             pumps = [
-                asyncio.create_task(self._pump(link, reader, link.other)),
-                asyncio.create_task(self._pump(link, other_reader, writer, answers=True)),
+                asyncio.create_task(self._carry_request(link, reader)),
+                asyncio.create_task(self._carry_answer(link, other_reader)),
             ]
             ended = asyncio.create_task(link.ended.wait())
-            await asyncio.wait([*pumps, ended], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([*pumps, ended], timeout=self._cuts_after, return_when=asyncio.FIRST_COMPLETED)
             for task in [*pumps, ended]:
                 task.cancel()
             await asyncio.wait([*pumps, ended])
@@ -234,6 +236,12 @@ class Proxy:
         finally:
             link.abort()
             self._links.discard(link)
+
+    async def _carry_request(self, link: "_Link", reader: asyncio.StreamReader) -> None:
+        await self._pump(link, reader, link.other)
+
+    async def _carry_answer(self, link: "_Link", reader: asyncio.StreamReader) -> None:
+        await self._pump(link, reader, link.writer, answers=True)
 
     async def _pump(
         self, link: "_Link", reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
@@ -268,6 +276,57 @@ class Proxy:
         await asyncio.sleep(0)
 
 
+class HttpProxy(Proxy):
+    """A proxy that reads HTTP/1.1, one request a connection, and hinders what a page wants to keep open."""
+
+    def __init__(
+        self, target: int, *, upgrades: bool = False, buffers: bool = False, cuts_after: float | None = None
+    ) -> None:
+        """
+        Prepare it; ``with`` starts it.
+
+        Args:
+            target: The port that it forwards to.
+            upgrades: Whether it lets WebSockets through; otherwise it answers them with 403.
+            buffers: Whether it keeps each response, except a WebSocket's, until that has ended.
+            cuts_after: As for ``Proxy``.
+
+        """
+        super().__init__(target, cuts_after=cuts_after)
+        self._upgrades = upgrades
+        self._buffers = buffers
+
+    async def _carry_request(self, link: "_Link", reader: asyncio.StreamReader) -> None:
+        try:
+            first, *headers = (await reader.readuntil(b"\r\n\r\n")).rstrip().split(b"\r\n")
+        except (OSError, asyncio.IncompleteReadError):
+            return
+        link.upgrades = any(header.lower().startswith(b"upgrade:") for header in headers)
+        if link.upgrades and not self._upgrades:
+            await self._finish(link, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            return
+        if not link.upgrades:  # so that the end of the answer is that of the connection
+            headers = [header for header in headers if not header.lower().startswith(b"connection:")]
+            headers.append(b"Connection: close")
+        link.other.write(b"\r\n".join([first, *headers, b"", b""]))
+        await self._pump(link, reader, link.other)
+
+    async def _carry_answer(self, link: "_Link", reader: asyncio.StreamReader) -> None:
+        with suppress(OSError):
+            first = await reader.read(65536)  # not before the request was read: that says what it is
+            if self._buffers and not link.upgrades:
+                await self._finish(link, first + await reader.read())
+                return
+            link.writer.write(first)
+        await self._pump(link, reader, link.writer, answers=True)
+
+    async def _finish(self, link: "_Link", answer: bytes) -> None:
+        with suppress(OSError):
+            link.writer.write(answer)
+            link.writer.close()
+            await link.writer.wait_closed()
+
+
 class _Forgotten(NamedTuple):
     reset: bool
 
@@ -276,6 +335,7 @@ class _Link:
     def __init__(self, writer: asyncio.StreamWriter, *, dead: bool) -> None:
         self.writer = writer
         self.other: asyncio.StreamWriter | None = None
+        self.upgrades = False
         self.dead = dead
         self.forgotten: _Forgotten | None = None
         self.last = asyncio.get_running_loop().time()
