@@ -31,16 +31,17 @@ class Tally:
         bridged: Messages that a listener has handed to the channel layer.
         delivered: Messages that were handed to the server for a browser.
         duplicates: Messages that were not sent because the socket had already received them.
-        connections, subscriptions: The current number of open sockets, and of topics they have joined.
+        connections, subscriptions: The current number of open connections, and of topics they have joined.
+        responses: The current number of those that are HTTP responses.
         unanswered: The current number of subscriptions that wait because it is not known whether they are allowed.
 
     """
 
-    __slots__ = ("bridged", "connections", "delivered", "duplicates", "subscriptions", "unanswered")
+    __slots__ = ("bridged", "connections", "delivered", "duplicates", "responses", "subscriptions", "unanswered")
 
     def __init__(self) -> None:
         self.bridged = self.delivered = self.duplicates = 0
-        self.connections = self.subscriptions = self.unanswered = 0
+        self.connections = self.responses = self.subscriptions = self.unanswered = 0
 
 
 tally = Tally()

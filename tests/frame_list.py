@@ -50,6 +50,7 @@ class FrameList:
     # What a transport is.
 
     write_texts = None
+    can_answer = True
 
     async def send_text(self, text: str) -> None:
         assert self.code is None, f"a frame after the close: {text}"

@@ -301,7 +301,12 @@ def is_in_doubt(scope: dict[str, Any]) -> bool:
     cookie = scope.get("cookies", {}).get(django_settings.SESSION_COOKIE_NAME)
     found: Found | None = scope.get(SCOPE_KEY)
     is_gone = found.is_gone if found is not None else getattr(scope.get("session"), "session_key", "") is None
-    if not cookie or not is_gone:
+    return is_gone and may_be_replaced(cookie)
+
+
+def may_be_replaced(cookie: str | None) -> bool:
+    """Return whether a browser with a session that is gone may come back: perhaps it is about to get another one."""
+    if not cookie:
         return False
     now = time.monotonic()
     first = _doubts.setdefault(fingerprint(cookie), now)

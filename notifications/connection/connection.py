@@ -4,7 +4,8 @@ answered, and how the connection ends.
 
 ``delivery/subscriber.py`` delivers the messages, and a ``Transport`` carries the frames. A
 transport creates a ``Connection``, asks ``may_open``, calls ``open`` when the client is admitted,
-``hear`` for each frame that the client sends, and ``end`` when it has gone.
+``hear`` for each frame that the client sends, or ``request`` for all that it ever will, and ``end``
+when it has gone.
 """
 
 from __future__ import annotations
@@ -102,11 +103,13 @@ class Connection:
         "_address",
         "_asking",
         "_auth_timer",
+        "_can_answer",
         "_closing",
         "_delivery",
         "_given",
         "_heartbeat",
         "_invalid",
+        "_is_kept",
         "_own",
         "_pace",
         "_revoked",
@@ -126,7 +129,9 @@ class Connection:
 
         Args:
             transport: Carries frames to the client.
-            layer: The channel layer.
+            layer: The channel layer. None for a connection that ends as soon as it has answered: it
+                is served from the histories, and not watched over, because it has gone before its
+                access could end.
 
         """
         self.user: Any = None
@@ -150,7 +155,15 @@ class Connection:
         self._closing = Closing(transport, self._stop)
         self._auth_timer: asyncio.TimerHandle | None = None
         self._heartbeat = Heartbeat(self)
-        self._delivery = Delivery(layer, transport.send_text, self._delivery_failed, transport.write_texts)
+        self._is_kept = layer is not None
+        self._can_answer = transport.can_answer
+        self._delivery = Delivery(
+            layer,
+            transport.send_text,
+            self._delivery_failed,
+            transport.write_texts,
+            confirms=transport.can_answer,
+        )
         tally.connections += 1
 
     # What a transport calls.
@@ -220,6 +233,35 @@ class Connection:
         else:
             self._work.add(partial(self._handle, frame))
 
+    async def request(
+        self, caller: Caller, auth: frames.Auth | None, subscriptions: Sequence[frames.Subscribe]
+    ) -> None:
+        """
+        Serve a client that was admitted and sends everything at once: instead of ``open`` and ``hear``.
+
+        Such a request is paced as a whole, because a page repeats all its topics whenever it comes
+        back.
+        """
+        await self.open(caller)
+        if self._closing.begun:
+            return
+        if auth is not None:
+            self._work.add(partial(self._handle, auth))
+        elif self._nobody_yet():
+            self._end_without_auth(caller.is_in_doubt, "there is neither a session nor a token")
+            return
+        self._work.add(partial(self._pace_request, len(subscriptions)))
+        for each in subscriptions:
+            self._work.add(partial(self._handle, each))
+
+    async def has_answered(self) -> None:
+        """Wait until everything is answered, and all that the histories have was sent; at the latest the end."""
+        while True:
+            await self._work.is_done()
+            await self._delivery.is_level()
+            if not self._work.busy:
+                return
+
     async def server_stops(self) -> None:
         """Tell the client that the server restarts; see ``Closing.server_stops``."""
         await self._closing.server_stops()
@@ -232,7 +274,7 @@ class Connection:
         finally:
             self._end_auth_timer()
             addresses.give_back(self._address)
-            if self._own is not None:
+            if self._own is not None and self._is_kept:
                 access().remove(self._own.full_id, self)
             self._heartbeat.end()
             try:
@@ -306,12 +348,13 @@ class Connection:
         _crowd.warning("too many sockets have not authenticated, or too many of one address; the oldest are closed")
 
     def _auth_is_late(self, is_in_doubt: Callable[[], bool]) -> None:
-        if not self._nobody_yet():
-            return
+        if self._nobody_yet():
+            self._end_without_auth(is_in_doubt, f"no credentials within {settings.AUTH_TIMEOUT:g} s")
+
+    def _end_without_auth(self, is_in_doubt: Callable[[], bool], message: str) -> None:
         if is_in_doubt():
             self._work.add(partial(self._closing.close, CloseCode.TRY_AGAIN))
         else:
-            message = f"no credentials within {settings.AUTH_TIMEOUT:g} s"
             self._work.add(partial(self._closing.refuse, CloseCode.AUTH_TIMEOUT, message))
 
     async def _authenticate(self, frame: frames.Auth) -> None:
@@ -339,7 +382,7 @@ class Connection:
     async def _authenticated(self, credentials: Credentials, since: str | None) -> None:
         self.credentials, user = credentials, credentials.user
         self._own = Topic.for_user(user)
-        if not access().add(self._own.full_id, self):  # first of all: the access may end meanwhile
+        if self._is_kept and not access().add(self._own.full_id, self):  # first of all: the access may end meanwhile
             await self._too_many("user")
             return
         if self._closing.begun:
@@ -352,7 +395,8 @@ class Connection:
             return
         self.user = user
         self._end_auth_timer()
-        self._heartbeat.begin()
+        if self._can_answer:
+            self._heartbeat.begin()
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
         self._delivery.release(self._own)
         for kind in settings.joining:
@@ -407,7 +451,8 @@ class Connection:
         return allowed
 
     def _ask_later(self, what: str) -> None:
-        access().ask_later(Topic.for_user(self.user).full_id, what)
+        if self._is_kept:
+            access().ask_later(Topic.for_user(self.user).full_id, what)
 
     async def _join(
         self, topic: Topic, since: Position | str | None, *, unasked: bool = False, joined: bool = False
@@ -580,6 +625,11 @@ class Connection:
         if self._pace.refused == 1:  # once: answering each would double the traffic
             await self._error("rate_limited", "too many frames; slow down")
         if self._pace.refused >= MAX_REFUSED_FRAMES:
+            await self._closing.close(CloseCode.TOO_SLOW)
+
+    async def _pace_request(self, subscriptions: int) -> None:
+        own = self._own.full_id if self._own is not None else None
+        if not self._pace.take_request(own, self._address, subscriptions):
             await self._closing.close(CloseCode.TOO_SLOW)
 
     def _stop(self) -> None:

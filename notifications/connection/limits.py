@@ -22,6 +22,8 @@ BURST: Final = 200
 ``MAX_SUBSCRIPTIONS``, and keeps to the rate: only other programs exceed it."""
 RATE: Final = 20.0
 """Frames a second in the long run."""
+REQUEST: Final = 10
+"""A request over HTTP counts as so many frames, besides one for each of its topics: it is a connection as well."""
 MAX_SENDERS: Final = 10_000
 """Users, or addresses, whose rate is remembered; those that have been silent longest are forgotten first."""
 SHARE_OF_AN_ADDRESS: Final = 2
@@ -43,13 +45,21 @@ class TokenBucket:
         """Whether half of the burst has come back."""
         return self._tokens >= BURST * self._sockets / 2
 
-    def take(self, now: float) -> bool:
-        """Return whether one more is allowed, and count it if so; ``now`` is in seconds of any clock."""
+    def take(self, now: float, amount: int = 1) -> bool:
+        """
+        Return whether more is allowed, and count it if so.
+
+        Args:
+            now: Seconds of any clock.
+            amount: How many. They are allowed together, even if that is more than is left: the next
+                ones have to wait for longer.
+
+        """
         self._tokens = min(BURST * self._sockets, self._tokens + (now - self._at) * RATE * self._sockets)
         self._at = now
         if self._tokens < 1:
             return False
-        self._tokens -= 1
+        self._tokens -= amount
         return True
 
 
@@ -63,15 +73,24 @@ class Senders:
     def __init__(self) -> None:
         self._buckets: dict[str, TokenBucket] = {}
 
-    def take(self, name: str | None, sockets: int, now: float) -> bool:
-        """Return whether one more frame is allowed, and count it if so; ``sockets`` is how many it may have, 0 any."""
+    def take(self, name: str | None, sockets: int, now: float, amount: int = 1) -> bool:
+        """
+        Return whether more frames are allowed, and count them if so.
+
+        Args:
+            name: The user or the address; None is not limited.
+            sockets: How many connections it may have; 0 for any number.
+            now: Seconds of any clock.
+            amount: How many frames; see ``TokenBucket.take``.
+
+        """
         if name is None or not sockets:
             return True
         bucket = self._buckets.pop(name, None) or TokenBucket(sockets)
         self._buckets[name] = bucket  # at the end, as the most recently active
         if len(self._buckets) > MAX_SENDERS:
             del self._buckets[next(iter(self._buckets))]
-        return bucket.take(now)
+        return bucket.take(now, amount)
 
 
 class Pace:
@@ -103,6 +122,17 @@ class Pace:
             return True
         self.refused += 1
         return False
+
+    def take_request(self, user: str | None, address: str | None, subscriptions: int) -> bool:
+        """
+        Return whether a request over HTTP is allowed now, and count it.
+
+        The connection's own limit does not apply, because it hears nothing else.
+        """
+        now, amount = self._clock(), REQUEST + subscriptions
+        return users_frames.take(user, settings.MAX_CONNECTIONS_PER_USER, now, amount) and addresses_frames.take(
+            address, settings.MAX_CONNECTIONS_PER_ADDRESS, now, amount
+        )
 
 
 users_frames: Final = Senders()

@@ -1,4 +1,4 @@
-"""The interface of transports: a WebSocket (``consumers.py``), or a list of frames in tests."""
+"""The interface of transports: a WebSocket (``consumers.py``), HTTP (``http.py``), or a list of frames in tests."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ class Transport(Protocol):
     No method is called after ``close``, and ``send_text`` only while the client is connected.
     """
 
-    write_texts: Callable[[Sequence[str]], bool] | None
+    can_answer: bool
     """
-    Accept frames at once, all of them or none, and return whether it has; None if it never can.
+    Whether the client can send frames after its request, as over a WebSocket.
 
-    This costs neither a coroutine nor a step of a task. After False, and where it is None,
-    ``send_text`` is called for each. It raises what ``send_text`` raises.
+    A client that cannot is sent no pings, and what it has not read is not counted: the transport
+    then bounds what it accepts, and finds clients that are dead or too slow.
     """
+
+    @property
+    def write_texts(self) -> Callable[[Sequence[str]], bool] | None:
+        """
+        Accept frames at once, all of them or none, and return whether it has; None if it never can.
+
+        This costs neither a coroutine nor a step of a task. After False, and where it is None,
+        ``send_text`` is called for each. It raises what ``send_text`` raises.
+        """
 
     def send_text(self, text: str) -> Coroutine[Any, Any, None]:
         """

@@ -92,6 +92,11 @@ class Worklist:
             if not asked.done():
                 await ended(asked)
 
+    async def is_done(self) -> None:
+        """Wait until there is nothing to do."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
+
     def clear(self) -> None:
         """Drop all work that has not been started."""
         self._waiting.clear()

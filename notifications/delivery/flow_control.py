@@ -36,10 +36,17 @@ class Credit:
 
     __slots__ = ("_anonymous_at", "_number", "_open", "ask_at", "limit", "sent")
 
-    def __init__(self) -> None:
+    def __init__(self, bound: float = BOUND) -> None:
+        """
+        Begin to count.
+
+        Args:
+            bound: ``BOUND``, or infinity for a browser that cannot confirm anything.
+
+        """
         self.sent = 0
-        self.ask_at = BOUND // 2
-        self.limit = BOUND
+        self.ask_at = bound / 2
+        self.limit = bound
         self._number = 0
         self._open: list[tuple[int, int]] = []
         self._anonymous_at = float("-inf")

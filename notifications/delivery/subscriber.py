@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
+from math import inf
 from typing import Any, Final
 
 from ..broker.clients import FAILURES
@@ -50,6 +51,22 @@ def subscribed(topic: Topic, recovered: bool | None, position: str | None, *, jo
     return Subscribed(topic=topic.told, recovered=recovered, id=position, state=state, joined=joined)
 
 
+class _NoLayer:
+    """A channel layer on which nothing arrives: what is answered at once comes from the histories."""
+
+    async def new_channel(self) -> str:
+        return ""
+
+    async def group_add(self, group: str, channel: str) -> None:
+        pass
+
+    async def group_discard(self, group: str, channel: str) -> None:
+        pass
+
+    async def receive(self, channel: str) -> dict[str, Any]:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # it never returns
+
+
 class Delivery:
     """
     Delivers the messages of some topics to one socket, each once and in order, or reports a loss.
@@ -82,20 +99,23 @@ class Delivery:
         send: Callable[[str], Coroutine[Any, Any, None]],
         failed: Callable[[], None],
         write: Callable[[Sequence[str]], bool] | None = None,
+        *,
+        confirms: bool = True,
     ) -> None:
         """
         Prepare to deliver; ``end`` must follow.
 
         Args:
-            layer: The channel layer.
+            layer: The channel layer; None to deliver from the histories alone.
             send: Passes a text to the client's transport; see ``Transport.send_text``.
             failed: Called when the layer has failed and nothing more will be delivered.
             write: Passes texts without a coroutine, if the transport can; see ``Transport.write_texts``.
+            confirms: Whether the browser can confirm what it was sent; see ``Transport.can_answer``.
 
         """
         self.cursors: dict[str, Cursor] = {}
-        self.credit = Credit()
-        self._layer = layer
+        self.credit = Credit() if confirms else Credit(inf)
+        self._layer: Any = _NoLayer() if layer is None else layer
         self._is_own_layer = isinstance(layer, RedisPubSubLayer)
         self._outbox = Outbox(send, failed, write)
         self._failed = failed
@@ -333,6 +353,12 @@ class Delivery:
         await self._outbox.mark()
 
     # Catching up.
+
+    async def is_level(self) -> None:
+        """Wait until what is missing at present has been read, and the transport has accepted everything."""
+        while self._catch_up_task is not None:
+            await asyncio.wait([self._catch_up_task])
+        await self._outbox.mark()
 
     def catch_up(self, cursor: Cursor) -> None:
         """Queue a cursor that is behind: what it misses is read from the history and sent."""

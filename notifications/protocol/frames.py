@@ -23,6 +23,14 @@ MAX_AUTH_FRAME_SIZE: Final = 16384
 """Bytes of a frame. A JWT with many claims needs more than 4 KiB; nothing else comes close."""
 
 
+MAX_REQUEST_SIZE: Final = 65536
+"""Bytes of the body of a request over HTTP."""
+MAX_TOPICS: Final = 1000
+"""Topics of one request over HTTP: their answers must leave room for messages in the response."""
+MAX_WAIT: Final = 25.0
+"""Seconds that a poll may wait: proxies cut a request that is not answered, many after 30 or 60 s."""
+
+
 class CloseCode(IntEnum):
     """
     Why the server closes a socket. 4000 to 4099 say "do not retry", 4100 to 4199 "retry with backoff".
@@ -180,6 +188,41 @@ class Pong(Struct, tag="pong", tag_field="action"):
 Action = SubscribeUpload | UnsubscribeUpload | Subscribe | Unsubscribe | Ping | Pong
 
 
+class Subscription(Since):
+    """One topic of a request over HTTP."""
+
+    topic: TopicName
+    grant: Grant = None
+
+
+class Request(Since):
+    """
+    The body of a request over HTTP: everything that a client would send over a WebSocket.
+
+    Attributes:
+        mode: How it is answered: ``"stream"`` or ``"poll"``.
+        token: As in an ``auth`` frame; None if there is a session.
+        topics: The topics of the page.
+        wait: Seconds that a poll may wait for news.
+
+    """
+
+    mode: Literal["stream", "poll"]
+    token: str | None = None
+    topics: Annotated[list[Subscription], Meta(max_length=MAX_TOPICS)] = []
+    wait: Annotated[float, Meta(ge=0, le=MAX_WAIT)] = MAX_WAIT
+
+    @property
+    def auth(self) -> Auth | None:
+        """The frame that authenticates by token."""
+        return None if self.token is None else Auth(token=self.token, since=self.since)
+
+    @property
+    def subscriptions(self) -> list[Subscribe]:
+        """The frames that subscribe to the topics."""
+        return [Subscribe(topic=each.topic, since=each.since, grant=each.grant) for each in self.topics]
+
+
 class _Head(Struct):
     type: Any = None
     action: Any = None
@@ -187,6 +230,7 @@ class _Head(Struct):
 
 _head = msgspec.json.Decoder(_Head)
 _auth = msgspec.json.Decoder(Auth)
+_request = msgspec.json.Decoder(Request)
 _action: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
 _ACTIONS: Final = frozenset(
     str(frame.__struct_config__.tag)
@@ -223,6 +267,20 @@ def decode(text: str | None) -> Auth | Action:
         if (mended := mend_json(text)) != text:  # it has a lone surrogate, which is valid JSON for browsers
             return _without_topic(decode(mended))
         raise (FrameError if _is_json(text) else NotJSONError)("invalid_message", f"{error}") from error
+
+
+def decode_request(body: bytes) -> Request:
+    """
+    Decode the body of a request over HTTP.
+
+    Raises:
+        FrameError: It is not valid; the message is for the developer of the page.
+
+    """
+    try:
+        return _request.decode(body)
+    except (ValueError, RecursionError) as error:
+        raise FrameError("invalid_message", f"{error}") from error
 
 
 def _without_topic(frame: Auth | Action) -> Auth | Action:
@@ -322,7 +380,23 @@ class ServerPong(Struct, tag="pong", tag_field="action"):
     """The answer to the client's ``ping``."""
 
 
-ServerFrame = AuthSuccess | AuthError | Subscribed | Unsubscribed | Error | ServerPing | ServerPong
+class Close(Struct, tag="close", tag_field="action"):
+    """
+    The last frame of a response over HTTP that ends for a reason: the code and reason of a close.
+
+    A WebSocket's close frame has them. A response without it ended in the ordinary way.
+    """
+
+    code: int
+    reason: str
+
+    @classmethod
+    def of(cls, code: CloseCode) -> Self:
+        """Return the frame for a close code."""
+        return cls(code=int(code), reason=code.meaning)
+
+
+ServerFrame = AuthSuccess | AuthError | Subscribed | Unsubscribed | Error | ServerPing | ServerPong | Close
 
 _encoder = msgspec.json.Encoder()
 

@@ -117,6 +117,7 @@ def _operations() -> dict[str, Any]:
         "greet": _send("Tell a socket with a session whose it is.", [frames.AuthSuccess]),
         "tellLoss": _send("Tell unasked, with `recovered` false, that messages are missing.", [frames.Subscribed]),
         "refuse": _send("Refuse a frame, or a socket, which is closed then.", [frames.Error, frames.AuthError]),
+        "end": _send("End an answer over HTTP that ends for a reason, with the code of a close.", [frames.Close]),
         "deliver": _send("What was published.", TYPED_MESSAGES)
         | {"messages": _refs([*_names(TYPED_MESSAGES), MESSAGE])},
     }

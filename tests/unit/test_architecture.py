@@ -23,7 +23,7 @@ FLOORS = [
     {"access", "bridge", "layers", "positions", "publisher"},
     {"delivery"},
     {"connection"},
-    {"consumers", "middleware", "routing", "uvicorn"},
+    {"consumers", "http", "middleware", "routing", "uvicorn"},
 ]
 """From the ground up. A room is a folder, or a module beside them; it imports from its own floor or from below."""
 RIM = {

@@ -49,6 +49,17 @@ export interface BatchProgressPayload {
   readonly progress_percentage: number;
 }
 
+/**
+ * The last frame of a response over HTTP that ends for a reason: the code and reason of a close.
+ *
+ * A WebSocket's close frame has them. A response without it ended in the ordinary way.
+ */
+export interface Close {
+  readonly action: "close";
+  readonly code: number;
+  readonly reason: string;
+}
+
 /** A frame was refused; the socket stays open. */
 export interface Error {
   readonly action: "error";
@@ -248,7 +259,8 @@ export type ServerFrame =
   | Unsubscribed
   | Error
   | ServerPing
-  | ServerPong;
+  | ServerPong
+  | Close;
 
 /** The typed messages by `action`. A site adds its own: `declare module "…/protocol.js" { interface MessageMap { order_shipped: OrderShipped } }` */
 export interface MessageMap {
