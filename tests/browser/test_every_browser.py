@@ -30,8 +30,11 @@ SEEN = "return JSON.stringify(window.seen) === given[0];"
 TITLE, BAR = "[part~=title]", "[role=progressbar]"
 LOOKS = """
 const { documentElement: { clientWidth: room, scrollWidth: content } } = document;
-const edges = Object.fromEntries(["bar", "fill", "toast", "title", "close"].map((part) => {
-    const { left, right } = shown(`[part~=${part}]`)[0].getBoundingClientRect();
+const lines = document.createRange();
+const edges = Object.fromEntries(["bar", "fill", "message", "toast", "title", "close"].map((part) => {
+    const [element] = shown(`[part~=${part}]`);
+    lines.selectNodeContents(element);
+    const { left, right } = (part === "message" ? lines : element).getBoundingClientRect();
     return [part, { left, right }];
 }));
 const [fill, toast] = ["fill", "toast"].map((part) => getComputedStyle(shown(`[part~=${part}]`)[0]));
@@ -272,6 +275,7 @@ def test_on_a_phone_in_the_dark(visit: Visit, direction: str) -> None:
     visit.notice("title " * 9, body="word " * 40, level="error", url="/elsewhere")
     visit.notice("long" * 30, body="x" * 100)
     visit.tab.wait_until("return shown(given[0]).length === 2;", TITLE)
+    visit.tab.run("await Promise.all(shown('[part~=toast]').map((each) => each.getAnimations()[0]?.finished));")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     visit.tab.save_screenshot(SCREENSHOTS / f"phone-{direction}-{visit.browser.name}.png")
 
@@ -281,6 +285,8 @@ def test_on_a_phone_in_the_dark(visit: Visit, direction: str) -> None:
     assert looks["content"] <= looks["room"]
     at_left = looks["fill"]["left"] == pytest.approx(looks["bar"]["left"], abs=2)
     assert at_left == (direction == "ltr")
+    edge = "left" if direction == "ltr" else "right"
+    assert looks["message"][edge] == pytest.approx(looks["bar"][edge], abs=2)
     assert (looks["close"]["left"] > looks["title"]["left"]) == (direction == "ltr")
     for edges in looks.values():
         if isinstance(edges, dict):

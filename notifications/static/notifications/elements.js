@@ -797,7 +797,9 @@ const UPLOAD_CSS = `
 [part="head"], [part="detail"] { display: flex; gap: 0 0.75em; justify-content: space-between; }
 [part="detail"] { font-size: 0.875em; justify-content: start; flex-wrap: wrap; }
 [part="label"] { min-inline-size: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-[part="message"] { min-inline-size: 0; overflow-wrap: anywhere; }
+[part="message"] {
+  min-inline-size: 0; overflow-wrap: anywhere; text-align: -webkit-match-parent; text-align: match-parent;
+}
 [part~="stage"] { font-weight: 600; }
 [part~="bar"] {
   box-sizing: border-box;
