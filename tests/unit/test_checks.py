@@ -2,6 +2,7 @@
 
 import re
 import socket
+import sys
 from importlib import metadata
 
 import pytest
@@ -63,6 +64,9 @@ def pretend_to_install(directory, name, says="top_level.txt"):
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.8.3\n")
     record = "notifications/__init__.py,,\nnotifications/models.py,,\n"
+    (directory / "notifications").mkdir(exist_ok=True)
+    for module in ("__init__.py", "models.py"):  # from Python 3.12 on only files that are there count
+        (directory / "notifications" / module).touch()
     (info / says).write_text("notifications\n" if says == "top_level.txt" else record)
 
 
@@ -70,7 +74,7 @@ def test_other_projects_of_the_same_package_are_found(tmp_path, monkeypatch):
     """What installs a package of our name besides is named, however it says what it brings."""
     pretend_to_install(tmp_path, "django-notifications-hq", "top_level.txt")
     pretend_to_install(tmp_path, "django_notifications_fork", "RECORD")
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
 
     (message,) = [each for each in run_checks(tags=["notifications"]) if each.id == "notifications.E016"]
     assert "django-notifications-hq, django_notifications_fork" in message.msg
@@ -82,7 +86,7 @@ def test_our_own_distribution_is_no_other_project(tmp_path, monkeypatch):
     names = {"django-realtime-notifications", "Django_Realtime.Notifications"}
     for name in names:
         pretend_to_install(tmp_path, name)
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     assert names <= set(metadata.packages_distributions()["notifications"])
 
     assert found() == []
