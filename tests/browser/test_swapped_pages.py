@@ -28,6 +28,10 @@ HEAD = '<script src="/lib.js"></script>{tag}'
 BODY = """<body hx-boost="true" hx-boost:inherited="true">{tag}<h1>{{% firstof request.user.pk 'nobody' %}}</h1>
 <a href="{{{{ request.get_full_path }}}}&amp;again">next</a>{forms}
 <notification-toasts timeout="0"></notification-toasts>"""
+WITH_DIALOG = """<body hx-boost="true" hx-boost:inherited="true">{tag}<h1>{{% firstof request.user.pk 'nobody' %}}</h1>
+<dialog><a href="{{{{ request.get_full_path }}}}&amp;again">next</a></dialog>
+<section><notification-toasts timeout="0"></notification-toasts></section>{forms}"""
+KEPT_IN_DIALOG = WITH_DIALOG.replace("-toasts timeout", '-toasts id="toasts" data-turbo-permanent hx-preserve timeout')
 LASTING = """<body><main hx-boost="true" hx-boost:inherited="true" hx-target="main" hx-target:inherited="main"
 hx-select="main" hx-select:inherited="main" hx-swap="outerHTML" hx-swap:inherited="outerHTML">{tag}
 <h1>{{% firstof request.user.pk 'nobody' %}}</h1>{forms}</main>
@@ -209,6 +213,55 @@ def test_links_keep_the_connection(visitor: Visitor, library: str, where: str) -
         expect(shown(page, "title").last).to_have_text(f"notice {n}")
 
     assert len(visitor.sockets) == 1
+
+
+@SOME
+def test_back_button_shows_each_notice_once(visitor: Visitor, library: str, where: str) -> None:
+    """A page that the library puts back has the notices that are still shown, and so has the next one."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where)
+    visitor.wait_until(page, "open")
+    first = page.url
+    visitor.follow_link(page)
+    visitor.notice(visitor.ada, "one")
+    expect(shown(page, "title")).to_have_text(["one"])
+
+    page.go_back(wait_until="commit")
+    page.wait_for_url(first)
+    expect(shown(page, "title")).to_have_text(["one"])
+    visitor.notice(visitor.ada, "two")
+    expect(shown(page, "title")).to_have_text(["one", "two"])
+    page.go_forward(wait_until="commit")
+
+    expect(shown(page, "title")).to_have_text(["one", "two"])
+    assert len(visitor.sockets) == 1
+
+
+@pytest.mark.parametrize("body", [WITH_DIALOG, KEPT_IN_DIALOG], ids=["", "element stays"])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_page_with_an_open_dialog_is_replaced(visitor: Visitor, library: str, body: str) -> None:
+    """Notices in a dialog go to the place that they have on the next page, and on this one when it is put back."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, "body", body)
+    visitor.wait_until(page, "open")
+    first = page.url
+    page.evaluate("document.querySelector('dialog').showModal()")
+    visitor.notice(visitor.ada, "one")
+    expect(page.locator("dialog > notification-toasts")).to_have_count(1)
+
+    page.get_by_role("link", name="next").click()
+    page.wait_for_url(f"{first}&again")
+    expect(page.locator("section > notification-toasts")).to_have_count(1)
+    expect(shown(page, "title")).to_have_text(["one"])
+    page.go_back(wait_until="commit")
+    page.wait_for_url(first)
+
+    expect(shown(page, "title")).to_have_text(["one"])
+    expect(page.locator(":not(dialog) > notification-toasts")).to_have_count(1)
+    visitor.notice(visitor.ada, "two")
+    expect(shown(page, "title")).to_have_text(["one", "two"])
+    shown(page, "close").last.click()
+    expect(shown(page, "title")).to_have_text(["one"])
 
 
 @SOME

@@ -1,8 +1,11 @@
 """Pages that tests write themselves: the template is in the URL, the policy as well."""
 
 import secrets
+import threading
+import time
 
 from django.conf import settings
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template import engines
@@ -36,9 +39,21 @@ def page(request: HttpRequest) -> HttpResponse:
 
 
 def post(request: HttpRequest) -> HttpResponse:
-    """Do what was asked, tell the user so, and send them on: POST, redirect, GET."""
-    publish_to_user(request.user, Notice(title=request.POST["title"], level=request.POST.get("level", "success")))
-    return redirect(request.POST["next"])
+    """
+    Do what was asked, tell the user so, and send them on: POST, redirect, GET.
+
+    ``when`` is when they are told: at once, on commit, or ``late`` seconds after the answer. ``slow`` is how many
+    seconds the answer takes after that.
+    """
+    given = request.POST
+    notice = Notice(title=given["title"], level=given.get("level", "success"))
+    if given.get("when") == "late":
+        threading.Timer(float(given["late"]), publish_to_user, (request.user, notice)).start()
+    else:
+        with transaction.atomic():
+            publish_to_user(request.user, notice, on_commit=given.get("when") == "commit")
+    time.sleep(float(given.get("slow") or 0))
+    return redirect(given["next"])
 
 
 def static(request: HttpRequest, path: str) -> HttpResponse:

@@ -38,6 +38,7 @@ const TEXTS = ["status", "stage", "message"];
 let connection;
 let memory; // of the tab; none without a user
 let carrier; // the <notification-toasts> whose notices are kept for the next page
+const connected = new Set(); // all of them
 let owner; // the page's user
 const owners = new EventTarget(); // dispatches "change" when the user changes
 
@@ -420,6 +421,8 @@ export class NotificationToasts extends HTMLElement {
 
   connectedCallback() {
     if (this.#moving) return;
+    connected.add(this);
+    if (!this.#home?.isConnected) this.#home = undefined; // the page has been replaced, and has given it this place
     const page = new AbortController();
     const listen = (where, type, act, capture) => where.addEventListener(type, act, { signal: page.signal, capture });
     const off = connection.on("notice", (message) => this.#receive(message)); // also those of topics that the site joins
@@ -435,6 +438,11 @@ export class NotificationToasts extends HTMLElement {
     if (this.#narrow) listen(this.#narrow, "change", () => this.#resume());
     // The focus is the only sign of dialogs in shadow roots.
     for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
+    // htmx 2 stores a copy of the page for its back button: the element belongs to its own place there.
+    listen(document, "htmx:beforeHistorySave", () => {
+      if (this.#home) this.#goHome();
+      queueMicrotask(() => this.#place());
+    });
     // What is shown was for the previous user, when the page or the server names another one.
     listen(owners, "change", () => this.#startAnew());
     listen(connection, "state", ({ detail }) => detail.code === 4003 && this.#toasts.forEach((toast) => this.#remove(toast)));
@@ -467,8 +475,18 @@ export class NotificationToasts extends HTMLElement {
     this.#stop?.();
     this.#pause();
     clearTimeout(this.#check);
-    // Removed together with the dialog, and not by the page itself: back to where it was.
-    if (this.#home) queueMicrotask(() => this.isConnected || this.#goHome());
+    queueMicrotask(() => this.isConnected || this.#gone());
+  }
+
+  /** Go back if only the dialog was removed; otherwise another element, which has come already, takes the notices. */
+  #gone() {
+    if (this.#home) this.#goHome();
+    if (this.isConnected) return;
+    connected.delete(this);
+    const [heir] = connected;
+    if (!memory || !heir || carrier !== this) return;
+    carrier = heir;
+    heir.#recall();
   }
 
   /** Show a notice: `title`, and perhaps `level`, `body` and `url`. */
@@ -744,9 +762,9 @@ export class NotificationToasts extends HTMLElement {
   #goHome() {
     const home = this.#home;
     this.#home = undefined;
-    const wasThere = this.isConnected;
-    if (wasThere && home.isConnected) this.#move(() => home.replaceWith(this));
-    else if (home.isConnected) home.replaceWith(this);
+    this.#raise(false);
+    if (this.isConnected && home.isConnected) this.#move(() => home.replaceWith(this));
+    else if (home.parentNode) home.replaceWith(this); // also in a page that was replaced, for whoever shows it again
     else this.remove(); // as the page has done with its place
   }
 
