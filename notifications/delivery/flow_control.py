@@ -9,6 +9,7 @@ counts what it sent, asks for confirmation with numbered pings, and pauses at a 
 from __future__ import annotations
 
 import random
+from math import inf
 from typing import Final
 
 BOUND: Final = 512 * 1024
@@ -36,14 +37,15 @@ class Credit:
 
     __slots__ = ("_anonymous_at", "_number", "_open", "ask_at", "limit", "sent")
 
-    def __init__(self, bound: float = BOUND) -> None:
+    def __init__(self, *, confirms: bool = True) -> None:
         """
         Begin to count.
 
         Args:
-            bound: ``BOUND``, or infinity for a browser that cannot confirm anything.
+            confirms: False for a browser that cannot confirm anything: then there is no bound.
 
         """
+        bound = BOUND if confirms else inf
         self.sent = 0
         self.ask_at = bound / 2
         self.limit = bound

@@ -13,7 +13,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
-from math import inf
 from typing import Any, Final
 
 from ..broker.clients import FAILURES
@@ -114,7 +113,7 @@ class Delivery:
 
         """
         self.cursors: dict[str, Cursor] = {}
-        self.credit = Credit() if confirms else Credit(inf)
+        self.credit = Credit(confirms=confirms)
         self._layer: Any = _NoLayer() if layer is None else layer
         self._is_own_layer = isinstance(layer, RedisPubSubLayer)
         self._outbox = Outbox(send, failed, write)
