@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
+from enum import Enum, StrEnum
 from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -26,19 +26,56 @@ from .protocol.surrogates import mend_json, mend_values
 META: Final = "_meta"
 """The key that frames reserve for topic and id. No message may use it: a forged id would mute a user."""
 
-Status = Literal["pending", "analyzing", "embedding", "completed", "failed"]
-Stage = Literal[
-    "queued",
-    "extracting_frames",
-    "vision_analysis",
-    "description_audit",
-    "embedding_generation",
-    "indexing",
-    "completed",
-    "failed",
-]
+
+class UploadStatus(StrEnum):
+    """The words for the ``status`` of an upload that the replaced service used; a site may use others."""
+
+    PENDING = "pending"
+    ANALYZING = "analyzing"
+    EMBEDDING = "embedding"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class UploadStage(StrEnum):
+    """The words for the ``stage`` of an upload that the replaced service used; a site may use others."""
+
+    QUEUED = "queued"
+    EXTRACTING_FRAMES = "extracting_frames"
+    VISION_ANALYSIS = "vision_analysis"
+    DESCRIPTION_AUDIT = "description_audit"
+    EMBEDDING_GENERATION = "embedding_generation"
+    INDEXING = "indexing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class BatchStatus(StrEnum):
+    """The words for the ``status`` of a batch that the replaced service used; a site may use others."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class FileStatus(StrEnum):
+    """The words for the ``status`` of a file that the replaced service used; a site may use others."""
+
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+PLAIN: Final = Meta(description="Plain text; a page must not read it as HTML.")
+LINK: Final = Meta(description="Where a click leads: https:, http: or a path of the site.")
+State = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
+Word = Annotated[str, Meta(description="Any word; the documentation lists those that the replaced service used.")]
 Percent = Annotated[int, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=0)]
+Amount = Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0)]
+"""A number that may have a fraction; whole numbers are written without one."""
 Timestamp = Annotated[datetime, Meta(tz=True, description="When this was the case: ISO 8601, with an offset.")]
 
 
@@ -74,29 +111,56 @@ def _fields(struct: type[Checked]) -> dict[str, Any]:
 
 def _check(name: str, value: Any, annotation: Any) -> Any:
     value = _plain(value)
+    if isinstance(value, Enum) and isinstance(value, str):
+        value = value.value  # of a TextChoices or StrEnum, a plain str
     if isinstance(value, Promise) or (
-        name.endswith("_id") and isinstance(value, UUID | int) and not isinstance(value, bool)
+        (name == "id" or name.endswith("_id")) and isinstance(value, UUID | int) and not isinstance(value, bool)
     ):
         value = str(value)
     if get_origin(annotation) is Literal:  # msgspec would quote the value without saying which are valid
         words = get_args(annotation)
         if value not in words:
             raise TypeError(f"Expected one of {', '.join(words)}")
-        return words[words.index(value)]  # a plain str, even if a TextChoices was given
+        return value
     if isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, Checked):
         return annotation(**value)
     value = msgspec.convert(value, annotation)
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
+class JobProgressPayload(Checked):
+    """The payload of ``progress``."""
+
+    id: Annotated[str, Meta(description="The job: the id of its topic.")]
+    state: State
+    percent: Annotated[Annotated[float, Meta(ge=0, le=100)] | None, Meta(description="Null: nobody knows.")] = None
+    done: Amount | None = None
+    total: Amount | None = None
+    unit: Annotated[str | None, PLAIN] = None
+    stage: Annotated[str | None, PLAIN] = None
+    message: Annotated[str | None, PLAIN] = None
+    eta: Annotated[
+        Annotated[float, Meta(ge=0)] | None, Meta(description="Estimated seconds until the end; null: nobody knows.")
+    ] = None
+    error: Annotated[str | None, PLAIN] = None
+    url: Annotated[str | None, LINK] = None
+
+
+class JobProgress(Checked, tag="progress", tag_field="action"):
+    """How far a job has progressed; ``notifications.Progress`` publishes it."""
+
+    payload: JobProgressPayload
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+
+
 class UploadProgressPayload(Checked):
     """The payload of ``upload_progress``."""
 
     upload_id: str
-    status: Status
-    stage: Stage
+    status: Word
+    stage: Word
     progress_percent: Percent
-    message: str
+    message: str = ""
     error_message: str | None = None
     description_audit_score: Percent | None = None
 
@@ -112,8 +176,8 @@ class UploadCompleted(Checked, tag="upload_completed", tag_field="action"):
     """The analysis of one upload has succeeded."""
 
     upload_id: str
-    description: str
-    audit_score: Percent
+    description: str = ""
+    audit_score: Percent = 0
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 
@@ -129,7 +193,7 @@ class BatchProgressPayload(Checked):
     """The payload of ``batch_progress``."""
 
     batch_id: str
-    status: Annotated[str, Meta(description="Any word; the documentation lists those that the replaced service used.")]
+    status: Word
     total: Count
     processed: Count
     successful: Count
@@ -152,7 +216,7 @@ class FileProgressPayload(Checked):
     file_name: str
     file_size: Count
     progress_percentage: Percent
-    status: Literal["processing", "completed", "failed"]
+    status: Word
 
 
 class FileProgress(Checked, tag="file_progress", tag_field="action"):
@@ -165,14 +229,23 @@ class FileProgress(Checked, tag="file_progress", tag_field="action"):
 class Notice(Checked, tag="notice", tag_field="action"):
     """A notice from the site to a user."""
 
-    title: Annotated[str, Meta(description="Plain text; a page must not read it as HTML.")]
+    title: Annotated[str, PLAIN]
     level: Literal["info", "success", "warning", "error"] = "info"
-    body: Annotated[str | None, Meta(description="Plain text; a page must not read it as HTML.")] = None
-    url: Annotated[str | None, Meta(description="Where a click leads: https:, http: or a path of the site.")] = None
+    body: Annotated[str | None, PLAIN] = None
+    url: Annotated[str | None, LINK] = None
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 
-Message = UploadProgress | UploadCompleted | UploadFailed | BatchProgress | FileProgress | Notice | Mapping[str, Any]
+Message = (
+    JobProgress
+    | UploadProgress
+    | UploadCompleted
+    | UploadFailed
+    | BatchProgress
+    | FileProgress
+    | Notice
+    | Mapping[str, Any]
+)
 """What ``publish`` accepts: a typed message, or any mapping that can be written as JSON."""
 
 

@@ -86,6 +86,7 @@ def typed_messages(upload_id: str) -> list[messages.Message]:
             )
         ),
         messages.Notice(title="Hello"),
+        messages.JobProgress(payload={"id": upload_id, "state": "running", "percent": 40.5, "done": 81, "total": 200}),
     ]
 
 

@@ -25,13 +25,19 @@ from notifications import MessageError, messages
 from notifications.messages import (
     BatchProgress,
     BatchProgressPayload,
+    BatchStatus,
     FileProgress,
     FileProgressPayload,
+    FileStatus,
+    JobProgress,
+    JobProgressPayload,
     Notice,
     UploadCompleted,
     UploadFailed,
     UploadProgress,
     UploadProgressPayload,
+    UploadStage,
+    UploadStatus,
     check_raw,
     encode,
 )
@@ -58,6 +64,7 @@ BATCH = {
     "failed": 1,
     "progress_percentage": 75.5,
 }
+JOB = {"id": "42", "state": "running"}
 FILE = {
     "batch_id": "b1",
     "upload_id": "7f3c",
@@ -130,6 +137,24 @@ def written(message):
             {"action": "file_progress", "payload": FILE, "timestamp": ON_THE_WIRE},
         ),
         (
+            JobProgress(
+                payload={**JOB, "id": 42, "percent": 40.5, "done": 81, "total": 200, "eta": 3.5}, timestamp=WHEN
+            ),
+            {
+                "action": "progress",
+                "payload": {
+                    "id": "42",
+                    "state": "running",
+                    "percent": 40.5,
+                    "done": 81,
+                    "total": 200,
+                    **dict.fromkeys(("unit", "stage", "message", "error", "url")),
+                    "eta": 3.5,
+                },
+                "timestamp": ON_THE_WIRE,
+            },
+        ),
+        (
             Notice(level="error", title="No", body="Not today", url="/orders/7/", timestamp=WHEN),
             {
                 "action": "notice",
@@ -162,39 +187,44 @@ def test_the_values_of_optional_fields_are_written():
     }
 
 
-@cases("status", ["pending", "analyzing", "embedding", "completed", "failed"])
-def test_every_status_of_the_contract_is_accepted(status):
-    """Uploads have five states."""
-    assert UploadProgressPayload(**{**UPLOAD, "status": status}).status == status
-
-
 @cases(
-    "status",
-    ["pending", "processing", "completed", "failed", "cancelled", "analyzing", "embedding", "paused", Mood.GOOD],
-)
-def test_the_status_of_a_batch_is_any_word(status):
-    """The replaced service had five of its own, of which its type, and its clients, know nothing."""
-    payload = BatchProgressPayload(**{**BATCH, "status": status})
-
-    assert written(BatchProgress(payload=payload))["payload"]["status"] == str(status)
-
-
-@cases(
-    "stage",
+    ("type_", "values", "name", "words"),
     [
-        "queued",
-        "extracting_frames",
-        "vision_analysis",
-        "description_audit",
-        "embedding_generation",
-        "indexing",
-        "completed",
-        "failed",
+        (UploadProgressPayload, UPLOAD, "status", UploadStatus),
+        (UploadProgressPayload, UPLOAD, "stage", UploadStage),
+        (BatchProgressPayload, BATCH, "status", BatchStatus),
+        (FileProgressPayload, FILE, "status", FileStatus),
     ],
 )
-def test_every_stage_of_the_contract_is_accepted(stage):
-    """The analysis of an upload has eight stages."""
-    assert UploadProgressPayload(**{**UPLOAD, "stage": stage}).stage == stage
+def test_status_and_stage_are_any_words(type_, values, name, words):
+    """Those of the replaced service have names, which are written as its words; a site may have its own."""
+    for word in (*words, "paused", "Reading rows", Mood.GOOD, gettext_lazy("Saved")):
+        payload = type_(**{**values, name: word})
+        assert type(getattr(payload, name)) is str
+        assert getattr(payload, name) == str(word)
+
+
+def test_the_words_of_the_replaced_service_are_what_its_client_accepts():
+    """Its client refuses others, so they must not change."""
+    assert [*UploadStatus] == ["pending", "analyzing", "embedding", "completed", "failed"]
+    assert [*UploadStage] == [
+        *("queued", "extracting_frames", "vision_analysis", "description_audit", "embedding_generation", "indexing"),
+        *("completed", "failed"),
+    ]
+    assert [*BatchStatus] == ["pending", "processing", "completed", "failed", "cancelled"]
+    assert [*FileStatus] == ["processing", "completed", "failed"]
+
+
+def test_what_only_the_replaced_service_has_may_be_left_out():
+    """A site without an audit gives no score; what is written then is what the replaced service's client accepts."""
+    assert written(UploadCompleted(upload_id=7, timestamp=WHEN)) == {
+        "action": "upload_completed",
+        "upload_id": "7",
+        "description": "",
+        "audit_score": 0,
+        "timestamp": ON_THE_WIRE,
+    }
+    assert UploadProgressPayload(upload_id=7, status="x", stage="y", progress_percent=0).message == ""
 
 
 WRONG = [
@@ -205,8 +235,8 @@ WRONG = [
     (UploadProgressPayload, UPLOAD, "progress_percent", True),
     (UploadProgressPayload, UPLOAD, "progress_percent", None),
     (UploadProgressPayload, UPLOAD, "description_audit_score", 101),
-    (UploadProgressPayload, UPLOAD, "status", "processing"),
-    (UploadProgressPayload, UPLOAD, "stage", "done"),
+    (UploadProgressPayload, UPLOAD, "status", None),
+    (UploadProgressPayload, UPLOAD, "stage", 7),
     (UploadProgressPayload, UPLOAD, "message", None),
     (UploadProgressPayload, UPLOAD, "upload_id", None),
     (UploadProgressPayload, UPLOAD, "upload_id", True),
@@ -219,7 +249,15 @@ WRONG = [
     (BatchProgressPayload, BATCH, "status", None),
     (BatchProgressPayload, BATCH, "status", 7),
     (BatchProgressPayload, BATCH, "failed", 0.5),
-    (FileProgressPayload, FILE, "status", "pending"),
+    (FileProgressPayload, FILE, "status", None),
+    (JobProgressPayload, JOB, "state", "done"),
+    (JobProgressPayload, JOB, "percent", 100.1),
+    (JobProgressPayload, JOB, "percent", math.nan),
+    (JobProgressPayload, JOB, "done", -1),
+    (JobProgressPayload, JOB, "total", -0.5),
+    (JobProgressPayload, JOB, "eta", -1),
+    (JobProgressPayload, JOB, "id", None),
+    (JobProgressPayload, JOB, "stage", 7),
     (FileProgressPayload, FILE, "file_size", -1),
     (FileProgressPayload, FILE, "progress_percentage", 0.5),
     (FileProgressPayload, FILE, "file_name", b"a.png"),
@@ -253,8 +291,8 @@ def test_the_error_of_a_wrong_nested_value_names_the_nested_field():
 
 def test_a_missing_field_is_a_type_error_as_in_any_call():
     """A forgotten argument is Python's own error."""
-    with pytest.raises(TypeError, match="audit_score"):
-        UploadCompleted(upload_id="1", description="x")
+    with pytest.raises(TypeError, match="error_message"):
+        UploadFailed(upload_id="1")
 
 
 def test_the_error_of_a_wrong_word_names_the_allowed_ones_and_not_the_wrong_one():

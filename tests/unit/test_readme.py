@@ -261,8 +261,8 @@ def test_examples_of_messages_are_what_the_code_writes() -> None:
     for kind in typed:
         shown = sections[kind.__name__]
         assert json.loads(messages.encode(msgspec.json.decode(shown, type=kind), 10000)) == json.loads(shown)
-    for words in (messages.Status, messages.Stage):
-        assert ", ".join(f"`{word}`" for word in typing.get_args(words)) in " ".join(text.split())
+    for words in (typing.get_args(messages.State), messages.UploadStatus, messages.UploadStage):
+        assert ", ".join(f"`{word}`" for word in words) in " ".join(text.split())
 
 
 def test_log_lines_are_explained() -> None:

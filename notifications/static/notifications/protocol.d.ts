@@ -85,7 +85,40 @@ export interface FileProgressPayload {
   readonly file_name: string;
   readonly file_size: number;
   readonly progress_percentage: number;
-  readonly status: "completed" | "failed" | "processing";
+  /** Any word; the documentation lists those that the replaced service used. */
+  readonly status: string;
+}
+
+/** How far a job has progressed; `notifications.Progress` publishes it. */
+export interface JobProgress {
+  readonly _meta?: MessageMeta;
+  readonly action: "progress";
+  readonly payload: JobProgressPayload;
+  /** When this was the case: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** The payload of `progress`. */
+export interface JobProgressPayload {
+  /** The job: the id of its topic. */
+  readonly id: string;
+  readonly state: "cancelled" | "failed" | "running" | "succeeded" | "waiting";
+  /** Null: nobody knows. */
+  readonly percent: number | null;
+  readonly done: number | null;
+  readonly total: number | null;
+  /** Plain text; a page must not read it as HTML. */
+  readonly unit: string | null;
+  /** Plain text; a page must not read it as HTML. */
+  readonly stage: string | null;
+  /** Plain text; a page must not read it as HTML. */
+  readonly message: string | null;
+  /** Estimated seconds until the end; null: nobody knows. */
+  readonly eta: number | null;
+  /** Plain text; a page must not read it as HTML. */
+  readonly error: string | null;
+  /** Where a click leads: https:, http: or a path of the site. */
+  readonly url: string | null;
 }
 
 /** Anything published: an object that says by its `action` what it is, if whoever published it gave it one. Without `_meta` it has no id and is not kept. */
@@ -233,8 +266,10 @@ export interface UploadProgress {
 /** The payload of `upload_progress`. */
 export interface UploadProgressPayload {
   readonly upload_id: string;
-  readonly status: "analyzing" | "completed" | "embedding" | "failed" | "pending";
-  readonly stage: "completed" | "description_audit" | "embedding_generation" | "extracting_frames" | "failed" | "indexing" | "queued" | "vision_analysis";
+  /** Any word; the documentation lists those that the replaced service used. */
+  readonly status: string;
+  /** Any word; the documentation lists those that the replaced service used. */
+  readonly stage: string;
   readonly progress_percent: number;
   readonly message: string;
   readonly error_message: string | null;
@@ -264,6 +299,7 @@ export type ServerFrame =
 
 /** The typed messages by `action`. A site adds its own: `declare module "…/protocol.js" { interface MessageMap { order_shipped: OrderShipped } }` */
 export interface MessageMap {
+  progress: JobProgress;
   upload_progress: UploadProgress;
   upload_completed: UploadCompleted;
   upload_failed: UploadFailed;

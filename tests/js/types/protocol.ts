@@ -42,11 +42,14 @@ const { on, subscribe } = connect();
 
 // A handler gets what its action is.
 on("upload_progress", ({ payload, _meta }) => {
-  payload.stage satisfies "queued" | "extracting_frames" | (string & {});
-  // @ts-expect-error  "done" is no status
-  payload.status === "done";
+  payload.stage satisfies string;
   // @ts-expect-error  a message that is not kept has no _meta
   _meta.id;
+});
+on("progress", ({ payload }) => {
+  payload.percent satisfies number | null;
+  // @ts-expect-error  "done" is no state
+  payload.state === "done";
 });
 on("order_shipped", ({ parcel }) => parcel.toUpperCase());
 on("greeting", ({ text }) => {
