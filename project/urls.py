@@ -10,4 +10,5 @@ urlpatterns = [
     path("csp-report/", csp.report, name="csp-report"),
     path("login/", auth_views.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),
+    path("notifications/", include("notifications.urls")),  # HTTP, where no WebSocket gets through
 ]
