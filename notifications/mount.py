@@ -1,4 +1,4 @@
-"""The path of the WebSocket: below the site's script prefix, like everything that Django itself links to."""
+"""The paths to which pages connect: below the site's script prefix, like everything that Django itself links to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from django.conf import settings as django_settings
-from django.urls import URLPattern, get_script_prefix, path, re_path
+from django.urls import NoReverseMatch, URLPattern, get_script_prefix, path, re_path, reverse
 
 PATH: Final = "ws/notifications/"
 
@@ -14,6 +14,14 @@ PATH: Final = "ws/notifications/"
 def socket_path() -> str:
     """Return the path to which the pages of this site connect, as ``{% notifications %}`` prints it."""
     return f"{get_script_prefix()}{PATH}"
+
+
+def stream_path() -> str | None:
+    """Return the path of the HTTP transport; None if the site does not include ``notifications.urls``."""
+    try:
+        return reverse("notifications:stream")
+    except NoReverseMatch:
+        return None
 
 
 def with_root_path(scope: dict[str, Any]) -> dict[str, Any]:

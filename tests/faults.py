@@ -277,24 +277,32 @@ class Proxy:
 
 
 class HttpProxy(Proxy):
-    """A proxy that reads HTTP/1.1, one request a connection, and hinders what a page wants to keep open."""
+    """
+    A proxy that reads HTTP/1.1, one request a connection, and hinders what a page wants to keep open.
+
+    Attributes:
+        upgrades: Whether it lets WebSockets through; otherwise it answers them with 403, or if None not at all.
+        buffers: Whether it keeps each response, except a WebSocket's, until that has ended.
+
+    Both may be changed, and count for connections that are opened from then on.
+
+    """
 
     def __init__(
-        self, target: int, *, upgrades: bool = False, buffers: bool = False, cuts_after: float | None = None
+        self, target: int, *, upgrades: bool | None = False, buffers: bool = False, cuts_after: float | None = None
     ) -> None:
         """
         Prepare it; ``with`` starts it.
 
         Args:
             target: The port that it forwards to.
-            upgrades: Whether it lets WebSockets through; otherwise it answers them with 403.
-            buffers: Whether it keeps each response, except a WebSocket's, until that has ended.
+            upgrades, buffers: As the attributes.
             cuts_after: As for ``Proxy``.
 
         """
         super().__init__(target, cuts_after=cuts_after)
-        self._upgrades = upgrades
-        self._buffers = buffers
+        self.upgrades = upgrades
+        self.buffers = buffers
 
     async def _carry_request(self, link: "_Link", reader: asyncio.StreamReader) -> None:
         try:
@@ -302,7 +310,9 @@ class HttpProxy(Proxy):
         except (OSError, asyncio.IncompleteReadError):
             return
         link.upgrades = any(header.lower().startswith(b"upgrade:") for header in headers)
-        if link.upgrades and not self._upgrades:
+        if link.upgrades and self.upgrades is None:
+            await link.ended.wait()
+        if link.upgrades and not self.upgrades:
             await self._finish(link, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             return
         if not link.upgrades:  # so that the end of the answer is that of the connection
@@ -314,7 +324,7 @@ class HttpProxy(Proxy):
     async def _carry_answer(self, link: "_Link", reader: asyncio.StreamReader) -> None:
         with suppress(OSError):
             first = await reader.read(65536)  # not before the request was read: that says what it is
-            if self._buffers and not link.upgrades:
+            if self.buffers and not link.upgrades:
                 await self._finish(link, first + await reader.read())
                 return
             link.writer.write(first)

@@ -20,7 +20,7 @@ from django.utils.safestring import SafeString
 from notifications.conf import settings
 from notifications.exceptions import PositionError
 from notifications.logs import LogBudget
-from notifications.mount import socket_path
+from notifications.mount import socket_path, stream_path
 from notifications.positions import position
 from notifications.tokens import make_grant
 from notifications.topics import Topic, TopicId
@@ -59,7 +59,9 @@ def notifications(
     config = {
         "client": static("notifications/client.js"),
         "elements": static("notifications/elements.js"),
+        "fallback": static("notifications/fallback.js"),
         "url": url or socket_path(),
+        "stream_url": stream_path(),
         "token_url": token_url,
         "user_topic": topic.told,
         "since": _position(topic),

@@ -1,8 +1,10 @@
-// A browser that does what the test says: its clock, its sockets, its pages and what a tab remembers.
+// A browser that does what the test says: its clock, its sockets and requests, its pages and what a tab remembers.
 
+import assert from "node:assert/strict";
 import { mock } from "node:test";
 
 export const CLIENT = new URL("../../notifications/static/notifications/client.js", import.meta.url);
+export const FALLBACK = new URL("fallback.js", CLIENT);
 
 class Socket {
   sent = [];
@@ -60,6 +62,90 @@ class Socket {
   }
 }
 
+/** A request for a stream or a poll, and what the server does with it. */
+class Request {
+  #chunks = [];
+  #wake = () => {};
+  #began;
+
+  constructor(url, { body, signal, ...options }) {
+    Object.assign(this, { url: String(url), body: JSON.parse(body), options, open: true });
+    this.answered = new Promise((...settle) => (this.#began = settle));
+    signal.addEventListener("abort", () => {
+      this.open = false;
+      this.#began[1](signal.reason);
+      this.#push({ error: signal.reason });
+    });
+  }
+
+  get topics() {
+    return this.body.topics.map(({ topic }) => topic);
+  }
+
+  #push(chunk) {
+    this.#chunks.push(chunk);
+    this.#wake();
+  }
+
+  async #read() {
+    while (!this.#chunks.length) await new Promise((wake) => (this.#wake = wake));
+    const { error, ...result } = this.#chunks.shift();
+    if (error) throw error;
+    return result;
+  }
+
+  /** Begin an answer. */
+  answer(status, headers = {}, text = "") {
+    const body = { getReader: () => ({ read: () => this.#read() }) };
+    const ok = status >= 200 && status < 300;
+    this.#began[0]({ ok, status, statusText: "", headers: new Headers(headers), body, text: async () => text });
+    if (text) this.write(text).end();
+    return this;
+  }
+
+  write(text) {
+    return this.writeBytes(new TextEncoder().encode(text));
+  }
+
+  writeBytes(bytes) {
+    this.#push({ done: false, value: Uint8Array.from(bytes) });
+    return this;
+  }
+
+  /** Begin a stream, with these frames. */
+  stream(...frames) {
+    return this.answer(200, { "Content-Type": "text/event-stream; charset=utf-8" }).write(":\n\n").say(...frames);
+  }
+
+  say(...frames) {
+    for (const frame of frames) this.write(`data: ${JSON.stringify(frame)}\n\n`);
+    return this;
+  }
+
+  close(code, reason = "") {
+    return this.write(`event: close\ndata: ${JSON.stringify({ code, reason })}\n\n`).end();
+  }
+
+  /** Answer a poll. */
+  poll(frames = [], headers = {}) {
+    return this.answer(200, { "Content-Type": "application/json", ...headers }, JSON.stringify(frames));
+  }
+
+  end() {
+    this.open = false;
+    this.#push({ done: true });
+    return this;
+  }
+
+  /** Break it, as a network does. */
+  lose() {
+    this.open = false;
+    this.#began[1](new TypeError("network error"));
+    this.#push({ error: new TypeError("network error") });
+    return this;
+  }
+}
+
 /** A tab of a browser, with a page that has just been opened. Every wait of the client is as long as it may be. */
 export class Tab {
   reported = [];
@@ -67,8 +153,15 @@ export class Tab {
 
   constructor(test) {
     mock.timers.enable({ apis: ["setTimeout", "Date"], now: 1_700_000_000_000 });
+    forgiveClears();
     mock.method(Math, "random", () => 1);
     Socket.opened = [];
+    this.requests = [];
+    mock.method(globalThis, "fetch", async (url, options) => {
+      this.requests.push(new Request(url, options));
+      assert.ok(this.requests.filter(({ open }) => open).length <= 1, "one request at a time");
+      return await this.request.answered;
+    });
     Object.assign(globalThis, {
       WebSocket: Socket,
       location: new URL("https://site.example/page/"),
@@ -94,6 +187,10 @@ export class Tab {
 
   get sockets() {
     return Socket.opened;
+  }
+
+  get request() {
+    return this.requests.at(-1);
   }
 
   get remembered() {
@@ -128,7 +225,7 @@ export class Tab {
 
   hide(hidden = true) {
     document.hidden = hidden;
-    document.dispatchEvent(new Event("visibilitychange"));
+    this.window.dispatchEvent(new Event("visibilitychange"));
   }
 
   /** Let time go by: timers, and what waits for them. */
@@ -138,11 +235,28 @@ export class Tab {
     await settled();
   }
 
+  /** Let time go by in small steps, for what sets one timer after the other. */
+  async wait(seconds, step = 0.5) {
+    for (let left = seconds; left > 0; left -= step) await this.pass(Math.min(step, left));
+  }
+
   /** A laptop sleeps: the clock goes on, timers do not. */
   async sleepFor(seconds) {
     mock.timers.setTime(Date.now() + seconds * 1000);
     await settled();
   }
+}
+
+/** Node 20's mock removes another timer when one is cleared that has fired. */
+function forgiveClears() {
+  const { setTimeout, clearTimeout } = globalThis;
+  const live = new Set();
+  globalThis.setTimeout = (act, delay, ...rest) => {
+    const timer = setTimeout(() => live.delete(timer) && act(...rest), delay);
+    live.add(timer);
+    return timer;
+  };
+  globalThis.clearTimeout = (timer) => void (live.delete(timer) && clearTimeout(timer));
 }
 
 let pages = 0;

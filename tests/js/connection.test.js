@@ -10,8 +10,8 @@ const last = (states) => states.at(-1);
 test("a connection goes from connecting to open, and says so to who listened at once", async (t) => {
   const { tab, notifications, states } = await opened(t);
 
-  assert.deepEqual(states, [{ state: "connecting" }, { state: "open" }]);
-  assert.equal(notifications.state, "open");
+  assert.deepEqual(states, [{ state: "connecting" }, { state: "open", transport: "websocket" }]);
+  assert.deepEqual([notifications.state, notifications.transport], ["open", "websocket"]);
   assert.equal(tab.socket.url, "wss://site.example/ws/notifications/");
 });
 

@@ -113,6 +113,17 @@ def test_without_a_history_nobody_is_asked(settings: SimpleNamespace, no_redis: 
     assert counts == before
 
 
+def test_transport_over_http_is_where_it_is_mounted(no_redis: None, settings: SimpleNamespace) -> None:
+    """The page is told the address of the view, or that there is none, and fetches its module only when needed."""
+    page = render("{% notifications %}")
+    assert config_of(page)["stream_url"] == "/notifications/stream/"
+    assert config_of(page)["fallback"] == "/static/notifications/fallback.js"
+    assert [link for link in re.findall(r"<link[^>]*>", page) if "fallback" in link] == []
+
+    settings.ROOT_URLCONF = "django.contrib.auth.urls"
+    assert config_of(render("{% notifications %}"))["stream_url"] is None
+
+
 @pytest.mark.parametrize("prefix", ["/", "/shop/"])
 def test_socket_is_where_the_routing_has_it(no_redis: None, prefix: str, settings: SimpleNamespace) -> None:
     """The page connects to the path of ``websocket_urlpatterns``, below the site's own."""
@@ -182,6 +193,7 @@ def test_hashed_names_of_static_files(settings: SimpleNamespace, no_redis: None,
     assert {re.sub(r"\.[0-9a-f]{12}\.", ".", name) for name in loaded} == {
         "notifications/client.js",
         "notifications/elements.js",
+        "notifications/fallback.js",
         "notifications/start.js",
     }
     assert all(re.search(r"\.[0-9a-f]{12}\.js$", name) and (tmp_path / name).is_file() for name in loaded)

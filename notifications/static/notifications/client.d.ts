@@ -4,8 +4,18 @@ export type { Message, MessageMap };
 
 export type State = "connecting" | "open" | "waiting" | "closed";
 
+/** How frames reach the page: docs/browser.md#transports */
+export type Transport = "websocket" | "stream" | "poll";
+
+/** What `fallback.js` exports. */
+export interface Fallback {
+  choose(options: ConnectOptions, dial: (socket: never) => void): (address: URL) => unknown;
+}
+
 export interface StateDetail {
   readonly state: State;
+  /** With `open`, which is also dispatched when a connection that is open goes on over a better transport. */
+  readonly transport?: Transport;
   /** Close code of the connection that was lost; 1006 if there was none. With `waiting` and `closed`. */
   readonly code?: number;
   /** Why, in words for a developer; may be empty. With `waiting` and `closed`. */
@@ -49,6 +59,12 @@ export interface ConnectOptions {
    * If it throws, the attempt has failed.
    */
   token?: () => string | Promise<string>;
+  /** Which transports to use, the preferred one first; all of them by default. Others than WebSockets need `fallback`. */
+  transports?: readonly Transport[];
+  /** URL of the transports over HTTP, `notifications:stream`; `/notifications/stream/` by default. */
+  streamUrl?: string;
+  /** Import `fallback.js`: `() => import("/static/notifications/fallback.js")`. Called only when it is needed. */
+  fallback?: () => Promise<Fallback>;
   /** Position of the user's own topic when the page was rendered. */
   since?: string | null;
   /** The topic of the user for whom the page was rendered, such as `user:42`: messages of others are not shown. */
@@ -76,6 +92,8 @@ export type Off = () => void;
 
 export interface Notifications extends EventTarget {
   readonly state: State;
+  /** How frames reach the page; null unless the connection is open. */
+  readonly transport: Transport | null;
   /**
    * Call `handler` with each message of a topic. Handlers of one topic share a subscription, whose `since` and `grant` are
    * those of the first.

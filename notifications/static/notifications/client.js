@@ -1,18 +1,19 @@
-// A WebSocket that comes back by itself, each message once and in order: docs/browser.md
+// Each message once, in order: docs/browser.md
 
 // Milliseconds
-const FIRST_DELAY = 500;
-const LONGEST_DELAY = 20_000;
-const RESTART_DELAY = 5_000;
+const FIRST = 500;
+const LONGEST = 20_000;
+const RESTART = 5_000;
 const STABLE = 10_000;
 const ATTEMPT = 20_000;
+const BLOCKED = 5_000;
 const SILENCE = 40_000;
 const PROBE = 5_000;
 const PACE = 8_000;
 const SAVE = 200;
 
 const ID = /^\d{1,19}-\d{1,19}$/;
-const memories = new Set(); // names in sessionStorage
+const memories = new Set();
 
 const pair = (id) => String(id).split("-").map(Number);
 
@@ -21,13 +22,12 @@ function follows(id, last) {
   return epoch !== lastEpoch || n > lastN;
 }
 
-/** Begin at `since`, or where the tab's page before has `left`. */
 const start = (since, left) => (since === "last" ? since : [since, left].find((id) => ID.test(id)));
 
 const report = (error) => (globalThis.reportError ?? console.error)(error);
 
-function tell(listeners = new Set(), message, key = "handler") {
-  for (const listener of [...listeners]) {
+function tell(listeners, message, key = "handler") {
+  for (const listener of [...(listeners || [])]) {
     try {
       if (listeners.has(listener)) listener[key]?.(message);
     } catch (error) {
@@ -36,8 +36,10 @@ function tell(listeners = new Set(), message, key = "handler") {
   }
 }
 
-export function connect({ url = "/ws/notifications/", token, ...options } = {}) {
+export function connect(options = {}) {
+  const { url = "/ws/notifications/", token, fallback, transports: [first] = ["websocket"] } = options;
   const target = new EventTarget();
+  const { addEventListener } = target;
   const listened = new Set(); // to types of events
   let state = "connecting";
 
@@ -48,6 +50,8 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   let asking = false;
   let refused = false;
   let reason; // of an auth_error
+  let other; // than a WebSocket
+  let blocked = first === "websocket" ? 0 : 2; // attempts
 
   const topics = new Map(); // subscriptions by the page's names
   const actions = new Map();
@@ -56,7 +60,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   let leaving; // not sent yet
   let fetching; // grants
   let free; // frames that may be sent now
-  let room = Infinity; // for topics, until the server refuses one
+  let room = Infinity; // for topics
 
   let memory, saving, user, left;
   const own = { listeners: new Set(), given: true };
@@ -77,28 +81,38 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
 
   // The connection
 
-  async function dial() {
+  async function dial(ready /* and welcomed */) {
+    drop();
     const mine = (attempt = {});
-    after(ATTEMPT, () => {
-      socket?.close(); // browsers open one by one
-      lost(1006, "no answer");
-    });
-    enter("connecting");
+    after(ATTEMPT, unanswered);
+    if (ready) state = "connecting";
+    else enter("connecting");
     try {
-      const secret = await token?.();
+      const secret = ready || (await token?.());
+      if (blocked > 1) {
+        blocked = 0;
+        other ??= (await fallback?.())?.choose(options, dial);
+      }
       if (mine !== attempt) return;
       const since = own.last ?? own.since;
       const address = new URL(url, globalThis.location?.href);
       address.protocol = address.protocol.replace("http", "ws");
       if (since && !token) address.searchParams.set("since", since);
-      socket = new WebSocket(address);
-      socket.onopen = () => mine === attempt && token && send({ type: "auth", token: secret, since });
+      socket = ready ?? other?.(address) ?? new WebSocket(address);
+      socket.onopen = () => token && send({ type: "auth", token: secret, since });
       socket.onmessage = ({ data }) => mine === attempt && receive(data);
       socket.onclose = (event) => mine === attempt && lost(event.code, reason ?? event.reason);
-      socket.onerror = () => {}; // Node's ws throws
+      socket.onerror = () => {}; // Node's
+      if (fallback && !other && blocked >= 0) after(BLOCKED, unanswered);
     } catch (error) {
       if (mine === attempt) lost(1006, String(error));
     }
+  }
+
+  function unanswered() {
+    blocked++;
+    socket?.close(); // browsers open one by one
+    lost(1006, "no answer");
   }
 
   function drop() {
@@ -107,19 +121,19 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     socket = attempt = reason = undefined;
     joined = new Map();
     asked = [];
-    // Else browsers complain.
-    if (dropped?.readyState === 0) dropped.onopen = () => dropped.close();
+    if (dropped?.readyState === 0) dropped.onopen = () => dropped.close(); // or browsers complain
     else dropped?.close();
   }
 
   function lost(code, reason) {
+    if (state === "connecting" && code < 4000) blocked++;
     drop();
-    // A fresh token is tried, once.
-    const again = token && !refused && (code === 4001 || code === 4003);
-    if (code >= 4000 && code < 4100 && !again) return end(code, reason);
+    // A fresh token, once.
+    const again = token && !refused && /400[13]/.test(code);
+    if (/^40/.test(code) && !again) return end(code, reason);
     refused ||= again;
-    const longest = Math.min(FIRST_DELAY * 2 ** failures++, LONGEST_DELAY);
-    const delay = Math.random() * ([1001, 1012, 4101].includes(code) ? Math.max(longest, RESTART_DELAY) : longest);
+    const restarts = /1001|1012|4101/.test(code);
+    const delay = Math.random() * Math.max(Math.min(FIRST * 2 ** failures++, LONGEST), restarts && RESTART);
     after(delay, dial);
     enter("waiting", { code, reason, seconds: delay / 1000 });
   }
@@ -135,10 +149,9 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
 
   const wake = () => (state === "waiting" ? dial() : probe());
 
-  // Browsers keep a page only without a socket.
   function sleep() {
     if (state === "closed") return;
-    drop();
+    drop(); // or browsers keep no page
     remember();
     enter("waiting");
   }
@@ -147,14 +160,15 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     if (state !== "open" || asking) return;
     asking = true;
     send({ action: "ping" });
-    after(PROBE, () => lost(1006, "no answer"));
+    after(PROBE, unanswered);
   }
 
   function send(frame) {
     if (socket?.readyState !== 1) return;
     socket.send(JSON.stringify(frame));
-    const hide = (key, value) => (value && /token|grant/.test(key) ? "…" : value);
-    if (listened.has("frame")) emit("frame", { direction: "out", text: JSON.stringify(frame, hide) });
+    if (!listened.has("frame")) return;
+    const text = JSON.stringify(frame, (key, value) => (value && /token|grant/.test(key) ? "…" : value));
+    emit("frame", { direction: "out", text });
   }
 
   function receive(text) {
@@ -191,8 +205,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     else if (action === "auth_success") welcome(frame);
     else if (action === "auth_error") reason = message;
     else if (action === "subscribed") {
-      // Nobody asked: something is missing.
-      const missing = frame.recovered === false && joined.get(topic);
+      const missing = frame.recovered === false && joined.get(topic); // unasked
       settle(missing || join(frame.joined ? give(topic) : answer(), topic), frame);
     } else if (action === "unsubscribed") {
       const known = joined.get(topic);
@@ -208,15 +221,14 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       const subscription = (!hasty && answer()) || { topic };
       if (code === "unavailable") join(subscription, topic); // answered later
       else if (code === "too_many_subscriptions") {
+        if (room > joined.size) console.warn(`notifications: ${code}, ${message} (${topics.size - 1} topics): docs/protocol.md#errors`);
         room = joined.size;
         subscription.asked = undefined;
       } else refuse(subscription, code, message);
-      // What was dropped? Begin anew.
-      if (hasty && state === "open") lost(4100, message);
+      if (hasty && state === "open") lost(4100, message); // what was dropped?
     } else if (action !== "pong") {
-      // Without an id; uploads name theirs.
       const id = frame.upload_id ?? frame.payload?.upload_id;
-      deliver(frame, /^upload_/.test(action) && topics.get(`upload:${id}`));
+      deliver(frame, /^upload_/.test(action) && topics.get(`upload:${id}`)); // it has no id
     }
   }
 
@@ -234,27 +246,25 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     own.asked = attempt;
     leaving = [];
     fetching = 0;
-    free = 150; // the server takes 200, and 20 a second
+    free = 150; // of 200, and 20 a second
     refused = false;
+    blocked = -3;
     later(STABLE, () => (failures = 0));
     state = "open";
     advance();
-    enter("open");
+    enter("open", { transport: target.transport });
     settle(own, frame);
   }
 
-  /** Note the server's name; two of a topic become one. */
   function join(subscription, topic) {
     if (!subscription) return;
-    const known = joined.get(topic) ?? subscription;
+    const known = joined.get(topic) ?? subscription; // two names are one
     joined.set(topic, known);
-    // Left meanwhile, by any spelling.
-    if (topics.get(subscription.topic) !== subscription) return void (known.again = true);
+    if (topics.get(subscription.topic) !== subscription) return void (known.again = true); // left
     merge(subscription.topic, known);
     return known;
   }
 
-  /** Ask what was missed of what the site joined. */
   function give(topic) {
     const subscription = topics.get(topic) ?? { topic, listeners: new Set() };
     topics.set(topic, subscription);
@@ -304,7 +314,6 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     return asked.shift();
   }
 
-  /** Leave and ask, as far as the server allows. */
   function advance() {
     if (state !== "open") return;
     for (const each of leaving.splice(0, free)) request(each, "unsubscribe");
@@ -327,7 +336,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
         grant = await grant();
       } catch (error) {
         report(error);
-        grant = undefined; // AUTHORIZE may say yes
+        grant = undefined;
       }
       if (mine !== attempt) return;
       fetching--;
@@ -358,7 +367,7 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     return () => void listeners.delete(listener);
   }
 
-  // From one page of a tab to the next
+  // From page to page
 
   const save = () => (saving ??= setTimeout(remember, SAVE));
 
@@ -380,11 +389,12 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     memories.add(memory);
     let stored;
     try {
+      if (sessionStorage.getItem("notifications transport")) blocked = 2;
       stored = JSON.parse(sessionStorage.getItem(memory));
     } catch {}
     ({ user, left } = stored?.left && (!userTopic || userTopic === stored.user) ? stored : { left: {} });
     topics.delete(own.topic);
-    // A page may be cached: `left` counts, unless the history is new.
+    // Pages may be cached.
     const [[epoch], [lastEpoch, n]] = [since, left[user]].map(pair);
     own.since = start(n && epoch > lastEpoch ? since : left[user], since);
     own.topic = userTopic;
@@ -392,12 +402,14 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
   }
 
   begin(options);
-  const listen = (type, listener, where = globalThis) => where.addEventListener?.(type, listener);
-  listen("online", wake);
-  listen("offline", probe);
-  listen("pageshow", (event) => event.persisted && wake());
-  listen("pagehide", sleep);
-  listen("visibilitychange", () => (document.hidden ? remember() : wake()), globalThis.document);
+  const events = {
+    online: wake,
+    offline: probe,
+    pageshow: ({ persisted }) => persisted && wake(),
+    pagehide: sleep,
+    visibilitychange: () => (document.hidden ? remember() : wake()),
+  };
+  for (const type in events) globalThis.addEventListener?.(type, events[type]);
   queueMicrotask(() => state === "connecting" && (attempt ?? dial())); // after the page's script
 
   Object.assign(target, {
@@ -407,9 +419,8 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
       if (subscription) {
         const { listeners, message, state } = subscription;
         listeners.add(listener);
-        // The server sends it once.
-        const show = () => listeners.has(listener) && tell(new Set([listener]), message);
-        if (message && (state || since === "last")) queueMicrotask(show);
+        const show = () => tell(listeners.has(listener) && new Set([listener]), message);
+        if (message && (state || since === "last")) queueMicrotask(show); // sent once
       } else {
         topics.set(topic, { topic, since, grant, listeners: new Set([listener]) });
         advance();
@@ -426,7 +437,6 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
         another();
         for (const each of topics.values()) each.message = undefined;
       } else if (state === "open") return;
-      drop();
       remember();
       begin(options);
       dial();
@@ -435,8 +445,11 @@ export function connect({ url = "/ws/notifications/", token, ...options } = {}) 
     close: () => state !== "closed" && end(1000, ""),
     addEventListener(type, ...rest) {
       listened.add(type);
-      EventTarget.prototype.addEventListener.call(target, type, ...rest);
+      addEventListener.call(target, type, ...rest);
     },
   });
-  return Object.defineProperty(target, "state", { get: () => state });
+  return Object.defineProperties(target, {
+    state: { get: () => state },
+    transport: { get: () => (state === "open" ? (socket.transport ?? "websocket") : null) },
+  });
 }

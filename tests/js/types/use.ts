@@ -1,6 +1,6 @@
 // Never run: it has to pass the type checker, where it is marked by failing.
 
-import { connect, type Message, type Notifications, type State } from "../../../notifications/static/notifications/client.js";
+import { connect, type Message, type Notifications, type State, type Transport } from "../../../notifications/static/notifications/client.js";
 
 interface Progress {
   payload: { progress_percent: number };
@@ -14,6 +14,11 @@ const notifications: Notifications = connect({
 });
 connect();
 connect({ token: () => "token" });
+connect({
+  transports: ["stream", "poll"],
+  streamUrl: "/notifications/stream/",
+  fallback: () => import("../../../notifications/static/notifications/fallback.js"),
+});
 
 const off: () => void = notifications.subscribe("order:7", (message) => {
   const topic: string | undefined = message._meta?.topic;
@@ -36,6 +41,8 @@ notifications.onUser((message) => console.log(message), {
 })();
 
 const state: State = notifications.state;
+const transport: Transport | null = notifications.transport;
+notifications.addEventListener("state", ({ detail }) => console.log(detail.transport === "stream", transport));
 notifications.addEventListener("state", ({ detail }) => console.log(detail.state, detail.code, detail.reason, detail.seconds?.toFixed()));
 notifications.addEventListener("gap", ({ detail }) => console.log(detail.topic), { once: true });
 notifications.addEventListener("error", ({ detail }) => console.log(detail.code, detail.message, detail.topic));
@@ -49,6 +56,8 @@ notifications.open({ userTopic: "user:43", since: null });
 
 // @ts-expect-error there is no such option
 connect({ adress: "/ws/" });
+// @ts-expect-error there is no such transport
+connect({ transports: ["pigeon"] });
 // @ts-expect-error it goes on at the address where it was
 notifications.open({ url: "/ws/" });
 // @ts-expect-error a token is fetched for each attempt, not given once
