@@ -290,6 +290,39 @@ def test_notices_do_not_come_again_out_of_a_cached_fragment(tab: Tab) -> None:
         page = tab.open(TOASTS, tag=CACHED, page=page, scripts="script-src 'self'")
 
 
+def test_cached_fragment_in_a_new_tab_repeats_what_nobody_has_seen(tab: Tab) -> None:
+    """A page at an old position shows what only tabs in the background have, and what is new, but nothing else."""
+    page = tab.open(TOASTS, tag=CACHED, scripts="script-src 'self'")
+    tab.notice(title="Seen")
+    expect(shown(page, "title")).to_have_text(["Seen"])
+    hide(page, True)
+    tab.notice(title="Not seen")
+    expect(shown(page, "title")).to_have_text(["Seen", "Not seen"])
+
+    other = tab.open(TOASTS, tag=CACHED, scripts="script-src 'self'")
+    tab.notice(title="New")
+
+    expect(shown(other, "title")).to_have_text(["Not seen", "New"])
+    expect(shown(page, "title")).to_have_text(["Seen", "Not seen", "New"])
+    third = tab.open(TOASTS, tag=CACHED, scripts="script-src 'self'")
+    tab.notice(title="Newer")
+    expect(shown(third, "title")).to_have_text(["Newer"])
+
+
+def test_notice_while_a_page_loads_is_shown_although_another_tab_shows_it(tab: Tab) -> None:
+    """What another tab shows after this page was asked for is new in both."""
+    page = tab.open(TOASTS)
+
+    def publish_first(route: Route) -> None:
+        tab.notice(title="While you were loading")
+        expect(shown(page, "title")).to_have_text(["While you were loading"])
+        route.continue_()
+
+    other = tab.open(TOASTS, before=lambda page: page.route("**/start.*.js", publish_first))
+
+    expect(shown(other, "title")).to_have_text(["While you were loading"])
+
+
 @pytest.mark.parametrize("how", ["opened", "duplicated"])
 def test_notices_do_not_come_again_in_another_tab(tab: Tab, how: str) -> None:
     """A window that a page opens, or a tab that is duplicated, begins with a copy of what the first tab remembers."""
@@ -891,6 +924,28 @@ def test_notice_has_on_the_next_page_what_is_left_of_its_time(tab: Tab, lost: bo
     page.reload()
     tab.notice(title="Three")
     expect(shown(page, "title")).to_have_text(["Three"])
+
+
+def test_notice_that_was_hardly_seen_waits_for_the_next_page(tab: Tab) -> None:
+    """Shown for less than four seconds, it has the rest of its time on any later page; the time of others goes on."""
+    page = tab.open(TIMED, before=lambda page: page.clock.install())
+    stop_clock(page)
+    tab.notice(title="Seen")
+    expect(shown(page, "title")).to_have_text(["Seen"])
+    page.clock.run_for(4_500)
+    tab.notice(title="Hardly seen")
+    expect(shown(page, "title")).to_have_text(["Seen", "Hardly seen"])
+    page.clock.run_for(3_000)
+
+    page.goto(f"http://{tab.server.address}/page/?template=elsewhere")
+    page.clock.run_for(1_000)  # 1.5 seconds would be left of the first: it would only flash
+    page.goto(page_url(tab, TIMED))
+
+    expect(shown(page, "title")).to_have_text(["Hardly seen"])
+    page.clock.run_for(6_500)
+    expect(shown(page, "title")).to_have_text(["Hardly seen"])
+    page.clock.run_for(1_000)
+    expect(shown(page, "toast")).to_have_count(0)
 
 
 def test_notices_are_not_for_another_user(tab: Tab) -> None:

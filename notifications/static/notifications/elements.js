@@ -30,6 +30,8 @@ const MOMENT = 2000; // minimum time of a notice after a pause, in milliseconds
 const CHECK = 1000;
 const NARROW = "(max-width: 34rem), (max-height: 30rem)"; // a window so small that notices would cover too much
 const FEW = [3, 2]; // notices shown there: up to the first number, or if there are more, the newest of them
+const SEEN = 4000; // milliseconds on the screen after which a notice is not owed to the next page
+const SHOWN = 100; // ids that a browser remembers: as many as a topic's history has, unless the site says otherwise
 const LEAVING = 1000; // milliseconds for which a page may still exist after the next one has begun
 const CARRIED = { notices: 20, characters: 2000, topics: 100 }; // maximum that is kept for the next page
 const FINISHED = ["completed", "failed"];
@@ -37,6 +39,8 @@ const TEXTS = ["status", "stage", "message"];
 
 let connection;
 let memory; // of the tab; none without a user
+let browser; // what this browser has shown; none without a user
+let began = performance.timeOrigin; // when this page was asked for, or taken out of the browser's cache
 let carrier; // the <notification-toasts> whose notices are kept for the next page
 const connected = new Set(); // all of them
 let owner; // the page's user
@@ -66,7 +70,9 @@ export function keepFor({ user, url = "/ws/notifications/" }) {
   if (owner === user) return;
   owner = user;
   memory?.leave();
-  memory = user && window.top === window ? new TabMemory(user, url) : undefined; // frames share the storage of the tab
+  const keeps = user && window.top === window; // frames share the storage of the tab
+  memory = keeps ? new TabMemory(user, url) : undefined;
+  browser = keeps ? new BrowserMemory(user, url) : undefined;
   owners.dispatchEvent(new Event("change"));
 }
 
@@ -170,8 +176,13 @@ class TabMemory {
     const notices = Array.isArray(found?.notices) ? found.notices : [];
     if (notices.length) this.#channel.postMessage({ ask: this.#tab, page: this.#page });
     const gone = Math.max(0, Date.now() - found?.at) || 0;
-    const left = (notice) => (notice?.left === null ? Infinity : notice?.left - (notice?.runs ? gone : 0));
-    const there = notices.map((notice) => ({ ...notice, left: left(notice) })).filter((notice) => notice.left > 0);
+    // One that was hardly seen waits for the next page, however long that takes. The time of the others goes on meanwhile,
+    // and they do not come for less than a moment.
+    const passed = (notice) => (notice?.runs || notice?.shown >= SEEN ? gone : 0);
+    const left = (notice) => (notice?.left === null ? Infinity : notice?.left - passed(notice));
+    const there = notices
+      .map((notice) => ({ ...notice, left: left(notice) }))
+      .filter((notice) => notice.left > (notice.shown >= SEEN ? MOMENT : 0));
     const last = Object.entries(Object(found?.last)).filter(([, id]) => typeof id === "string");
     return { notices: there.slice(-CARRIED.notices), last };
   }
@@ -179,9 +190,10 @@ class TabMemory {
   remember(toasts, last) {
     if (!this.#channel) return;
     const short = (text) => textOf(text).slice(0, CARRIED.characters);
-    const notices = toasts.slice(-CARRIED.notices).map(({ notice: { level, title, body, url }, id, left, since }) => {
+    const notices = toasts.slice(-CARRIED.notices).map(({ notice: { level, title, body, url }, id, left, since, shown }) => {
       const gone = since === undefined ? 0 : performance.now() - since;
-      return { level, title: short(title), body: short(body), url, id, left: left - gone, runs: since !== undefined };
+      const time = { left: left - gone, shown: shown + gone, runs: since !== undefined };
+      return { level, title: short(title), body: short(body), url, id, ...time };
     });
     try {
       const newest = Object.fromEntries([...last].slice(-CARRIED.topics));
@@ -206,6 +218,48 @@ class TabMemory {
       sessionStorage.removeItem(this.#name);
     } catch {
       // Not allowed.
+    }
+  }
+}
+
+/**
+ * Which notices this browser has shown to its user, in whatever tab.
+ *
+ * A page or fragment that comes from a cache begins at an old position, and receives again what was published since. What
+ * was on the screen before the page was asked for is old. What another tab shows from then on is new here, too.
+ */
+class BrowserMemory {
+  #user;
+  #name;
+
+  constructor(user, url) {
+    this.#user = user;
+    this.#name = `notifications shown ${url}`;
+  }
+
+  /** Return the ids of what was shown before a time, in milliseconds since 1970. */
+  before(time) {
+    return new Set(this.#read().flatMap(([id, at]) => (at < time ? [id] : [])));
+  }
+
+  add(ids) {
+    const all = new Map(this.#read());
+    const news = ids.filter((id) => !all.has(id));
+    if (!news.length) return;
+    for (const id of news) all.set(id, Date.now());
+    try {
+      localStorage.setItem(this.#name, JSON.stringify({ user: this.#user, shown: [...all].slice(-SHOWN) }));
+    } catch {
+      // Not allowed, or full.
+    }
+  }
+
+  #read() {
+    try {
+      const { user, shown } = JSON.parse(localStorage.getItem(this.#name));
+      return user === this.#user ? shown.filter(([, at]) => Number.isFinite(at)) : [];
+    } catch {
+      return []; // none, not allowed, or not ours
     }
   }
 }
@@ -365,10 +419,12 @@ export class UploadProgress extends HTMLElement {
  * dialog is open the element is in that dialog, because nothing outside it can be clicked or read out.
  */
 export class NotificationToasts extends HTMLElement {
-  // { notice, id, element, error, left, since, timer, carried }: topic and id of the message, milliseconds that are left
-  // and when they began to run, whether it came from the previous page. The oldest first.
+  // { notice, id, element, error, left, since, shown, noted, timer, carried }: topic and id of the message, milliseconds
+  // that are left, when they began to run and those before that, whether the browser remembers it, whether it came from
+  // the previous page. The oldest first.
   #toasts = [];
   #last = new Map(); // id of the last notice of each topic, the newest at the end
+  #old = new Set(); // topics and ids of what this browser had shown before this page
   #stop;
   #before = null;
   #check; // timer that checks whether time still has to be paused
@@ -455,7 +511,11 @@ export class NotificationToasts extends HTMLElement {
     };
     if (memory) {
       listen(window, "pagehide", ({ persisted }) => this.#leave(persisted));
-      listen(window, "pageshow", ({ persisted }) => persisted && this.#recall());
+      listen(window, "pageshow", ({ persisted }) => {
+        if (!persisted) return;
+        began = Date.now();
+        this.#recall();
+      });
       if (carrier !== this) {
         this.#toasts.forEach((toast) => this.#remove(toast)); // another page has them
         if (!carrier?.isConnected) {
@@ -497,7 +557,8 @@ export class NotificationToasts extends HTMLElement {
   #receive(message) {
     const { topic, id } = message._meta ?? {};
     if (id && !this.#note(topic, id)) return; // the previous page has shown it
-    this.#show(message, id && `${topic} ${id}`);
+    const name = id && `${topic} ${id}`;
+    if (!this.#old.has(name)) this.#show(message, name);
   }
 
   /** Note a position in a topic, and return whether it is newer than the last one. */
@@ -537,7 +598,8 @@ export class NotificationToasts extends HTMLElement {
     close.ariaLabel = labels.close;
     const text = make("div", "text", word, heading);
     if (body) text.append(written("p", "body", body));
-    const toast = { notice, id, element: make("div", `toast ${level}`, icon, text, close), error: level === "error", left };
+    const element = make("div", `toast ${level}`, icon, text, close);
+    const toast = { notice, id, element, error: level === "error", left, shown: 0 };
     close.addEventListener("click", ({ detail }) => this.#dismiss(toast, detail > 0));
     return toast;
   }
@@ -566,13 +628,15 @@ export class NotificationToasts extends HTMLElement {
   #recall() {
     const { notices, last } = memory.recall((shown) => (shown ? this.#bring(taken) : (taken = this.#takeCarried())));
     let taken = [];
+    this.#old = browser.before(began);
     for (const [topic, id] of last) this.#note(topic, id);
     const news = notices.filter(({ id }) => !id || !this.#toasts.some((toast) => toast.id === id));
     this.#bring(
-      news.map(({ level, title, body, url, id, left }) => {
+      news.map(({ level, title, body, url, id, left, shown }) => {
         level = LEVELS.includes(level) ? level : "info";
         const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url) };
-        return Object.assign(this.#make(notice, left, id), { carried: true });
+        left = Math.max(left, Math.min(MOMENT, this.#lifetime));
+        return Object.assign(this.#make(notice, left, id), { carried: true, shown: Number(shown) || 0 });
       }),
     );
   }
@@ -606,6 +670,9 @@ export class NotificationToasts extends HTMLElement {
 
   #save() {
     if (carrier === this) memory?.remember(this.#toasts, this.#last);
+    if (document.hidden) return;
+    const news = this.#toasts.filter(({ id, noted, element }) => id && !noted && !element.hidden);
+    if (news.length) browser?.add(news.map((toast) => ((toast.noted = true), toast.id)));
   }
 
   #uploadEnded({ status, before, label, message }) {
@@ -662,7 +729,9 @@ export class NotificationToasts extends HTMLElement {
   #stand(toast) {
     if (toast.since === undefined) return;
     clearTimeout(toast.timer);
-    toast.left -= performance.now() - toast.since;
+    const gone = performance.now() - toast.since;
+    toast.left -= gone;
+    toast.shown += gone;
     toast.since = undefined;
   }
 
