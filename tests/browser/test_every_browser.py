@@ -14,7 +14,7 @@ import pytest
 import notifications
 from tests.browsers import BROWSERS, Browser, Tab
 from tests.demo_browser import SCREENSHOTS
-from tests.faults import Proxy
+from tests.faults import HttpProxy
 from tests.ports import free_port
 from tests.processes import Site, User, WebServer
 
@@ -25,6 +25,7 @@ window.seen = [];
 const connection = await notifications;
 connection.onUser(({ n }) => window.seen.push(n));
 """
+TRANSPORT = "return (await window.notifications)?.transport === given[0];"
 STATE = "return (await window.notifications)?.state === given[0];"
 SEEN = "return JSON.stringify(window.seen) === given[0];"
 TITLE, BAR = "[part~=title]", "[role=progressbar]"
@@ -42,7 +43,7 @@ const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).reduce((sum, each
 const [text, ground] = [toast.color, toast.backgroundColor].map(light);
 return { window: innerWidth, room, content, ...edges, accent: fill.backgroundColor, text, ground };
 """
-EXPECTED = re.compile("favicon|WebSocket connection to .* failed|establish a connection")
+EXPECTED = re.compile("favicon|net::ERR_|WebSocket connection to .* failed|establish a connection")
 """What browsers say themselves about a server that a test has killed, and about the icon that no page here has."""
 NARROW = 320
 """The narrowest viewport in pixels: WCAG 2.2, 1.4.10."""
@@ -74,11 +75,11 @@ def browser(request: pytest.FixtureRequest, start_browser: Callable[[type[Browse
 
 @dataclass
 class Place:
-    """A site whose server a test may kill, and a road to it that a test may close."""
+    """A site whose server a test may kill, and a road to it that a test may hinder or close."""
 
     site: Site
     port: int
-    road: Proxy
+    road: HttpProxy
     server: WebServer | None = None
 
     @property
@@ -116,15 +117,16 @@ def place_of_all(
 ) -> Iterator[Place]:
     port = free_port()
     settings = {"STATIC_ROOT": str(Path(notifications.__file__).parent / "static")}
-    with Site(tmp_path_factory.mktemp("place"), migrated_database, settings=settings) as site, Proxy(port) as road:
+    with Site(tmp_path_factory.mktemp("place"), migrated_database, settings=settings) as site, HttpProxy(port) as road:
         site.start_listener()
         yield Place(site, port, road)
 
 
 @pytest.fixture
 def place(place_of_all: Place) -> Place:
-    """The site, with a running server: the test before may have left it dead."""
+    """The site, with a running server and an open road: the test before may have left them otherwise."""
     place_of_all.start()
+    place_of_all.road.upgrades, place_of_all.road.buffers = True, False
     return place_of_all
 
 
@@ -146,11 +148,19 @@ class Visit:
             self.expect_state("open")
 
     def expect_state(self, state: str) -> None:
-        self.tab.wait_until(STATE, state)
+        self.tab.wait_until(STATE, state, seconds=40)  # between two attempts there are 20 at most
+
+    def expect_transport(self, transport: str, seconds: float = 20) -> None:
+        """Wait until frames arrive in this way: a stream is tried after two WebSockets, a poll after 3 seconds more."""
+        self.tab.wait_until(TRANSPORT, transport, seconds=seconds)
 
     def expect_seen(self, *numbers: int) -> None:
         """Wait until the page's handler was given these notices, in this order, and nothing else."""
         self.tab.wait_until(SEEN, json.dumps(numbers, separators=(",", ":")))
+
+    def network_returns(self) -> None:
+        """Tell the page so, as browsers do: it tries at once, and does not wait out its delay."""
+        self.tab.run("dispatchEvent(new Event('online'));")
 
     def notice(self, title: str, n: int = 0, **more: object) -> None:
         self.place.publish(f"user:{self.user.pk}", action="notice", title=title, n=n, **more)
@@ -186,10 +196,17 @@ def test_page_is_live(visit: Visit) -> None:
     visit.expect_seen(1)
 
 
-def test_killed_server(visit: Visit) -> None:
-    """A page outlives its server: it shows what was published meanwhile, nothing is missing and nothing comes twice."""
+@pytest.mark.parametrize("transport", ["websocket", "stream", "poll"])
+def test_killed_server(visit: Visit, transport: str) -> None:
+    """
+    A page outlives its server: it shows what was published meanwhile, nothing is missing and nothing comes twice.
+
+    So does one whose WebSocket does not get through, which has a stream, and where responses are kept back, polls.
+    """
     upload = visit.user.new_upload()
+    visit.place.road.upgrades, visit.place.road.buffers = transport == "websocket", transport == "poll"
     visit.open(f"{{% upload_progress '{upload}' %}}{TOASTS}")
+    visit.expect_transport(transport)
     visit.notice("Before", 1)
     visit.expect_seen(1)
 
@@ -198,12 +215,15 @@ def test_killed_server(visit: Visit) -> None:
     visit.notice("Meanwhile", 2)
     visit.progress(upload, 70)
     visit.place.start()
+    if transport != "websocket":
+        visit.network_returns()  # it would come by itself, some seconds later
     visit.notice("After", 3)
 
     visit.expect_state("open")
     visit.expect_seen(1, 2, 3)
     visit.expect_percent(70)
     visit.tab.expect_texts(TITLE, "Before", "Meanwhile", "After")
+    visit.expect_transport(transport)
 
 
 def test_network_goes_and_comes_back(visit: Visit) -> None:
@@ -219,7 +239,7 @@ def test_network_goes_and_comes_back(visit: Visit) -> None:
     if switched:
         visit.tab.switch_network(on=True)
     else:
-        visit.tab.run("dispatchEvent(new Event('online'));")
+        visit.network_returns()
     visit.notice("After", 3)
 
     visit.expect_seen(1, 2, 3)

@@ -53,6 +53,10 @@ export function showFrames(connection) {
     add(direction, frame, text);
   });
 
+  const showTransport = () => (document.getElementById("transport").textContent = connection.transport ?? "–");
+  connection.addEventListener("state", showTransport);
+  showTransport();
+
   const form = document.getElementById("kill-form");
   form?.addEventListener("submit", async (event) => {
     event.preventDefault();
