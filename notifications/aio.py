@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import threading
 import types
@@ -137,6 +138,40 @@ class _Closing:
                 logger.exception("something that belongs to an event loop could not be ended")
             if not self.ends:
                 await asyncio.sleep(0)  # transports close their sockets in the next iteration
+
+
+class LoopThread:
+    """
+    An event loop in a thread of its own, for synchronous code that calls asynchronous code again and again.
+
+    ``async_to_sync`` creates a loop for each call, and with it everything that belongs to a loop: a request then
+    connects to Redis and the database anew, which takes several times as long as what it asks for. The thread starts
+    with the first call, in each process that calls, and ends with the process.
+    """
+
+    def __init__(self, name: str) -> None:
+        """
+        Prepare; nothing starts before the first call.
+
+        Args:
+            name: Names the thread.
+
+        """
+        self._name = name
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await a coroutine in that loop, from another one, and return its result or raise its exception."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._started()))
+
+    def _started(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():  # a fork has no threads
+                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
+                threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
+            return self._loop
 
 
 class SmallQueue(Generic[T]):

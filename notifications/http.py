@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Callable, Container, Sequence
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Sequence
 from contextlib import aclosing, suppress
 from contextvars import Context, copy_context
 from typing import Any, Final, TypeVar
@@ -28,7 +29,7 @@ from msgspec import Struct
 from . import tenants
 from .access import authentication, sessions
 from .access.client_address import address_of
-from .aio import PerLoop
+from .aio import LoopThread, PerLoop
 from .conf import settings
 from .connection.connection import Caller, Connection
 from .exceptions import TopicError
@@ -53,6 +54,7 @@ RETRY: Final = 5
 LOOK: Final = 0.5
 """Seconds between two looks whether the server is stopping."""
 COMMENT: Final = b":\n\n"
+_loop: Final = LoopThread("notifications-polls")
 View = TypeVar("View", bound=Callable[..., Any])
 
 
@@ -84,7 +86,27 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
         return _refuse(400, str(error))
     if not authentication.request_allowed(request):
         return _refuse(403, "pages of this origin are not allowed")
-    return await in_context(await _tenants_context(), _answer(request, wanted))  # type: ignore[no-any-return]
+    answer: HttpResponseBase = await in_context(await _tenants_context(), _here(request, wanted))
+    return answer
+
+
+async def _here(request: HttpRequest, wanted: Request) -> HttpResponseBase:
+    """Answer in the event loop that has the connections to Redis: under WSGI that of the request ends with it."""
+    work = _answer(request, wanted)
+    return await (work if hasattr(request, "scope") else _loop.run(work))
+
+
+@csrf_exempt
+def in_green_threads(request: HttpRequest) -> HttpResponse:
+    """Answer 501 in a worker of gevent, whose threads are none: a loop in one of them would be found running in all."""
+    return _refuse(501, "gevent cannot run asyncio; use workers with threads, or an ASGI server")
+
+
+def view() -> Callable[..., Any]:
+    """Return the view that can run in this process."""
+    gevent = sys.modules.get("gevent.monkey")
+    is_green = gevent is not None and gevent.is_module_patched("threading")
+    return in_green_threads if is_green else stream
 
 
 async def _tenants_context() -> Context | None:
@@ -131,10 +153,26 @@ async def _answer(request: HttpRequest, wanted: Request) -> HttpResponseBase:
         return HttpResponse(b"".join(parts), content_type="application/json", headers=headers)
     await sync_to_async(_release_database)()
     if wanted.mode == "poll":
-        return StreamingHttpResponse(body, content_type="application/json", headers=headers)
+        return Streamed(body, content_type="application/json", headers=headers)
     headers["X-Accel-Buffering"] = "no"
     request.META.pop("HTTP_ACCEPT_ENCODING", None)  # Django's GZipMiddleware keeps events until there are many
-    return StreamingHttpResponse(body, content_type="text/event-stream; charset=utf-8", headers=headers)
+    return Streamed(body, content_type="text/event-stream; charset=utf-8", headers=headers)
+
+
+class Streamed(StreamingHttpResponse):
+    """
+    A response whose body Django closes as soon as it has done with it.
+
+    Django's own has two generators around the body, which leave that to Python's collector.
+    """
+
+    def __init__(self, body: AsyncGenerator[bytes], **options: Any) -> None:
+        super().__init__(body, **options)
+        self._body = body
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        is_own: bool = self._iterator is self._body  # type: ignore[attr-defined]  # not in the types of Django
+        return self._body if is_own else super().__aiter__()  # a middleware has wrapped it
 
 
 def _refuse(status: int, error: str, **headers: str) -> HttpResponse:

@@ -7,7 +7,7 @@ from .monitoring import views
 
 app_name = "notifications"
 urlpatterns = [
-    path("stream/", http.stream, name="stream"),
+    path("stream/", http.view(), name="stream"),
     path("live/", views.live, name="live"),
     path("ready/", views.ready, name="ready"),
     path("metrics/", views.metrics, name="metrics"),

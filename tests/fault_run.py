@@ -27,6 +27,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 import notifications
 from notifications.exceptions import PublishError
+from tests.http_client import Answer, post
 from tests.processes import Process, Site, User, WebServer
 from tests.waiting import await_for, scaled
 
@@ -177,7 +178,7 @@ class Browser:
         self._last: dict[tuple[str, str], int] = defaultdict(int)
         self._last_without_id: dict[str, int] = defaultdict(int)
         self._joined: set[str] = set()
-        self._connection: ClientConnection | None = None
+        self._connection: ClientConnection | Answer | None = None
         self._absences: list[list[float]] = [[0.0, float("inf")]]
 
     def was_there(self, begin: float, end: float) -> bool:
@@ -215,21 +216,23 @@ class Browser:
         """Be there, and come back, until cancelled."""
         delay = 0.05
         while not self.wrong:
-            try:
-                connection = connect(
-                    self.server.url, open_timeout=scaled(), close_timeout=0.2, proxy=None, compression=None
-                )
-                async with connection as self._connection:
-                    self.connections += 1
-                    delay = 0.05
-                    await self._talk(self._connection)
-            except (OSError, TimeoutError, InvalidHandshake, ConnectionClosed):
-                pass
+            before = self.connections
+            with suppress(OSError, EOFError, TimeoutError, InvalidHandshake, ConnectionClosed):
+                await self._visit()
+            if self.connections > before:
+                delay = 0.05
             if self.ready:
                 self._absences.append([time.monotonic(), float("inf")])
             self._joined.clear()
             await asyncio.sleep(random.uniform(delay / 2, delay))
             delay = min(delay * 2, 1.0)
+
+    async def _visit(self) -> None:
+        """Be connected once."""
+        connection = connect(self.server.url, open_timeout=scaled(), close_timeout=0.2, proxy=None, compression=None)
+        async with connection as self._connection:
+            self.connections += 1
+            await self._talk(self._connection)
 
     async def _talk(self, connection: ClientConnection) -> None:
         try:
@@ -239,10 +242,12 @@ class Browser:
             async for text in connection:
                 await self._take(connection, json.loads(text))
         finally:
-            code = connection.close_code
-            self.closes[code] += 1
-            if code is not None and (code == 1000 or 4000 <= code < 4100):
-                self.wrong.append(f"closed with {code}")
+            self._closed(connection.close_code)
+
+    def _closed(self, code: int | None) -> None:
+        self.closes[code] += 1
+        if code is not None and (code == 1000 or 4000 <= code < 4100):
+            self.wrong.append(f"closed with {code}")
 
     def _back(self) -> None:
         """Note that what is published from now on can reach it."""
@@ -255,7 +260,7 @@ class Browser:
     async def _send(self, connection: ClientConnection, frame: dict[str, Any]) -> None:
         await connection.send(json.dumps(frame))
 
-    async def _take(self, connection: ClientConnection, frame: dict[str, Any]) -> None:
+    async def _take(self, connection: Any, frame: dict[str, Any]) -> None:
         match frame:
             case {"action": "numbered", "road": road, "topic": topic, "n": n}:
                 self._number(Key(road, topic, n), frame.get("_meta"))
@@ -299,6 +304,47 @@ class Browser:
             self.disordered.append((key, last))
 
 
+class HttpBrowser(Browser):
+    """A tab to which no WebSocket gets through: it has the same positions, and asks again with them."""
+
+    mode: str
+
+    async def _visit(self) -> None:
+        topics = [{"topic": topic, **self._since(topic)} for topic in self.topics]
+        body = {"mode": self.mode, "token": self.user.token, "topics": topics, **self._since(self.own)}
+        async with post(self.server, body) as self._connection:
+            if self._connection.status != 200:
+                raise ConnectionError(self._connection.status)
+            self.connections += 1
+            async for frame in self._frames(self._connection):
+                if frame["action"] == "close":
+                    self._closed(frame["code"])
+                else:
+                    await self._take(None, frame)
+
+    def _frames(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        raise NotImplementedError
+
+
+class StreamBrowser(HttpBrowser):
+    """It reads a stream."""
+
+    mode = "stream"
+
+    def _frames(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        return answer.frames()
+
+
+class PollBrowser(HttpBrowser):
+    """It polls."""
+
+    mode = "poll"
+
+    async def _frames(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
+        for frame in await answer.json():
+            yield frame
+
+
 Fault = Callable[["Run"], Awaitable[None]]
 _runs = count(1)
 
@@ -316,6 +362,7 @@ class Run:
         seconds: float,
         sockets: int = SOCKETS,
         one_fault: bool = True,
+        browser: type[Browser] = Browser,
     ) -> None:
         """
         Prepare a run.
@@ -329,6 +376,7 @@ class Run:
             sockets: How many browsers.
             one_fault: At a time, as far as the promise of raw messages goes. Otherwise a raw message has to arrive
                 everywhere only if it was given an id.
+            browser: What the browsers are.
 
         """
         self.site = site
@@ -343,7 +391,7 @@ class Run:
         number = next(_runs)
         uploads = [f"upload:all-{os.getpid()}-{number}-{n}" for n in range(UPLOADS)]
         self.browsers = [
-            Browser(
+            browser(
                 servers[n % len(servers)],
                 users[n % USERS],
                 [uploads[(n + step * 3) % UPLOADS] for step in range(UPLOADS_EACH)],

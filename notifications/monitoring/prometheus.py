@@ -102,6 +102,12 @@ COUNTS: Final = {
     "closed": Shown(
         "closes", "Sockets that the server closed, by code.", "code", tuple(str(int(code)) for code in CloseCode)
     ),
+    "response": Shown(
+        "http_responses",
+        "Responses of the HTTP transport, by why they ended.",
+        "end",
+        ("answered", "full", "time", "closed", "gone", "unread", "refused"),
+    ),
     "auth_failed": Shown(
         "auth_failures",
         "Sockets and subscriptions refused because of their user or origin, and checks that failed.",
@@ -149,7 +155,8 @@ TALLIES: Final = {
     "duplicates": "Messages not sent because the socket had already received them.",
 }
 LEVELS: Final = {
-    "connections": "Open sockets.",
+    "connections": "Open sockets, and HTTP responses that have not ended.",
+    "responses": "HTTP responses that have not ended: streams and polls, counted as connections as well.",
     "subscriptions": "Topics that open sockets have joined, including their users' own.",
     "unanswered": "Subscriptions that wait because it is not known yet whether they are allowed.",
 }

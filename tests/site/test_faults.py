@@ -20,7 +20,7 @@ from project.local_redis import LocalRedis
 from tests import storm
 from tests.clients import RawRedis, Tab, open_tab
 from tests.conftest import point_to
-from tests.fault_run import NOTES, NOTIFICATIONS, Run, is_holder
+from tests.fault_run import NOTES, NOTIFICATIONS, Browser, PollBrowser, Run, StreamBrowser, is_holder
 from tests.faults import Proxy, fail_over, kill_connections, kill_type, listeners_connections, never_reading, paused
 from tests.processes import LAYERS, Site, User, WebServer
 from tests.storm import Storm
@@ -43,14 +43,16 @@ class Rig:
         self._messages = messages
         self._seconds = seconds
 
-    def run(self, *, listeners: int = 2) -> Run:
-        """Prepare a run with so many living listeners."""
+    def run(self, *, listeners: int = 2, browser: type[Browser] = Browser) -> Run:
+        """Prepare a run with so many living listeners, and such browsers."""
         living = [listener for listener in self.listeners if listener.returncode is None]
         for listener in living[listeners:]:
             listener.terminate()
         started = [self.site.start_listener() for _ in range(listeners - len(living))]
         self.listeners = [*living[:listeners], *started]
-        return Run(self.site, self.servers, self.listeners, messages=self._messages, seconds=self._seconds)
+        return Run(
+            self.site, self.servers, self.listeners, messages=self._messages, seconds=self._seconds, browser=browser
+        )
 
 
 on_both_layers = pytest.mark.parametrize("rig", LAYERS, indirect=True)
@@ -405,15 +407,16 @@ async def test_long_holder_whose_output_buffer_overflows(long):
 # f. The web server.
 
 
+async def kill_the_server(run: Run) -> None:
+    [server] = run.servers
+    server.kill()
+    run.servers[:] = [await asyncio.to_thread(run.site.start_server, server.kind, server.port)]
+
+
 @long_version
 async def test_long_kill_9_of_the_web_server(long):
     """Sockets whose web server was killed come back to the next one and have everything."""
     run = long.run()
-
-    async def kill_the_server(run: Run) -> None:
-        [server] = run.servers
-        server.kill()
-        run.servers[:] = [await asyncio.to_thread(run.site.start_server, server.kind, server.port)]
 
     result = await run.through(f"{long.kind}: kill -9 the web server", kill_the_server)
 
@@ -535,6 +538,64 @@ async def test_long_half_open_connection_of_the_holder(long):
     result.expect_nothing_wrong()
     assert result.nobody == 0
     assert result.latest < scaled(TAKEOVER)
+
+
+# Over HTTP.
+
+
+async def kill_both(run: Run) -> None:
+    await kill_the_holder(run)
+    await kill_the_server(run)
+
+
+async def test_streams_recover_everything_when_listener_and_web_server_are_killed(rig, settings):
+    """Clients without a WebSocket come back with their positions, and have everything once, in order."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **NOTIFICATIONS}
+    point_to(settings, rig.site.redis.url)
+    run = rig.run(browser=StreamBrowser)
+
+    result = await run.through("over HTTP streams: kill -9 the holder, then the web server", kill_both)
+
+    result.expect_nothing_wrong()
+    assert result.reconnected >= len(run.browsers)
+
+
+@pytest.fixture(scope="module", params=["uvicorn", "daphne", "uvicorn alone"])
+def http_rig(request, redis_program, migrated_database, tmp_path_factory):
+    with Site(tmp_path_factory.mktemp("faults"), migrated_database, settings={"NOTIFICATIONS": NOTIFICATIONS}) as site:
+        yield Rig(site, request.param, messages=10_000, seconds=15)
+
+
+async def restart_the_server(run: Run) -> None:
+    """Stop it as a deployment does."""
+    [server] = run.servers
+    await asyncio.to_thread(server.terminate)
+    run.servers[:] = [await asyncio.to_thread(run.site.start_server, server.kind, server.port)]
+
+
+OVER_HTTP = {
+    "kill -9 the holder": kill_the_holder,
+    "kill -9 the web server": kill_the_server,
+    "SIGTERM to the web server": restart_the_server,
+    "every client drops 20 times": drops(20),
+    "CLIENT KILL of all subscriptions": cut_all_subscriptions,
+    "Redis restarted, data kept: all": restart("all"),
+    "Redis restarted, data kept: none": restart("none"),
+}
+
+
+@long_version
+@pytest.mark.parametrize("browser", [StreamBrowser, PollBrowser])
+@pytest.mark.parametrize("fault", OVER_HTTP)
+async def test_long_faults_over_http(http_rig, settings, fault, browser):
+    """What sockets are promised, streams and polls are; only a Redis that has lost its ids shows, and is told."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **NOTIFICATIONS}
+    point_to(settings, http_rig.site.redis.url)
+    run = http_rig.run(browser=browser)
+
+    result = await run.through(f"{http_rig.kind}, {browser.mode}: {fault}", OVER_HTTP[fault])
+
+    result.expect_nothing_wrong(told=fault.startswith("Redis restarted"))
 
 
 # k. Several at once.

@@ -1,13 +1,22 @@
 """The HTTP transport on real servers: streams, polls, refusals, limits, and what ends a response."""
 
 import asyncio
+import json
+import sys
 import time
 
+import psutil
 import pytest
 
+import notifications
 from tests.clients import RawRedis
+from tests.conftest import point_to
 from tests.http_client import EventStream, open_stream, poll, post, session
+from tests.ports import free_port
+from tests.processes import LAYERS, START_SECONDS, Process, Site
 from tests.waiting import scaled
+
+KIBI = 1024
 
 
 @pytest.fixture
@@ -117,3 +126,211 @@ async def test_a_session_counts_only_with_an_allowed_origin(site, server):
         frames = await answer.json()
     assert actions(frames) == ["auth_error", "close"]
     assert frames[1]["code"] == 4001
+
+
+# Bounds.
+
+
+async def test_a_response_ends_when_it_is_full_and_the_next_one_goes_on(site, server, settings):
+    """So megabytes of history come in several responses, each message once, in order."""
+    point_to(settings, site.redis.url)
+    user = site.add_user()
+    upload = f"upload:{user.new_upload()}"
+    position = (await poll(server, user, upload))[1]["id"]
+    for n in range(20):
+        await notifications.apublish(upload, {"n": n, "fill": "x" * 60_000})
+    arrived, sizes = [], []
+
+    for mode in ("poll", "stream", "poll", "stream"):
+        body = {"mode": mode, "topics": [{"topic": upload, "since": position}]}
+        async with post(server, body, headers=session(server, user)) as answer:
+            frames = await answer.json() if mode == "poll" else await EventStream(answer).expect_end()
+        messages = [frame for frame in frames if "_meta" in frame]
+        arrived += [frame["n"] for frame in messages]
+        position = messages[-1]["_meta"]["id"]
+        sizes.append(sum(len(json.dumps(frame)) for frame in messages))
+
+    assert arrived == list(range(20))
+    assert all(250 * KIBI < size < 330 * KIBI for size in sizes)
+
+
+async def test_a_client_that_does_not_read_costs_little_memory(site, server, raw):
+    """What waits for it is bounded, however much is published to it; others are served meanwhile."""
+    user, other = site.add_user(), site.add_user()
+    process = psutil.Process(server.pid)
+    async with open_stream(server, other) as reader, open_stream(server, user) as slow:
+        slow.answer.transport.pause_reading()
+        grown = []
+        for n in range(4):  # the first round is for the buffers of the process
+            for _ in range(10):
+                await asyncio.to_thread(raw.publish_all, [(user.channel, json.dumps({"fill": "x" * 50_000}))] * 10)
+            raw.publish(other.channel, json.dumps({"n": n}))
+            assert (await reader.next())["n"] == n
+            grown.append(process.memory_info().rss)
+
+        assert grown[-1] - grown[0] < 4 * KIBI * KIBI
+
+
+# The end.
+
+
+@pytest.fixture(scope="module")
+def limited_site(redis_program, migrated_database, tmp_path_factory):
+    """A site that shows its metrics, and where a user may have two connections."""
+    settings = {
+        "CHANNEL_LAYER_BACKEND": LAYERS["ours"],
+        "NOTIFICATIONS": {"METRICS_TOKEN": "x", "MAX_CONNECTIONS_PER_USER": 2},
+    }
+    with Site(tmp_path_factory.mktemp("http"), migrated_database, settings=settings) as site:
+        site.start_listener()
+        yield site
+
+
+@pytest.fixture(scope="module", params=["daphne", "uvicorn"])
+def limited_server(request, limited_site):
+    return limited_site.start_server(request.param)
+
+
+async def metric(server, name):
+    async with post(
+        server, b"", method="GET", path="/notifications/metrics/", headers={"Authorization": "Bearer x"}
+    ) as answer:
+        lines = (await answer.body()).decode().splitlines()
+    return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
+
+
+async def test_a_client_that_has_gone_leaves_nothing_behind(limited_site, limited_server):
+    """Its connection ends with it, whether it was streaming or waiting for an answer."""
+    user = limited_site.add_user()
+    async with open_stream(limited_server, user):
+        assert await metric(limited_server, "notifications_responses") == 1
+        waiting = asyncio.create_task(poll(limited_server, user, wait=25))
+
+        async def are_open(number):
+            return await metric(limited_server, "notifications_responses") == number
+
+        await until(lambda: are_open(2))
+        waiting.cancel()
+        await until(lambda: are_open(1))
+    await until(lambda: are_open(0))
+    assert await metric(limited_server, "notifications_connections") == 0
+    assert await metric(limited_server, "notifications_subscriptions") == 0
+
+
+async def until(condition):
+    """Wait for an asynchronous condition."""
+    async with asyncio.timeout(scaled(15)):
+        while not await condition():  # noqa: ASYNC110  what it asks is another process
+            await asyncio.sleep(0.05)
+
+
+async def test_a_user_has_no_more_connections_than_with_sockets(limited_site, limited_server):
+    """One more is closed with 4102, in either mode."""
+    user = limited_site.add_user()
+    headers = session(limited_server, user)
+    async with open_stream(limited_server, user), open_stream(limited_server, user):
+        for mode in ("stream", "poll"):
+            async with post(limited_server, {"mode": mode}, headers=headers) as answer:
+                frames = await EventStream(answer).expect_end() if mode == "stream" else await answer.json()
+                assert [frame["code"] for frame in frames] == [4102]
+
+
+async def test_a_loop_of_requests_is_slowed_down(limited_site, limited_server):
+    """A user's requests share the allowance of their sockets; a page with many topics is not refused by its size."""
+    user = limited_site.add_user()
+    topics = [f"upload:{user.new_upload()}" for _ in range(100)]
+    codes = []
+    for _ in range(20):
+        frames = await poll(limited_server, user, *topics)
+        codes.append(frames[-1].get("code"))
+        if codes[-1] is not None:
+            break
+        assert actions(frames) == ["auth_success"] + ["subscribed"] * 100
+
+    assert len(codes) > 3
+    assert codes[-1] == 4100
+
+
+@pytest.mark.parametrize("kind", ["uvicorn", "uvicorn alone"])
+async def test_a_stopping_server_does_not_wait_for_its_responses(limited_site, kind):
+    """uvicorn would wait for a stream as long as that lasts; the clients are told to come back."""
+    server = limited_site.start_server(kind)
+    user = limited_site.add_user()
+    async with open_stream(server, user) as stream:
+        waiting = asyncio.create_task(poll(server, user, wait=25))
+        await asyncio.sleep(0.3)
+        began = time.monotonic()
+        stopping = asyncio.to_thread(server.terminate)
+        ended = asyncio.create_task(stopping)
+
+        frames = await stream.expect_end()
+
+        assert [frame["code"] for frame in frames] == [1012]
+        assert (await waiting)[-1]["code"] == 1012
+        await ended
+        assert time.monotonic() - began < scaled(5)
+
+
+# Without ASGI.
+
+
+class WsgiServer(Process):
+    """Django's own server, which is a WSGI server where Daphne is not installed as an app."""
+
+    port = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@pytest.fixture(scope="module")
+def wsgi_server(limited_site):
+    environment = limited_site.environment
+    environment["TEST_SETTINGS"] = json.dumps(
+        {**limited_site.settings, "WSGI_APPLICATION": "tests.testsite.wsgi.application"}
+    )
+    port = free_port()
+    command = [sys.executable, "-m", "django", "runserver", "--noreload", f"127.0.0.1:{port}"]
+    server = limited_site.start(*command, name="wsgi", process=WsgiServer, env=environment)
+    server.port = port
+    server.wait_for_line("Quit the server", START_SECONDS)
+    return server
+
+
+async def test_under_wsgi_polls_have_everything_once(limited_site, wsgi_server, settings):
+    """Whatever the mode, the answer comes at once; with its positions the client misses nothing between two."""
+    point_to(settings, limited_site.redis.url)
+    user = limited_site.add_user()
+    upload = f"upload:{user.new_upload()}"
+    arrived, position, own = [], None, None
+    for n, mode in enumerate(("stream", "poll", "stream", "poll", "poll")):
+        body = {"mode": mode, "wait": 25, "since": own, "topics": [{"topic": upload, "since": position}]}
+        async with post(wsgi_server, body, headers=session(wsgi_server, user)) as answer:
+            assert answer.headers["content-type"] == "application/json"
+            assert int(answer.headers["retry-after"]) > 0
+            frames = await answer.json()
+        assert actions(frames[:2]) == ["auth_success", "subscribed"]
+        assert not any(frame.get("recovered") is False for frame in frames)
+        own, position = frames[0]["id"], frames[1]["id"]
+        for frame in frames[2:]:
+            arrived.append(frame["n"])
+            position = frame["_meta"]["id"]
+        for part in range(3):
+            await notifications.apublish(upload, {"n": 3 * n + part})
+
+    assert arrived == list(range(12))
+
+
+async def test_under_wsgi_the_same_rules_apply(limited_site, wsgi_server):
+    """Origins, tokens, permissions."""
+    user = limited_site.add_user()
+    async with post(wsgi_server, {"mode": "poll"}, headers={"Origin": "http://evil.example"}) as answer:
+        assert answer.status == 403
+    body = {"mode": "poll", "token": user.token, "topics": [{"topic": "order:x"}, {"topic": "nonsense"}]}
+    async with post(wsgi_server, body) as answer:
+        frames = await answer.json()
+    assert actions(frames) == ["auth_success", "error", "error"]
+    assert [frame["code"] for frame in frames[1:]] == ["forbidden", "invalid_message"]
+    async with post(wsgi_server, {"mode": "poll", "token": "wrong"}) as answer:
+        assert actions(await answer.json()) == ["auth_error", "close"]

@@ -21,6 +21,7 @@ from notifications.connection.limits import BURST
 from tests.clients import RawRedis, open_tab
 from tests.conftest import SERVERS, point_to
 from tests.faults import never_reading, redis_down
+from tests.http_client import EventStream, post
 from tests.processes import LAYERS, Site
 from tests.waiting import await_for, scaled, wait_for
 
@@ -283,6 +284,39 @@ async def test_revoke_ends_a_subscription(site, server, here):
 
         await tab.expect_message(json.dumps({"of": other}, separators=(",", ":")))
         await stranger.expect_message(json.dumps({"of": shared}, separators=(",", ":")))
+
+
+async def test_access_that_ends_shows_over_http_at_once(site, server, here):
+    """A stream and a waiting poll are told of a permission that was revoked, and of the logout that ends them."""
+    alice = site.add_user()
+    browser, upload = await browser_of(server, alice), f"upload:{alice.new_upload()}"
+    headers = {"Origin": f"http://{server.address}", "Cookie": browser.cookie}
+    body = {"mode": "poll", "topics": [{"topic": upload}]}
+
+    async def poll():
+        async with post(server, body, headers=headers) as answer:
+            return await answer.json()
+
+    async with post(server, {**body, "mode": "stream"}, headers=headers) as answer:
+        stream = EventStream(answer)
+        await stream.expect("auth_success", user_id=str(alice.pk))
+        await stream.expect("subscribed", topic=upload)
+        await listening(site)
+
+        async def while_a_poll_waits(happens):
+            waiting = asyncio.create_task(poll())
+            await asyncio.sleep(0.5)
+            await happens
+            return (await waiting)[2:]
+
+        frames = await while_a_poll_waits(notifications.arevoke(upload, alice.pk))
+        assert [(frame["action"], frame["topic"]) for frame in frames] == [("unsubscribed", upload)]
+        await stream.expect("unsubscribed", topic=upload)
+
+        frames = await while_a_poll_waits(asyncio.to_thread(browser.post, "log_out"))
+        for end in (frames, await stream.expect_end()):
+            assert [frame["action"] for frame in end] == ["auth_error", "close"]
+            assert end[1]["code"] == 4005
 
 
 async def test_revoke_ends_the_subscription_of_a_session_that_has_just_come(site, server, here):

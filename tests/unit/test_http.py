@@ -2,11 +2,14 @@
 
 import asyncio
 import json
-from contextlib import suppress
+import sys
+from contextlib import aclosing, suppress
 from types import SimpleNamespace
 
 import pytest
 from channels.layers import InMemoryChannelLayer
+from django.core.handlers.asgi import ASGIHandler
+from django.db import connections
 from django.test import AsyncRequestFactory
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,7 +29,7 @@ from notifications.protocol.frames import (
 from notifications.topics import Topic
 from tests.cases import cases
 from tests.frame_list import user_of
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 ALICE = user_of(1)
 
@@ -285,3 +288,91 @@ async def test_a_stopping_server_ends_its_responses(monkeypatch):
     server.should_exit = True
 
     assert (await polling)[-1]["code"] == CloseCode.SERVICE_RESTART
+
+
+async def test_a_response_that_is_not_read_is_cut_off(monkeypatch):
+    """The server waits for its client, so the task that serves it is cancelled; nothing is left."""
+    monkeypatch.setattr(http, "UNREAD", 0.01)
+    response = await answer({"mode": "stream", "token": "1"})
+
+    async def send_to_nobody():
+        async with aclosing(aiter(response)) as parts:  # as Django does
+            async for _ in parts:
+                await asyncio.get_running_loop().create_future()
+
+    serving = asyncio.create_task(send_to_nobody())
+    await asyncio.wait([serving])
+
+    assert serving.cancelled()
+    assert not tally.responses
+
+
+async def test_a_stream_ends_when_its_time_is_up(monkeypatch):
+    """Without a close: the client comes back at once."""
+    monkeypatch.setattr(http, "LONGEST", 0.05)
+    monkeypatch.setattr(http, "COMMENT_INTERVAL", 0.01)
+    response = await answer({"mode": "stream", "token": "1"})
+
+    parts = [part async for part in response]
+
+    assert b"".join(parts).count(http.COMMENT) > 2
+    assert parts[-1] in (b"", http.COMMENT)
+
+
+# Within Django.
+
+
+class Synchronous:
+    """A middleware of the old sort, as many sites have: Django adapts it with a thread."""
+
+    sync_capable, async_capable = True, False
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        return self.get_response(request)
+
+
+async def test_middleware_does_not_hold_events_back(settings):
+    """Neither one that compresses, nor a synchronous one; and a client that goes ends it all."""
+    settings.MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", f"{__name__}.Synchronous", *settings.MIDDLEWARE]
+    scope = request_of({}, **{"Accept-Encoding": "gzip"}).scope
+    sent, has_gone = asyncio.Queue(), asyncio.Event()
+    received = [{"type": "http.request", "body": b'{"mode":"stream","token":"1"}'}]
+
+    async def receive():
+        if received:
+            return received.pop()
+        await has_gone.wait()
+        return {"type": "http.disconnect"}
+
+    serving = asyncio.create_task(ASGIHandler()(scope, receive, sent.put))
+    async with asyncio.timeout(scaled()):
+        start = await sent.get()
+        text = b""
+        while text.count(b"\n\n") < 2:
+            text += (await sent.get())["body"]
+    has_gone.set()
+    await serving
+
+    assert b"content-encoding" not in {name.lower() for name, _ in start["headers"]}
+    assert text.startswith(b':\n\ndata: {"action":"auth_success"')
+    assert not tally.responses
+
+
+def test_a_site_with_atomic_requests_can_serve_it():
+    """Django refuses an asynchronous view there, unless it needs no transaction on any database."""
+    assert http.stream._non_atomic_requests == set(connections)
+
+
+def test_workers_of_gevent_say_that_they_cannot(monkeypatch, rf):
+    """Nothing asynchronous begins there, because it would disturb the other requests."""
+    patched = SimpleNamespace(is_module_patched=lambda name: name == "threading")
+    monkeypatch.setitem(sys.modules, "gevent.monkey", patched)
+
+    response = http.view()(rf.post("/notifications/stream/"))
+
+    assert response.status_code == 501
+    monkeypatch.setitem(sys.modules, "gevent.monkey", SimpleNamespace(is_module_patched=lambda _: False))
+    assert http.view() is http.stream
