@@ -1259,6 +1259,41 @@ def test_dialog_that_traps_the_focus(tab: Tab) -> None:
     expect_usable(page)
 
 
+POPOVERS = """<dialog id="popover" popover><button autofocus>OK</button></dialog>
+<div id="manual" popover="manual"><button>OK</button></div>
+<dialog id="modal"><button>OK</button><div id="menu" popover><button>OK</button></div></dialog>"""
+COVERING = {"width": "100vw", "height": "100vh", "maxWidth": "none", "maxHeight": "none", "border": "0", "padding": "0"}
+
+
+@pytest.mark.parametrize("opened", [["popover"], ["manual"], ["modal", "menu"]], ids=lambda opened: "-".join(opened))
+def test_popover_does_not_hide_notices(tab: Tab, opened: list[str]) -> None:
+    """Whatever is shown by showPopover, alone or in a modal dialog, lies behind notices that came before or after it."""
+    page = tab.open(POPOVERS + TOASTS)
+    tab.notice(title="Before")
+    expect(shown(page, "toast")).to_have_count(1)
+
+    for name in opened:
+        page.evaluate(
+            """([name, style]) => {
+                const element = document.getElementById(name);
+                Object.assign(element.style, style);
+                name === "modal" ? element.showModal() : element.showPopover();
+            }""",
+            [name, COVERING],
+        )
+    expect_usable(page)
+    page.evaluate("(name) => document.getElementById(name).showPopover?.()", opened[-1])  # a click outside closes some
+    tab.notice(title="Meanwhile")
+    expect(shown(page, "title")).to_have_text(["Meanwhile"])
+    expect_usable(page)
+
+    page.evaluate("document.querySelectorAll('#popover, #manual, #menu').forEach((each) => each.hidePopover())")
+    page.evaluate("document.getElementById('modal').close()")
+    tab.notice(title="After")
+    expect(shown(page, "title")).to_have_text(["After"])
+    expect(page.locator("main > notification-toasts:not([popover])")).to_have_count(1)
+
+
 @pytest.mark.parametrize("shown_full_screen", ["section", "video"])
 def test_notice_while_something_is_full_screen(tab: Tab, shown_full_screen: str) -> None:
     """A part of the page that fills the screen does not hide notices; a film does, and they are there after it."""

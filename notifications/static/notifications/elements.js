@@ -494,6 +494,9 @@ export class NotificationToasts extends HTMLElement {
     if (this.#narrow) listen(this.#narrow, "change", () => this.#resume());
     // The focus is the only sign of dialogs in shadow roots.
     for (const type of ["fullscreenchange", "focusin", "focusout"]) listen(document, type, () => this.#place());
+    // A popover that is opened lies over everything that was opened before it.
+    const opened = ({ target, newState }) => target !== this && this.#place(newState === "open");
+    listen(document, "toggle", opened, true);
     // htmx 2 stores a copy of the page for its back button: the element belongs to its own place there.
     listen(document, "htmx:beforeHistorySave", () => {
       if (this.#home) this.#goHome();
@@ -793,11 +796,13 @@ export class NotificationToasts extends HTMLElement {
 
   /**
    * Move to where notices can be seen and used: into the topmost modal dialog, or the full-screen element, because these
-   * make everything outside them inert; without notices, or without these, back to the element's place on the page.
+   * make everything outside them inert; without notices, or without these, back to the element's place on the page. Other
+   * popovers, and dialogs that are opened as such, make nothing inert: the element goes in front of them where it is,
+   * `again` if one of them has just been opened.
    *
    * Returns: whether the element has just been moved into one.
    */
-  #place() {
+  #place(again = false) {
     if (!this.isConnected || this.#moving) return false;
     const top = this.#toasts.length ? this.#topmost() : undefined;
     // A dialog in a shadow root is reached through its host: what is put into the host may be slotted into the dialog.
@@ -809,7 +814,7 @@ export class NotificationToasts extends HTMLElement {
         spot.append(this);
       });
     } else if (this.#home && this.parentNode !== spot) this.#goHome();
-    this.#raise(Boolean(this.#home));
+    this.#raise(Boolean(this.#home) || this.#covered(), again);
     if (!comes || this.getClientRects().length) return Boolean(comes);
     this.#closed.add(top); // a film, or a component without a slot
     this.#goHome();
@@ -844,12 +849,23 @@ export class NotificationToasts extends HTMLElement {
     this.#moving = false;
   }
 
+  /** Whether there are notices, and a popover that could lie over them. */
+  #covered() {
+    if (!this.#toasts.length || !this.showPopover) return false;
+    return [...document.querySelectorAll(":popover-open")].some((each) => each !== this);
+  }
+
   /** Go to the top layer, in front of everything in it, or where the page's z-index says. */
-  #raise(high) {
+  #raise(high, again) {
     if (!this.showPopover) return; // an old browser: within a dialog the element is visible all the same
     if (high) {
       this.popover = "manual";
-      if (!this.matches(":popover-open")) this.showPopover();
+      if (again) this.hidePopover();
+      try {
+        if (!this.matches(":popover-open")) this.showPopover();
+      } catch {
+        // Another one is being opened, which has the focus already; it says when it is open.
+      }
     } else if (this.popover) this.popover = null;
   }
 }
