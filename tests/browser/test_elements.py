@@ -1267,7 +1267,7 @@ COVERING = {"width": "100vw", "height": "100vh", "maxWidth": "none", "maxHeight"
 
 @pytest.mark.parametrize("opened", [["popover"], ["manual"], ["modal", "menu"]], ids=lambda opened: "-".join(opened))
 def test_popover_does_not_hide_notices(tab: Tab, opened: list[str]) -> None:
-    """Whatever is shown by showPopover, alone or in a modal dialog, lies behind notices that came before or after it."""
+    """What showPopover shows, alone or in a modal dialog, lies behind notices that came before or after it."""
     page = tab.open(POPOVERS + TOASTS)
     tab.notice(title="Before")
     expect(shown(page, "toast")).to_have_count(1)

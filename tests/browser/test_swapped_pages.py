@@ -140,8 +140,10 @@ def test_login_after_a_logout(visitor: Visitor, library: str, where: str) -> Non
         visitor.press(page, "out", None)
         visitor.wait_until(page, "closed")
         visitor.notice(visitor.ada, "not to be seen yet")
+        sockets = len(visitor.sockets)
         visitor.press(page, "as ada", visitor.ada)
         visitor.wait_until(page, "open")
+        assert len(visitor.sockets) == sockets + 1
         visitor.notice(visitor.ada, title)
         expect(shown(page, "title").last).to_have_text(title)
 
@@ -166,7 +168,7 @@ def test_login_as_somebody_else(visitor: Visitor, library: str, where: str) -> N
 
 @SOME
 def test_notices_that_no_page_replaces(visitor: Visitor, library: str, where: str) -> None:
-    """Notices outside of what is replaced leave when another user has logged in, and those of that user go along."""
+    """Notices outside of what is replaced leave with the logout, and those of the next user go along."""
     log_in(visitor, visitor.ada)
     page = visitor.open(library, where, LASTING)
     visitor.wait_until(page, "open")
@@ -176,6 +178,7 @@ def test_notices_that_no_page_replaces(visitor: Visitor, library: str, where: st
 
     visitor.press(page, "out", None)
     visitor.wait_until(page, "closed")
+    expect(shown(page, "toast")).to_have_count(0)
     visitor.press(page, "as bob", visitor.bob)
     visitor.wait_until(page, "open")
     visitor.notice(visitor.bob, "for bob")

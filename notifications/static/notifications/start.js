@@ -42,35 +42,66 @@ async function token() {
 
 /** Continue the connection and the kept notices as the user of each new page: after a login, or as another user. */
 function follow(connection, keepFor) {
+  let user = config.user_topic; // none if the page is nobody's, as far as is known
   let open;
   let arrivedAt;
+  let underWay = false; // opened for the newest page, and not open yet
+  let ended = false; // the session; until there is another one
+  let found = false; // a block since Turbo has rendered the page before
 
   function arrived({ since, user_topic: userTopic }) {
+    const again = underWay && userTopic === user; // told of one page twice, or of two in quick succession
+    user = userTopic;
     open = () => connection.open({ since, userTopic });
     arrivedAt = performance.now();
-    open();
-    keepFor(userTopic);
+    if (!again) open();
+    underWay = connection.state === "connecting";
+    keepFor(user);
+  }
+
+  /** A page without a block: nobody's, a cached one, or one without the tag. Only if the session ends is it nobody's. */
+  function arrivedWithout() {
+    user = arrivedAt = undefined;
+    if (ended) leave();
+  }
+
+  function leave() {
+    connection.close();
+    keepFor(undefined);
   }
 
   // Turbo, and htmx where the tag is in the body.
   new MutationObserver(() => {
     const next = takeConfig();
+    found ||= Boolean(next);
     if (next) arrived(next);
   }).observe(document, { childList: true, subtree: true });
+  document.addEventListener("turbo:render", () => {
+    if (document.documentElement.hasAttribute("data-turbo-preview")) return;
+    if (!found) arrivedWithout();
+    found = false;
+  });
 
   // With hx-boost, htmx takes nothing of the new page's head. The first event is that of version 2, the other of 4.
   for (const type of ["htmx:afterOnLoad", "htmx:after:request"]) {
     document.addEventListener(type, ({ detail }) => {
       const { boosted, target, text, xhr, request } = detail.ctx ?? detail;
       const whole = boosted || target === document.body || request?.headers["HX-Boosted"];
-      const [, rendered] = (whole && RENDERED.exec(text ?? xhr?.responseText)) || [];
+      if (!whole) return;
+      const [, rendered] = RENDERED.exec(text ?? xhr?.responseText) ?? [];
       if (rendered) arrived(JSON.parse(rendered));
+      else arrivedWithout();
     });
   }
 
   connection.addEventListener("state", ({ detail: { state, code } }) => {
+    underWay &&= state === "connecting";
+    if (state === "open") ended = false;
+    if (state !== "closed" || code !== 4005) return;
+    ended = true;
+    if (!user) return leave();
     // After a quick logout and login the new page may arrive before the old session's socket is closed.
-    if (state !== "closed" || code !== 4005 || !(performance.now() - arrivedAt < JUST_NOW)) return;
+    if (!(performance.now() - arrivedAt < JUST_NOW)) return;
     arrivedAt = undefined;
     open();
   });
