@@ -1,8 +1,9 @@
 """Tell a browser something now: Redis publishes from any program to the browser tabs of a Django site."""
 
 from .access.control import adisconnect_user, arevoke, disconnect_user, revoke
-from .exceptions import MessageError, NotificationsError, PositionError, PublishError, TopicError
+from .exceptions import Cancelled, MessageError, NotificationsError, PositionError, PublishError, TopicError
 from .positions import aposition, position
+from .progress import Part, Progress, acancel, cancel, progress, track
 from .publisher import (
     apublish,
     apublish_progress,
@@ -14,22 +15,29 @@ from .publisher import (
 from .topics import Topic
 
 __all__ = [
+    "Cancelled",
     "MessageError",
     "NotificationsError",
+    "Part",
     "PositionError",
+    "Progress",
     "PublishError",
     "Topic",
     "TopicError",
+    "acancel",
     "adisconnect_user",
     "aposition",
     "apublish",
     "apublish_progress",
     "apublish_to_user",
     "arevoke",
+    "cancel",
     "disconnect_user",
     "position",
+    "progress",
     "publish",
     "publish_progress",
     "publish_to_user",
     "revoke",
+    "track",
 ]

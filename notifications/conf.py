@@ -171,6 +171,13 @@ class Settings:
     MAX_MESSAGE_SIZE: int = 65536
     """Maximum size of one published message, in bytes. Anything larger is a document: publish a link to it."""
 
+    PROGRESS_RATE: float = 4.0
+    """Messages a second in which a job tells its progress, besides its first and its last. More is more than the eye
+    needs, and each is kept in the history."""
+
+    PROGRESS_STALE: float = 60.0
+    """Seconds after its last message at which pages show a job as stalled: its worker may have been killed."""
+
     METRICS_TOKEN: str = ""
     """What Prometheus has to send as ``Authorization: Bearer …`` to read the metrics of the web processes. Without
     it nobody can."""
@@ -254,7 +261,7 @@ def _problems_of_numbers(where: str, values: Mapping[Any, Any], of: type[Kind | 
         least = 0 if name in MAY_BE_NONE else 1
         sort = (int,) if annotation == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, sort) or not (value >= least or 0 < value < 1 == least):
-            wanted = "a whole number" if annotation == "int" else "a number of seconds"
+            wanted = "a whole number" if annotation == "int" else "a number"
             problems.append(
                 Problem(
                     "E006",

@@ -5,6 +5,7 @@ The exceptions of this app.
     ├── TopicError (also ValueError)      no such kind, or an id that is empty, too long or refused
     ├── MessageError (also ValueError)    not a JSON object, too large, or it uses a reserved name
     ├── PublishError                      Redis did not confirm the publish
+    ├── Cancelled                         somebody has asked to cancel the job
     └── PositionError                     Redis did not return the position of a topic
 """
 
@@ -44,6 +45,10 @@ class PublishError(NotificationsError):
 
     def __str__(self) -> str:
         return f"not known to be published on {self.topic!r}: {self.reason}"
+
+
+class Cancelled(NotificationsError):  # noqa: N818  it is no error, but a job's way to its end
+    """Somebody has asked to cancel the job: let it pass, and its progress ends as ``cancelled``."""
 
 
 class PositionError(NotificationsError):

@@ -55,6 +55,7 @@ NOTIFICATIONS = {
             "AUTHORIZE": "tests.testsite.permissions.may_watch_order",
             "CLEAN_ID": "tests.testsite.permissions.clean_order",
         },
+        "job": {"AUTHORIZE": "tests.testsite.permissions.may_watch"},
         "closed": {},
     },
 }

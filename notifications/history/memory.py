@@ -22,7 +22,7 @@ from ..topics import Topic
 from .changes import SIZE, WIDTH, Changes, place_of
 from .position import Frame, Page, Position, Where
 from .stamped import Stamped, head, tail
-from .store import DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, Raw
+from .store import CANCEL_TTL, DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, Raw
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 """Bytes of frames that all histories keep together. What exceeds them is refused, as by a full
@@ -89,6 +89,7 @@ class MemoryStore:
         self._marks = bytearray(SIZE)
         self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
         self._leases: dict[str, Tenure] = {}
+        self._cancels: dict[Topic, float] = {}
 
     def publish(
         self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
@@ -180,6 +181,29 @@ class MemoryStore:
 
     async def server(self) -> str:
         return self._run
+
+    def request_cancel(self, topic: Topic) -> None:
+        with self._lock:
+            now = time.monotonic()
+            self._cancels = {other: expires for other, expires in self._cancels.items() if expires > now}
+            self._cancels[topic] = now + CANCEL_TTL
+
+    async def arequest_cancel(self, topic: Topic) -> None:
+        self.request_cancel(topic)
+
+    def cancel_requested(self, topic: Topic) -> bool:
+        with self._lock:
+            return self._cancels.get(topic, 0.0) > time.monotonic()
+
+    async def acancel_requested(self, topic: Topic) -> bool:
+        return self.cancel_requested(topic)
+
+    def drop_cancel(self, topic: Topic) -> None:
+        with self._lock:
+            self._cancels.pop(topic, None)
+
+    async def adrop_cancel(self, topic: Topic) -> None:
+        self.drop_cancel(topic)
 
     def _stamp(self, topic: Topic, rest: bytes) -> tuple[Position, bytes]:
         """

@@ -22,7 +22,7 @@ from ..topics import Topic, internal_name
 from .changes import Changes, place_of
 from .position import Frame, Page, Position, Where
 from .stamped import STAMPED, Stamped, head, layer_message, meta, tail
-from .store import IDEMPOTENCY_TTL, PAGE_BYTES, Raw, term_key
+from .store import CANCEL_TTL, IDEMPOTENCY_TTL, PAGE_BYTES, Raw, term_key
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +127,34 @@ class RedisStore:
     async def server(self) -> str:
         reply = await pipeline.arun(_LOOK, [], [RUN, STARTED], READ_TIMEOUT, again=True)
         return str(reply[0].decode())
+
+    def request_cancel(self, topic: Topic) -> None:
+        with clients.breaker.guarding():
+            clients.call("SET", _cancel_key(topic), 1, "EX", CANCEL_TTL, again=True)
+
+    async def arequest_cancel(self, topic: Topic) -> None:
+        with clients.breaker.guarding():
+            await pipeline.acall("SET", _cancel_key(topic), 1, "EX", CANCEL_TTL, again=True)
+
+    def cancel_requested(self, topic: Topic) -> bool:
+        with clients.breaker.guarding():
+            return clients.call("GET", _cancel_key(topic), again=True) is not None
+
+    async def acancel_requested(self, topic: Topic) -> bool:
+        with clients.breaker.guarding():
+            return await pipeline.acall("GET", _cancel_key(topic), again=True) is not None
+
+    def drop_cancel(self, topic: Topic) -> None:
+        with clients.breaker.guarding():
+            clients.call("DEL", _cancel_key(topic), again=True)
+
+    async def adrop_cancel(self, topic: Topic) -> None:
+        with clients.breaker.guarding():
+            await pipeline.acall("DEL", _cancel_key(topic), again=True)
+
+
+def _cancel_key(topic: Topic) -> str:
+    return internal_name(f"cancel:{topic}")
 
 
 def _publishing(

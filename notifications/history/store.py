@@ -38,6 +38,8 @@ IDEMPOTENCY_TTL: Final = 300
 """Seconds that an idempotency key is remembered."""
 PAGE_BYTES: Final = 256 * 1024
 """Bytes of frames after which a read ends; the frame that exceeds them is the last."""
+CANCEL_TTL: Final = 3600
+"""Seconds that a request to cancel a job is remembered: a job may wait in its queue before it can see it."""
 NOT_HOLDER: Final = -1
 """Returned by ``stamp_batch`` if another listener has the lease."""
 DONE_BEFORE: Final = -2
@@ -149,4 +151,28 @@ class Store(Protocol):
 
     async def server(self) -> str:
         """Return the ``run`` of the server that answers; another one may have lost messages."""
+        ...
+
+    def request_cancel(self, topic: Topic) -> None:
+        """Remember for ``CANCEL_TTL`` seconds that the job of a topic is to be cancelled."""
+        ...
+
+    async def arequest_cancel(self, topic: Topic) -> None:
+        """Remember for ``CANCEL_TTL`` seconds that the job of a topic is to be cancelled."""
+        ...
+
+    def cancel_requested(self, topic: Topic) -> bool:
+        """Return whether the job of a topic is to be cancelled."""
+        ...
+
+    async def acancel_requested(self, topic: Topic) -> bool:
+        """Return whether the job of a topic is to be cancelled."""
+        ...
+
+    def drop_cancel(self, topic: Topic) -> None:
+        """Forget the request, because the job has ended: another may follow on its topic."""
+        ...
+
+    async def adrop_cancel(self, topic: Topic) -> None:
+        """Forget the request, because the job has ended; see ``drop_cancel``."""
         ...

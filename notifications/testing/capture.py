@@ -52,8 +52,10 @@ class Outage:
     async def apublish(self, *_: object, **__: object) -> NoReturn:
         self.publish()
 
-    position = publish
-    stamp_batch = look = changes = read = aposition = server = apublish
+    position = request_cancel = cancel_requested = drop_cancel = publish
+    arequest_cancel = acancel_requested = adrop_cancel = stamp_batch = look = changes = read = aposition = server = (
+        apublish
+    )
 
 
 class Blocks:

@@ -1,0 +1,753 @@
+"""
+The progress of any job, from the code that does it: in one line, and whatever queue it runs in.
+
+    for row in track(rows, "job:42", unit="rows"): ...
+
+    with Progress("job:42", total=n, stage="Reading rows") as p:
+        p.advance()
+
+    @progress("job:{import_id}")
+    def run_import(import_id): ...
+
+The job only changes numbers; ``reporting/`` publishes them beside it, no faster than ``PROGRESS_RATE``. What is
+promised stands in docs/progress.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dis
+import inspect
+import math
+import os
+import secrets
+import sys
+import threading
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sized
+from contextlib import aclosing, nullcontext
+from contextvars import ContextVar
+from functools import wraps
+from string import Formatter
+from types import CodeType, FrameType, TracebackType
+from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+
+from . import sending
+from .exceptions import Cancelled
+from .history import get_store
+from .messages import JobProgress, JobProgressPayload, Notice, State
+from .reporting import terminal as in_terminal
+from .reporting.counts import Rate, percent
+from .reporting.reporter import Last, TaskReporter, ThreadReporter
+from .topics import Topic
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+MAX_TEXT: Final = 1000
+"""Characters of a stage, a message, a unit or an error; the rest is cut off."""
+
+QUEUES_OWN: Final[dict[tuple[str, str], State]] = {
+    ("billiard", "SoftTimeLimitExceeded"): "cancelled",  # Celery's
+    ("celery", "Retry"): "waiting",
+    ("celery", "TaskRevokedError"): "cancelled",
+    ("dramatiq", "Interrupt"): "cancelled",  # its time limit, and when its worker stops
+    ("dramatiq", "Retry"): "waiting",
+    ("rq", "BaseTimeoutException"): "cancelled",
+}
+"""What the exceptions mean by which a queue stops a job, by top-level module and name: none need be installed."""
+LEFT: Final = {"POP_TOP", "POP_ITER"}
+"""What Python executes when ``break`` or ``return`` leaves a loop: it drops the loop's iterator."""
+
+_current: ContextVar[Progress | None] = ContextVar("notifications.progress", default=None)
+_open: Final[dict[int, Progress]] = {}
+"""Those that are open in this process, by their ``id``."""
+
+
+class Part:
+    """
+    A share of a job, with a count of its own: what ``Progress.part`` returns, and what ``Progress`` itself is.
+
+    All methods may be called from any thread. None waits for Redis, and none raises because of it.
+    """
+
+    _root: Progress
+    _parent: Part | None
+
+    def __init__(self, weight: float, total: float | None, done: float, stage: str | None) -> None:
+        self._weight = weight
+        self._total = _number(total)
+        self._done = _number(done) or 0
+        self._stage = _text(stage)
+        self._parts: list[Part] = []
+
+    def __enter__(self) -> Self:
+        with self._root._lock:
+            if self._parent is not None:
+                self._parent._parts.append(self)
+        if self._stage is not None:
+            self._root.stage = self._stage
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        parent = self._parent
+        with self._root._lock:
+            if parent is not None and self in parent._parts:
+                parent._parts.remove(self)
+                parent._done += self._weight * (1 if error is None else self._share())
+        self._root._change()
+
+    async def __aenter__(self) -> Self:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def advance(self, by: float = 1) -> None:
+        """Add to what is done; costs a microsecond or less."""
+        root = self._root
+        with root._lock:
+            self._done += by
+        root._change()
+
+    @property
+    def done(self) -> float:
+        """How much is done; may be set, also to less."""
+        return self._done
+
+    @done.setter
+    def done(self, done: float) -> None:
+        with self._root._lock:
+            self._done = _number(done) or 0
+        self._root._change()
+
+    @property
+    def total(self) -> float | None:
+        """How much there is to do; None while nobody knows. May be set."""
+        return self._total
+
+    @total.setter
+    def total(self, total: float | None) -> None:
+        with self._root._lock:
+            self._total = _number(total)
+        self._root._change()
+
+    def part(self, weight: float = 1, *, total: float | None = None, stage: str | None = None) -> Part:
+        """
+        Return a context manager for a share of this job or part, with a count of its own.
+
+        While it is open, ``weight`` times the share of it that is done counts as done here, and when it is left without
+        an exception, all of ``weight``. So the weights of all parts should add up to the ``total`` of what they are
+        parts of. Parts may be nested, and open in several threads at the same time.
+
+        Args:
+            weight: How much of this job's ``total`` it is.
+            total: How much there is to do in it; without it, it counts when it is left.
+            stage: The stage of the job from then on.
+
+        """
+        part = Part(weight, total, 0, stage)
+        part._root, part._parent = self._root, self
+        return part
+
+    def _share(self) -> float:
+        """Return the share that is done, from 0 to 1."""
+        if self._total is None or not self._total > 0:
+            return 0.0
+        return min(1.0, max(0.0, self._effective() / self._total))
+
+    def _effective(self) -> float:
+        """Return how much is done, open parts included."""
+        return self._done + sum(part._weight * part._share() for part in self._parts)
+
+
+class Progress(Part):
+    """
+    The progress of a job, for a ``with`` or ``async with`` block: it is running while the block does.
+
+    The end of the block is the end of the job: ``succeeded``, or ``failed`` after an exception, which is raised on.
+    ``Cancelled``, interruptions and time limits end it as ``cancelled``. A job that is repeated begins again.
+
+    A ``Progress`` on a topic that the same job has open already, such as one in a function that a function decorated
+    with ``progress`` calls, continues that one and does not end it. So use what ``with … as`` gives.
+
+    In a process that was forked while it was open, it says nothing.
+    """
+
+    def __init__(
+        self,
+        topic: Topic | str,
+        *,
+        total: float | None = None,
+        done: float = 0,
+        unit: str | None = None,
+        stage: str | None = None,
+        message: str | None = None,
+        url: str | None = None,
+        user: Any = None,
+        title: str | None = None,
+        show_errors: bool = False,
+        terminal: bool = False,
+    ) -> None:
+        """
+        Describe the job; it begins with the block.
+
+        Args:
+            topic: Where to publish, such as ``"job:42"``; any kind will do.
+            total: How much there is to do; it can be set later. Without it the bar is indeterminate.
+            done: How much was done before, by a job that continues another.
+            unit: What is counted, such as ``"rows"``. This and the other texts are the site's own words, of up to
+                ``MAX_TEXT`` characters; lazy ones are in the language that is active when they are given.
+            stage: What the job is doing.
+            message: A text beside it.
+            url: Where the result is.
+            user: A user, or their primary key, who gets a notice when the job has ended.
+            title: The title of that notice.
+            show_errors: Tell the text of an exception as well as its class. It may contain anything.
+            terminal: Draw a bar on standard error as well, if that is a terminal.
+
+        Raises:
+            TopicError: The topic, or the user's, is not valid.
+            TypeError: There is a ``user`` without a ``title``, or a ``title`` without a ``user``.
+
+        """
+        if (user is None) != (title is None):
+            raise TypeError("user and title are for the notice at the end: give both or neither")
+        super().__init__(0, total, done, None)
+        self._root, self._parent = self, None
+        self._topic = Topic.parse(topic) if isinstance(topic, str) else topic
+        self._lock = threading.Lock()
+        self._unit, self._stage, self._message = _text(unit), _text(stage), _text(message)
+        self._url = None if url is None else str(url)
+        self._error: str | None = None
+        self._state: State = "waiting"
+        self._given = {"total": total, "unit": unit, "stage": stage, "message": message, "url": url}
+        self._begin_with = self._done
+        self._notice = None if user is None else (Topic.for_user(user), str(title))
+        self._show_errors = show_errors
+        self._terminal = terminal and in_terminal.is_terminal()
+        self._left_early: State | None = None
+        self._reporter: ThreadReporter | TaskReporter | None = None
+        self._continues: Progress | None = None
+        self._outer: Progress | None = None
+        self._rate = Rate(0, 0)
+
+    @classmethod
+    def current(cls) -> Progress | None:
+        """Return the job that this thread or task is doing, for code that is called by it; None if there is none."""
+        found = _current.get()
+        while found is not None and not found._is_open():
+            found = found._outer
+        return found
+
+    def __enter__(self) -> Self:
+        if (outer := self._continued()) is not None:
+            return outer  # type: ignore[return-value]  # it is a Progress, too
+        reporter = ThreadReporter(self._topic, self._report)
+        self._begin(reporter)
+        reporter.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if (reporter := self._ended(error)) is not None:
+            assert isinstance(reporter, ThreadReporter)  # noqa: S101  begun by __enter__
+            reporter.end(self._last())
+
+    async def __aenter__(self) -> Self:
+        if (outer := self._continued()) is not None:
+            return outer  # type: ignore[return-value]  # it is a Progress, too
+        reporter = TaskReporter(self._topic, self._report)
+        self._begin(reporter)
+        reporter.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if (reporter := self._ended(error)) is not None:
+            assert isinstance(reporter, TaskReporter)  # noqa: S101  begun by __aenter__
+            await reporter.end(self._last())
+
+    @property
+    def topic(self) -> Topic:
+        """Where it is published."""
+        return self._topic
+
+    @property
+    def state(self) -> State:
+        """``waiting`` before the block, ``running`` within it, and then its end."""
+        return self._state
+
+    @property
+    def stage(self) -> str | None:
+        """What the job is doing; may be set."""
+        return self._stage
+
+    @stage.setter
+    def stage(self, stage: str | None) -> None:
+        self._stage = _text(stage)
+        self._change()
+
+    @property
+    def message(self) -> str | None:
+        """A text beside the stage; may be set."""
+        return self._message
+
+    @message.setter
+    def message(self, message: str | None) -> None:
+        self._message = _text(message)
+        self._change()
+
+    @property
+    def unit(self) -> str | None:
+        """What is counted; may be set."""
+        return self._unit
+
+    @unit.setter
+    def unit(self, unit: str | None) -> None:
+        self._unit = _text(unit)
+        self._change()
+
+    @property
+    def url(self) -> str | None:
+        """Where the result is; may be set."""
+        return self._url
+
+    @url.setter
+    def url(self, url: str | None) -> None:
+        self._url = None if url is None else str(url)
+        self._change()
+
+    @property
+    def cancelled(self) -> bool:
+        """
+        Whether somebody has asked to cancel the job, by ``cancel``.
+
+        It is looked up beside the job, once a second while somebody asks, so that it may be asked as often as you like.
+        The first time, the answer is waited for, except in an ``async with`` block. If Redis is away it is False.
+        """
+        reporter = self._reporter
+        if reporter is None or reporter.cancelled:
+            return reporter is not None
+        reporter.ask()
+        if isinstance(reporter, ThreadReporter):
+            reporter.wait_for_look()
+        return reporter.cancelled
+
+    def check(self) -> None:
+        """
+        Return if the job may go on.
+
+        Raises:
+            Cancelled: Somebody has asked to cancel it.
+
+        """
+        if self.cancelled:
+            raise Cancelled(f"{self._topic} was cancelled")
+
+    async def acheck(self) -> None:
+        """Return if the job may go on; see ``check``. The first time, the answer is waited for."""
+        if isinstance(self._reporter, TaskReporter):
+            self._reporter.ask()
+            await self._reporter.wait_for_look()
+        self.check()
+
+    def _is_open(self) -> bool:
+        return self._reporter is not None and not self._reporter.muted and self._state == "running"
+
+    def _continued(self) -> Progress | None:
+        """Return the open job of the same topic, if there is one, with what was given for this one."""
+        found = _current.get()
+        while found is not None and not (found._topic == self._topic and found._is_open()):
+            found = found._outer
+        if found is None or found is self:
+            if found is self:
+                raise RuntimeError(f"the progress of {self._topic} is open already")
+            return None
+        self._continues = found
+        for name, value in self._given.items():
+            if value is not None:
+                setattr(found, name, value)
+        if self._given["total"] is not None:
+            found.done = self._begin_with
+        return found
+
+    def _begin(self, reporter: ThreadReporter | TaskReporter) -> None:
+        self._done, self._parts, self._error, self._state = self._begin_with, [], None, "running"
+        self._left_early = None
+        self._clock = reporter.clock
+        self._rate = Rate(self._done, self._clock())
+        self._reporter = reporter
+        self._outer = Progress.current()
+        _current.set(self)
+        _open[id(self)] = self
+
+    def _ended(self, error: BaseException | None, state: State | None = None) -> ThreadReporter | TaskReporter | None:
+        """Note how the job has ended; return whoever has to tell it."""
+        if self._continues is not None:
+            self._continues = None
+            return None
+        if _current.get() is self:
+            _current.set(self._outer)
+        _open.pop(id(self), None)
+        reporter = self._reporter
+        if reporter is None or self._state != "running":
+            return None
+        with self._lock:
+            self._done += sum(part._weight * part._share() for part in self._parts)
+            self._parts = []
+            if state is None:
+                state = "succeeded" if error is None else self._left_early or _state_after(error)
+            if state == "succeeded" and self._total is not None:
+                self._done = self._total = max(self._done, self._total)
+            if state == "failed" and error is not None and self._left_early is None:
+                text = _text(error) if self._show_errors else None
+                self._error = text or type(error).__name__
+            self._state = state
+        return None if reporter.muted else reporter
+
+    def _leave(self, state: State) -> None:
+        """End the job, without waiting for its last message: its loop in a coroutine was left early."""
+        if isinstance(reporter := self._ended(None, state), TaskReporter):
+            reporter.leave(self._last())
+
+    def _change(self) -> None:
+        if self._reporter is not None and not self._reporter.muted:
+            self._reporter.change()
+
+    def _report(self) -> JobProgress | None:
+        """Return the message of this moment; None if the job has ended, which is told by another."""
+        with self._lock:
+            payload = self._payload() if self._state == "running" else None
+        if payload is None:
+            return None
+        if self._terminal:
+            in_terminal.draw(payload)
+        return JobProgress(payload=payload)
+
+    def _payload(self) -> JobProgressPayload:
+        done, total = self._effective(), self._total
+        self._rate.sample(done, self._clock())
+        estimated = self._state == "running" and total is not None
+        return JobProgressPayload(
+            id=self._topic.id,
+            state=self._state,
+            percent=100 if self._state == "succeeded" else percent(done, total),
+            done=_amount(done),
+            total=None if total is None else _amount(total),
+            unit=self._unit,
+            stage=self._stage,
+            message=self._message,
+            eta=self._rate.seconds_for(total - done) if estimated and total is not None else None,
+            error=self._error,
+            url=self._url,
+        )
+
+    def _last(self) -> list[Last]:
+        """Return the messages that end the job."""
+        payload, key = self._payload(), secrets.token_hex(8)
+        if self._terminal:
+            in_terminal.draw(payload, last=True)
+        last = [Last(self._topic, JobProgress(payload=payload), f"progress-{key}")]
+        if self._notice is not None:
+            topic, title = self._notice
+            level: Any = {"succeeded": "success", "failed": "error"}.get(self._state, "warning")
+            notice = Notice(title=title, level=level, body=self._error or self._message, url=self._url)
+            last.append(Last(topic, notice, f"progress-notice-{key}"))
+        return last
+
+
+class Track(Generic[T]):
+    """What ``track`` returns: for ``for`` and ``async for``. Each loop over it is a job of its own."""
+
+    def __init__(self, items: Any, to: Topic | str | Part, total: float | None, options: dict[str, Any]) -> None:
+        self._items, self._to, self._total, self._options = items, to, total, options
+
+    def __iter__(self) -> Iterator[T]:
+        job = self._job()
+        loop = sys._getframe(1).f_code
+        with job as part:
+            root = part._root
+            for item in self._items:
+                root.check()
+                try:
+                    yield item
+                except GeneratorExit:
+                    if root is job:
+                        root._left_early = _state_left(sys._getframe(1), loop)
+                    raise
+                part.advance()
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        return _Steps(self)
+
+    def _job(self, *, sized: bool = True) -> Any:
+        total = self._total
+        if total is None and sized and isinstance(self._items, Sized):
+            total = len(self._items)
+        if isinstance(self._to, Part):
+            if total is not None:
+                self._to.total = total
+            return nullcontext(self._to) if self._to is self._to._root and self._to._root._is_open() else self._to
+        return Progress(self._to, total=total, **self._options)
+
+
+class _Steps(Generic[T]):
+    """
+    The steps of an ``async for``.
+
+    It is no generator, because Python closes an asynchronous one some time after its loop was left, when nothing shows
+    any more how.
+    """
+
+    def __init__(self, track: Track[T]) -> None:
+        self._track = track
+        self._source: Any = None
+        self._job: Any = None
+        self._part: Part | None = None
+        self._loop: CodeType | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> T:
+        if self._source is None:
+            self._loop = sys._getframe(1).f_code
+            await self._begin()
+        elif self._part is not None:
+            self._part.advance()
+        if self._job is None or self._part is None:
+            raise StopAsyncIteration
+        try:
+            await self._part._root.acheck()
+            return await self._next()
+        except BaseException as error:
+            job, self._job = self._job, None
+            over = isinstance(error, StopAsyncIteration)
+            await job.__aexit__(*((None, None, None) if over else (type(error), error, error.__traceback__)))
+            raise
+
+    def __del__(self) -> None:
+        job = self._job
+        if job is not None and job is self._part and isinstance(job, Progress):
+            job._leave("cancelled" if _is_cancelled() else _state_left(sys._getframe(1), self._loop))
+        elif job is not None:
+            job.__exit__(GeneratorExit, GeneratorExit(), None)
+
+    async def _begin(self) -> None:
+        items = self._track._items
+        is_async = isinstance(items, AsyncIterable)
+        self._source = aiter(items) if is_async else iter(items)
+        job = self._track._job(sized=not is_async)  # the length of a queryset is a query, which would block the loop
+        self._part = await job.__aenter__()
+        self._job = job
+
+    async def _next(self) -> T:
+        if isinstance(self._source, AsyncIterator):
+            return await anext(self._source)
+        try:
+            return next(self._source)  # type: ignore[no-any-return]  # an item
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+
+def track(
+    items: Iterable[T] | AsyncIterable[T], to: Topic | str | Part, *, total: float | None = None, **options: Any
+) -> Track[T]:
+    """
+    Return an iterable of the same items, for ``for`` or ``async for``, that tells how far its loop is.
+
+    The loop is the job: it has succeeded when it has gone through all items, and is ``cancelled`` when ``break`` or
+    ``return`` leaves it early. Python does not tell an iterator which exception has left its loop, so the job has
+    ``failed`` then, without an ``error``, unless the loop is within a ``Progress`` of the same topic. If somebody
+    cancels the job, the loop ends with ``Cancelled``.
+
+    Args:
+        items: What the loop goes through.
+        to: The topic, or a ``Progress`` or ``Part`` whose count it is.
+        total: How many items there are. Without it, their ``len``, if they have one; in ``async for`` only if they
+            are not asynchronous themselves.
+        **options: As for ``Progress``, if ``to`` is a topic.
+
+    Raises:
+        TopicError: The topic is not valid.
+        Cancelled: In the loop: somebody has asked to cancel the job.
+
+    """
+    if isinstance(to, Part) and options:
+        raise TypeError(f"{', '.join(options)}: give it to the Progress that this loop is a part of")
+    return Track(items, to, total, options)
+
+
+def progress(topic: str, **options: Any) -> Callable[[F], F]:
+    """
+    Return a decorator for functions that are jobs: each call is one.
+
+    Functions may be synchronous, coroutine functions, or generator functions of both sorts. ``Progress.current()``
+    returns the job, and ``track`` and ``Progress`` on the same topic continue it.
+
+    Args:
+        topic: The topic, in which the names of the function's arguments stand in braces, as for ``str.format``:
+            ``"job:{import_id}"``, ``"job:{order.pk}"``.
+        **options: As for ``Progress``.
+
+    Raises:
+        TypeError: The function has no such argument.
+        TopicError: In a call: the topic is not valid.
+
+    """
+    names = {name.split(".")[0].split("[")[0] for _, name, _, _ in Formatter().parse(topic) if name is not None}
+
+    def decorate(function: F) -> F:
+        signature = inspect.signature(function)
+        if unknown := names - signature.parameters.keys():
+            raise TypeError(f"{function.__qualname__} has no argument {', '.join(sorted(unknown))!r}")
+
+        def job(arguments: tuple[Any, ...], named: dict[str, Any]) -> Progress:
+            given = signature.bind(*arguments, **named)
+            given.apply_defaults()
+            return Progress(topic.format(**given.arguments), **options)
+
+        @wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            with job(arguments, named):
+                return function(*arguments, **named)
+
+        @wraps(function)
+        async def acall(*arguments: Any, **named: Any) -> Any:
+            async with job(arguments, named):
+                return await function(*arguments, **named)
+
+        @wraps(function)
+        def steps(*arguments: Any, **named: Any) -> Any:
+            with job(arguments, named):
+                return (yield from function(*arguments, **named))
+
+        @wraps(function)
+        async def asteps(*arguments: Any, **named: Any) -> Any:
+            async with job(arguments, named), aclosing(function(*arguments, **named)) as items:
+                async for item in items:
+                    yield item
+
+        found: Any = call
+        if inspect.isasyncgenfunction(function):
+            found = asteps
+        elif inspect.isgeneratorfunction(function):
+            found = steps
+        elif inspect.iscoroutinefunction(function):
+            found = acall
+        return found  # type: ignore[no-any-return]  # it is called like the function
+
+    return decorate
+
+
+class _Cancelling(NamedTuple):
+    """A ``sending.Call`` that asks to cancel a job."""
+
+    topic: Topic
+
+    @property
+    def where(self) -> str:
+        return str(self.topic)
+
+    def send(self) -> None:
+        get_store().request_cancel(self.topic)
+
+    async def asend(self) -> None:
+        await get_store().arequest_cancel(self.topic)
+
+
+def cancel(topic: Topic | str) -> None:
+    """
+    Ask the job of a topic to end. It does when it next looks, with ``check``, ``cancelled`` or in ``track``.
+
+    The request is remembered for an hour, so that a job can see it that has not begun yet, and forgotten when the job
+    ends.
+
+    Raises:
+        TopicError: The topic is not valid.
+        PublishError: Redis did not confirm; the job may or may not see it.
+
+    """
+    sending.send(_cancelling(topic), on_commit=False, using=None, fail_silently=False)
+
+
+async def acancel(topic: Topic | str) -> None:
+    """Ask the job of a topic to end, without blocking the event loop; see ``cancel``."""
+    await sending.asend(_cancelling(topic), on_commit=False, using=None, fail_silently=False)
+
+
+def _cancelling(topic: Topic | str) -> _Cancelling:
+    return _Cancelling(Topic.parse(topic) if isinstance(topic, str) else topic)
+
+
+def _state_after(error: BaseException) -> State:
+    """Return how a job has ended that an exception has left."""
+    if isinstance(error, Cancelled | KeyboardInterrupt | SystemExit | GeneratorExit | asyncio.CancelledError):
+        return "cancelled"
+    for kind in type(error).__mro__:
+        if (found := QUEUES_OWN.get((kind.__module__.split(".")[0], kind.__name__))) is not None:
+            return found
+    return "failed"
+
+
+def _state_left(frame: FrameType, loop: CodeType | None) -> State:
+    """
+    Return how a job has ended whose loop was left early: on purpose, or by an exception.
+
+    An exception drops the loop's iterator while its frame executes what has raised it.
+
+    Args:
+        frame: Where the iterator was dropped.
+        loop: The code in which the loop is; somewhere else nobody knows.
+
+    """
+    code, at = frame.f_code.co_code, frame.f_lasti
+    on_purpose = frame.f_code is loop and 0 <= at < len(code) and dis.opname[code[at]] in LEFT
+    return "cancelled" if on_purpose else "failed"
+
+
+def _is_cancelled() -> bool:
+    """Return whether the running task is being cancelled."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        return False
+    return task is not None and task.cancelling() > 0
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of any class as an int or a float; raises as ``float`` does."""
+    if value is None or type(value) in (int, float):
+        return value  # type: ignore[no-any-return]  # one of these
+    return int(value) if hasattr(value, "__index__") else float(value)
+
+
+def _amount(value: float) -> float:
+    """Return what the message can hold: a whole number as an int, and nothing below 0."""
+    if not math.isfinite(value):
+        return 0
+    value = max(0, value)
+    return int(value) if value == int(value) else round(value, 2)
+
+
+def _text(value: Any) -> str | None:
+    """Return a text as it is sent; whatever is no text is written as ``str`` writes it."""
+    if value is None:
+        return None
+    text = str(value)
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
+
+
+def _mute() -> None:
+    """Say nothing of the parent's jobs in a process that was just forked."""
+    for job in list(_open.values()):
+        job._lock = threading.Lock()  # another thread of the parent may have held it
+        if job._reporter is not None:
+            job._reporter.mute()
+    _open.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_mute)

@@ -1,0 +1,948 @@
+"""The progress of jobs: what is told, how often, and how every job ends."""
+
+import asyncio
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from fractions import Fraction
+from itertools import pairwise
+from types import GeneratorType
+
+import pytest
+from django.utils import translation
+from django.utils.functional import lazystr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import notifications
+from notifications import (
+    Cancelled,
+    Progress,
+    PublishError,
+    Topic,
+    TopicError,
+    acancel,
+    cancel,
+    progress,
+    track,
+)
+from notifications.reporting import terminal
+from notifications.reporting.counts import MEMORY, Rate, percent
+from notifications.reporting.reporter import RETRY
+from notifications.signals import message_published
+from notifications.testing import assert_notified, captured, redis_outage
+from tests.cases import cases
+from tests.unit.test_readme import ROOT, example
+from tests.virtual_time import in_virtual_time
+from tests.waiting import await_for, scaled, wait_for
+
+JOB = "job:42"
+
+
+@pytest.fixture
+def sent():
+    with captured() as messages:
+        yield messages
+
+
+def told(sent, *names, topic=JOB):
+    """Return what was told of a job, message by message: one field, or several."""
+    payloads = [each.message["payload"] for each in sent if each.topic == topic]
+    return [payload[names[0]] if len(names) == 1 else tuple(payload[name] for name in names) for payload in payloads]
+
+
+def leaves(error, **options):
+    """Expect an exception to leave a block, whose other statements are its job."""
+    return pytest.raises(error, **options)
+
+
+def reporters():
+    return [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+# The beginning and the end.
+
+
+def test_a_loop_tells_its_beginning_and_its_end(sent):
+    """The first message comes at once, with nothing done, and the last says that all is."""
+    assert list(track(["a", "b", "c"], JOB, unit="rows", stage="Reading")) == ["a", "b", "c"]
+
+    assert told(sent, "state", "done", "total", "percent") == [("running", 0, 3, 0), ("succeeded", 3, 3, 100)]
+    assert sent[0].message["payload"] == {
+        "id": "42",
+        "state": "running",
+        "percent": 0,
+        "done": 0,
+        "total": 3,
+        "unit": "rows",
+        "stage": "Reading",
+        **dict.fromkeys(["message", "eta", "error", "url"]),
+    }
+
+
+def test_a_block_tells_its_beginning_and_its_end(sent):
+    """What was set within the block is in the last message, together with the state."""
+    with Progress(JOB) as p:
+        p.total, p.unit, p.message, p.url = 8, "rows", "almost", "/imports/42/"
+        p.advance(6)
+        p.stage = "Indexing"
+        assert p.state == "running"
+
+    assert p.state == "succeeded"
+    assert told(sent, "state", "percent") == [("running", None), ("succeeded", 100)]
+    assert told(sent, "done", "total", "unit", "stage", "message", "url")[-1] == (
+        *(8, 8, "rows"),
+        *("Indexing", "almost", "/imports/42/"),
+    )
+
+
+def test_a_count_without_a_total_is_indeterminate(sent):
+    """Nobody knows the percentage until the end, which shows what was counted."""
+    assert len(list(track((each for each in "abc"), JOB))) == 3
+
+    assert told(sent, "percent", "done", "total") == [(None, 0, None), (100, 3, None)]
+
+
+def test_more_than_the_total_is_not_more_than_everything(sent):
+    """A total was an estimate: the end knows better."""
+    with Progress(JOB, total=3) as p:
+        p.advance(5)
+
+    assert told(sent, "percent", "done", "total")[-1] == (100, 5, 5)
+
+
+SoftTimeLimitExceeded = type("SoftTimeLimitExceeded", (Exception,), {"__module__": "billiard.exceptions"})
+
+
+class OurLimit(SoftTimeLimitExceeded):
+    pass
+
+
+class Shutdown(type("Interrupt", (BaseException,), {"__module__": "dramatiq.middleware.threading"})):
+    pass
+
+
+Retry = type("Retry", (Exception,), {"__module__": "celery.exceptions"})
+
+
+@cases(
+    ("error", "state", "text"),
+    [
+        (ValueError("of a customer"), "failed", "ValueError"),
+        (Exception(), "failed", "Exception"),
+        (BaseException("of a library"), "failed", "BaseException"),
+        (Cancelled(), "cancelled", None),
+        (KeyboardInterrupt(), "cancelled", None),
+        (SystemExit(1), "cancelled", None),
+        (GeneratorExit(), "cancelled", None),
+        (asyncio.CancelledError(), "cancelled", None),
+        (SoftTimeLimitExceeded(), "cancelled", None),
+        (OurLimit(), "cancelled", None),
+        (Shutdown(), "cancelled", None),
+        (Retry(), "waiting", None),
+        (type("Retry", (Exception,), {})(), "failed", "Retry"),
+    ],
+)
+def test_an_exception_ends_the_job_and_is_raised_on(sent, error, state, text):
+    """The class of an exception is told and not its text; what stops a job from outside is no failure."""
+    sent.clear()  # of the case before
+    with leaves(type(error)) as caught, Progress(JOB, total=4) as p:
+        p.advance()
+        raise error
+
+    assert caught.value is error
+    assert told(sent, "state", "error", "done", "percent") == [("running", None, 0, 0), (state, text, 1, 25)]
+
+
+def test_the_text_of_an_exception_is_told_if_the_site_says_so(sent):
+    """Without a text the class is told."""
+    for error in (ValueError("row 7 has no date"), ValueError()):
+        with leaves(ValueError), Progress(JOB, show_errors=True):
+            raise error
+
+    assert told(sent, "error")[1::2] == ["row 7 has no date", "ValueError"]
+
+
+def test_a_repeated_job_begins_again(sent):
+    """A retry on the same topic, and the same object, start from the beginning."""
+    p = Progress(JOB, total=2)
+    with leaves(ValueError), p:
+        p.advance()
+        raise ValueError
+    with p:
+        p.advance()
+
+    assert told(sent, "state", "done", "error") == [
+        ("running", 0, None),
+        ("failed", 1, "ValueError"),
+        ("running", 0, None),
+        ("succeeded", 2, None),
+    ]
+
+
+def test_a_job_that_continues_another_says_what_was_done_before(sent):
+    """``done`` is where the count begins."""
+    with Progress(JOB, total=10, done=7):
+        pass
+
+    assert told(sent, "done", "percent")[0] == (7, 70)
+
+
+def test_a_user_gets_a_notice_at_the_end(sent):
+    """It has the job's end as its level."""
+    with leaves(ValueError), Progress(JOB, user=7, title="Import", url="/imports/42/"):
+        raise ValueError
+    assert_notified(7, action="notice", title="Import", level="error", body="ValueError", url="/imports/42/")
+
+    with Progress(JOB, user=7, title="Import", message="12 rows"):
+        pass
+    assert_notified(7, action="notice", title="Import", level="success", body="12 rows")
+    assert [each.topic for each in sent].count("user:7") == 2
+
+
+def test_mistakes_show_where_they_are_made():
+    """A wrong topic, user or title is an error before anything begins."""
+    for wrong in ("job", "nosuchkind:1", "job:"):
+        with pytest.raises(TopicError):
+            Progress(wrong)
+    with pytest.raises(TypeError, match="both or neither"):
+        Progress(JOB, user=7)
+    with pytest.raises(TypeError, match="both or neither"):
+        Progress(JOB, title="Import")
+    with pytest.raises(TopicError):
+        Progress(JOB, user=type("AnonymousUser", (), {"pk": None})(), title="Import")
+    with Progress(JOB) as p, pytest.raises(RuntimeError, match="open already"), p:
+        pass
+
+
+def test_texts_are_the_sites_own(sent):
+    """A lazy text is in the language of the job, a long one is cut off, and what is no text is written as one."""
+    with translation.override("de"), Progress(JOB, stage=lazystr("Lesen")) as p:
+        p.message = "x" * 5000
+        p.unit = Decimal("1.50")
+
+    stage, message, unit = told(sent, "stage", "message", "unit")[-1]
+    assert (stage, unit) == ("Lesen", "1.50")
+    assert len(message) == 1000
+    assert message.endswith("x…")
+
+
+def test_numbers_may_be_of_any_class(sent):
+    """What is no int or float becomes one, where it is given; what is no number is refused there."""
+    with Progress(JOB, total=Decimal(4)) as p:
+        p.done = Fraction(1, 2)
+        p.advance(1.25)
+        with pytest.raises(TypeError):
+            p.total = object()
+        raise_nothing = [float("nan"), float("inf"), -5]
+        for value in raise_nothing:
+            p.done = value
+        p.done = 1.75
+
+    assert told(sent, "done", "total")[-1] == (4, 4)
+    assert told(sent, "done")[0] == 0
+
+
+# A loop that is left.
+
+
+def test_what_leaves_a_loop_ends_its_job(sent):
+    """``break`` and ``return`` cancel it; an exception fails it, of which the loop knows no class."""
+
+    def returns():
+        for each in track([1, 2, 3], JOB):
+            with threading.Lock():
+                return each
+        return None
+
+    def fails():
+        for each in track([1, 2, 3], JOB):
+            try:
+                assert each < 2
+            finally:
+                pass
+
+    for each in track([1, 2, 3], JOB):
+        if each == 2:
+            break
+    returns()
+    with pytest.raises(AssertionError):
+        fails()
+    with pytest.raises(ZeroDivisionError) as caught:
+        [1 / 0 for _ in track([1], JOB)]
+    del caught  # on Python 3.11 its traceback has the comprehension's iterator
+
+    assert told(sent, "state", "error", "done")[1::2] == [
+        ("cancelled", None, 1),
+        ("cancelled", None, 0),
+        ("failed", None, 1),
+        ("failed", None, 0),
+    ]
+
+
+def test_an_exception_of_the_items_fails_the_job(sent):
+    """It is raised within the loop's iterator, which knows its class."""
+
+    def items():
+        yield 1
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        list(track(items(), JOB))
+
+    assert told(sent, "state", "error")[-1] == ("failed", "LookupError")
+
+
+async def test_what_leaves_an_asynchronous_loop_ends_its_job(sent):
+    """As for a synchronous one, at once, and a task that is cancelled has a job that is."""
+    started = asyncio.Event()
+
+    async def fails():
+        async for _ in track([1, 2, 3], JOB):
+            raise ValueError
+
+    async def waits():
+        async for _ in track([1, 2, 3], JOB):
+            started.set()
+            await asyncio.sleep(3600)
+
+    async def ends():
+        await await_for(lambda: len(sent) % 2 == 0)
+        return told(sent, "state", "error")[-1]
+
+    async with asyncio.timeout(scaled()):
+        async for _ in track([1, 2, 3], JOB):
+            break
+        assert await ends() == ("cancelled", None)
+        with pytest.raises(ValueError):
+            await fails()
+        assert await ends() == ("failed", None)
+        task = asyncio.create_task(waits())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        del task
+        assert await ends() == ("cancelled", None)
+
+
+def test_a_loop_that_is_left_tells_it_although_its_event_loop_ends(sent):
+    """``asyncio.run`` cancels the task that publishes while it does."""
+
+    async def main():
+        async for _ in track([1, 2, 3], JOB):
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        asyncio.run(main())
+
+    assert told(sent, "state") == ["running", "failed"]
+
+
+def test_tasks_that_end_with_their_event_loop_tell_it(sent):
+    """``asyncio.run`` cancels the job and the task that publishes in one go."""
+
+    async def work():
+        async with Progress(JOB):
+            await asyncio.sleep(3600)
+
+    async def main():
+        asyncio.get_running_loop().job = asyncio.create_task(work())
+        await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+    assert told(sent, "state") == ["running", "cancelled"]
+
+
+async def test_asynchronous_items_are_tracked(sent):
+    """Their number is not asked for, but may be given; plain items have their length."""
+
+    async def items():
+        for each in range(3):
+            yield each
+
+    assert [each async for each in track(items(), JOB)] == [0, 1, 2]
+    assert [each async for each in track(items(), JOB, total=3)] == [0, 1, 2]
+    assert [each async for each in track("abc", JOB)] == ["a", "b", "c"]
+
+    assert told(sent, "state", "total", "done")[1::2] == [("succeeded", None, 3), *[("succeeded", 3, 3)] * 2]
+
+
+# How often.
+
+
+@in_virtual_time
+async def test_no_more_than_the_rate_is_published():
+    """Between the first and the last, PROGRESS_RATE messages a second, each the newest of its moment."""
+    with captured() as sent:
+        began = asyncio.get_running_loop().time()
+        times = []
+
+        async def note(**_):
+            times.append(asyncio.get_running_loop().time() - began)
+
+        message_published.connect(note)
+        async with Progress(JOB, total=1000) as p:
+            for _ in range(500):
+                await asyncio.sleep(0.01)
+                p.advance()
+        message_published.disconnect(note)
+
+    assert told(sent, "state") == ["running"] * (len(sent) - 1) + ["succeeded"]
+    assert 20 <= len(sent) <= 22
+    assert all(after - before > 0.24 for before, after in pairwise(times[:-1]))
+    assert all(abs(done - 100 * at) <= 1 for done, at in zip(told(sent, "done")[:-1], times[:-1], strict=True))
+
+
+@in_virtual_time
+async def test_a_pause_publishes_the_newest():
+    """What changed last before a job does something else for long is not kept back, and nothing is repeated."""
+    with captured() as sent:
+        async with Progress(JOB, total=10) as p:
+            await asyncio.sleep(1)
+            for _ in range(5):
+                p.advance()
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.3)
+            assert told(sent, "done") == [0, 1, 5]
+            p.stage = "Indexing"
+            await asyncio.sleep(3600)
+            assert told(sent, "done", "stage")[3:] == [(5, "Indexing")]
+
+
+def test_a_thread_publishes_the_newest_in_a_pause(sent, settings):
+    """A job that waits in its own thread is told about by another, which ends with it."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 50}
+    with Progress(JOB, total=1000) as p:
+        for _ in range(3):
+            for _ in range(100):
+                p.advance()
+            wait_for(lambda: told(sent, "done")[-1] == p.done)
+        assert len(reporters()) == 1
+
+    assert reporters() == []
+    assert told(sent, "state").count("succeeded") == 1
+
+
+def test_to_advance_costs_next_to_nothing(sent):
+    """10,000 calls take less than 20 ms of CPU, and a job that does nothing else is told at the rate."""
+
+    def cost():
+        with Progress(JOB, total=10_000) as p:
+            before = time.process_time()
+            for _ in range(10_000):
+                p.advance()
+            return time.process_time() - before
+
+    assert min(cost() for _ in range(5)) < 0.02
+    assert len(sent) <= 5 * 3
+
+
+def test_a_short_job_waits_for_nothing(sent):
+    """It has two messages, and does not wait for the time between them."""
+    began = time.monotonic()
+    for _ in range(5):
+        list(track("abc", JOB))
+
+    assert time.monotonic() - began < 5 * 0.25
+    assert told(sent, "state") == ["running", "succeeded"] * 5
+
+
+# How far, and how long.
+
+
+@given(st.floats(0, 1e9), st.floats(0, 1e9))
+def test_percent_is_between_0_and_100(done, total):
+    """It is null without a total, and 100 only when all is done."""
+    found = percent(done, total)
+
+    if total == 0:
+        assert found is None
+    else:
+        assert 0 <= found <= 100
+        assert (found == 100) == (done >= total * (1 - 1e-9)) or done / total > 0.9999
+        assert abs(found - min(100, 100 * done / total)) <= 0.0101
+
+
+def test_percent_has_two_digits():
+    """Hundredths are not cut to less by binary fractions, and nearly all is not all."""
+    assert [percent(done, 100) for done in range(101)] == list(range(101))
+    assert percent(99_999, 100_000) == 99.99
+    assert percent(1, 3) == 33.33
+    assert percent(1, None) is None
+
+
+@given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30), st.floats(0.1, 1e4))
+def test_a_steady_job_knows_its_end(pauses, speed):
+    """With a steady rate the estimate is right, however often samples are taken."""
+    rate, now = Rate(0, 5.0), 5.0
+    for pause in pauses:
+        now += pause
+        rate.sample((now - 5.0) * speed, now)
+
+    estimate = rate.seconds_for(100 * speed)
+    if now - 5.0 < 0.99:
+        assert estimate is None
+    elif now - 5.0 > 1.01:
+        assert estimate == pytest.approx(100, rel=0.01)
+
+
+def test_the_estimate_follows_a_change_of_speed():
+    """Half of its weight is younger than 21 seconds; after some minutes the old speed is forgotten."""
+    rate = Rate(0, 0.0)
+    rate.sample(6000, 60.0)
+    assert rate.seconds_for(1000) == 10
+    for second in range(1, 301):
+        rate.sample(6000 + second, 60.0 + second)
+
+    assert rate.seconds_for(10) == pytest.approx(10, abs=1)
+    assert MEMORY == 30
+
+
+def test_another_count_has_its_own_estimate():
+    """A stage that counts from 0 again is not judged by the one before."""
+    rate = Rate(0, 0.0)
+    rate.sample(5000, 10.0)
+    rate.sample(0, 10.5)
+    assert rate.seconds_for(100) is None
+    rate.sample(20, 12.5)
+
+    assert rate.seconds_for(100) == 10
+
+
+@in_virtual_time
+async def test_a_job_tells_how_long_it_will_take():
+    """The estimate is in seconds, and null before there is one and at the end."""
+    with captured() as sent:
+        async with Progress(JOB, total=100) as p:
+            for _ in range(50):
+                await asyncio.sleep(0.1)
+                p.advance()
+
+    estimates = told(sent, "eta")
+    assert estimates[0] is estimates[-1] is None
+    assert estimates[-2] == pytest.approx(5, abs=0.4)
+
+
+# Parts.
+
+
+def test_parts_add_up(sent):
+    """Each counts as much as its weight says, by the share of it that is done; nested ones in their part."""
+    with Progress(JOB, total=100) as p:
+        with p.part(30, total=4, stage="Reading") as reading:
+            reading.advance(2)
+            assert p._effective() == 15
+            with reading.part(2, total=10) as page:
+                page.advance(5)
+                assert p._effective() == 22.5
+        assert (p.done, p.stage) == (30, "Reading")
+        with p.part(20):
+            assert p._effective() == 30
+        assert p.done == 50
+        with leaves(ValueError), p.part(40, total=2) as failing:
+            failing.advance()
+            raise ValueError
+        assert p.done == 70
+        for _ in track(range(5), p.part(30)):
+            pass
+        assert p.done == 100
+
+    assert told(sent, "state", "percent", "done")[-1] == ("succeeded", 100, 100)
+
+
+def test_parts_of_threads_add_up(sent):
+    """Several threads count in parts of one job, which is one job."""
+
+    def work(p):
+        for _ in track(range(1000), p.part()):
+            pass
+
+    with Progress(JOB, total=4) as p, ThreadPoolExecutor(4) as pool:
+        for each in [pool.submit(work, p) for _ in range(4)]:
+            each.result()
+        assert p.done == 4
+
+    assert told(sent, "state").count("succeeded") == 1
+
+
+def test_no_step_of_any_thread_is_lost(sent):
+    """To advance is one step, whatever other threads do."""
+    with Progress(JOB) as p, ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: [p.advance() for _ in range(2000)], range(4)))
+        assert p.done == 8000
+
+
+async def test_parts_of_tasks_add_up(sent):
+    """The asynchronous forms count the same."""
+    async with Progress(JOB, total=2) as p:
+
+        async def work():
+            async with p.part(total=3) as part:
+                part.advance(3)
+            async for _ in track("abc", p.part()):
+                pass
+
+        await asyncio.gather(work())
+        assert p.done == 2
+
+    assert told(sent, "state") == ["running", "succeeded"]
+
+
+def test_a_loop_over_a_part_takes_its_total_only():
+    """Other options belong to the job."""
+    p = Progress(JOB)
+    with pytest.raises(TypeError, match="stage"):
+        track([], p, stage="Reading")
+
+
+# Functions that are jobs.
+
+
+def test_functions_are_jobs(sent):
+    """Each call is one, on the topic that its arguments say, and the function finds it."""
+
+    class Order:
+        pk = 7
+
+        @progress("job:{self.pk}-{part}", stage="Packing")
+        def pack(self, part="all", *, fail=False):
+            """Pack it."""
+            p = Progress.current()
+            p.message = str(p.topic)
+            if fail:
+                raise LookupError
+            return part
+
+    assert Order().pack() == "all"
+    assert Order.pack.__doc__ == "Pack it."
+    with pytest.raises(LookupError):
+        Order().pack("x", fail=True)
+
+    assert Progress.current() is None
+    assert told(sent, "state", "stage", "message", topic="job:7-all")[-1] == ("succeeded", "Packing", "job:7-all")
+    assert told(sent, "state", "error", topic="job:7-x")[-1] == ("failed", "LookupError")
+
+
+def test_names_that_the_function_does_not_have_are_refused():
+    """A misspelled argument shows when the function is defined, and a wrong call is Python's own error."""
+    with pytest.raises(TypeError, match="import_id"):
+        progress("job:{import_id}")(lambda pk: None)
+    with pytest.raises(TypeError, match="missing"):
+        progress("job:{pk}")(lambda pk: None)()
+
+
+def test_generator_functions_are_jobs(sent):
+    """The job lasts as long as somebody reads, and its value is returned."""
+
+    @progress("job:{pk}")
+    def rows(pk):
+        got = yield 1
+        return got
+
+    found = rows(42)
+    assert isinstance(found, GeneratorType)
+    assert sent == []
+    assert next(found) == 1
+    with pytest.raises(StopIteration) as stopped:
+        found.send("value")
+    assert stopped.value.value == "value"
+
+    left = rows(42)
+    next(left)
+    left.close()
+    assert told(sent, "state") == ["running", "succeeded", "running", "cancelled"]
+
+
+async def test_coroutine_functions_are_jobs(sent):
+    """As synchronous functions are, and asynchronous generators."""
+
+    @progress("job:{pk}")
+    async def work(pk):
+        await asyncio.sleep(0)
+        return Progress.current().topic
+
+    @progress("job:{pk}")
+    async def rows(pk):
+        yield 1
+        raise LookupError
+
+    assert await work(42) == Topic("job", 42)
+    assert Progress.current() is None
+    with pytest.raises(LookupError):
+        assert [each async for each in rows(42)]
+    assert told(sent, "state", "error") == [
+        ("running", None),
+        ("succeeded", None),
+        ("running", None),
+        ("failed", "LookupError"),
+    ]
+
+
+def test_a_job_within_itself_is_one_job(sent):
+    """What a job calls may track on the same topic: it counts there, and the outermost says how it ends."""
+
+    @progress("job:{pk}")
+    def work(pk):
+        for _ in track(range(3), "job:42", stage="Reading"):
+            pass
+        with Progress("job:42", stage="Indexing", total=5) as p:
+            assert p is Progress.current()
+            assert (p.done, p.total) == (0, 5)
+            p.advance(4)
+            with Progress("job:43"):
+                assert Progress.current().topic == Topic("job", 43)
+                for _ in track(range(2), "job:42"):
+                    raise LookupError
+
+    with pytest.raises(LookupError):
+        work(42)
+
+    assert told(sent, "state", "error", "stage", "done") == [
+        ("running", None, None, 0),
+        ("failed", "LookupError", "Indexing", 0),
+    ]
+    assert told(sent, "state", topic="job:43") == ["running", "failed"]
+
+
+def test_the_names_of_module_and_decorator_do_not_collide():
+    """``notifications.progress`` is the decorator; the module of that name can be imported from."""
+    from notifications.progress import Progress as ByModule
+
+    assert ByModule is Progress
+    assert callable(notifications.progress)
+
+
+# Cancelling.
+
+
+def test_a_loop_ends_when_its_job_is_cancelled(sent, monkeypatch):
+    """The loop raises Cancelled at its next step; a job that follows on the topic is not cancelled."""
+    monkeypatch.setattr("notifications.reporting.reporter.LOOK", 0.02)
+    steps = []
+    with leaves(Cancelled, match="job:42"):
+        for each in track(range(10**9), JOB):
+            if each == 0:
+                cancel(JOB)
+            steps.append(each)
+
+    assert told(sent, "state", "error")[-1] == ("cancelled", None)
+    with Progress(JOB) as p:
+        assert not p.cancelled
+        p.check()
+
+
+def test_a_job_that_waits_can_be_cancelled(sent):
+    """Whoever asks before it has begun is heard by its first look."""
+    cancel(Topic("job", 42))
+    with leaves(Cancelled), Progress(JOB) as p:
+        p.check()
+        pytest.fail("goes on")
+
+    assert told(sent, "state") == ["running", "cancelled"]
+
+
+@in_virtual_time
+async def test_an_asynchronous_job_can_be_cancelled():
+    """``acheck`` waits for the first answer; later ones are a second old at most."""
+    with captured() as sent:
+        with leaves(Cancelled):
+            async with Progress(JOB) as p:
+                await p.acheck()
+                await acancel(JOB)
+                assert not p.cancelled
+                await asyncio.sleep(1.1)
+                assert p.cancelled
+                await p.acheck()
+        await acancel(JOB)
+        with leaves(Cancelled):
+            async for _ in track("abc", JOB):
+                pytest.fail("goes on")
+
+    assert told(sent, "state") == ["running", "cancelled"] * 2
+
+
+@in_virtual_time
+async def test_nobody_looks_more_than_once_a_second(monkeypatch):
+    """A job may ask as often as it likes."""
+    from notifications.history.memory import MemoryStore
+
+    looks = []
+    asked = MemoryStore.acancel_requested
+    monkeypatch.setattr(MemoryStore, "acancel_requested", lambda *given: looks.append(1) or asked(*given))
+    with captured():
+        async with Progress(JOB) as p:
+            for _ in range(1000):
+                assert not p.cancelled
+                await asyncio.sleep(0.01)
+    assert 9 <= len(looks) <= 11
+
+
+def test_a_dead_redis_is_no_reason_to_stop(sent):
+    """Nobody knows whether the job is cancelled, so it is not; who cancels is told."""
+    with redis_outage():
+        with pytest.raises(PublishError):
+            cancel(JOB)
+        with Progress(JOB) as p:
+            assert not p.cancelled
+
+
+# Redis is away.
+
+
+def test_a_dead_redis_costs_a_job_nothing(sent):
+    """A job that never reached Redis does not wait for it at its end."""
+    with redis_outage():
+        began = time.monotonic()
+        assert list(track(range(100), JOB)) == list(range(100))
+        assert time.monotonic() - began < scaled(0.8)
+
+    assert sent == []
+    assert reporters() == []
+
+
+@in_virtual_time
+async def test_a_long_job_shows_again_when_redis_is_back():
+    """The newest is tried once a second, although the job does not change; what was missed is not sent late."""
+    with captured() as sent:
+        async with Progress(JOB, total=9) as p:
+            await asyncio.sleep(1)
+            with redis_outage():
+                for _ in range(5):
+                    p.advance()
+                    await asyncio.sleep(1)
+            assert told(sent, "done") == [0]
+            await asyncio.sleep(RETRY + 0.1)
+            assert told(sent, "done") == [0, 5]
+
+
+@in_virtual_time
+async def test_the_last_message_is_tried_for_a_second():
+    """A Redis that restarts when a job ends gets it all the same; one that stays away costs one second."""
+    loop = asyncio.get_running_loop()
+
+    with captured() as sent:
+        async with Progress(JOB):
+            await asyncio.sleep(1)
+            outage = redis_outage()
+            outage.__enter__()
+            loop.call_later(0.5, outage.__exit__, None, None, None)
+        assert told(sent, "state") == ["running", "succeeded"]
+
+        began = loop.time()
+        async with Progress(JOB):
+            await asyncio.sleep(1)
+            outage = redis_outage()
+            outage.__enter__()
+        assert loop.time() - began <= 2.05
+        outage.__exit__(None, None, None)
+        assert told(sent, "state")[2:] == ["running"]
+
+
+def test_no_thread_is_no_reason_to_stop(sent, monkeypatch, caplog):
+    """Where no thread can be started, the job is done without telling."""
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with Progress(JOB) as p:
+        p.advance()
+        assert not p.cancelled
+
+    assert sent == []
+    assert "can't start new thread" in caplog.text
+
+
+# What the documentation shows.
+
+
+class Row:
+    def save(self):
+        pass
+
+    render = save
+
+
+def test_the_examples_of_the_documentation_run(sent):
+    """Those of docs/progress.md do what they say."""
+    rows = [Row()] * 4
+    shown("track")["import_rows"](42, rows)
+    shown("block")["import_file"](7, 42, rows)
+    shown("function")["run_import"](42, rows)
+    shown("parts")["rebuild"](42, rows, rows)
+    shown("command")["Command"]().handle()
+    shown("test")["test_the_import_says_how_far_it_is"]()
+    task = type("Task", (), {"delay": lambda *_: None})
+    shown("waiting")["enqueue"](task, 42)
+
+    assert_notified(7, level="success", title="Import")
+    assert told(sent, "state", "stage")[1:10:2] == [
+        ("succeeded", "Reading rows"),
+        ("succeeded", "Indexing"),
+        ("succeeded", "Indexing"),
+        ("succeeded", "Rendering pages"),
+        ("succeeded", None),
+    ]
+    assert told(sent, "state")[-1] == "waiting"
+    assert told(sent, "state", topic="job:reindex")[-1] == "succeeded"
+
+
+def shown(mark):
+    """Run an example and return what it defines."""
+    return example(f"progress-{mark}", ROOT / "docs/progress.md")
+
+
+# In a terminal.
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_bar_is_drawn_in_a_terminal(sent, monkeypatch):
+    """Each message is drawn over the one before, and the last ends the line."""
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    list(track(range(4), JOB, stage="Reading", unit="rows", terminal=True))
+
+    lines = screen.getvalue().split("\r")
+    assert lines[1].startswith("Reading    0 % [......")
+    assert lines[-1].startswith(f"Reading  100 % [{'#' * 30}]  4/4 rows  succeeded")
+    assert lines[-1].endswith("\n")
+    assert screen.getvalue().count("\n") == 1
+
+
+def test_nothing_is_drawn_elsewhere(sent, monkeypatch):
+    """A log or a pipe is no terminal, some processes have no standard error, and a bar has to be asked for."""
+    for stream, asked in ((io.StringIO(), True), (None, True), (Terminal(), False)):
+        monkeypatch.setattr("sys.stderr", stream)
+        list(track(range(4), JOB, terminal=asked))
+        assert stream is None or stream.getvalue() == ""
+
+
+def test_a_terminal_that_is_gone_disturbs_no_job(sent, monkeypatch):
+    """What cannot be drawn is not."""
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    with Progress(JOB, terminal=True):
+        screen.close()
+
+    assert told(sent, "state")[-1] == "succeeded"
+
+
+def test_a_line_says_what_is_known():
+    """Count, time left, error and message, without control characters."""
+    job = notifications.messages.JobProgressPayload
+
+    assert terminal.line(job(id=7, state="running")) == "7"
+    assert (
+        terminal.line(job(id=7, state="running", done=1234, unit="rows", eta=75, message="a\x1b[2Jb\n\tc"))
+        == "7  1,234 rows  1:15 left  a [2Jb c"
+    )
+    assert (
+        terminal.line(job(id=7, state="failed", percent=50.5, eta=3700, error="ValueError"))
+        == f"7   50 % [{'#' * 15}{'.' * 15}]  1:01:40 left  failed  ValueError"
+    )
