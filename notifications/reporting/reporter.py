@@ -44,7 +44,10 @@ FIRST_LOOK: Final = 0.25
 LOOK: Final = 1.0
 """Seconds between two looks at whether a job is to be cancelled."""
 OVERDUE: Final = 0.01
-"""Seconds after which a job that keeps its greenlet's thread for itself lets others run."""
+"""Seconds between two turns that a job gives to what publishes for it, while a message is overdue."""
+TURN: Final = 0.001
+"""Seconds of such a turn, where threads are greenlets and a job that computes keeps all others from running. With 0 the
+hub of gevent does not get to its sockets: the first message took a second (measured)."""
 
 
 class Last(NamedTuple):
@@ -150,6 +153,7 @@ class ThreadReporter(Reporter):
         self._condition = threading.Condition()
         self._looked = threading.Event()
         self._thread: threading.Thread | None = None
+        self._greenlets = time.sleep.__module__ != "time"  # patched by gevent or eventlet
 
     def start(self) -> None:
         """Publish the first message, in the thread."""
@@ -192,7 +196,8 @@ class ThreadReporter(Reporter):
             self._condition.notify()
 
     def _give_way(self) -> None:
-        time.sleep(0)  # a greenlet that computes lets the one that publishes run; threads do not need it
+        if self._greenlets:
+            time.sleep(TURN)
 
     def _run(self, first: Message | None) -> None:
         try:

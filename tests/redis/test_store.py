@@ -846,3 +846,20 @@ async def test_memory_is_bounded_by_what_is_still_kept(settings, monkeypatch):
 async def test_two_stores_are_two_servers():
     """A new store knows nothing of an earlier one, and says so by its name."""
     assert await in_memory().server() != await in_memory().server()
+
+
+async def test_a_request_to_cancel_is_remembered_until_it_is_dropped(place):
+    """It belongs to one topic, may be made again, and both forms of each call do the same."""
+    store = place.store
+    for _ in range(2):
+        await store.arequest_cancel(TOPIC)
+    assert store.cancel_requested(TOPIC)
+    assert await store.acancel_requested(TOPIC)
+    assert not store.cancel_requested(OTHER)
+    store.request_cancel(OTHER)
+    store.drop_cancel(TOPIC)
+    assert not await store.acancel_requested(TOPIC)
+    assert await store.acancel_requested(OTHER)
+    await store.adrop_cancel(OTHER)
+    await store.adrop_cancel(OTHER)
+    assert not store.cancel_requested(OTHER)

@@ -1,0 +1,247 @@
+"""Jobs and a real Redis: one that hangs, dies and comes back; processes that fork; threads that are greenlets."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from notifications import Cancelled, Progress, Topic, acancel, cancel, track
+from notifications.broker.clients import breaker
+from notifications.history import get_store
+from notifications.history.position import Position
+from project.local_redis import LocalRedis
+from tests.conftest import point_to
+from tests.faults import paused
+from tests.waiting import scaled, wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB = "job:42"
+SECOND = 1.3
+"""Seconds that "one second in all" may take on a machine that is busy, before scaling."""
+
+
+@pytest.fixture
+def server(redis_program, settings):
+    with LocalRedis() as server:
+        point_to(settings, server.url)
+        breaker.worked()
+        yield server
+        breaker.worked()
+
+
+def told(*names, topic=JOB):
+    """Return what the history has of a job: a field of each message, or several."""
+    page = asyncio.run(get_store().read(Topic.parse(topic), Position(0, 0)))
+    payloads = [json.loads(frame.text)["payload"] for frame in page.frames]
+    return [payload[names[0]] if len(names) == 1 else tuple(payload[name] for name in names) for payload in payloads]
+
+
+def test_a_redis_that_hangs_costs_a_job_one_second(server):
+    """Whatever it does while Redis answers nothing, it loses a second in all, and none of it before its end."""
+    with paused(server.child):
+        began = time.monotonic()
+        with Progress(JOB, total=100) as p:
+            for _ in range(100):
+                p.advance()
+                p.stage = "Reading"
+            assert time.monotonic() - began < scaled(0.3)
+        assert time.monotonic() - began < scaled(SECOND)
+
+        began = time.monotonic()
+        assert list(track(range(100), "job:43")) == list(range(100))
+        assert time.monotonic() - began < scaled(SECOND)
+
+
+async def test_a_redis_that_hangs_costs_a_coroutine_one_second(server):
+    """The event loop is not blocked meanwhile."""
+    with paused(server.child):
+        began = time.monotonic()
+        assert [each async for each in track(range(100), JOB)] == list(range(100))
+        assert time.monotonic() - began < scaled(SECOND)
+
+
+def test_a_long_job_shows_again_when_redis_is_back(server):
+    """What it is at then is told although it does not change any more; and that it has ended."""
+    with Progress(JOB, total=100) as p:
+        wait_for(lambda: told("state"))
+        server.kill()
+        p.advance(70)
+        began = time.monotonic()
+        for _ in range(1000):
+            assert not p.cancelled
+        assert time.monotonic() - began < scaled(SECOND)
+        server.restart()
+        wait_for(lambda: told("done") == [70])
+
+    assert told("state", "done") == [("running", 70), ("succeeded", 100)]
+
+
+def test_a_job_that_ends_while_redis_restarts_is_told(server):
+    """The last message is tried for as long as the job may wait."""
+    with Progress(JOB):
+        wait_for(lambda: told("state"))
+        server.kill()
+        restarting = threading.Thread(target=server.restart)
+        restarting.start()
+    restarting.join()
+
+    assert told("state") == ["succeeded"]
+
+
+def test_a_job_is_cancelled_in_another_process(live_redis):
+    """The request is a key that expires, and is gone with the job."""
+    cancel(JOB)
+    assert 3500 < live_redis.ttl("notifications:cancel:job:42") <= 3600
+    with pytest.raises(Cancelled):
+        list(track(range(10), JOB))
+
+    assert live_redis.keys("*cancel*") == []
+    assert told("state") == ["running", "cancelled"]
+
+
+async def test_a_coroutine_is_cancelled(live_redis):
+    """In an event loop it is the same key."""
+    await acancel(JOB)
+    assert live_redis.exists("notifications:cancel:job:42")
+    with pytest.raises(Cancelled):
+        assert [each async for each in track(range(10), JOB)]
+    assert live_redis.keys("*cancel*") == []
+
+
+# Processes of their own.
+
+START = """
+import os, sys, time, threading
+import django
+django.setup()
+from notifications import Progress, track
+"""
+
+
+def run(code, url, **env):
+    """Run a program with this Redis, and return what it says."""
+    done = subprocess.run(
+        [sys.executable, "-c", env.pop("before", "") + START + code],
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings", "REDIS_URL": url} | env,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=scaled(60),
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_copy_of_a_job_in_a_forked_process_says_nothing(live_redis, redis_server):
+    """It ends with the parent; the child may have jobs of its own, on the same topic too."""
+    said = run(
+        """
+with Progress("job:42", total=2) as p:
+    p.advance()
+    held = p._lock
+    with held:  # by another thread, as far as the child knows
+        child = os.fork()
+    if not child:
+        p.advance()
+        p.stage = "of the child"
+        assert not p.cancelled
+        try:
+            with Progress("job:43"):
+                pass
+            raise KeyboardInterrupt
+        finally:
+            p.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+            assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
+            sys.stdout.write("child ")
+            sys.stdout.flush()
+            os._exit(0)
+    os.waitpid(child, 0)
+sys.stdout.write(threading.enumerate()[-1].name)
+""",
+        redis_server.url,
+    )
+
+    assert said == "child MainThread"
+    states, stages = told("state"), told("stage")
+    assert (states[0], states[-1], states.count("succeeded")) == ("running", "succeeded", 1)
+    assert set(stages) == {None}
+    assert told("state", topic="job:43") == ["running", "succeeded"]
+
+
+def test_jobs_of_forked_workers_are_told(live_redis, redis_server):
+    """As in the workers of Celery and RQ: the parent has published before, and each child has its job."""
+    run(
+        """
+import multiprocessing
+
+def work(number):
+    for _ in track(range(10), f"job:{number}"):
+        pass
+
+list(track(range(10), "job:0"))
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    pool.map(work, range(1, 7))
+""",
+        redis_server.url,
+    )
+
+    for number in range(7):
+        assert told("state", "done", topic=f"job:{number}") == [("running", 0), ("succeeded", 10)]
+
+
+def test_greenlets_publish_while_a_job_computes(live_redis, redis_server):
+    """With gevent's threads a job that never waits still lets its messages out, and leaves no greenlet."""
+    pytest.importorskip("gevent")
+    said = run(
+        """
+import gevent
+
+def work(number):
+    with Progress(f"job:{number}", total=10**9) as p:
+        until = time.monotonic() + 1.1
+        while time.monotonic() < until:
+            p.advance()
+
+gevent.joinall([gevent.spawn(work, 1)], raise_error=True)
+gevent.joinall([gevent.spawn(work, 2)], raise_error=True)
+sys.stdout.write(" ".join(thread.name for thread in threading.enumerate()))
+""",
+        redis_server.url,
+        before="from gevent import monkey; monkey.patch_all()\n",
+    )
+
+    assert "progress" not in said
+    for number in (1, 2):
+        states = told("state", topic=f"job:{number}")
+        assert states[0] == "running"
+        assert states[-1] == "succeeded"
+        assert 4 <= len(states) <= 8
+
+
+def test_a_program_that_ends_at_once_has_told_its_end(live_redis, redis_server):
+    """The end of a job waits for its last message, also where it is the end of the program."""
+    run("list(track(range(3), 'job:42'))\nos._exit(0)", redis_server.url)
+
+    assert told("state") == ["running", "succeeded"]
+
+
+def test_an_interrupted_command_is_cancelled(live_redis, redis_server):
+    """Control-C in the middle of a job ends it as such."""
+    with subprocess.Popen(
+        [sys.executable, "-c", START + 'with Progress("job:42"):\n    time.sleep(60)'],
+        env=os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings", "REDIS_URL": redis_server.url},
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    ) as command:
+        wait_for(lambda: told("state"), 20)
+        command.send_signal(2)
+        assert command.wait(scaled(10)) != 0
+
+    assert told("state") == ["running", "cancelled"]
