@@ -228,6 +228,8 @@ def site(wheel: Path, redis_server: LocalRedis) -> Iterator[Site]:
             settings.write(marked("step: settings"))
         (project / "mysite/permissions.py").write_text(marked("step: authorize"))
         (project / "mysite/asgi.py").write_text(marked("step: asgi"))
+        with (project / "mysite/urls.py").open("a") as urls:
+            urls.write(marked("step: urls"))
         site.run(marked("step: run").splitlines()[0])
         site.run(
             "python manage.py createsuperuser --noinput --username admin --email a@example.com",
