@@ -144,6 +144,17 @@ test("a WebSocket that had worked is not given up for a restart of the server", 
   assert.equal(page.loads(), 1);
 });
 
+test("on another network nothing is known of WebSockets", async (t) => {
+  const page = await visit(new Tab(t));
+  page.tab.socket.welcome().lose();
+  page.tab.online();
+  await settled();
+  await page.tab.pass(5); // and it says nothing
+  await page.tab.pass(1);
+
+  assert.equal(page.tab.request.body.mode, "stream");
+});
+
 for (const code of [4101, 4102, 4100]) {
   test(`${code} is the answer of a server: the WebSocket works`, async (t) => {
     const page = await visit(new Tab(t));

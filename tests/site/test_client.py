@@ -147,4 +147,4 @@ def test_refusals_are_final_or_told(site: Site) -> None:
     forbidden = f"upload:{other.new_upload()}"
     tab = open_tab(site, server, forbidden, token=user.token)
     tab.wait_until(error="forbidden", topic=forbidden)
-    assert tab.said[-2] == {"state": "open"}
+    assert tab.said[-2] == {"state": "open", "transport": "websocket"}

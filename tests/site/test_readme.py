@@ -228,8 +228,9 @@ def site(wheel: Path, redis_server: LocalRedis) -> Iterator[Site]:
             settings.write(marked("step: settings"))
         (project / "mysite/permissions.py").write_text(marked("step: authorize"))
         (project / "mysite/asgi.py").write_text(marked("step: asgi"))
+        (mount,) = re.findall(r"add `(path\(.*?\))` to `mysite/urls.py`", README)
         with (project / "mysite/urls.py").open("a") as urls:
-            urls.write(marked("step: urls"))
+            urls.write(f"\nfrom django.urls import include\nurlpatterns += [{mount}]\n")
         site.run(marked("step: run").splitlines()[0])
         site.run(
             "python manage.py createsuperuser --noinput --username admin --email a@example.com",

@@ -403,7 +403,10 @@ export function connect(options = {}) {
 
   begin(options);
   const events = {
-    online: wake,
+    online() {
+      blocked = 0;
+      wake();
+    },
     offline: probe,
     pageshow: ({ persisted }) => persisted && wake(),
     pagehide: sleep,

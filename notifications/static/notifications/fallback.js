@@ -109,7 +109,8 @@ class Socket {
     socket.onmessage = ({ data }) => this.#hear(data);
     socket.onclose = ({ code, reason }) => this.#end(code, reason);
     socket.onerror = () => {};
-    if (!seen) this.#timer = setTimeout(() => this.#silent(), BLOCKED);
+    // As client.js: one that had worked gets all the time that it gives to an attempt.
+    if (!seen && !hooks.hadWebSocket()) this.#timer = setTimeout(() => this.#silent(), BLOCKED);
   }
 
   get readyState() {
@@ -157,6 +158,8 @@ class Requests {
   readyState = 1;
   user; // once it is known
   position; // in the user's own topic
+  rival; // a WebSocket that is tried
+  improving = false;
 
   #hooks;
   #streamed = false; // as opposed to buffered
@@ -641,6 +644,7 @@ export function choose(options, dial) {
     token,
     streamUrl,
     mayPoll: usable.includes("poll"),
+    hadWebSocket: () => patience > 1,
     held: () => holdUntil - Date.now(),
     hold: (delay) => (holdUntil = Date.now() + spread(delay)),
     warn(text) {
@@ -677,13 +681,15 @@ export function choose(options, dial) {
 
   async function improve() {
     const socket = current;
-    if (socket?.readyState !== 1 || socket.user === undefined) return;
+    if (socket?.readyState !== 1 || socket.user === undefined || socket.improving) return;
+    socket.improving = true;
     tried = Date.now();
     store();
     const better = usable.slice(0, at);
     if (better.includes("websocket") && (await upgrade(socket))) return;
     if (socket.readyState !== 1) return;
     if (better.includes("stream")) socket.tryStream();
+    socket.improving = false;
     plan();
   }
 
@@ -735,6 +741,7 @@ export function choose(options, dial) {
   }
 
   function networkChanged({ type }) {
+    if (type === "online") patience = 1;
     if (current?.readyState !== 1 || current.transport === "websocket") return;
     if (type === "online") current.prove();
     if (type === "online" || Date.now() - tried > RECENT) plan(0);
