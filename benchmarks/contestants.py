@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from benchmarks.load import Login
@@ -71,6 +71,11 @@ def _ours_returning(position: str) -> Login:
     return _ours_login(f"?since={position}", f',"since":"{position}"')
 
 
+OVER_HTTP = Login(
+    path="/stream/",
+    says=((b'"auth_success"', None), (b'"subscribed"', None)),
+    body=f'{{"mode":"stream","topics":[{{"topic":"upload:{UPLOAD}"}}]}}',
+)
 PLAIN = Login(path=f"/ws/notifications/?user={{user}}&upload={UPLOAD}", says=((b"joined", None),))
 SOCKET_IO = Login(
     path=f"/socket.io/?EIO=4&transport=websocket&user={{user}}&upload={UPLOAD}",
@@ -107,7 +112,7 @@ def _textbook(name: str, title: str, server: tuple[str, ...], layer: str) -> Con
 
 REFERENCE: Final = "ours"
 """The contestant that all ratios refer to."""
-QUICK: Final = ("ours", "ours-uvicorn", "textbook", "node")
+QUICK: Final = ("ours", "ours-uvicorn", "ours-stream", "textbook", "node")
 """Who takes part where there is no time for all."""
 WITH_MANY_SOCKETS: Final = ("ours", "textbook", "node")
 """Who takes part where each round takes a minute."""
@@ -117,6 +122,11 @@ ALL: Final = [
     _ours("ours-uvicorn", "notifications, uvicorn's own class", UVICORN, OWN_LAYER),
     _ours("ours-pubsub", "notifications on channels_redis.pubsub, uvicorn with its class", OWN_CLASS, PUBSUB),
     _ours("ours-daphne", "notifications, Daphne", DAPHNE, OWN_LAYER),
+    replace(
+        _ours("ours-stream", "notifications over HTTP, uvicorn", OWN_CLASS, OWN_LAYER),
+        login=OVER_HTTP,
+        returning=None,
+    ),
     _textbook("textbook-daphne", "textbook Channels, pubsub, Daphne", DAPHNE, PUBSUB),
     _textbook("textbook", "textbook Channels, pubsub, uvicorn", UVICORN, PUBSUB),
     _textbook("textbook-core-daphne", "textbook Channels, core, Daphne", DAPHNE, CORE),

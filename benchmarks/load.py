@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from benchmarks import accounts, websocket
+from benchmarks import accounts, events, websocket
 from benchmarks.tally import Reader, Tally
 
 IN_FLIGHT: Final = 64
@@ -38,6 +38,7 @@ class Login(NamedTuple):
         cookie: Of the session; ``{user}`` is replaced.
         says: ``(what the server says, what the client answers)``, in this order; joined after the last.
         deflate: Whether the client offers compression, as browsers do.
+        body: Of the request for a stream of events over HTTP; empty for a WebSocket.
 
     """
 
@@ -45,6 +46,14 @@ class Login(NamedTuple):
     says: tuple[tuple[bytes, bytes | None], ...]
     deflate: bool = False
     cookie: str = accounts.COOKIE
+    body: str = ""
+
+    def request(self, host: str, user: int) -> bytes:
+        """Write what opens a client's connection."""
+        path, cookie = self.path.format(user=user), self.cookie.format(user=user)
+        if self.body:
+            return events.request(host, path, cookie, self.body)
+        return websocket.request(host, path, cookie, deflate=self.deflate)
 
 
 class Client(Reader):
@@ -95,8 +104,7 @@ class Load:
         connection = socket.create_connection(("127.0.0.1", port))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setblocking(False)
-        path, cookie = self._login.path.format(user=user), self._login.cookie.format(user=user)
-        connection.send(websocket.request(f"127.0.0.1:{port}", path, cookie, deflate=self._login.deflate))
+        connection.send(self._login.request(f"127.0.0.1:{port}", user))
         client = Client(connection)
         self.clients.append(client)
         self._by_fd[connection.fileno()] = client
@@ -166,7 +174,7 @@ class Load:
         head, end, rest = (client.buffer + data).partition(b"\r\n\r\n")
         client.buffer = head + end
         if end:
-            if not head.startswith(b"HTTP/1.1 101"):
+            if not head.startswith(b"HTTP/1.1 200" if self._login.body else b"HTTP/1.1 101"):
                 raise RuntimeError(f"the server refused: {head[:200]!r}")
             client.upgraded, client.buffer = True, b""
             if rest:
@@ -178,11 +186,16 @@ class Load:
             client.last = last
             self.tally.received += last - before
             return
-        before = client.last
+        before, rest, come = client.last, b"", data
         if client.buffer:
             data = client.buffer + data
-        if self._read(client, data) and not self._timed:
-            self._same = (data, before, client.last)
+        is_whole = len(come) == len(data)
+        if self._login.body:
+            data, rest = events.framed(data)
+        is_plain = self._read(client, data)
+        client.buffer += rest
+        if is_plain and is_whole and not rest and not self._timed:
+            self._same = (come, before, client.last)
 
     def _read(self, client: Client, data: bytes) -> bool:
         """Count what is complete, keep the rest, and return whether it was nothing but whole messages in order."""

@@ -20,6 +20,7 @@ import msgspec
 from asgiref.sync import sync_to_async
 from channels.layers import get_channel_layer
 from django.conf import settings as django_settings
+from django.contrib.auth.decorators import login_not_required
 from django.db import connections
 from django.db.transaction import non_atomic_requests
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
@@ -47,6 +48,8 @@ UNREAD: Final = 60.0
 """Seconds that a client may take to read what the server has already accepted."""
 AT_ONCE: Final = 10.0
 """Seconds that the answers of a poll may take, such as those of ``AUTHORIZE``, beyond the time that it waits."""
+END_WAIT: Final = 1.0
+"""Seconds that a client waits for what its connection had on the channel layer to be given back."""
 NEXT_POLL: Final = 3
 """Seconds until the next poll, where a poll cannot wait for news."""
 RETRY: Final = 5
@@ -58,15 +61,18 @@ _loop: Final = LoopThread("notifications-polls")
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def _without_transaction(view: View) -> View:
-    """Let a view run on a site with ``ATOMIC_REQUESTS``, which Django refuses to an asynchronous one."""
+def _for_scripts(view: View) -> View:
+    """
+    Exempt a view from what Django does for pages: the CSRF token, the login page, and a transaction.
+
+    With ``ATOMIC_REQUESTS`` Django refuses to run an asynchronous view that is not exempt.
+    """
     for alias in connections:
         view = non_atomic_requests(using=alias)(view)
-    return view
+    return login_not_required(csrf_exempt(view))
 
 
-@_without_transaction
-@csrf_exempt
+@_for_scripts
 async def stream(request: HttpRequest) -> HttpResponseBase:
     """
     Answer the frames of the wire protocol, as they come or at once; ``docs/protocol.md`` describes it.
@@ -96,7 +102,7 @@ async def _here(request: HttpRequest, wanted: Request) -> HttpResponseBase:
     return await (work if hasattr(request, "scope") else _loop.run(work))
 
 
-@csrf_exempt
+@_for_scripts
 def in_green_threads(request: HttpRequest) -> HttpResponse:
     """Answer 501 in a worker of gevent, whose threads are none: a loop in one of them would be found running in all."""
     return _refuse(501, "gevent cannot run asyncio; use workers with threads, or an ASGI server")
@@ -212,6 +218,7 @@ class Response:
         self._code: CloseCode | None = None
         self._news: asyncio.Future[None] | None = None
         self._connection: Connection
+        self._answering: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
 
     # What a transport is.
@@ -236,6 +243,8 @@ class Response:
     async def close(self, code: CloseCode) -> None:
         """End the response, with this code as its last word."""
         self._code = code
+        if self._answering is not None:
+            self._answering.cancel()
         self._wake()
 
     # The body.
@@ -259,17 +268,26 @@ class Response:
             async with aclosing(self._events() if wanted.mode == "stream" else self._array(wanted)) as parts:
                 async for part in parts:
                     unread = asyncio.get_running_loop().call_later(UNREAD, self._give_up, asyncio.current_task())
-                    yield part
-                    unread.cancel()
+                    try:
+                        yield part
+                    finally:
+                        unread.cancel()
         finally:
             stopping().remove(self)
             tally.responses -= 1
             count("response", self.end)
-            try:
-                if self._stop_task is not None:
-                    await ended(self._stop_task)
-            finally:
-                await self._connection.end()
+            # A task of its own, because this one may be cancelled again, and a client must not wait for a slow layer.
+            ending = new_task(self._end(), name="notifications: the end of a response")
+            _endings().add(ending)
+            ending.add_done_callback(_endings().discard)
+            await asyncio.wait([ending], timeout=END_WAIT)
+
+    async def _end(self) -> None:
+        try:
+            if self._stop_task is not None:
+                await ended(self._stop_task)
+        finally:
+            await self._connection.end()
 
     async def _events(self) -> AsyncGenerator[bytes]:
         """Yield server-sent events, as they come."""
@@ -298,9 +316,7 @@ class Response:
         texts: list[str] = []
         has_news = False
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(max(until, loop.time()) + AT_ONCE):
-                    await self._connection.has_answered()
+            await self._answers(max(until - loop.time(), 0) + AT_ONCE)
             texts += (more := self._take())
             has_news = any(_is_news(text, named) for text in more)
             if has_news or self._is_over() or loop.time() >= until:
@@ -310,6 +326,16 @@ class Response:
             texts.append(encode(Close.of(self._code)))
         yield f"[{','.join(texts)}]".encode()
         self.end = self._reason("answered")
+
+    async def _answers(self, seconds: float) -> None:
+        """Wait until everything has been answered, or the response is over; at most so many seconds."""
+        self._answering = new_task(self._connection.has_answered())
+        try:
+            if not self._is_over():
+                await asyncio.wait([self._answering], timeout=seconds)
+        finally:
+            answering, self._answering = self._answering, None
+            await ended(answering)
 
     def _take(self) -> list[str]:
         texts, self._texts = self._texts, []
@@ -416,3 +442,11 @@ class Stopping:
 
 
 stopping: Final = PerLoop(Stopping)
+
+
+async def _wait_for(endings: set[asyncio.Task[None]]) -> None:
+    if endings:
+        await asyncio.wait(endings)
+
+
+_endings: PerLoop[set[asyncio.Task[None]]] = PerLoop(set, _wait_for)

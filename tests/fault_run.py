@@ -312,6 +312,7 @@ class HttpBrowser(Browser):
     async def _visit(self) -> None:
         topics = [{"topic": topic, **self._since(topic)} for topic in self.topics]
         body = {"mode": self.mode, "token": self.user.token, "topics": topics, **self._since(self.own)}
+        body["wait"] = 25 if self.positions else 0
         async with post(self.server, body) as self._connection:
             if self._connection.status != 200:
                 raise ConnectionError(self._connection.status)
@@ -336,9 +337,13 @@ class StreamBrowser(HttpBrowser):
 
 
 class PollBrowser(HttpBrowser):
-    """It polls."""
+    """It polls: at first for its positions, and from then on it is as good as connected between two polls, too."""
 
     mode = "poll"
+
+    @property
+    def ready(self) -> bool:
+        return self.positions.keys() >= {self.own, *self.topics}
 
     async def _frames(self, answer: Answer) -> AsyncIterator[dict[str, Any]]:
         for frame in await answer.json():

@@ -1,6 +1,7 @@
 """This app, mounted as a site mounts it; with ``BENCH_STACK=channels`` behind the middleware of Channels."""
 
 import os
+import sys
 
 import django
 
@@ -9,8 +10,10 @@ django.setup()
 from channels.auth import AuthMiddlewareStack  # noqa: E402  models must be loaded first
 from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
 from django.contrib.auth.models import User  # noqa: E402
+from django.core.asgi import get_asgi_application  # noqa: E402
 
 from benchmarks.peers import collect  # noqa: E402
+from notifications import http  # noqa: E402
 from notifications.middleware import SessionAuthMiddlewareStack  # noqa: E402
 from notifications.routing import websocket_urlpatterns  # noqa: E402
 
@@ -33,4 +36,6 @@ def ask_database_for_many(pairs: list[tuple[User, str]]) -> list[bool]:
 
 
 stack = AuthMiddlewareStack if os.environ.get("BENCH_STACK") == "channels" else SessionAuthMiddlewareStack
-application = ProtocolTypeRouter({"websocket": stack(URLRouter(websocket_urlpatterns))})
+# Else a response ends after a thousand messages, and the clients here cannot come back.
+http.MAX_CHARACTERS = sys.maxsize
+application = ProtocolTypeRouter({"http": get_asgi_application(), "websocket": stack(URLRouter(websocket_urlpatterns))})

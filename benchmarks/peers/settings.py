@@ -5,6 +5,7 @@ import os
 SECRET_KEY = "only-for-benchmarks-" + "x" * 50
 ALLOWED_HOSTS = ["*"]
 USE_TZ = True
+ROOT_URLCONF = "notifications.urls"
 INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",

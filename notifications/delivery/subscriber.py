@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LAYER_TIMEOUT: Final = 5.0
 """Seconds that joining or leaving a group may take."""
+FORGETTING: Final = 2.0
+"""Seconds that a layer may take to forget a channel."""
 INTERVAL_WITH_GAPS_TOLD: Final = 5.0
 """Seconds between two comparisons with the history on a layer that reports its gaps; it cannot know
 what Redis lost or a listener did not forward. On other layers it is ``HEARTBEAT_INTERVAL``."""
@@ -237,6 +239,8 @@ class Delivery:
         ``_receive`` may have ended elsewhere than in the layer.
         """
         if self._receive_task is not None:
+            self._receive_task.cancel()  # once: cancelled again, a layer leaves its subscription behind
+            await asyncio.wait([self._receive_task], timeout=FORGETTING)
             await ended(self._receive_task)
         while not self._forgotten:
             receiving = asyncio.ensure_future(self._layer.receive(self._channel))

@@ -560,7 +560,7 @@ async def test_streams_recover_everything_when_listener_and_web_server_are_kille
     assert result.reconnected >= len(run.browsers)
 
 
-@pytest.fixture(scope="module", params=["uvicorn", "daphne", "uvicorn alone"])
+@pytest.fixture(scope="module")
 def http_rig(request, redis_program, migrated_database, tmp_path_factory):
     with Site(tmp_path_factory.mktemp("faults"), migrated_database, settings={"NOTIFICATIONS": NOTIFICATIONS}) as site:
         yield Rig(site, request.param, messages=10_000, seconds=15)
@@ -584,10 +584,21 @@ OVER_HTTP = {
 }
 
 
+OF_SERVERS = ("kill -9 the web server", "SIGTERM to the web server", "Redis restarted, data kept: none")
+"""Faults in which web servers may differ."""
+
+
 @long_version
-@pytest.mark.parametrize("browser", [StreamBrowser, PollBrowser])
-@pytest.mark.parametrize("fault", OVER_HTTP)
-async def test_long_faults_over_http(http_rig, settings, fault, browser):
+@pytest.mark.parametrize(
+    ("http_rig", "browser", "fault"),
+    [
+        *(("uvicorn", StreamBrowser, fault) for fault in OVER_HTTP),
+        *(("uvicorn", PollBrowser, fault) for fault in OVER_HTTP),
+        *((kind, StreamBrowser, fault) for kind in ("uvicorn alone", "daphne") for fault in OF_SERVERS),
+    ],
+    indirect=["http_rig"],
+)
+async def test_long_faults_over_http(http_rig, settings, browser, fault):
     """What sockets are promised, streams and polls are; only a Redis that has lost its ids shows, and is told."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **NOTIFICATIONS}
     point_to(settings, http_rig.site.redis.url)

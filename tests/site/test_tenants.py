@@ -18,6 +18,7 @@ from notifications import (
 )
 from tests.clients import RawRedis, expect_refused, open_tab
 from tests.conftest import point_to
+from tests.http_client import post
 from tests.processes import LAYERS, Site, User
 from tests.unit.test_tenants import (
     in_tenant,
@@ -177,6 +178,20 @@ async def test_what_was_missed_is_read_from_the_own_history(site, here):
         async with tab_of(site, name) as tab:
             await tab.subscribe("upload:late", since="last")
             assert json.loads(await tab.next_text())["action"] == name
+
+
+async def test_a_request_over_http_is_of_its_tenant(site, here):
+    """As a socket is: its topics and its history are the tenant's."""
+    for name in TENANTS:
+        change(site.databases[name], SAME_AGAIN, "late")
+        await _publish(name, {"action": name}, "upload:late")
+    for name in TENANTS:
+        with in_tenant(name):
+            token = USER.token
+        body = {"mode": "poll", "token": token, "topics": [{"topic": "upload:late", "since": "last"}]}
+        async with post(site.server, body, headers={"X-Tenant": name}) as answer:
+            frames = await answer.json()
+        assert [frame["action"] for frame in frames] == ["auth_success", "subscribed", name]
 
 
 async def test_each_is_judged_by_the_own_tenant(site, here):

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from notifications import http
 from notifications.access.sessions import Found
 from notifications.connection import limits
+from notifications.history import put_in_place
+from notifications.history.memory import MemoryStore
 from notifications.metrics import tally
 from notifications.protocol.frames import (
     MAX_REQUEST_SIZE,
@@ -35,11 +37,12 @@ ALICE = user_of(1)
 
 
 @pytest.fixture(autouse=True)
-def nothing_left():
+async def nothing_left():
     """Whatever a test does, no connection is left behind."""
     before = tally.connections, tally.responses, tally.subscriptions
     yield
     assert (tally.connections, tally.responses, tally.subscriptions) == before
+    assert not http._endings()
 
 
 async def who(token):
@@ -146,7 +149,7 @@ async def test_a_crowd_is_refused_before_anything_is_answered(monkeypatch):
     assert int(response["Retry-After"]) > 0
 
 
-@given(body=st.binary(max_size=200) | st.recursive(st.none() | st.text(), st.lists).map(json.dumps).map(str.encode))
+@given(body=st.binary(max_size=50) | st.text(max_size=20).map(lambda text: f'{{"mode":"poll",{text}}}'.encode()))
 def test_any_body_is_a_request_or_a_frame_error(body):
     """Nothing that anybody can send raises anything else."""
     with suppress(FrameError):
@@ -201,6 +204,42 @@ async def test_a_message_ends_a_poll(layer):
     await layer.group_send(topic.group, {"type": "notifications.message", "topic": str(topic), "text": '{"n":1}'})
 
     assert (await polling)[2:] == [{"n": 1}]
+
+
+@pytest.fixture
+def history(settings):
+    """A history in memory."""
+    put_in_place(store := MemoryStore(lambda stamped: None))
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_SIZE": 100}
+    yield store
+    put_in_place(None)
+
+
+async def test_polls_with_their_positions_have_everything_once(history, settings):
+    """Also of a topic that the site joins: it is news once, and named with its position from then on."""
+    kinds = {"order": {"PUBLIC": True}, "closed": {"JOIN": lambda user: ["8"]}}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": kinds}
+    own, since, arrived, published = None, {"order:7": None}, [], 0
+    for messages in (0, 3, 1, 5, 0):
+        for _ in range(messages):
+            topic = Topic("order", "7") if published % 2 else Topic("closed", "8")
+            history.publish(topic, json.dumps({"n": published}).encode())
+            published += 1
+        topics = [{"topic": topic, "since": position} for topic, position in since.items()]
+        wait = 0 if published and not messages else 25
+        response = await answer({"mode": "poll", "token": "1", "since": own, "topics": topics, "wait": wait})
+        for frame in await frames_of(response):
+            assert frame.get("recovered") is not False
+            if "_meta" in frame:
+                since[frame["_meta"]["topic"]] = frame["_meta"]["id"]
+                arrived.append(frame["n"])
+            elif frame["action"] == "subscribed" and (not frame["joined"] or frame["topic"] not in since):
+                since[frame["topic"]] = frame["id"]
+            elif frame["action"] == "auth_success":
+                own = frame["id"]
+
+    assert since.keys() == {"order:7", "closed:8"}
+    assert sorted(arrived) == list(range(published))
 
 
 async def test_without_a_channel_layer_a_request_is_answered_at_once(monkeypatch):
@@ -335,8 +374,13 @@ class Synchronous:
 
 
 async def test_middleware_does_not_hold_events_back(settings):
-    """Neither one that compresses, nor a synchronous one; and a client that goes ends it all."""
-    settings.MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware", f"{__name__}.Synchronous", *settings.MIDDLEWARE]
+    """Neither one that compresses, nor a synchronous one, nor a login page; and a client that goes ends it all."""
+    settings.MIDDLEWARE = [
+        "django.middleware.gzip.GZipMiddleware",
+        f"{__name__}.Synchronous",
+        *settings.MIDDLEWARE,
+        "django.contrib.auth.middleware.LoginRequiredMiddleware",
+    ]
     scope = request_of({}, **{"Accept-Encoding": "gzip"}).scope
     sent, has_gone = asyncio.Queue(), asyncio.Event()
     received = [{"type": "http.request", "body": b'{"mode":"stream","token":"1"}'}]
