@@ -10,6 +10,7 @@ from functools import wraps
 from itertools import islice
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
+from asgiref.sync import async_to_sync
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import DataError
 from django.http import Http404
@@ -126,6 +127,31 @@ async def _authorized_together(user: Any, topic: Topic) -> bool:
     if not isinstance(answer, bool):
         raise AnswersError(f"returned a {type(answer).__name__} for a pair, not True or False")  # a coroutine is true
     return answer
+
+
+def authorized_here(user: Any, topic: Topic) -> bool | None:
+    """
+    Ask whether a user may read a topic, in the thread of a request and its context; see ``authorized``.
+
+    It has no time-out: the request waits for its own site.
+    """
+    kind = settings.kinds[topic.kind]
+    together = kind.authorize_many is not None
+    if (function := kind.authorize_many or kind.authorize) is None:
+        return False
+    if is_async(function):
+        function = async_to_sync(function)
+    try:
+        answer = function([(user, topic.id)])[0] if together else function(user, topic.id)
+    except Exception as error:
+        if is_outage(error):
+            logger.warning("it is not known whether a user may cancel a job (%s)", describe(error))
+            return None
+        if not isinstance(error, (*INVALID_ID, PermissionDenied, Http404)):
+            option = "AUTHORIZE_MANY" if together else "AUTHORIZE"
+            logger.exception("%s of kind %r failed; the answer is %s (%d time(s))", option, topic.kind, "no", 1)
+        return False
+    return bool(answer)
 
 
 async def joined(user: Any, what: Joining) -> list[Topic] | None:
