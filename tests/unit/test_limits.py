@@ -201,6 +201,29 @@ def test_a_user_who_comes_back_does_not_begin_anew():
     assert senders.take("b", 2, 0)
 
 
+def test_a_request_is_allowed_whole_and_the_next_ones_wait_for_longer():
+    """However many topics a page has: what it took beyond its allowance comes back before anything else is allowed."""
+    bucket = TokenBucket()
+
+    assert bucket.take(0.0, 3 * BURST)
+    assert not bucket.take(2 * BURST / RATE)
+    assert bucket.take((2 * BURST + 1) / RATE)
+
+
+def test_requests_share_the_allowance_of_frames(monkeypatch, settings):
+    """Of their user, and of their address if that has a limit; each counts as a connection and its topics."""
+    settings.NOTIFICATIONS = {
+        **settings.NOTIFICATIONS,
+        "MAX_CONNECTIONS_PER_USER": 1,
+        "MAX_CONNECTIONS_PER_ADDRESS": 2,
+    }
+    monkeypatch.setattr(limits, "users_frames", Senders())
+    monkeypatch.setattr(limits, "addresses_frames", Senders())
+    asks = [Pace(lambda: 0.0).take_request(user, "192.0.2.1", BURST - limits.REQUEST) for user in ("a", "a", "b", "c")]
+
+    assert asks == [True, False, True, False]
+
+
 def test_without_a_limit_or_a_name_frames_are_not_counted():
     """0 sockets are any number; before it has authenticated a socket has no user."""
     senders = Senders()

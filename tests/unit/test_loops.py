@@ -2,13 +2,14 @@
 
 import asyncio
 import gc
+import threading
 import weakref
 from typing import ClassVar
 
 import pytest
 
 from notifications.access import revocation
-from notifications.aio import PerLoop
+from notifications.aio import LoopThread, PerLoop
 from notifications.connection import heartbeat
 from notifications.delivery import outbox as outbox_module
 from notifications.delivery import reconciler
@@ -17,6 +18,7 @@ from notifications.delivery.reconciler import MAX_READS
 from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.topics import Topic
+from tests.waiting import await_for
 
 
 class Locked:
@@ -129,3 +131,26 @@ async def test_each_event_loop_has_one_of_its_own():
 
 async def ask():
     return locked()
+
+
+async def test_a_loop_in_a_thread_is_the_same_for_all_calls():
+    """What belongs to a loop, such as a connection to Redis, is there again; results and errors come back."""
+    thread = LoopThread("of a test")
+
+    async def ask(error=None):
+        if error is not None:
+            raise error
+        return locked(), threading.current_thread().name
+
+    try:
+        (first, name), (second, _) = await thread.run(ask()), await thread.run(ask())
+        with pytest.raises(ZeroDivisionError):
+            await thread.run(ask(ZeroDivisionError()))
+    finally:
+        thread._loop.call_soon_threadsafe(thread._loop.stop)
+        await await_for(lambda: not thread._loop.is_running())
+        thread._loop.close()
+
+    assert first is second
+    assert first is not locked()
+    assert name == "of a test"
