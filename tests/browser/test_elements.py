@@ -15,7 +15,17 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, WebSocket, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Route,
+    WebSocket,
+    WebSocketRoute,
+    expect,
+    sync_playwright,
+)
 
 from tests.axe import violations
 from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
@@ -864,6 +874,28 @@ def test_notice_of_a_post_is_seen_after_the_redirect(tab: Tab) -> None:
         expect(shown(page, "toast")).to_have_count(0)
 
     assert seen == [[f"Saved {n}"] for n in range(20)]
+
+
+def test_notice_of_a_post_from_a_page_that_was_never_connected(tab: Tab) -> None:
+    """The first page of a tab may be left before its socket has opened, or where it is blocked: nothing is lost."""
+    blocked = True
+
+    def hold(socket: WebSocketRoute) -> None:
+        if not blocked:
+            socket.connect_to_server()
+
+    page = tab.open(FORM + KEEPING, before=lambda page: page.route_web_socket("**/ws/**", hold), live=False)
+    page.evaluate("notifications")
+    page.get_by_label("Title").fill("Saved")
+    page.get_by_label("Next").fill(page.url)
+    blocked = False
+    with page.expect_navigation():
+        page.get_by_role("button", name="Save").click()
+
+    expect(shown(page, "title")).to_have_text(["Saved"])
+    page.reload()
+    tab.notice(title="New")
+    expect(shown(page, "title")).to_have_text(["Saved", "New"])
 
 
 def test_error_stays_until_it_is_dismissed(tab: Tab) -> None:

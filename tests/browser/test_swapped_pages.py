@@ -22,6 +22,26 @@ LIBRARIES = {
     "htmx 4": "htmx-4/dist/htmx.js",
     "turbo": "@hotwired/turbo/dist/turbo.es2017-umd.js",
 }
+ROUTER = """
+async function go(url, options, push = true) {
+  const answer = await fetch(url, options);
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  if (push) history.pushState(null, "", answer.url);
+  document.body.replaceWith(document.adoptNode(page.body));
+}
+addEventListener("click", (event) => {
+  const link = event.target.closest("a");
+  if (!link) return;
+  event.preventDefault();
+  go(link.href);
+});
+addEventListener("submit", (event) => {
+  event.preventDefault();
+  go(event.target.action, { method: "POST", body: new URLSearchParams(new FormData(event.target)) });
+});
+addEventListener("popstate", () => go(location.href, {}, false));
+"""
+"""What a site may do by itself that replaces its pages and calls ``history.pushState``."""
 FORM = """<form method="post" action="/{action}/"><input type="hidden" name="user" value="{user}">
 <input type="hidden" name="next" value="{{{{ request.get_full_path }}}}"><button>{label}</button></form>"""
 HEAD = '<script src="/lib.js"></script>{tag}'
@@ -73,7 +93,8 @@ class Visitor:
         """Open a page with the tag in its head or body, as whoever is logged in."""
         page = self.context.new_page()
         page.on("websocket", lambda socket: self.sockets.append(socket))
-        page.route("**/lib.js", lambda route: route.fulfill(path=node_module(LIBRARIES[library])))
+        script = node_module(LIBRARIES[library]).read_text() if library in LIBRARIES else ROUTER
+        page.route("**/lib.js", lambda route: route.fulfill(body=script, content_type="text/javascript"))
         forms = [("log_out", self.ada, "out"), ("log_in", self.ada, "as ada"), ("log_in", self.bob, "as bob")]
         template = HEAD.format(tag=TAG if where == "head" else "") + body.format(
             tag=TAG if where == "body" else "",
@@ -126,7 +147,9 @@ def log_in(visitor: Visitor, user: User) -> None:
 ALL = pytest.mark.parametrize(
     ("library", "where"), [(library, where) for library in LIBRARIES for where in ("head", "body")]
 )
-SOME = pytest.mark.parametrize(("library", "where"), [("htmx 2", "head"), ("htmx 4", "body"), ("turbo", "head")])
+THREE = [("htmx 2", "head"), ("htmx 4", "body"), ("turbo", "head")]
+SOME = pytest.mark.parametrize(("library", "where"), THREE)
+OWN_TOO = pytest.mark.parametrize(("library", "where"), [*THREE, ("pushState", "body")])
 
 
 @ALL
@@ -148,7 +171,7 @@ def test_login_after_a_logout(visitor: Visitor, library: str, where: str) -> Non
         expect(shown(page, "title").last).to_have_text(title)
 
 
-@SOME
+@OWN_TOO
 def test_login_as_somebody_else(visitor: Visitor, library: str, where: str) -> None:
     """The page of the next user shows what is theirs, and nothing of the user before; also without a logout between."""
     log_in(visitor, visitor.ada)
@@ -203,7 +226,7 @@ def test_first_login(visitor: Visitor, library: str, where: str) -> None:
     expect(shown(page, "title")).to_have_text("welcome")
 
 
-@SOME
+@OWN_TOO
 def test_links_keep_the_connection(visitor: Visitor, library: str, where: str) -> None:
     """A page that is put in place of another of the same user goes on with the same socket."""
     log_in(visitor, visitor.ada)
@@ -218,7 +241,7 @@ def test_links_keep_the_connection(visitor: Visitor, library: str, where: str) -
     assert len(visitor.sockets) == 1
 
 
-@SOME
+@OWN_TOO
 def test_back_button_shows_each_notice_once(visitor: Visitor, library: str, where: str) -> None:
     """A page that the library puts back has the notices that are still shown, and so has the next one."""
     log_in(visitor, visitor.ada)
@@ -237,6 +260,64 @@ def test_back_button_shows_each_notice_once(visitor: Visitor, library: str, wher
     page.go_forward(wait_until="commit")
 
     expect(shown(page, "title")).to_have_text(["one", "two"])
+    assert len(visitor.sockets) == 1
+
+
+MORPHED = BODY.replace("<notification", '<dialog id="dialog" data-turbo-permanent></dialog><notification')
+
+
+@pytest.mark.parametrize("stays", ["", 'id="toasts" data-turbo-permanent'])
+def test_refresh_by_morphing(visitor: Visitor, stays: str) -> None:
+    """A page that Turbo morphs into its newer self keeps its notices and its connection, also if a dialog is open."""
+    log_in(visitor, visitor.ada)
+    meta = '<meta name="turbo-refresh-method" content="morph">'
+    page = visitor.open("turbo", body=meta + MORPHED.replace(" timeout", f" {stays} timeout"))
+    visitor.wait_until(page, "open")
+    visitor.notice(visitor.ada, "one")
+    expect(shown(page, "title")).to_have_text(["one"])
+
+    for dialog in (False, True):
+        if dialog:
+            page.evaluate("document.querySelector('dialog').showModal()")
+            expect(page.locator("dialog > notification-toasts")).to_have_count(1)
+        page.evaluate(
+            """() => new Promise((go) => {
+                addEventListener("turbo:load", go, { once: true });
+                Turbo.session.refresh(location.href);
+            })"""
+        )
+        expect(page.locator("notification-toasts")).to_have_count(1)
+        expect(shown(page, "title")).to_have_text(["one"])
+    visitor.notice(visitor.ada, "two")
+    expect(shown(page, "title")).to_have_text(["one", "two"])
+    shown(page, "close").first.click()
+    expect(shown(page, "title")).to_have_text(["two"])
+    assert len(visitor.sockets) == 1
+
+
+def test_previews_and_prefetched_pages(visitor: Visitor) -> None:
+    """What Turbo shows out of its cache, and what it fetches before a click, loses nothing and repeats nothing."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open("turbo")
+    visitor.wait_until(page, "open")
+    first = page.url
+    page.evaluate(
+        """() => addEventListener("turbo:render", () =>
+            document.documentElement.hasAttribute("data-turbo-preview") && (window.previewed = true))"""
+    )
+    with page.expect_response(lambda response: "&again" in response.url):
+        page.get_by_role("link", name="next").hover()
+    visitor.notice(visitor.ada, "one")
+    expect(shown(page, "title")).to_have_text(["one"])
+    visitor.follow_link(page)
+    visitor.notice(visitor.ada, "two")
+    expect(shown(page, "title")).to_have_text(["one", "two"])
+
+    page.evaluate("(url) => Turbo.visit(url)", first)
+    page.wait_for_function("window.previewed && !document.documentElement.hasAttribute('data-turbo-preview')")
+    visitor.notice(visitor.ada, "three")
+
+    expect(shown(page, "title")).to_have_text(["one", "two", "three"])
     assert len(visitor.sockets) == 1
 
 

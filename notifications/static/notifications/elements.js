@@ -478,7 +478,9 @@ export class NotificationToasts extends HTMLElement {
   connectedCallback() {
     if (this.#moving) return;
     connected.add(this);
-    if (!this.#home?.isConnected) this.#home = undefined; // the page has been replaced, and has given it this place
+    // A new one in place of one that is in a dialog, because what was replaced had only its place in it.
+    queueMicrotask(() => connected.forEach((each) => each !== this && each.#homeless && each.remove()));
+    if (this.#homeless) this.#home = undefined; // the page has been replaced, and has given it this place
     const page = new AbortController();
     const listen = (where, type, act, capture) => where.addEventListener(type, act, { signal: page.signal, capture });
     const off = connection.on("notice", (message) => this.#receive(message)); // also those of topics that the site joins
@@ -831,6 +833,10 @@ export class NotificationToasts extends HTMLElement {
     if (focused && !known.includes(focused)) news.push(focused);
     this.#open = [...known, ...news];
     return this.#open.at(-1);
+  }
+
+  get #homeless() {
+    return Boolean(this.#home) && !this.#home.isConnected;
   }
 
   #goHome() {

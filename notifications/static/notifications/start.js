@@ -32,6 +32,20 @@ function fallback() {
   return load(config.fallback + again);
 }
 
+/**
+ * Note where the first page of a tab began, where the client will note how far it has come: this page may be left before
+ * it is connected, and what its form leads to is published before the next page is rendered.
+ */
+function noteBeginning({ url, since, user_topic: user }) {
+  const name = `notifications ${url}`;
+  try {
+    if (!since || JSON.parse(sessionStorage.getItem(name))?.user === user) return;
+    sessionStorage.setItem(name, JSON.stringify({ user, left: { [user]: since } }));
+  } catch {
+    // Not allowed, or full.
+  }
+}
+
 async function token() {
   const answer = await fetch(config.token_url, { headers: { Accept: "application/json" }, cache: "no-store" });
   // Nobody is logged in any more: without a token the connection closes for good.
@@ -110,6 +124,7 @@ function follow(connection, keepFor) {
 async function start() {
   const [{ connect }, { define, keepFor }] = await Promise.all([load(config.client), load(config.elements)]);
   const { url, since, user_topic: userTopic, stream_url: streamUrl } = config;
+  noteBeginning(config);
   const connection = connect({
     url,
     since,
