@@ -56,7 +56,7 @@ def faults(figures: scenarios.Figures) -> list[int]:
 # Rounds
 
 
-@pytest.fixture(params=["ours", "textbook", "socketio", "node", "picows"])
+@pytest.fixture(params=["ours", "ours-stream", "textbook", "socketio", "node", "picows"])
 def contestant(request: pytest.FixtureRequest) -> contestants.Contestant:
     found = contestants.named(request.param)
     if lacking := contestants.missing(found):
