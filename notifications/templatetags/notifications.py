@@ -39,7 +39,7 @@ def notifications(
     labels: Mapping[str, Any] | None = None,
 ) -> SafeString:
     """
-    Connect the page, and define the elements ``<upload-progress>`` and ``<notification-toasts>``.
+    Connect the page, and define ``<upload-progress>``, ``<notification-toasts>`` and ``<connection-status>``.
 
     Nothing is rendered, and so nothing connects, for anonymous users and in templates without a request. The
     scripts have the ``csp_nonce`` of the context or the request, if there is one.
@@ -81,7 +81,9 @@ def notifications(
 
 
 @register.simple_tag(takes_context=True)
-def upload_progress(context: Context, upload_id: TopicId, *, grant: bool = False, **attributes: Any) -> SafeString:
+def upload_progress(
+    context: Context, upload_id: TopicId, *, grant: bool = False, status_url: str | None = None, **attributes: Any
+) -> SafeString:
     """
     Show the progress of an upload.
 
@@ -90,6 +92,8 @@ def upload_progress(context: Context, upload_id: TopicId, *, grant: bool = False
         upload_id: The id that is given to ``publish_progress``.
         grant: Sign that this user may watch this upload, so that ``AUTHORIZE`` is not called: only in a page whose
             view has checked that. It expires after ``TOKEN_MAX_AGE``.
+        status_url: URL of the site that answers with ``status``, ``stage``, ``percent`` and ``message`` as JSON: it is
+            asked while the page is offline, and after messages were missed. Its view has to check the permission.
         **attributes: Attributes of the element: ``label``, and the current ``status``, ``stage``, ``percent`` and
             ``message``, which is all there is to show once the history has expired. None leaves one out.
 
@@ -98,7 +102,7 @@ def upload_progress(context: Context, upload_id: TopicId, *, grant: bool = False
 
     """
     topic = Topic("upload", upload_id)
-    values = {"upload": topic.id, **attributes}
+    values = {"upload": topic.id, "status-url": status_url, **attributes}
     if grant and (user := _user(context)) is not None:
         values["grant"] = make_grant(user, topic)
     return format_html("<upload-progress{}></upload-progress>", _attributes(values))

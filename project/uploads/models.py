@@ -105,6 +105,7 @@ class Upload(models.Model):
             "stage": self.stage,
             "percent": self.progress_percent,
             "message": self.shown_message,
+            "status-url": reverse("upload-status", args=[self.pk]),
             "suffix": self.suffix,
             "thumbnail": reverse("upload-thumbnail", args=[self.pk]) if self.thumbnail else None,
         }

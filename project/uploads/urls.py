@@ -10,5 +10,6 @@ urlpatterns = [
     path("uploads/state/", views.upload_state, name="upload-state"),
     path("uploads/clear/", views.upload_clear, name="upload-clear"),
     path("listener/kill/", views.listener_kill, name="listener-kill"),
+    path("uploads/<uuid:pk>/status/", views.upload_status, name="upload-status"),
     path("uploads/<uuid:pk>/thumbnail/", views.thumbnail, name="upload-thumbnail"),
 ]

@@ -52,6 +52,13 @@ def upload_state(request: HttpRequest) -> HttpResponse:
 
 
 @login_required
+@require_GET
+def upload_status(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
+    """Answer the state of one upload, which its bar asks for while the page is offline."""
+    return JsonResponse(get_object_or_404(Upload, pk=pk, owner=request.user).state())
+
+
+@login_required
 @require_POST
 def upload_create(request: HttpRequest) -> HttpResponse:
     """Accept the files of one request as one batch, and report which were refused and why."""

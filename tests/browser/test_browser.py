@@ -203,6 +203,7 @@ def test_offline_and_online_again(context: BrowserContext, demo: Demo, server: O
     context.set_offline(True)
     server.start()
     publish(demo, title="Said in the tunnel")
+    expect(tab.page.locator("connection-status").get_by_role("status")).to_have_text("Offline")
     expect(tab.toast("Said in the tunnel")).to_have_count(0)
     context.set_offline(False)
 

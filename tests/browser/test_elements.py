@@ -545,6 +545,8 @@ def test_page_with_three_hundred_bars(browser: Browser, pages: tuple[Site, WebSe
             assert page.get_by_text("Not available").count() == 0
         assert len(sockets) <= 4 + tab.offline()  # one before the restart, one after it, and what could not connect
         assert not any("rate_limited" in text for text in said)
+        assert any("too_many_subscriptions" in text for text in tab.complaints)  # what the limit is
+        tab.complaints[:] = [text for text in tab.complaints if "too_many_subscriptions" not in text]
     server.close()
 
 

@@ -49,6 +49,15 @@ def change_password_slowly(request, order):
     return HttpResponse("ok")
 
 
+def state(request):
+    """Answer what is asked for to users who are logged in; others are sent away."""
+    if not request.user.is_authenticated:
+        return HttpResponseRedirect("/log_in/")
+    if "to" in request.GET:
+        return HttpResponseRedirect(request.GET["to"])
+    return HttpResponse(request.GET["answer"], content_type="application/json")
+
+
 def wait_at(gate):
     while not gate.exists():
         time.sleep(0.01)
@@ -59,6 +68,7 @@ urlpatterns = [
     path("page/", pages.page),
     path("post/", pages.post),
     path("token/", views.token),
+    path("state/", state),
     path("static/<path:path>", pages.static),
     path("log_in/", log_in),
     path("log_out/", log_out),

@@ -236,6 +236,7 @@ def test_what_is_not_known_is_left_out(no_redis: None) -> None:
 def test_nothing_is_granted_unless_asked_for(no_redis: None) -> None:
     """A page that only names an id opens nothing: AUTHORIZE is asked."""
     assert attributes_of(render("{% upload_progress '7f3c' %}")) == {"upload": "7f3c"}
+    assert attributes_of(render("{% upload_progress '7f3c' status_url='/a' %}"))["status-url"] == "/a"
     assert "grant" not in render("{% upload_progress '7f3c' grant=True %}", user=AnonymousUser())
 
 

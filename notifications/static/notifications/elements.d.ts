@@ -29,6 +29,9 @@ export class UploadProgress extends HTMLElement {
   readonly state: UploadState;
 }
 
+/** For the page's corner: what is wrong with the connection, when the next attempt is, and a button that makes one now. */
+export class ConnectionStatus extends HTMLElement {}
+
 export class NotificationToasts extends HTMLElement {
   show(notice: Notice): void;
 }
@@ -41,7 +44,7 @@ export interface Owner {
   url?: string;
 }
 
-/** Define both elements on this connection, once per page. `texts` replaces words of the elements. */
+/** Define the elements on this connection, once per page. `texts` replaces words of the elements. */
 export function define(connection: Notifications, texts?: Record<string, string>, owner?: Owner): void;
 
 /** Set the page's user when another one has logged in without a new page: the previous user's notices are removed. */
@@ -51,6 +54,7 @@ declare global {
   interface HTMLElementTagNameMap {
     "upload-progress": UploadProgress;
     "notification-toasts": NotificationToasts;
+    "connection-status": ConnectionStatus;
   }
   interface GlobalEventHandlersEventMap {
     "upload-change": CustomEvent<UploadChange>;

@@ -1,4 +1,5 @@
-// <upload-progress> and <notification-toasts>: elements that show what arrives on the page's connection.
+// <upload-progress>, <notification-toasts> and <connection-status>: elements that show what arrives on the page's
+// connection, and how the connection is.
 //
 // This module imports nothing and gets the connection from `define`: static file storages with hashed names would not
 // find a file name written in here, and a second copy of the client would be a second connection.
@@ -24,6 +25,19 @@ const labels = {
   success: "Success",
   warning: "Warning",
   error: "Error",
+  connecting: "Connecting",
+  offline: "Offline",
+  catching_up: "Catching up",
+  connected: "Connected",
+  next_attempt: "Next attempt in {n} s",
+  try_now: "Try now",
+  reload_page: "Reload the page",
+  over_stream: "Connected over HTTP",
+  over_poll: "Connected over HTTP, with some delay",
+  session_ended: "Your session has ended",
+  other_user: "Another user has logged in",
+  connection_refused: "The site has refused the connection",
+  disconnected: "Disconnected",
 };
 const LEVELS = ["info", "success", "warning", "error"];
 const MOMENT = 2000; // minimum time of a notice after a pause, in milliseconds
@@ -34,6 +48,9 @@ const SEEN = 4000; // milliseconds on the screen after which a notice is not owe
 const SHOWN = 100; // ids that a browser remembers: as many as a topic's history has, unless the site says otherwise
 const LEAVING = 1000; // milliseconds for which a page may still exist after the next one has begun
 const CARRIED = { notices: 20, characters: 2000, topics: 100 }; // maximum that is kept for the next page
+const LASTING = 2000; // milliseconds for which trouble lasts before it is shown
+const READABLE = 1000; // minimum time for which it is shown then
+const ASK = { first: 5000, longest: 60_000, timeout: 10_000, together: 4 }; // a status-url: milliseconds, requests at once
 const FINISHED = ["completed", "failed"];
 const TEXTS = ["status", "stage", "message"];
 
@@ -61,8 +78,11 @@ export function define(given, texts = {}, { user, url = "/ws/notifications/" } =
   connection.addEventListener("state", ({ detail: { state, code } }) => {
     if (state === "closed" && code !== 1000) memory?.forget(); // logged out, or another user has logged in
   });
+  standing.enter({ state: connection.state, seconds: 0 });
+  connection.addEventListener("state", ({ detail }) => standing.enter(detail));
   customElements.define("upload-progress", UploadProgress);
   customElements.define("notification-toasts", NotificationToasts);
+  customElements.define("connection-status", ConnectionStatus);
 }
 
 /** Set the user whose notices are kept for the next page of the tab: another user has logged in, without a new page. */
@@ -222,6 +242,327 @@ class TabMemory {
   }
 }
 
+// How the connection is: "live", "connecting" for the first time, "offline", "catching-up" (it is open again, and the
+// server has not answered for the topic yet), or "closed" for good.
+
+/** A condition without flicker: trouble is told when it has lasted, and whatever is told stays long enough to be read. */
+class Steady {
+  shown = "live";
+  #now = "live";
+  #began; // the trouble
+  #told; // what is shown
+  #timer;
+  #tell;
+
+  constructor(tell) {
+    this.#tell = tell;
+  }
+
+  set(condition) {
+    if (condition === this.#now) return;
+    if (this.#now === "live") this.#began = performance.now();
+    this.#now = condition;
+    this.#settle();
+  }
+
+  #settle() {
+    clearTimeout(this.#timer);
+    if (this.#now === this.shown) return;
+    const at = this.shown === "live" ? this.#began + LASTING : this.#told + READABLE;
+    const wait = at - performance.now();
+    if (wait > 0) return void (this.#timer = setTimeout(() => this.#settle(), wait));
+    this.#told = performance.now();
+    this.shown = this.#now;
+    this.#tell(this.shown);
+  }
+}
+
+const BARS = 2;
+
+/**
+ * How the page's connection is, for all elements; "network" is dispatched when it changes.
+ *
+ * One element tells the page's users: the first <connection-status>, or else the first <notification-toasts>, or else a
+ * bar, which only has it announced. A screen reader with twenty bars hears one word.
+ */
+class Standing extends EventTarget {
+  network = "connecting";
+  closed; // why, as a label
+  nextAttempt; // when, as performance.now() counts; undefined during an attempt
+  #behind = new Set(); // the feeds that were live before the connection was lost, and are not yet again
+  #steady = new Steady(() => this.#tell(true));
+  #troubled = false; // whether there was anything to tell
+  #tellers = [new Set(), new Set(), new Set()];
+
+  enter({ state, code, reason, seconds }) {
+    const before = this.network;
+    this.nextAttempt = seconds === undefined ? undefined : performance.now() + seconds * 1000;
+    // A page that the browser puts away is seen by nobody.
+    if (state === "open" || (state === "waiting" && seconds === undefined)) this.network = "live";
+    else if (state === "closed") this.network = "closed";
+    else this.network = state === "connecting" && /closed|connecting/.test(before) ? "connecting" : "offline";
+    if (state === "closed") this.closed = wordForClose(code, reason);
+    this.dispatchEvent(new Event("network"));
+    this.#look();
+  }
+
+  /** Note whether a feed has to catch up. */
+  note(feed, behind) {
+    if (this.#behind.has(feed) === behind) return;
+    if (behind) this.#behind.add(feed);
+    else this.#behind.delete(feed);
+    this.#look();
+  }
+
+  get shown() {
+    return this.#steady.shown;
+  }
+
+  /** In words; empty as long as there was nothing to tell. */
+  get words() {
+    if (this.shown === "closed") return labels[this.closed];
+    if (this.shown === "live") return this.#troubled ? labels.connected : "";
+    return wordForCondition(this.shown);
+  }
+
+  /**
+   * Have `tell` called with the words if this is the one that tells them, and with none if it is another: of 0, a
+   * <connection-status>, 1, <notification-toasts>, or BARS. Returns a function that ends it.
+   */
+  enrol(rank, tell) {
+    this.#tellers[rank].add(tell);
+    if (rank < BARS) this.#tell();
+    return () => {
+      this.#tellers[rank].delete(tell);
+      if (rank < BARS) this.#tell();
+    };
+  }
+
+  #look() {
+    this.#steady.set(this.network === "live" && this.#behind.size ? "catching-up" : this.network);
+  }
+
+  #tell(changed = false) {
+    this.#troubled ||= this.shown !== "live";
+    const [statuses, toasts, bars] = this.#tellers;
+    const [first] = [...statuses, ...toasts];
+    for (const tell of [...statuses, ...toasts]) tell(tell === first ? this.words : "");
+    const [bar] = bars;
+    if (changed && !first) bar?.(this.words); // which is not told again when the first bar leaves
+  }
+}
+
+const standing = new Standing();
+
+const wordForCondition = (condition) => labels[condition.replace("-", "_")];
+
+/** The label for a close that is for good. */
+function wordForClose(code, reason) {
+  if (code === 1000 || code === undefined) return "disconnected"; // by the page
+  if (code === 4001 || code === 4005) return "session_ended";
+  return /another user/.test(reason) ? "other_user" : "connection_refused";
+}
+
+let turns = ASK.together;
+const waiting = []; // for their turn
+
+/** Run a request when few others are under way: a page may have hundreds of bars, and browsers six connections. */
+async function inTurn(request) {
+  if (turns > 0) turns--;
+  else await new Promise((go) => waiting.push(go));
+  try {
+    return await request();
+  } finally {
+    if (waiting.length) waiting.shift()();
+    else turns++;
+  }
+}
+
+/** Return what the site answers at a URL of its own; undefined if it does not, or with something else. */
+async function fetchState(url, signal) {
+  const options = { mode: "same-origin", credentials: "same-origin", redirect: "error", cache: "no-store", signal };
+  try {
+    const answer = await fetch(url, { headers: { Accept: "application/json" }, ...options });
+    if (!answer.ok) return undefined;
+    const { status, stage, percent, message } = await answer.json();
+    return { status, stage, percent, message };
+  } catch {
+    return undefined; // away, too late, or no JSON
+  }
+}
+
+/**
+ * Asks the site how far something is, until an answer is not needed any more: at growing intervals, up to a minute, each
+ * of a random length, so that the tabs of a site that is down do not ask at the same moment. A hidden tab does not ask.
+ */
+class Inquiry {
+  #url;
+  #tell;
+  #away = false;
+  #missing = false;
+  #delay;
+  #timer;
+  #request;
+
+  constructor(url, tell) {
+    this.#url = url; // a function that returns it, or null
+    this.#tell = tell;
+  }
+
+  /** The connection is away, or it is back. */
+  set away(away) {
+    if (this.#away === away) return;
+    this.#away = away;
+    if (away && !this.#missing) this.#begin(ASK.first);
+    else if (!away && !this.#missing) this.#end();
+  }
+
+  /** Messages are missing for good. */
+  miss() {
+    if (!this.#url()) return;
+    this.#missing = true;
+    this.#end();
+    this.#begin(ASK.first / 5);
+  }
+
+  /** A message has come: an answer that is under way is older. */
+  overtake() {
+    if (!this.#request) return;
+    this.#missing = false;
+    if (this.#away) this.#again();
+    else this.#end();
+  }
+
+  stop() {
+    this.#away = this.#missing = false;
+    this.#end();
+  }
+
+  #begin(delay) {
+    this.#delay = ASK.first;
+    this.#schedule(delay);
+  }
+
+  #end() {
+    clearTimeout(this.#timer);
+    this.#request?.abort();
+    this.#request = undefined;
+  }
+
+  #again() {
+    this.#end();
+    this.#schedule(this.#delay);
+    this.#delay = Math.min(2 * this.#delay, ASK.longest);
+  }
+
+  #schedule(delay) {
+    this.#timer = setTimeout(() => this.#ask(), delay * (0.5 + Math.random() / 2));
+  }
+
+  async #ask() {
+    const url = document.hidden ? null : this.#url();
+    if (!url) return this.#again();
+    const request = (this.#request = new AbortController());
+    const answer = await inTurn(() => {
+      const timer = setTimeout(() => request.abort(), ASK.timeout);
+      return fetchState(url, request.signal).finally(() => clearTimeout(timer));
+    });
+    if (request !== this.#request) return; // overtaken, or not needed any more
+    if (answer) this.#missing = false;
+    if (this.#away || this.#missing) this.#again();
+    else this.#end();
+    if (answer) this.#tell(answer);
+  }
+}
+
+/**
+ * What an element shows that follows one topic: its messages, how the connection to it is, and while it is away, or after
+ * messages were missed, the answers of the element's `status-url`.
+ */
+class Feed {
+  #element;
+  #on;
+  #stop;
+  #live; // whether the server has answered, on this connection
+  #known; // whether it ever has
+  #steady;
+  #inquiry;
+
+  /**
+   * `on` has functions: `message`, `gap` and `error` as in `subscribe`, `state` with an answer of the `status-url`,
+   * `condition` when something else is to be said of the connection, `announce` when this element has to say it aloud.
+   */
+  constructor(element, on) {
+    this.#element = element;
+    this.#on = on;
+    this.#steady = new Steady(on.condition);
+    this.#inquiry = new Inquiry(() => element.getAttribute("status-url"), on.state);
+  }
+
+  /** In words; empty while it is live. */
+  get words() {
+    return this.condition === "live" ? "" : wordForCondition(this.condition);
+  }
+
+  get condition() {
+    return this.#steady.shown;
+  }
+
+  start(topic, grant) {
+    this.stop();
+    // On an open connection another handler may have been answered for all, of which we are not told.
+    this.#live = this.#known = connection.state === "open";
+    const off = connection.subscribe(topic, (message) => this.#receive(message), {
+      grant,
+      gap: () => {
+        this.#inquiry.miss();
+        this.#on.gap();
+      },
+      subscribed: () => this.#answered(),
+      error: (detail) => {
+        this.#answered(); // nothing more will come
+        this.#on.error(detail);
+      },
+    });
+    const look = () => this.#look();
+    const leave = standing.enrol(BARS, this.#on.announce);
+    standing.addEventListener("network", look);
+    this.#stop = () => {
+      off();
+      leave();
+      standing.removeEventListener("network", look);
+    };
+    look();
+  }
+
+  stop() {
+    this.#stop?.();
+    this.#stop = undefined;
+    this.#inquiry.stop();
+    this.#steady.set("live");
+    standing.note(this, false);
+  }
+
+  #receive(message) {
+    this.#inquiry.overtake();
+    this.#on.message(message);
+  }
+
+  #answered() {
+    this.#live = this.#known = true;
+    this.#look();
+  }
+
+  #look() {
+    if (connection.state !== "open") this.#live = false;
+    const { network } = standing;
+    const behind = network === "live" && connection.state === "open" && !this.#live;
+    standing.note(this, behind && this.#known);
+    this.#inquiry.away = behind || network === "offline" || network === "connecting";
+    this.#steady.set(behind ? "catching-up" : network === "closed" ? "offline" : network);
+  }
+}
+
 /**
  * Which notices this browser has shown to its user, in whatever tab.
  *
@@ -268,7 +609,8 @@ class BrowserMemory {
  * The progress of one upload.
  *
  * Attributes: `upload` (its id), `grant`, `label` (its name), and what the site knew when it rendered the page: `status`,
- * `stage`, `percent`, `message`. They may be set later as well, for instance after an `upload-gap`.
+ * `stage`, `percent`, `message`. They may be set later as well, for instance after an `upload-gap`. `status-url`: where
+ * the site answers with these four, as JSON, while there is no connection.
  *
  * Events, which bubble: `upload-change` with the state that is now shown, `upload-gap` when messages were missed for
  * good, so that the page can ask its site.
@@ -278,13 +620,21 @@ export class UploadProgress extends HTMLElement {
 
   #state;
   #told; // whether anything is known about this upload
-  #stop;
+  #feed = new Feed(this, {
+    message: (message) => this.#receive(message),
+    gap: () => this.#tell("upload-gap"),
+    error: () => (this.#stage.textContent = labels.forbidden),
+    state: (state) => (FINISHED.includes(state.status) ? this.#end(state) : this.#advance(state)),
+    condition: () => this.#show(),
+    announce: (words) => (this.#outcome.textContent = words),
+  });
   #label = written("span", "label");
   #percent = make("span", "percent");
   #fill = make("div", "fill");
   #bar = make("div", "bar", this.#fill);
   #stage = make("span", "stage");
   #message = written("span", "message");
+  #connection = make("span", "connection");
   #outcome = make("p", "outcome");
 
   constructor() {
@@ -295,7 +645,7 @@ export class UploadProgress extends HTMLElement {
     this.#percent.ariaHidden = "true"; // the bar has it
     this.#outcome.role = "status"; // only the end is announced: twenty talking bars help nobody
     const head = make("div", "head", this.#label, this.#percent);
-    const detail = make("div", "detail", this.#stage, this.#message);
+    const detail = make("div", "detail", this.#connection, this.#stage, this.#message);
     shadowOf(this, UPLOAD_CSS, head, this.#bar, detail, this.#outcome);
   }
 
@@ -304,8 +654,7 @@ export class UploadProgress extends HTMLElement {
   }
 
   disconnectedCallback() {
-    this.#stop?.();
-    this.#stop = undefined;
+    this.#feed.stop();
   }
 
   attributeChangedCallback(name, before, now) {
@@ -321,18 +670,11 @@ export class UploadProgress extends HTMLElement {
   }
 
   #watch() {
-    this.#stop?.();
-    this.#stop = undefined;
+    this.#feed.stop();
     const upload = this.getAttribute("upload");
     if (this.#state?.upload !== upload) this.#begin(upload); // the same one continues when it is moved to another place
     if (!upload || FINISHED.includes(this.#state.status)) return;
-    const topic = `upload:${upload}`;
-    // It is a state: its latest message comes first.
-    this.#stop = connection.subscribe(topic, (message) => this.#receive(message), {
-      grant: this.getAttribute("grant"),
-      gap: () => this.#tell("upload-gap"),
-      error: () => (this.#stage.textContent = labels.forbidden),
-    });
+    this.#feed.start(`upload:${upload}`, this.getAttribute("grant")); // a state: its latest message comes first
   }
 
   #begin(upload) {
@@ -357,8 +699,7 @@ export class UploadProgress extends HTMLElement {
   }
 
   #end(state) {
-    this.#stop?.(); // nothing more will arrive, and a socket has a limited number of topics
-    this.#stop = undefined;
+    this.#feed.stop(); // nothing more will arrive, and a socket has a limited number of topics
     this.#advance(state);
   }
 
@@ -384,8 +725,13 @@ export class UploadProgress extends HTMLElement {
   #show() {
     const { status, stage, percent, message } = this.#state;
     const failed = status === "failed";
-    this.#bar.setAttribute("part", FINISHED.includes(status) ? `bar ${status}` : "bar");
-    this.#fill.setAttribute("part", FINISHED.includes(status) ? `fill ${status}` : "fill");
+    const { condition, words } = this.#feed;
+    const how = FINISHED.includes(status) ? ` ${status}` : words && ` ${condition}`;
+    this.#bar.setAttribute("part", `bar${how}`);
+    this.#fill.setAttribute("part", `fill${how}`);
+    this.#connection.textContent = words;
+    this.#connection.setAttribute("part", `connection ${condition}`);
+    this.#connection.hidden = !words;
     this.#fill.style.inlineSize = `${percent ?? 0}%`;
     this.#bar.ariaLabel = this.#name;
     this.#bar.ariaValueNow = percent === null ? null : String(Math.round(percent)); // null: not known yet
@@ -394,7 +740,7 @@ export class UploadProgress extends HTMLElement {
     this.#label.textContent = this.#name;
     this.#message.textContent = textOf(message);
     this.#percent.textContent = percent === null ? "" : this.#inWords(percent);
-    this.#bar.ariaValueText = [this.#percent.textContent, this.#stage.textContent].filter(Boolean).join(", ");
+    this.#bar.ariaValueText = [this.#percent.textContent, this.#stage.textContent, words].filter(Boolean).join(", ");
   }
 
   #inWords(percent) {
@@ -434,6 +780,7 @@ export class NotificationToasts extends HTMLElement {
   #moving = false;
   #open = []; // modal dialogs and full-screen elements, in the order in which they were opened
   #closed = new WeakSet(); // those into which nothing can be put
+  #connection = make("p", "connection"); // what is said about it, if nothing else on the page says it
   #errors = make("div", "errors");
   #others = make("div", "others");
   #more = make("button", "more");
@@ -483,6 +830,7 @@ export class NotificationToasts extends HTMLElement {
     if (this.#homeless) this.#home = undefined; // the page has been replaced, and has given it this place
     const page = new AbortController();
     const listen = (where, type, act, capture) => where.addEventListener(type, act, { signal: page.signal, capture });
+    const leave = standing.enrol(1, (words) => this.#showConnection(words));
     const off = connection.on("notice", (message) => this.#receive(message)); // also those of topics that the site joins
     const lifted = () => {
       if (!this.#finger) return;
@@ -511,6 +859,7 @@ export class NotificationToasts extends HTMLElement {
     dialogs.observe(document, { subtree: true, attributeFilter: ["open"] });
     this.#stop = () => {
       off();
+      leave();
       page.abort();
       dialogs.disconnect();
     };
@@ -618,6 +967,14 @@ export class NotificationToasts extends HTMLElement {
     this.#fold();
     // If there are more than fit, the newest is in view; but nothing moves under the pointer.
     if (!this.#used()) toast.element.scrollIntoView({ block: "nearest" });
+  }
+
+  #showConnection(words) {
+    const live = standing.shown === "live";
+    this.#connection.setAttribute("part", live ? "connection unseen" : `connection ${standing.shown}`);
+    if (this.#connection.textContent !== words) this.#connection.textContent = words;
+    if (!words) this.#connection.remove();
+    else if (!this.#connection.parentNode) this.#others.prepend(this.#connection); // which is announced
   }
 
   // From page to page
@@ -876,6 +1233,79 @@ export class NotificationToasts extends HTMLElement {
   }
 }
 
+/**
+ * For the page's corner: what is wrong with the connection, when the next attempt is, and a button that makes one now.
+ *
+ * Nothing is seen while messages come through a WebSocket; otherwise through what they come.
+ */
+export class ConnectionStatus extends HTMLElement {
+  #text = make("span", "text");
+  #detail = make("span", "detail");
+  #button = make("button", "button");
+  #box = make("div", "box", this.#text, this.#detail, this.#button);
+  #stop;
+  #tick;
+  #before = null; // what had the focus before the button
+
+  constructor() {
+    super();
+    this.#text.role = "status";
+    this.#button.type = "button";
+    this.#button.addEventListener("click", () => this.#act());
+    this.#button.addEventListener("focus", ({ relatedTarget }) => (this.#before = relatedTarget));
+    shadowOf(this, STATUS_CSS, this.#box);
+  }
+
+  connectedCallback() {
+    const leave = standing.enrol(0, (words) => this.#show(words));
+    const look = () => this.#showDetail();
+    standing.addEventListener("network", look);
+    this.#stop = () => {
+      leave();
+      standing.removeEventListener("network", look);
+    };
+    look();
+  }
+
+  disconnectedCallback() {
+    this.#stop();
+    clearInterval(this.#tick);
+  }
+
+  #show(words) {
+    if (this.#text.textContent !== words) this.#text.textContent = words; // which is announced
+    clearInterval(this.#tick);
+    if (standing.shown === "offline") this.#tick = setInterval(() => this.#showCountdown(), 1000);
+    this.#showDetail();
+    if (standing.shown === "offline") this.#showCountdown();
+  }
+
+  #showDetail() {
+    const { shown, closed } = standing;
+    const transport = shown === "live" && connection.state === "open" && labels[`over_${connection.transport}`];
+    const unseen = shown === "live" && !transport;
+    this.#box.setAttribute("part", unseen ? "box live unseen" : `box ${shown}`);
+    this.#text.setAttribute("part", shown === "live" ? "text unseen" : "text");
+    if (shown !== "offline") this.#detail.textContent = transport || "";
+    const action = shown === "offline" ? "try_now" : shown === "closed" && closed !== "disconnected" ? "reload_page" : "";
+    if (!action && this.#button.matches(":focus")) this.#before?.focus({ preventScroll: true });
+    this.#button.hidden = !action;
+    this.#button.textContent = action && labels[action];
+  }
+
+  /** Once a second, and not with each attempt: one that fails at once would be a flicker. */
+  #showCountdown() {
+    const left = Math.ceil((standing.nextAttempt - performance.now()) / 1000);
+    this.#detail.textContent = left > 0 ? labels.next_attempt.replace("{n}", left) : labels.connecting;
+  }
+
+  #act() {
+    if (standing.shown === "closed") return location.reload();
+    connection.retry();
+    this.#showCountdown();
+  }
+}
+
 const COMMON_CSS = `
 :host {
   --accent: var(--notifications-accent, #3355dd);
@@ -896,7 +1326,7 @@ const COMMON_CSS = `
   }
 }
 :host([hidden]) { display: none; }
-[part~="outcome"], [part~="level"] {
+[part~="outcome"], [part~="level"], [part~="unseen"] {
   position: absolute; inline-size: 1px; block-size: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); white-space: nowrap;
 }
 `;
@@ -909,7 +1339,9 @@ const UPLOAD_CSS = `
 [part="message"] {
   min-inline-size: 0; overflow-wrap: anywhere; text-align: -webkit-match-parent; text-align: match-parent;
 }
-[part~="stage"] { font-weight: 600; }
+[part~="stage"], [part~="connection"] { font-weight: 600; }
+[part~="connection"] { color: var(--warning); }
+[hidden] { display: none !important; }
 [part~="bar"] {
   box-sizing: border-box;
   block-size: var(--notifications-bar-size, 0.5em);
@@ -922,6 +1354,7 @@ const UPLOAD_CSS = `
 [part~="fill"] { block-size: 100%; border-radius: inherit; background: var(--accent); transition: inline-size 0.25s; }
 [part~="fill"][part~="completed"] { background: var(--success); }
 [part~="fill"][part~="failed"] { background: var(--error); }
+[part~="fill"]:is([part~="connecting"], [part~="offline"], [part~="catching-up"]) { opacity: 0.5; }
 [part~="stage"][part~="failed"] { color: var(--error); }
 @media (prefers-reduced-motion: reduce) { [part~="fill"] { transition: none; } }
 @media (forced-colors: active) {
@@ -996,6 +1429,15 @@ const TOASTS_CSS = `
   --sign: polygon(44% 36%, 56% 36%, 56% 64%, 50% 64%, 50% 71%, 56% 71%, 56% 82%, 44% 82%, 44% 71%, 50% 71%, 50% 64%, 44% 64%);
 }
 [part="icon"] { clip-path: var(--shape); }
+[part~="connection"]:not([part~="unseen"]) {
+  inline-size: fit-content; margin: 0.5rem 0 0; padding: 0.4rem 0.75rem; border: 1px solid var(--line); border-radius: var(--radius);
+  background: var(--surface); box-shadow: 0 0.3rem 1.2rem rgb(0 0 0 / 20%);
+}
+[part~="connection"]::before {
+  content: ""; display: inline-block; inline-size: 0.6em; block-size: 0.6em; margin-inline-end: 0.5em; border-radius: 50%;
+  background: var(--warning); forced-color-adjust: none;
+}
+[part~="connection"][part~="closed"]::before { background: var(--error); }
 [part="text"] { position: relative; }
 [part="title"], [part="body"] {
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden;
@@ -1021,4 +1463,44 @@ a[part="title"] { color: inherit; font-weight: 600; }
   [part="icon"] { forced-color-adjust: none; background: CanvasText; }
   [part="icon"]::before { background: Canvas; }
 }
+`;
+
+const STATUS_CSS = `
+:host {
+  position: fixed;
+  z-index: var(--notifications-z-index, 1000);
+  inset-block: auto 0;
+  inset-inline: 0 auto;
+  box-sizing: border-box;
+  max-inline-size: calc(100% - 24rem); /* notices are opposite */
+  padding: 1rem;
+  pointer-events: none;
+  color: CanvasText;
+}
+/* Where notices leave too little room beside them, or none. */
+@media (max-width: 48rem) { :host { inset-block: 0 auto; max-inline-size: 100%; padding: 0.5rem; } }
+@media print { :host { display: none; } }
+[hidden] { display: none !important; }
+[part~="box"]:not([part~="unseen"]) {
+  display: flex; flex-wrap: wrap; align-items: center; gap: 0.25rem 0.75rem; padding: 0.5rem 0.75rem;
+  border: 1px solid var(--line); border-radius: var(--radius); background: var(--surface);
+  box-shadow: 0 0.3rem 1.2rem rgb(0 0 0 / 20%); overflow-wrap: anywhere; pointer-events: auto; animation: arrive 0.25s;
+}
+[part~="box"]::before {
+  content: ""; inline-size: 0.6em; block-size: 0.6em; border-radius: 50%; background: var(--color); forced-color-adjust: none;
+}
+[part~="box"] { --color: var(--warning); }
+[part~="box"][part~="closed"] { --color: var(--error); }
+[part~="box"][part~="live"] { --color: var(--accent); }
+[part="text"] { font-weight: 600; }
+[part="detail"] { font-size: 0.9em; font-variant-numeric: tabular-nums; }
+[part="detail"]:empty { display: none; }
+[part="button"] {
+  padding: 0.25rem 0.75rem; border: 1px solid var(--accent); border-radius: var(--radius); background: none; color: var(--accent);
+  font: inherit; font-size: 0.9em; cursor: pointer;
+}
+[part="button"]:hover { background: var(--line); }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
+@keyframes arrive { from { opacity: 0; } }
+@media (prefers-reduced-motion: reduce) { [part~="box"] { animation: none !important; } }
 `;

@@ -9,7 +9,7 @@ const STATES = {
   waiting: "Offline, trying again …",
   closed: "Logged out: reload",
 };
-const ATTRIBUTES = ["label", "status", "stage", "percent", "message"]; // of <upload-progress>, as the site has them
+const ATTRIBUTES = ["label", "status", "stage", "percent", "message", "status-url"]; // of <upload-progress>, as the site has them
 
 const form = document.getElementById("upload-form");
 const list = document.getElementById("uploads");
