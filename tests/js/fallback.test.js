@@ -263,6 +263,14 @@ for (const [what, options] of [["WebSockets alone", { transports: ["websocket"] 
   });
 }
 
+test("a page that does not want to poll does not", async (t) => {
+  const { tab, notifications } = await visit(new Tab(t), { transports: ["stream"] });
+  tab.request.poll([hello()], { "Retry-After": "5" });
+  await settled();
+
+  assert.equal(notifications.state, "waiting");
+});
+
 // Answers that are none
 
 for (const [what, answer] of [
@@ -400,6 +408,24 @@ test("a response that breaks after a while is asked for again before anybody is 
   assert.equal(states.at(-1).code, 1006);
 });
 
+test("a response that breaks soon is a loss, as is one that breaks in its place before anybody was welcomed", async (t) => {
+  const { tab, notifications } = await streaming(t);
+  await tab.pass(4);
+  tab.request.lose();
+  await settled();
+  assert.equal(notifications.state, "waiting");
+  await tab.pass(2);
+  tab.request.stream(back("100-0"));
+  await tab.pass(6);
+  tab.request.lose();
+  await tab.pass(1);
+  await tab.pass(6);
+  tab.request.lose();
+  await settled();
+
+  assert.equal(notifications.state, "waiting");
+});
+
 test("a stream that ends at once, again and again, is no connection", async (t) => {
   const { tab, notifications } = await streaming(t);
   tab.request.end();
@@ -431,7 +457,7 @@ test("events arrive in whatever pieces the network makes of them", async (t) => 
   const text = [
     ": a comment\r\nretry: 5\r\n",
     `data: ${JSON.stringify(hello())}\r\n\r\n`,
-    'event: message\ndata: {"_meta":{"topic":"user:42",\ndata: "id":"100-1"},\ndata:"action":"é€𝄞"}\n\n',
+    'event: message\r\ndata: {"_meta":{"topic":"user:42",\r\ndata: "id":"100-1"},\r\ndata:"action":"é€𝄞"}\r\n\r\n',
     `data: ${JSON.stringify(message("user:42", "100-2"))}\r\r`,
     "data: not JSON\n\nevent: other\n\ndata\n\n",
     `data: ${JSON.stringify(message("user:42", "100-3"))}\n\n`,
@@ -458,6 +484,17 @@ test("a server that restarts says so, and its tabs come back spread out", async 
   await settled();
 
   assert.deepEqual(states.at(-1), { state: "waiting", code: 1012, reason: "restart", seconds: 5 });
+});
+
+test("a server that refuses for now is asked for the same again", async (t) => {
+  const { tab } = await visit(new Tab(t), { transports: ["stream", "poll"] });
+  for (let i = 0; i < 3; i++) {
+    assert.equal(tab.request.body.mode, "stream");
+    tab.request.stream().close(4101);
+    await tab.pass(20);
+  }
+
+  assert.equal(tab.requests.length, 4);
 });
 
 test("access that has ended is the end", async (t) => {
@@ -523,6 +560,41 @@ test("a topic that was left is not shown any more, nor asked for", async (t) => 
   assert.deepEqual(tab.request.topics, ["order:1"]);
 });
 
+test("a topic that is left while it is asked for again confuses no other", async (t) => {
+  const { tab, notifications, seen } = await streaming(t);
+  const off = notifications.subscribe("order:1", () => {});
+  notifications.subscribe("order:2", ({ _meta }) => seen.push(_meta.id));
+  await tab.pass(0.02);
+  tab.request.stream(back("100-0"), subscribed("order:1"), subscribed("order:2", "100-4"), message("order:2", "100-5"));
+  await tab.pass(2);
+  tab.request.say(message("order:2", "100-3")).end(); // which it has had
+  await settled();
+  assert.equal(asked(tab.request)["order:2"], "100-5");
+  off();
+  notifications.subscribe("order:3", ({ _meta }) => seen.push(_meta.id));
+  await settled();
+  tab.request.stream(back("100-0"), subscribed("order:1", "200-0", false), subscribed("order:2", "100-5", true));
+  await tab.pass(2);
+  tab.request.stream(back("100-0"), subscribed("order:2", "100-5", true), subscribed("order:3"), message("order:3", "100-1"));
+  await settled();
+
+  assert.deepEqual(tab.request.topics, ["order:2", "order:3"]);
+  assert.deepEqual(seen, ["100-5", "100-1"]);
+});
+
+test("answers that are on their way are waited for", async (t) => {
+  const { tab, notifications } = await streaming(t, {}, ["order:1"]);
+  const before = tab.requests.length;
+  tab.request.stream(back("100-0"));
+  notifications.subscribe("order:2", () => {});
+  await tab.wait(5);
+  assert.equal(tab.requests.length, before);
+  tab.request.say(subscribed("order:1"));
+  await tab.wait(2);
+
+  assert.deepEqual(tab.request.topics, ["order:1", "order:2"]);
+});
+
 test("leaving before the answer, and coming back, ends with one subscription", async (t) => {
   const { tab, notifications, seen } = await streaming(t);
   notifications.subscribe("order:A", () => {})();
@@ -559,20 +631,26 @@ test("two names of a topic are one, and left by either", async (t) => {
 });
 
 test("of what nobody could say yet the answer follows, in the same response or another", async (t) => {
-  const { tab, seen, errors, gaps } = await streaming(t, {}, ["order:A", "order:B", "order:C"]);
-  tab.request.stream(back("100-0"), ...["order:a", "order:b", "order:c"].map((topic) => refused(topic, "unavailable")));
+  const { tab, notifications, seen, errors, gaps } = await blocked(t, {}, ["order:A", "order:B", "order:C"]);
+  const told = [];
+  notifications.subscribe("order:D", () => {}, { since: "50-1", subscribed: (topic) => told.push(topic) });
+  tab.request.stream(hello());
+  await tab.pass(0.02);
+  const unknown = ["order:a", "order:b", "order:c", "order:d"].map((topic) => refused(topic, "unavailable"));
+  tab.request.stream(back("100-0"), ...unknown);
   tab.request.say(subscribed("order:a", "100-5", false), message("order:a", "100-6"));
   await settled();
   tab.request.end();
   await settled();
-  assert.deepEqual(asked(tab.request), { "order:a": "100-6", "order:b": null, "order:c": null });
+  assert.deepEqual(asked(tab.request), { "order:a": "100-6", "order:b": null, "order:c": null, "order:d": "50-1" });
   tab.request.stream(back("100-0"), subscribed("order:a", "100-6", true), subscribed("order:b", "100-1"), refused("order:c"));
-  tab.request.say(message("order:b", "100-2"));
+  tab.request.say(subscribed("order:d", "50-1", true), message("order:b", "100-2"));
   await settled();
 
   assert.deepEqual(seen, ["order:a 100-6", "order:b 100-2"]);
   assert.deepEqual(errors, [["unsubscribed", "order:C"]]);
-  assert.deepEqual(gaps, ["order:A", "order:B"]); // as over a WebSocket
+  assert.deepEqual(gaps, ["order:A", "order:B", "order:D"]); // as over a WebSocket
+  assert.deepEqual(told, ["order:D"]);
 });
 
 test("a permission that is withdrawn is told, during a response or between two", async (t) => {
@@ -820,6 +898,19 @@ test("a quiet stream is not asked for anew; after a laptop's sleep it is, at onc
   assert.equal(notifications.state, "waiting");
 });
 
+test("without a network a stream is proved at once", async (t) => {
+  const { tab, notifications } = await streaming(t);
+  Object.defineProperty(globalThis, "navigator", { value: { onLine: false }, configurable: true });
+  t.after(() => delete globalThis.navigator);
+  tab.offline();
+  await settled();
+  assert.equal(tab.requests.length, 2);
+  tab.request.lose();
+  await settled();
+
+  assert.equal(notifications.state, "waiting");
+});
+
 test("a page that is put away has no request, and one again when it is taken out", async (t) => {
   const { tab, notifications } = await streaming(t);
   tab.request.say(message("user:42", "100-3"));
@@ -908,16 +999,24 @@ test("a WebSocket that works again takes over: nothing is lost, nothing comes tw
   tab.request.say(message("user:42", "100-1"), message("order:1", "100-5"));
   await settled();
   const before = states.length;
+  const frames = [];
+  notifications.addEventListener("frame", ({ detail }) => frames.push(detail.text));
   assert.equal(tab.socket.url, "wss://site.example/ws/notifications/?since=100-0");
   const request = tab.request;
   // The answer repeats what the stream has brought since the WebSocket was opened.
   tab.socket.welcome({ id: "100-0", recovered: true });
-  tab.socket.publish("user:42", "100-1").publish("user:42", "100-2").say(given("100-2")).publish("team:7", "100-3");
-  assert.equal(request.open, false);
+  tab.socket.publish("user:42", "100-1");
+  tab.hide();
+  assert.equal(tab.remembered["notifications /ws/notifications/"].left["user:42"], "100-1");
+  assert.equal(frames.filter((text) => text.includes('"user:42","id"')).length, 0);
+  tab.hide(false);
   assert.deepEqual(tab.socket.heard(), [
     { action: "subscribe", topic: "order:1", since: "100-5" },
     { action: "subscribe", topic: "team:7", since: "100-1" },
+    { action: "ping" },
   ]);
+  tab.socket.say({ action: "pong" }).publish("user:42", "100-2").say(given("100-2")).publish("team:7", "100-3");
+  assert.equal(request.open, false);
   tab.socket.subscribed("order:1", "100-5", true).publish("order:1", "100-6");
   tab.socket.subscribed("team:7", "100-1", true);
   for (const n of [2, 3]) tab.socket.publish("team:7", `100-${n}`);
@@ -1028,6 +1127,42 @@ test("where polls work and WebSockets do not, a stream is tried as well, and pol
   assert.equal(notifications.transport, "stream");
   assert.equal(tab.remembered[MEMORY].transport, "stream");
   assert.equal(states.length, before);
+});
+
+test("a stream that is refused where polls work changes nothing", async (t) => {
+  const { tab, notifications, states } = await blocked(t);
+  await tab.pass(3);
+  tab.request.poll([hello()]);
+  await settled();
+  const before = states.length;
+  await tab.pass(10);
+  tab.socket.lose();
+  await settled();
+  tab.request.answer(502, { "Content-Type": "text/html" }, "Bad Gateway");
+  await settled();
+  tab.request.poll([back("100-0"), message("user:42", "100-1")]);
+  await settled();
+
+  assert.equal(notifications.transport, "poll");
+  assert.equal(states.length, before);
+});
+
+test("a WebSocket that took over has as much time as any that had worked, until the network is another", async (t) => {
+  const { tab, notifications } = await streaming(t);
+  await tab.pass(10);
+  tab.socket.welcome({ recovered: true });
+  tab.socket.lose();
+  await tab.pass(0.5);
+  await tab.pass(6);
+  assert.equal(notifications.state, "connecting");
+  tab.socket.lose();
+  tab.online();
+  await settled();
+  await tab.pass(5);
+  assert.equal(notifications.state, "waiting");
+  await tab.pass(2);
+
+  assert.equal(tab.request.body.mode, "stream");
 });
 
 for (const [what, value] of [
