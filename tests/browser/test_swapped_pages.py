@@ -314,7 +314,7 @@ def test_previews_and_prefetched_pages(visitor: Visitor) -> None:
     expect(shown(page, "title")).to_have_text(["one", "two"])
 
     page.evaluate("(url) => Turbo.visit(url)", first)
-    page.wait_for_function("window.previewed && !document.documentElement.hasAttribute('data-turbo-preview')")
+    page.wait_for_function("() => window.previewed && !document.documentElement.hasAttribute('data-turbo-preview')")
     visitor.notice(visitor.ada, "three")
 
     expect(shown(page, "title")).to_have_text(["one", "two", "three"])
