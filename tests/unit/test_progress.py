@@ -5,12 +5,14 @@ import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from types import GeneratorType
 
 import pytest
+from django.db import connections
 from django.utils import translation
 from django.utils.functional import lazystr
 from hypothesis import given
@@ -91,6 +93,7 @@ def test_a_block_tells_its_beginning_and_its_end(sent):
         assert p.state == "running"
 
     assert p.state == "succeeded"
+    assert p._report() is None  # whoever comes late must not tell the end a second time
     assert told(sent, "state", "percent") == [("running", None), ("succeeded", 100)]
     assert told(sent, "done", "total", "unit", "stage", "message", "url")[-1] == (
         *(8, 8, "rows"),
@@ -357,6 +360,17 @@ def test_tasks_that_end_with_their_event_loop_tell_it(sent):
     assert told(sent, "state") == ["running", "cancelled"]
 
 
+async def test_whoever_cancels_the_task_that_publishes_does_not_keep_the_end_back(sent):
+    """It may be cancelled before its job is, when all tasks are; the end is told by another."""
+    async with Progress(JOB):
+        await await_for(lambda: sent)
+        (task,) = [each for each in asyncio.all_tasks() if "progress" in each.get_name()]
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert told(sent, "state") == ["running", "succeeded"]
+
+
 async def test_asynchronous_items_are_tracked(sent):
     """Their number is not asked for, but may be given; plain items have their length."""
 
@@ -425,6 +439,25 @@ def test_a_thread_publishes_the_newest_in_a_pause(sent, settings):
 
     assert reporters() == []
     assert told(sent, "state").count("succeeded") == 1
+
+
+def test_receivers_of_signals_run_in_the_context_of_the_job(sent):
+    """In the thread that publishes they find what the job has set, and leave no connection of the database behind."""
+    tenant, seen, closed = ContextVar("tenant", default="nobody's"), set(), []
+
+    def receive(**_):
+        seen.add(tenant.get())
+        connections["default"].close = lambda: closed.append(threading.current_thread().name)
+
+    message_published.connect(receive)
+    tenant.set("acme")
+    try:
+        list(track("abc", JOB))
+    finally:
+        message_published.disconnect(receive)
+
+    assert seen == {"acme"}
+    assert closed == ["progress"]
 
 
 def test_to_advance_costs_next_to_nothing(sent):
