@@ -185,6 +185,35 @@ def test_a_repeated_job_begins_again(sent):
     ]
 
 
+def test_a_loop_that_was_left_says_nothing_about_the_next(sent):
+    """A Progress that is used again ends as it is left then."""
+    p = Progress(JOB)
+    for _ in track("abc", p):
+        break
+    with pytest.raises(LookupError), p:
+        raise LookupError
+
+    assert told(sent, "state", "error")[1::2] == [("cancelled", None), ("failed", "LookupError")]
+
+
+async def test_a_task_that_outlives_its_job_has_none(sent):
+    """It was begun by a job, but what it does afterwards is another."""
+
+    async def work():
+        await over.wait()
+        assert Progress.current() is None
+        async with Progress(JOB):
+            pass
+
+    over = asyncio.Event()
+    async with Progress(JOB):
+        task = asyncio.create_task(work())
+    over.set()
+    await task
+
+    assert told(sent, "state") == ["running", "succeeded"] * 2
+
+
 def test_a_job_that_continues_another_says_what_was_done_before(sent):
     """``done`` is where the count begins."""
     with Progress(JOB, total=10, done=7):
@@ -239,9 +268,9 @@ def test_numbers_may_be_of_any_class(sent):
         p.advance(1.25)
         with pytest.raises(TypeError):
             p.total = object()
-        raise_nothing = [float("nan"), float("inf"), -5]
-        for value in raise_nothing:
+        for value in (float("nan"), float("inf"), -5):
             p.done = value
+            assert p._report().payload.done == 0
         p.done = 1.75
 
     assert told(sent, "done", "total")[-1] == (4, 4)
@@ -585,6 +614,20 @@ def test_parts_add_up(sent):
         assert p.done == 100
 
     assert told(sent, "state", "percent", "done")[-1] == ("succeeded", 100, 100)
+
+
+def test_a_part_that_is_open_at_the_end_counts_as_far_as_it_is(sent):
+    """Its thread may go on for a while: that changes nothing any more."""
+    with leaves(ValueError), Progress(JOB, total=4) as p:
+        part = p.part(2, total=2).__enter__()
+        part.advance()
+        raise ValueError
+    with Progress(JOB, total=4) as other:
+        other.part(2, total=2).__enter__().advance()
+    part.advance()
+    part.__exit__(None, None, None)
+
+    assert told(sent, "state", "done")[1::2] == [("failed", 1), ("succeeded", 4)]
 
 
 def test_parts_of_threads_add_up(sent):
