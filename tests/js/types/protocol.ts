@@ -28,6 +28,8 @@ export function textOf(message: TypedMessage): string {
       return `${message.payload.processed + message.payload.failed} of ${message.payload.total}`;
     case "file_progress":
       return message.payload.file_name;
+    case "progress":
+      return message.payload.stage ?? message.payload.state;
     case "notice":
       // @ts-expect-error  a notice has no payload
       return message.payload;
