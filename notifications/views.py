@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_protect
@@ -15,6 +16,7 @@ from .tokens import check_grant, make_token
 from .topics import Topic
 
 
+@login_not_required
 @never_cache
 @require_GET
 def token(request: HttpRequest) -> JsonResponse:
@@ -29,6 +31,7 @@ def token(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"token": make_token(request.user)})
 
 
+@login_not_required
 @never_cache
 @require_POST
 @csrf_protect
