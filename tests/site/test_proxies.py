@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-import os
 import random
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -16,108 +15,19 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from tests.guides import GUIDES, ROOT, files_of, find_program, listens, table
-from tests.ports import free_port
-from tests.processes import Process, Site, User
-from tests.waiting import await_for, scaled, wait_for
+from tests.guides import GUIDES, ROOT, files_of, find_program, table
+from tests.http_client import EventStream, post, session
+from tests.processes import Site, User
+from tests.proxies import PROXIES, Proxy, nginx
+from tests.waiting import await_for, scaled
 
-
-class Proxy(Process):
-    """A running proxy with the configuration of its guide."""
-
-    port: int
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        return f"ws://{self.address}/ws/notifications/"
-
-
-def put(text: str, places: dict[str, str], *backends: str) -> str:
-    """Put what is there in a test into the configuration of a guide, for what the guide names."""
-    places = places | dict(zip(("127.0.0.1:8000", "127.0.0.1:8001"), backends, strict=False))
-    for written, there in places.items():
-        assert text.count(written) == 1, written
-        text = text.replace(written, there)
-    return text
-
-
-@contextmanager
-def running(port: int, words: list[str | Path], env: dict[str, str]) -> Iterator[Proxy]:
-    """Run a proxy until it listens, and then for the time of the block."""
-    process = Proxy(words, env=env, name=Path(words[0]).name)
-    process.port = port
-    try:
-        wait_for(lambda: process.returncode is not None or listens(port), 30, what=process.name)
-        assert process.returncode is None, process.output
-        yield process
-    finally:
-        process.terminate()
-
-
-@contextmanager
-def haproxy(directory: Path, *backends: str) -> Iterator[Proxy]:
-    """Run HAProxy as its guide says."""
-    program, port = find_program("haproxy"), free_port()
-    text = put(files_of("haproxy")["haproxy.cfg"], {"bind :80": f"bind 127.0.0.1:{port}"}, *backends)
-    (directory / "haproxy.cfg").write_text(text)
-    with running(port, [program, "-db", "-f", directory / "haproxy.cfg"], dict(os.environ)) as proxy:
-        yield proxy
-
-
-@contextmanager
-def caddy(directory: Path, *backends: str) -> Iterator[Proxy]:
-    """Run Caddy as its guide says, without TLS."""
-    program, port = find_program("caddy"), free_port()
-    text = put(files_of("caddy")["Caddyfile"], {"example.com {": f"http://127.0.0.1:{port} {{"}, *backends)
-    (directory / "Caddyfile").write_text(f"{{\n    admin off\n}}\n{text}")
-    env = os.environ | {"XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory)}
-    words = [program, "run", "--config", directory / "Caddyfile", "--adapter", "caddyfile"]
-    with running(port, words, env) as proxy:
-        yield proxy
-
-
-@contextmanager
-def nginx(directory: Path, *backends: str, location: str = "", before: str = "") -> Iterator[Proxy]:
-    """
-    Run nginx as its guide says.
-
-    Args:
-        directory: For its files.
-        backends: The addresses of the web servers, one or two.
-        location: What is written instead of the first lines of the ``location``.
-        before: What stands before all of it.
-
-    """
-    program = find_program("nginx")
-    port = free_port()
-    text = files_of("nginx")["nginx.conf"]
-    if location:
-        text, found = re.subn(r"( +location / \{\n +proxy_pass http://mysite;\n)", location, text)
-        assert found == 1
-    if len(backends) == 1:
-        text = re.sub(r"\n *server 127\.0\.0\.1:8001[^\n]*", "", text)  # as the guide says
-    text = put(text, {"listen 80;": f"listen 127.0.0.1:{port};"}, *backends)
-    types = directory / "mime.types"
-    types.write_text("types { text/html html; application/javascript js; }")  # as that of distributions
-    text = text.replace("/srv/mysite/static/", f"{ROOT}/notifications/static/")
-    folders = "".join(
-        f"{name}_temp_path {directory};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (directory / "nginx.conf").write_text(
-        f"daemon off; pid {directory}/pid; error_log stderr notice;\nevents {{}}\n"
-        f"http {{ access_log off; include {types};\n{folders}{before}\n{text} }}\n"
-    )
-    words = [program, "-e", "stderr", "-c", directory / "nginx.conf", "-p", directory]
-    with running(port, words, dict(os.environ)) as proxy:
-        yield proxy
-
-
-PROXIES = {"nginx": nginx, "haproxy": haproxy, "caddy": caddy}
-SERVED = [("nginx", "uvicorn"), ("nginx", "daphne"), ("haproxy", "uvicorn"), ("caddy", "daphne")]
+SERVED = [
+    ("nginx", "uvicorn"),
+    ("nginx", "daphne"),
+    ("haproxy", "uvicorn"),
+    ("caddy", "daphne"),
+    ("apache2", "uvicorn"),
+]
 """Which proxy stands before which web server: each of both at least once."""
 
 
@@ -180,6 +90,43 @@ async def test_a_proxy_carries_sockets(site, server, name: str, tmp_path: Path) 
                 assert json.loads(await tab.recv())["user_id"] == str(user.pk)
             with pytest.raises(Exception, match="403"):
                 await connect(proxy.url, origin="http://127.0.0.1", additional_headers=cookies, proxy=None)
+
+
+@pytest.mark.parametrize(("name", "server_kind"), [*SERVED, ("haproxy", "daphne"), ("apache2", "daphne")])
+async def test_a_proxy_carries_streams_and_polls(
+    site, shared_site, name: str, server_kind: str, tmp_path: Path
+) -> None:
+    """
+    What is published arrives while the response goes on, also on one that could be compressed; a poll waits for it.
+
+    A page of another address is refused.
+    """
+    server, user = shared_site[1][server_kind], site.add_user()
+    redis = site.client()
+    with PROXIES[name](tmp_path, server.address) as proxy:
+        page = session(proxy, user) | {"Accept-Encoding": "gzip, br"}
+        async with asyncio.timeout(scaled(20)):
+            async with post(proxy, {"mode": "stream"}, headers=page) as answer:
+                stream = EventStream(answer)
+                await stream.expect("auth_success", user_id=str(user.pk))
+                for n in range(3):
+                    redis.publish(user.channel, json.dumps({"n": n}))
+                    last = await stream.next()
+                    assert last["n"] == n
+            body = {"mode": "poll", "wait": 20, "since": last["_meta"]["id"]}
+            polling = asyncio.create_task(_poll(proxy, body, page))
+            done, _ = await asyncio.wait([polling], timeout=0.5)
+            assert not done, "it waits"
+            redis.publish(user.channel, json.dumps({"n": 3}))
+            assert [frame["n"] for frame in await polling if "n" in frame] == [3]
+            async with post(proxy, body, headers={"Cookie": user.cookie, "Origin": "http://127.0.0.1"}) as refused:
+                assert refused.status == 403
+
+
+async def _poll(proxy: Proxy, body: dict[str, object], headers: dict[str, str]) -> list[dict[str, object]]:
+    async with post(proxy, body, headers=headers) as answer:
+        assert answer.status == 200
+        return await answer.json()
 
 
 @pytest.mark.parametrize(("name", "server_kind"), SERVED)
