@@ -20,6 +20,7 @@ from django.utils.module_loading import import_string
 from . import address
 from .conf import find_problems, load
 from .logs import describe
+from .mount import stream_path
 
 OWN_LAYER: Final = "notifications.layers.RedisPubSubLayer"
 CORE_LAYER: Final = "channels_redis.core.RedisChannelLayer"
@@ -262,6 +263,26 @@ def check_hosts(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
             "ALLOWED_HOSTS is ['*']: the origin rule of WebSockets trusts any host that a request names.",
             hint="List the hosts of the site in ALLOWED_HOSTS.",
             id="notifications.W005",
+        )
+    ]
+
+
+@register("notifications", Tags.urls)
+def check_stream(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
+    if not getattr(django_settings, "ROOT_URLCONF", None):
+        return []  # a process without pages
+    try:
+        mounted = stream_path() is not None
+    except Exception:  # noqa: BLE001  Django's own check reports what the site's URLs raise
+        return []
+    if mounted:
+        return []
+    return [
+        checks.Info(
+            "The URLs of this site do not include notifications.urls: where a WebSocket is blocked, a page receives "
+            "nothing.",
+            hint='Add path("notifications/", include("notifications.urls")), or silence this check if that is meant.',
+            id="notifications.I001",
         )
     ]
 

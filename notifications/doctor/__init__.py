@@ -2,16 +2,18 @@
 Follow one message from ``publish_*`` to a socket, and report where its path is broken and what to do.
 
     settings ── redis ── rights ── publish ──▶ listeners, listener ──▶ forward ──▶ socket
-                                                             layer ───────┘
+                                                             layer ───────┴──▶ stream
 
-The socket is opened on the site's own ASGI application, in this process. What only the real web processes have is not
-proven: their environment, session cookies and the database. If the address of the running site is given, the doctor
-also checks whether the server and the proxies in front of it open a socket, and how large a frame they accept.
+The socket and the stream are opened in this process, on the site's own ASGI application and transport. What only the
+real web processes have is not proven: their environment, session cookies and the database. If the address of the
+running site is given, the doctor also checks whether the server and the proxies in front of it open a socket, how large
+a frame they accept, and whether they answer over HTTP; and if a user is given, whether a message comes through by each
+transport.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from django.core.exceptions import ImproperlyConfigured
 
@@ -22,8 +24,9 @@ from .findings import ROAD, Finding, Level, broken
 from .permissions import examine_permissions
 from .redis_server import examine_redis
 from .road import Road
-from .server import examine_server
-from .surroundings import examine_settings, examine_versions
+from .server import RunningSite, running_site
+from .surroundings import examine_settings, examine_versions, stream_paths
+from .through import follow
 
 IN_A_TENANT: Final = (
     "Run this command in a tenant, as your package for tenants does, and give the tenant's address as --site; "
@@ -32,19 +35,23 @@ IN_A_TENANT: Final = (
 __all__ = ["ROAD", "Finding", "Level", "broken", "examine"]
 
 
-async def examine(path: str | None = None, site: str | None = None) -> list[Finding]:
+async def examine(path: str | None = None, site: str | None = None, user: Any = None, idle: int = 0) -> list[Finding]:
     """
     Examine everything, in about a second; a broken road takes up to ten.
 
     Args:
         path: The path of the WebSocket; without it the one to which the site's pages connect.
         site: The address of the running site, to examine that, too; on a site with tenants, of the current one.
+        user: An active user of the database, as whom a message is followed through the running site.
+        idle: Seconds for which that user's connections are held, to see who cuts them off.
 
     Returns:
         One or more findings for each check, in the order in which a message passes them.
 
     """
-    found = [*examine_versions(), *examine_settings(), *await examine_server(site, path)]
+    running = running_site(site, path, stream_paths())
+    found = [*examine_versions(), *examine_settings()]
+    found += [running] if isinstance(running, Finding) else await running.examine()
     try:
         tenants.current()
     except ImproperlyConfigured:
@@ -53,17 +60,19 @@ async def examine(path: str | None = None, site: str | None = None) -> list[Find
         found.append(Finding("settings", Level.ERROR, describe(error), IN_A_TENANT))
         return _complete(found)
     try:
-        road = Road(path, site)
+        road = Road(path, site if isinstance(running, RunningSite) else None)
     except ImproperlyConfigured:
         pass  # as above
     except TopicError as error:
         found.append(Finding("settings", Level.ERROR, describe(error), "Let it take text, a UUID or a number."))
     else:
-        if broken(found) is None:
+        if broken(found) in (None, "server"):
             found += await examine_permissions()
         found += await examine_redis()
-        if broken(found) in (None, "settings"):
+        if broken(found) in (None, "settings", "server"):
             found += await road.examine()
+            if isinstance(running, RunningSite) and user is not None:
+                found += await follow(running, user, idle)
     return _complete(found)
 
 

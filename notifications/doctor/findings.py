@@ -23,6 +23,7 @@ ROAD: Final = {
     "listener": "Redis → listener",
     "forward": "listener → channel layer",
     "socket": "channel layer → socket",
+    "stream": "channel layer → HTTP stream",
     "server": "the running site",
 }
 """The checks that a message depends on, in order, and the hop that each stands for."""

@@ -26,8 +26,10 @@ from ..publisher import apublish
 from ..topics import Topic, internal_name, patterns
 from .findings import ACCOUNT, Finding, Level, explain, missing_right
 from .listeners import examine_listeners
+from .server import describe_answer
 from .socket import ProbeSocket, ProbeUser, end, host_of, writes_sessions
-from .surroundings import describe_layer, name_of
+from .stream import ProbeStream, ask_application
+from .surroundings import describe_layer, name_of, stream_paths
 
 ARRIVAL: Final = 6.0
 """Seconds in which a message arrives even if a listener has just died: a takeover takes five."""
@@ -70,6 +72,7 @@ class Road:
         self._heard = 0
         self._news = asyncio.Event()
         self._socket: ProbeSocket | None = None
+        self._stream: ProbeStream | None = None
         self._welcome = False
         self._found: list[Finding] = []
 
@@ -89,6 +92,7 @@ class Road:
             listening = await self._subscribe(subscription)
             reader = await self._join_layer()
             await self._open_socket()
+            await self._open_stream()
             if listening and await self._publish():
                 await self._follow(began)
         finally:
@@ -96,6 +100,8 @@ class Road:
                 await end(reader)
             if self._socket is not None:
                 await self._socket.close()
+            if self._stream is not None:
+                await self._stream.close()
             subscription.close()
             with suppress(*FAILURES):
                 async with asyncio.timeout(SOCKET_TIMEOUT):
@@ -255,6 +261,40 @@ class Road:
         except Exception:  # noqa: BLE001  the site's application may raise anything; the first error is reported
             return None
 
+    async def _open_stream(self) -> None:
+        if (paths := stream_paths()) is None:
+            text = "the HTTP stream is not mounted: a page receives nothing where its WebSocket is blocked"
+            what = 'Add path("notifications/", include("notifications.urls")) to the site\'s URLs.'
+            self._say("stream", Level.SKIPPED, text, what)
+            return
+        if self._failed("layer"):
+            return
+        with suppress(Exception):  # the socket has said so
+            await self._ask_as_a_stranger(get_default_application(), paths[0])
+        stream = ProbeStream(get_channel_layer(), self.user)
+        try:
+            await stream.open()
+        except Exception as error:  # noqa: BLE001  whatever it is, it is reported
+            text = f"the HTTP transport raised: {describe(error, named=True)}"
+            self._say("stream", Level.ERROR, text, "The log of this command says why; please report it.")
+            return
+        finally:
+            self._stream = stream
+
+    async def _ask_as_a_stranger(self, application: Any, path: str) -> None:
+        """Ask the whole application, whose middleware may answer in the place of the view."""
+        try:
+            head, said = await ask_application(application, path, self._host)
+        except Exception as error:  # noqa: BLE001  the site's application may raise anything
+            text = f"the application raised at {path}: {describe(error, named=True)}"
+            what = "Pass http to get_asgi_application() in asgi.py, unless another server has the site's pages."
+            self._say("stream", Level.WARNING, text, what)
+            return
+        if (wrong := describe_answer(head, said)) is not None:
+            text = f"a stranger who posts to {path} is not answered by the stream's view: {wrong}"
+            what = "Which middleware of the site answers instead? It must let this address through."
+            self._say("stream", Level.WARNING, text, what)
+
     # The message.
 
     async def _publish(self) -> bool:
@@ -300,19 +340,27 @@ class Road:
             text = f"a raw message was not stamped within {ARRIVAL:g} s, although listeners report"
             self._say("listener", Level.ERROR, text, "The log of run_listener says why; restart it.")
         self._judge_socket(took)
+        self._judge_stream(took)
         await self._judge_neighbours(client, began)
 
     def _arrived(self) -> bool:
         wanted = {RAW, PUBLISHED}
         delivered = self._delivered() if self._expects_delivery() else wanted
+        streamed = self._streamed() if self._stream is not None else wanted
         layered = self._layered if not self._failed("layer") else wanted
-        return wanted <= delivered and wanted <= layered and self._stamped
+        return wanted <= delivered and wanted <= streamed and wanted <= layered and self._stamped
 
     def _expects_delivery(self) -> bool:
         return self._welcome
 
     def _delivered(self) -> set[str]:
-        frames = self._socket.frames if self._socket is not None else []
+        return self._sorts(self._socket)
+
+    def _streamed(self) -> set[str]:
+        return self._sorts(self._stream)
+
+    def _sorts(self, end: ProbeSocket | ProbeStream | None) -> set[str]:
+        frames = end.frames if end is not None else []
         return {frame["sort"] for frame in frames if frame.get("doctor") == self._tag}
 
     def _judge_forwarding(self) -> None:
@@ -350,6 +398,19 @@ class Road:
                     "here? --site sets the host."
                 )
             self._say("socket", Level.ERROR, text, hint)
+
+    def _judge_stream(self, took: str) -> None:
+        if self._stream is None or self._failed("stream"):
+            return
+        missing = {RAW, PUBLISHED} - self._streamed()
+        if any(self._failed(check) for check in ("listeners", "listener", "forward")):
+            how = "nothing arrived" if PUBLISHED in missing else "what publish_* send arrives"
+            self._say("stream", Level.SKIPPED, f"an HTTP stream opened; {how}")
+        elif missing:
+            text = f"the channel layer has the messages, but a stream did not receive: {', '.join(sorted(missing))}"
+            self._say("stream", Level.ERROR, text, "The log of this command says why; please report it.")
+        else:
+            self._say("stream", Level.OK, f"both messages reached an HTTP stream within {took}")
 
     async def _judge_neighbours(self, client: Any, began: float) -> None:
         """Look for other programs that use the app's channels for something else."""

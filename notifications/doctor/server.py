@@ -1,219 +1,282 @@
-"""The running site, examined from outside: through its proxies, at the address to which its pages connect."""
+"""The running site, examined from outside as a stranger: through its proxies, at the addresses its pages use."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import secrets
 import ssl
 import struct
 from contextlib import suppress
-from typing import Final, NamedTuple, Self
-from urllib.parse import SplitResult, quote, urlsplit
+from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 from ..logs import describe
 from ..mount import PATH, socket_path
 from ..protocol.frames import MAX_AUTH_FRAME_SIZE
+from .client import (
+    CLOSE,
+    GONE,
+    PATIENCE,
+    SWITCHING,
+    TEXT,
+    Head,
+    OnlyHTTP2Error,
+    Place,
+    body_of,
+    close_code,
+    post,
+    request,
+)
+from .client import handshake as headers_of
 from .findings import Finding, Level
+from .proxies import Fault, hint, name_of
 
-PATIENCE: Final = 5.0
-"""Seconds that the site may take to connect, and as many to answer."""
-MAX_ANSWER: Final = 64 * 1024
-"""Maximum number of characters that are read of the answer to the handshake."""
 TOO_BIG: Final = 1009
 """Close code of a server that refuses a frame for its size (RFC 6455, 7.4.1)."""
-_SWITCHING: Final = 101
-_TEXT, _CLOSE = 0x1, 0x8
+LONGEST_LOCATION: Final = 100
+"""Characters of an address that are shown."""
 
 LIMIT: Final = (
     "Start the server with a limit: uvicorn --ws notifications.uvicorn:WebSocketProtocol or "
     f"--ws-max-size {MAX_AUTH_FRAME_SIZE}, or the largest frame of the site's other consumers; docs/security.md."
 )
 _STATUS: Final = {
-    301: "It redirects: give the address that it redirects to.",
-    302: "It redirects: give the address that it redirects to.",
-    400: "Is this host in ALLOWED_HOSTS? Does the proxy pass Upgrade and Connection on?",
-    403: "It refuses a page of its own host: does the proxy pass Host on, and is SECURE_PROXY_SSL_HEADER set?",
-    404: "Does an ASGI server run there, and do the proxy and asgi.py have the WebSocket at this address?",
-    426: "Does the proxy pass Upgrade and Connection on?",
     500: "Does asgi.py have the WebSocket at this address? The log of the web server says more.",
     502: "The proxy does not reach the web server.",
-    503: "The proxy does not reach the web server.",
+    503: "The proxy does not reach the web server, or limits connections.",
     504: "The proxy does not reach the web server.",
 }
 
 
-class Answer(NamedTuple):
+class Knock(NamedTuple):
     """
-    The answer of the site.
+    The answer to a handshake.
 
     Attributes:
-        status: The HTTP status of the handshake.
-        compresses: Whether the server inflates what browsers send.
+        head: The head of the answer.
         code: The close code after the oversized frame; None if it did not close in time, or cut the connection.
 
     """
 
-    status: int
-    compresses: bool = False
+    head: Head
     code: int | None = None
 
-
-class Place(NamedTuple):
-    """Where to connect."""
-
-    secure: bool
-    host: str
-    port: int
-    path: str
-    authority: str
-
-    @classmethod
-    def of(cls, site: str, path: str | None) -> Self:
-        """
-        Parse the address of a site.
-
-        Args:
-            site: An ``http`` or ``https`` URL; its path, if any, is the site's script prefix.
-            path: The path of the WebSocket; None for the one to which pages connect.
-
-        Raises:
-            ValueError: It is not such a URL.
-
-        """
-        parts = urlsplit(site)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(site)
-        below = parts.path.strip("/")
-        return cls(
-            parts.scheme == "https",
-            parts.hostname,
-            parts.port or (443 if parts.scheme == "https" else 80),
-            quote(path or (f"/{below}/{PATH}" if below else socket_path()), safe="/%"),
-            _authority(parts),
-        )
+    @property
+    def is_open(self) -> bool:
+        return self.head.status == SWITCHING
 
     @property
-    def origin(self) -> str:
-        return f"{'https' if self.secure else 'http'}://{self.authority}"
+    def compresses(self) -> bool:
+        """Whether the server inflates what browsers send."""
+        return "permessage-deflate" in self.head.get("sec-websocket-extensions").lower()
 
 
-def _authority(parts: SplitResult) -> str:
-    """Return host and port as a browser sends them: without the scheme's own port, and without an account."""
-    host = parts.netloc.rpartition("@")[2]
-    return host.removesuffix({"http": ":80", "https": ":443"}[parts.scheme]).lower()
-
-
-async def examine_server(site: str | None, path: str | None) -> list[Finding]:
+class RunningSite:
     """
-    Open an anonymous socket on the running site, and send one frame that is slightly larger than allowed.
+    The site as browsers find it.
 
     Args:
-        site: The site's address; None if it was not given.
+        site: Its address.
         path: The path of the WebSocket; None for the one to which the site's pages connect.
+        stream: The path of the HTTP stream, with and without the script prefix; None where it is not mounted.
+
+    Attributes:
+        socket, http: Where its WebSocket and its stream are; None where that does not work, or is not mounted.
+
+    Raises:
+        ValueError: It is not the address of a site.
 
     """
+
+    def __init__(self, site: str, path: str | None, stream: tuple[str, str] | None) -> None:
+        self.socket: Place | None = Place.of(site, path) if path else Place.of(site, socket_path(), PATH)
+        self.http: Place | None = Place.of(site, *stream) if stream else None
+
+    async def examine(self) -> list[Finding]:
+        """Open a socket as a stranger, send one frame that is slightly larger than allowed, and try HTTP."""
+        assert self.socket is not None  # noqa: S101  it was not examined yet
+        try:
+            knock = await _knock(self.socket, self.socket.origin)
+        except GONE as error:
+            found = [Finding("server", Level.ERROR, *_unreachable(self.socket, error))]
+            self.socket = self.http = None
+            return found
+        if knock.is_open:
+            found = [_judge_size(self.socket, knock)]
+        else:
+            found = [Finding("server", Level.ERROR, *await _explain(self.socket, knock.head))]
+            self.socket = None
+        if self.http is not None:
+            found.append(await _examine_http(self.http))
+            if found[-1].level is not Level.OK:
+                self.http = None
+        return found
+
+
+def running_site(site: str | None, path: str | None, stream: tuple[str, str] | None) -> RunningSite | Finding:
+    """Return the site at an address, or what there is to say of the address."""
     if site is None:
         text = "the running web server was not asked, nor how large a frame it takes: no address was given"
-        return [Finding("server", Level.SKIPPED, text, "Give one: --site https://example.com/")]
+        return Finding("server", Level.SKIPPED, text, "Give one: --site https://example.com/")
     try:
-        place = Place.of(site, path)
+        return RunningSite(site, path, stream)
     except ValueError:  # its text may hold half a password of the address
         text = "--site is no address of a site: it has to begin with http:// or https:// and a host"
-        return [Finding("server", Level.ERROR, text, "Such as --site https://example.com/")]
-    where = f"{place.origin}{place.path}"
-    try:
-        answer = await _ask(place)
-    except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError, ValueError) as error:
-        text = f"{where} does not answer: {describe(error)}"
-        return [Finding("server", Level.ERROR, text, "Does it run, and can it be reached from here?")]
-    if answer.status != _SWITCHING:
-        hint = _STATUS.get(answer.status, "The log of the web server or of the proxy says why.")
-        return [Finding("server", Level.ERROR, f"{where} does not open a WebSocket: {answer.status}", hint)]
-    return [_judge(where, answer)]
+        return Finding("server", Level.ERROR, text, "Such as --site https://example.com/")
 
 
-def _judge(where: str, answer: Answer) -> Finding:
+def _unreachable(place: Place, error: BaseException) -> tuple[str, str]:
+    """Return why nothing answered as a web server does, and what to do."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"{place.origin} has a certificate that is not trusted: {describe(error.verify_message)}"
+        return text, "Browsers would refuse it, too. SSL_CERT_FILE names an authority of your own to this command."
+    if isinstance(error, OnlyHTTP2Error):
+        text = f"{place.origin} speaks HTTP/2 only, and browsers open WebSockets over HTTP/1.1"
+        return text, "Let what answers there speak HTTP/1.1 as well."
+    text = f"{place.url} does not answer: {describe(error)}"
+    return text, "Does it run, and can it be reached from here?"
+
+
+def _judge_size(place: Place, knock: Knock) -> Finding:
     size = f"a frame of {MAX_AUTH_FRAME_SIZE + 1} bytes"
-    if answer.code == TOO_BIG:
-        return Finding("server", Level.OK, f"{where} opens a WebSocket, and the server refuses {size}")
-    if not answer.compresses:
-        text = f"{where} opens a WebSocket; the server takes {size}, but inflates nothing"
+    if knock.code == TOO_BIG:
+        return Finding("server", Level.OK, f"{place.url} opens a WebSocket, and the server refuses {size}")
+    if not knock.compresses:
+        text = f"{place.url} opens a WebSocket; the server takes {size}, but inflates nothing"
         return Finding("server", Level.OK, text)
     text = (
-        f"{where} opens a WebSocket, and the server takes {size} and inflates what is compressed, "
+        f"{place.url} opens a WebSocket, and the server takes {size} and inflates what is compressed, "
         "before anybody has logged in: a few sockets can take all memory"
     )
     return Finding("server", Level.WARNING, text, LIMIT)
 
 
-async def _ask(place: Place) -> Answer:
-    async with asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection(
-            place.host, place.port, limit=MAX_ANSWER, ssl=ssl.create_default_context() if place.secure else None
-        )
-    try:
-        async with asyncio.timeout(PATIENCE):
-            writer.write(_handshake(place))
-            head = await reader.readuntil(b"\r\n\r\n")
-        answer = _read_head(head.decode("latin1"))
-        if answer.status != _SWITCHING:
-            return answer
-        with suppress(OSError, TimeoutError, EOFError):  # cut off, or kept open: no code
+async def _knock(place: Place, origin: str | None) -> Knock:
+    """Open a WebSocket, and send it one frame that is too large."""
+    async with request(place, "GET", headers_of(origin)) as answer:
+        if answer.head.status != SWITCHING:
+            return Knock(answer.head)
+        code = None
+        with suppress(*GONE):  # cut off, or kept open: no code
             async with asyncio.timeout(PATIENCE):
-                writer.write(_frame(_TEXT, b"x" * (MAX_AUTH_FRAME_SIZE + 1)))
-                answer = answer._replace(code=await _close_code(reader))
-                writer.write(_frame(_CLOSE, struct.pack("!H", 1000)))
-                await writer.drain()
-        return answer
-    finally:
-        writer.close()
-        with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(1):
-                await writer.wait_closed()
+                await answer.say(TEXT, b"x" * (MAX_AUTH_FRAME_SIZE + 1))
+                while code is None:
+                    opcode, payload = await answer.hear()
+                    code = close_code(payload) if opcode == CLOSE else None
+                await answer.say(CLOSE, struct.pack("!H", 1000))
+        return Knock(answer.head, code)
 
 
-def _handshake(place: Place) -> bytes:
-    lines = [
-        f"GET {place.path} HTTP/1.1",
-        f"Host: {place.authority}",
-        f"Origin: {place.origin}",
-        "Upgrade: websocket",
-        "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {base64.b64encode(secrets.token_bytes(16)).decode()}",
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits",
-    ]
-    return "\r\n".join([*lines, "", ""]).encode("latin1")
+# Why there is no WebSocket.
 
 
-def _read_head(head: str) -> Answer:
-    """Parse the answer to a handshake; raise ``ValueError`` if it is none."""
-    first, *lines = head.split("\r\n")
-    protocol, status, *_ = first.split(maxsplit=2)
-    if not protocol.startswith("HTTP/"):
-        raise ValueError("what answers there is no web server")
-    headers = [line.lower() for line in lines]
-    extensions = [line for line in headers if line.startswith("sec-websocket-extensions:")]
-    return Answer(int(status), compresses=any("permessage-deflate" in line for line in extensions))
+async def _explain(place: Place, head: Head) -> tuple[str, str]:
+    """Ask again, each time without one of the things that may be wrong, and say which hop it is."""
+    text = f"{place.url} does not open a WebSocket: {head.status}{_by(head)}"
+    if 300 <= head.status < 400:
+        where, what = _redirect(place, head)
+        return f"{text}, {where}", what
+    if head.status == 403:
+        return await _explain_refusal(place, head, text)
+    if head.status in _STATUS and head.status != 500:
+        return text, _STATUS[head.status]
+    if await _status_of_a_page(place) == head.status:
+        if head.status == 400:
+            return f"{text}, as to any request", hint(head, Fault.HOST, Fault.UPGRADE) + "; is it in ALLOWED_HOSTS?"
+        more = "or what answers there has no WebSockets: WSGI, or another server than that of asgi.py"
+        return f"{text}, as to a request for a page: Upgrade did not arrive", f"{hint(head, Fault.UPGRADE)}; {more}."
+    return text, _STATUS.get(head.status, "The log of the web server or of the proxy says why.")
 
 
-def _frame(opcode: int, payload: bytes) -> bytes:
-    """Return one masked frame; a mask of zeros leaves the payload readable."""
-    size = len(payload)
-    head = bytes([0x80 | opcode]) + (bytes([0x80 | size]) if size < 126 else struct.pack("!BH", 0xFE, size))
-    return head + bytes(4) + payload
+async def _explain_refusal(place: Place, head: Head, text: str) -> tuple[str, str]:
+    if not await _opens(place, None):
+        return f"{text}, whatever the origin", "A rule of the proxy or of the site's own middleware: see their logs."
+    if place.secure and await _opens(place, f"http://{place.authority}"):
+        return f"{text}: the site takes itself for http://{place.authority}", hint(head, Fault.SCHEME)
+    text = f"{text}: {place.origin} is not what the site takes itself for; does a proxy rewrite Host or Origin?"
+    return text, hint(head, Fault.HOST)
 
 
-async def _close_code(reader: asyncio.StreamReader) -> int | None:
-    """Read frames until the server closes, and return the close code."""
-    while True:
-        opcode, size = await reader.readexactly(2)
-        size &= 0x7F
-        if size >= 126:
-            size = int.from_bytes(await reader.readexactly(2 if size == 126 else 8), "big")
-        if size > MAX_ANSWER:
-            return None
-        payload = await reader.readexactly(size)
-        if opcode & 0x0F == _CLOSE:
-            return int.from_bytes(payload[:2], "big") if len(payload) > 1 else 1005
+def _redirect(place: Place, head: Head) -> tuple[str, str]:
+    """Return where an answer redirects to, without what may be secret in it, and what to do."""
+    try:
+        parts = urlsplit(head.get("location"))
+        there = f"{parts.scheme}://{parts.hostname}{parts.path}" if parts.hostname else parts.path
+    except ValueError:
+        there, parts = "", urlsplit("")
+    where = f"a redirect to {there[:LONGEST_LOCATION] or 'nowhere'}"
+    if place.secure and there == f"https://{place.host}{place.path}":
+        return f"{where}, where it was asked: the site takes the request for http", hint(head, Fault.SCHEME)
+    if parts.path.rstrip("/") == place.path.rstrip("/"):
+        return where, "It redirects: give the address that it redirects to."
+    what = "It redirects, to a page for logging in? Whatever asks for a login there must leave this address out"
+    return where, f"{what}; or Upgrade did not arrive, and Django answered as for a page. {hint(head, Fault.UPGRADE)}"
+
+
+def _by(head: Head) -> str:
+    name = name_of(head)
+    return f" from {name}" if name else ""
+
+
+async def _opens(place: Place, origin: str | None) -> bool:
+    with suppress(*GONE):
+        async with request(place, "GET", headers_of(origin)) as answer:
+            return answer.head.status == SWITCHING
+    return False
+
+
+async def _status_of_a_page(place: Place) -> int | None:
+    """Ask for the same address without ``Upgrade``, as for a page."""
+    with suppress(*GONE):
+        async with request(place, "GET", {"Origin": place.origin, "Connection": "close"}) as answer:
+            return answer.head.status
+    return None
+
+
+# HTTP.
+
+
+async def _examine_http(place: Place) -> Finding:
+    """Ask for the stream as a stranger, who is refused in the protocol's own words."""
+    body = body_of("stream")
+    try:
+        async with request(place, "POST", post(place, body), body) as answer, asyncio.timeout(PATIENCE):
+            said = (await answer.read()).decode(errors="replace")
+    except GONE as error:
+        text = f"{place.url} does not answer over HTTP: {describe(error)}"
+        return Finding("server", Level.WARNING, text, hint(Head(0, {}), Fault.BUFFERING))
+    return judge_http(place, answer.head, said)
+
+
+def describe_answer(head: Head, said: str) -> str | None:
+    """Return what is wrong with the answer to a stranger at the stream's address; None if nothing is."""
+    if head.status != 200:
+        where = head.get("location").partition("?")[0][:LONGEST_LOCATION]
+        return f"{head.status}{f', a redirect to {where}' if where else ''}"
+    if head.media_type == "application/json":
+        return "polls, and no stream: the site runs under WSGI, or has no channel layer"
+    if head.media_type != "text/event-stream" or '"auth_error"' not in said:
+        return f"{head.media_type[:LONGEST_LOCATION] or 'something'}, which is no stream"
+    return None
+
+
+def judge_http(place: Place, head: Head, said: str) -> Finding:
+    """Return the finding about the answer to a stranger at the stream's address."""
+    if (wrong := describe_answer(head, said)) is None:
+        return Finding("server", Level.OK, f"{place.url} answers over HTTP")
+    text = f"{place.url} answers a stranger with {wrong}"
+    what = {
+        200: "Something else answers there: a page of a proxy, or for logging in?",
+        400: f"{hint(head, Fault.HOST)}; is it in ALLOWED_HOSTS?",
+        403: "A rule of the proxy or of the site's own middleware refuses a POST with a JSON body: see their logs.",
+        404: 'Does the proxy send this address to Django, and has the site include("notifications.urls") there?',
+        405: "Something else is at this address: does the proxy pass the method and the path on?",
+        429: "Too many connections; ask again when there are fewer.",
+    }.get(head.status, _STATUS.get(head.status, "The log of the web server or of the proxy says why."))
+    if head.media_type == "application/json" and head.status == 200:
+        what = "Run it on an ASGI server; docs/how-to/existing-site.md."
+    if head.media_type == "application/json" and head.status == 403:
+        text = f"{text}, by the origin rule"
+        what = hint(head, Fault.HOST, *([Fault.SCHEME] if place.secure else []))
+    if 300 <= head.status < 400:
+        what = _redirect(place, head)[1]
+    return Finding("server", Level.WARNING, f"{text}{_by(head)}", what)

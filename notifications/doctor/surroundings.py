@@ -7,8 +7,10 @@ from importlib import metadata
 from typing import Any, Final
 
 from django.core import checks
+from django.urls import get_script_prefix
 
 from ..conf import settings
+from ..mount import stream_path
 from .findings import Finding, Level
 
 PACKAGES: Final = ("django", "channels", "channels-redis", "redis", "hiredis", "msgspec", "daphne", "uvicorn")
@@ -38,7 +40,7 @@ def examine_settings() -> list[Finding]:
             message.hint or "",
         )
         for message in checks.run_checks(tags=["notifications"])
-        if not message.is_silenced()
+        if not message.is_silenced() and message.level >= checks.WARNING  # the road says the rest
     ]
     if not any(finding.level is Level.ERROR for finding in found):
         if settings.HEARTBEAT_INTERVAL >= LONGEST_HEARTBEAT:
@@ -53,6 +55,19 @@ def examine_settings() -> list[Finding]:
         kinds = ", ".join(settings.kinds)
         found.append(Finding("settings", Level.OK, f"topics: {kinds}; prefix {settings.PREFIX!r}"))
     return found
+
+
+def stream_paths() -> tuple[str, str] | None:
+    """
+    Return the path of the HTTP stream, and the same without the script prefix; None if the site has not mounted it.
+
+    What else may be wrong with the site's URLs is up to Django's own checks.
+    """
+    try:
+        found = stream_path()
+    except Exception:  # noqa: BLE001  the URLs are the site's modules
+        return None
+    return None if found is None else (found, found.removeprefix(get_script_prefix()))
 
 
 def describe_layer(layer: Any) -> list[Finding]:

@@ -6,7 +6,6 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
@@ -18,46 +17,12 @@ from notifications.doctor.findings import explain
 from notifications.doctor.listeners import examine_listeners
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis
+from tests.doctor import QUIET, SECRET, ask, start_listeners
 from tests.faults import kill_connections, listeners_connections, paused, redis_down
 from tests.ports import free_port
 from tests.processes import LAYERS, ROOT, Site
+from tests.settings import MIDDLEWARE
 from tests.waiting import wait_for
-
-QUIET = {"TOPICS": {"upload": {"AUTHORIZE": "tests.testsite.permissions.may_watch"}}}
-"""A site of which the system checks say nothing."""
-SECRET = "s3cret-of-nobody"
-
-
-class Report:
-    """What one run of the doctor said."""
-
-    def __init__(self, done: CompletedProcess[str]) -> None:
-        assert "Traceback" not in done.stderr, done.stderr
-        assert SECRET not in done.stdout + done.stderr
-        self.returncode = done.returncode
-        self.stderr = done.stderr
-        said: dict[str, Any] = json.loads(done.stdout)
-        self.broken: str | None = said["broken"]
-        self.findings = [Finding(**finding) for finding in said["checks"]]
-        assert said["healthy"] == (self.broken is None)
-        assert {finding.check for finding in self.findings} >= set(ROAD)
-        for finding in self.findings:
-            assert finding.hint or finding.level in (Level.OK, Level.SKIPPED) or finding.check == "listeners"
-
-    def of(self, check: str, level: str | None = None) -> str:
-        """Return what a check said, with its hints."""
-        return "\n".join(
-            f"{finding.text} → {finding.hint}"
-            for finding in self.findings
-            if finding.check == check and level in (None, finding.level)
-        )
-
-    def levels(self, *levels: str) -> list[str]:
-        return [finding.check for finding in self.findings if finding.level in levels]
-
-
-def ask(site: Site, *arguments: str) -> Report:
-    return Report(site.run("notifications_doctor", "--json", *arguments, seconds=40))
 
 
 @pytest.fixture
@@ -66,19 +31,6 @@ def quiet_site(new_site: Site) -> Site:
     # The default topics of the test settings have a kind that nobody may read.
     new_site.settings = {"NOTIFICATIONS": QUIET, "CHANNEL_LAYER_BACKEND": LAYERS["ours"]}
     return new_site
-
-
-def start_listeners(site: Site, count: int = 2) -> list[Any]:
-    """Start listeners and wait until one of them leads and all have reported."""
-    listeners = [site.start_listener() for _ in range(count)]
-    client = site.client()
-
-    def reported() -> bool:
-        states = client.hvals("notifications:listeners")
-        return len(states) == count and any(b'"holder"' in state for state in states)
-
-    wait_for(reported)
-    return listeners
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +76,8 @@ def test_a_site_that_is_well_is_said_to_be_well(quiet_site, layer):
     assert report.levels("warning", "error", "skipped") == []
     assert (report.returncode, report.broken) == (0, None)
     assert "both messages reached a socket" in report.of("socket")
+    assert "both messages reached an HTTP stream" in report.of("stream")
+    assert f"http://{server.address}/notifications/stream/ answers over HTTP" in report.of("server")
     assert layer in report.of("layer")
     assert not quiet_site.database.exists()
     left = [key for key in quiet_site.client().keys("*") if b"doctor" in key and b":once:" not in key]
@@ -621,6 +575,41 @@ def test_an_application_behind_channels_own_middleware(good_site):
     assert "both messages" in report.of("socket", "ok")
 
 
+# The HTTP stream.
+
+
+def test_a_stream_that_is_not_mounted(good_site):
+    """It is a hint and nothing more: the WebSocket works without."""
+    good_site.settings = {**good_site.settings, "ROOT_URLCONF": "tests.testsite.strange_urls"}
+
+    report = ask(good_site, "--fail-level", "WARNING")
+
+    assert (report.returncode, report.levels("skipped")) == (0, ["stream", "server"])
+    assert 'Add path("notifications/", include("notifications.urls"))' in report.of("stream", "skipped")
+
+
+@pytest.mark.parametrize(
+    ("middleware", "said"),
+    [
+        ("django.contrib.auth.middleware.LoginRequiredMiddleware", ""),
+        (
+            "tests.testsite.strange_urls.to_the_login",
+            "not answered by the stream's view: 302, a redirect to /login/",
+        ),
+    ],
+)
+def test_a_middleware_that_asks_everybody_to_log_in(good_site, middleware, said):
+    """Django's own lets the stream through; one of the site's that does not is found before anybody needs it."""
+    good_site.settings = {**good_site.settings, "MIDDLEWARE": [*MIDDLEWARE, middleware]}
+
+    report = ask(good_site)
+
+    assert report.broken is None
+    assert said in report.of("stream", "warning")
+    assert bool(report.of("stream", "warning")) == bool(said)
+    assert "both messages reached an HTTP stream" in report.of("stream", "ok")
+
+
 # The running site.
 
 
@@ -679,13 +668,24 @@ def test_a_running_site_that_has_its_sockets_elsewhere(good_site):
     ("answer", "said"),
     [
         (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "does not open a WebSocket: 502 → The proxy does not reach"),
-        (b"HTTP/1.1 301 Moved\r\nLocation: /\r\n\r\n", "does not open a WebSocket: 301 → It redirects"),
+        (
+            b"HTTP/1.1 301 Moved\r\nLocation: https://x/ws/notifications/\r\n\r\n",
+            "give the address that it redirects to",
+        ),
+        (b"HTTP/1.1 302 Found\r\nLocation: /login/?next=s3cret-of-nobody\r\n\r\n", "302, a redirect to /login/ → It"),
+        (b"HTTP/1.1 400 Bad\r\n\r\n", "400, as to any request → Let the proxy pass Host on unchanged"),
+        (b"HTTP/1.1 403 Forbidden\r\n\r\n", "403, whatever the origin → A rule of the proxy"),
+        (
+            b"HTTP/1.1 200 OK\r\nServer: cloudflare\r\n\r\n",
+            "200 from Cloudflare, as to a request for a page: Upgrade did",
+        ),
+        (bytes.fromhex("00000c04000000000000"), "speaks HTTP/2 only"),
         (b"220 mail ready\r\n\r\n", "does not answer: what answers there is no web server"),
         (b"nonsense\r\n\r\n", "does not answer"),
         (b"x" * 100_000, "does not answer"),
         (b"", "does not answer"),
     ],
-    ids=["502", "301", "mail", "nonsense", "endless", "nothing"],
+    ids=["502", "301", "login", "400", "403", "200", "HTTP/2", "mail", "nonsense", "endless", "nothing"],
 )
 def test_what_answers_instead_of_the_site(good_site, answer, said):
     """Whatever answers at the address, it is named as the running site's fault, without a stack trace."""

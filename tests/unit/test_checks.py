@@ -6,7 +6,7 @@ import sys
 from importlib import metadata
 
 import pytest
-from django.core.checks import run_checks
+from django.core.checks import INFO, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
@@ -256,10 +256,24 @@ def test_a_token_for_metrics_that_nobody_can_show_is_found(settings, install):
     assert found() == ["W006"]
 
 
+def test_a_site_that_has_not_mounted_the_stream_is_given_a_hint(settings):
+    """It is no warning: the WebSocket works without. A site without pages, or with broken ones, is told nothing."""
+    settings.ROOT_URLCONF = "tests.testsite.strange_urls"
+    assert [(message.id, message.level) for message in run_checks(tags=["notifications"])] == [
+        ("notifications.I001", INFO)
+    ]
+
+    settings.ROOT_URLCONF = "tests.nowhere"
+    assert found() == []
+
+    del settings.ROOT_URLCONF
+    assert found() == []
+
+
 def test_every_check_has_a_number_of_its_own_that_a_test_triggers():
     """No two mistakes share an id, and each id in the source stands in a test of this file."""
-    ids = [found[1] for text in source.strings() if (found := re.fullmatch(r"(?:notifications\.)?([EW]\d{3})", text))]
-    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "E016", "W004", "W005", "W006", "W008"}
+    ids = [found[1] for text in source.strings() if (found := re.fullmatch(r"(?:notifications\.)?([EIW]\d{3})", text))]
+    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "E016", "W004", "W005", "W006", "W008", "I001"}
 
     assert len(ids) == len(set(ids))
     assert set(ids) == tested
