@@ -62,6 +62,9 @@ def start_project(directory: Path) -> Path:
         settings.write(steps["settings"])
     (directory / "mysite/permissions.py").write_text(steps["authorize"])
     (directory / "mysite/asgi.py").write_text(steps["asgi"])
+    [mounted] = re.findall(r"add `(path\(.*?\))` to `mysite/urls.py`", readme.read_text())
+    with (directory / "mysite/urls.py").open("a") as urls:
+        urls.write(f"\nfrom django.urls import include\nurlpatterns += [{mounted}]\n")
     return directory
 
 
