@@ -234,6 +234,23 @@ test("when nothing answers, each transport has its turn again", async (t) => {
   assert.deepEqual(turns, ["stream", "poll", "websocket", "stream", "poll"]);
 });
 
+test("a browser in which no WebSocket can be made uses the others, and goes on with its attempts", async (t) => {
+  const tab = new Tab(t);
+  globalThis.WebSocket = class {
+    constructor() {
+      throw new Error("forbidden");
+    }
+  };
+  const { notifications } = await visit(tab, { transports: ["websocket", "stream"] });
+  await tab.wait(2);
+  tab.request.lose();
+  for (let i = 0; i < 20 && tab.requests.length < 2; i++) await tab.pass(0.5); // a WebSocket has its turn
+  tab.request.stream(hello());
+  await alive({ tab }, 20);
+
+  assert.equal(notifications.transport, "stream");
+});
+
 for (const [transports, first] of [
   [["stream"], "stream"],
   [["poll", "websocket"], "poll"],
@@ -860,6 +877,20 @@ test("each request has a fresh token, in its body and nowhere else", async (t) =
 
   assert.equal(tab.request.body.token, "token 11");
   assert.doesNotMatch(frames.join(), /token \d/);
+});
+
+test("a token that does not come is a loss; where a WebSocket is tried, it is not", async (t) => {
+  let hangs = false;
+  const token = () => (hangs ? new Promise(() => {}) : "token");
+  const { tab, notifications, states } = await streaming(t, { token });
+  hangs = true;
+  await alive({ tab }, 60); // a WebSocket would have been tried
+  assert.equal(notifications.state, "open");
+  await alive({ tab }, 30);
+  tab.request.end();
+  await tab.pass(10);
+
+  assert.equal(states.at(-1).reason, "no token");
 });
 
 test("a token that the server refuses is replaced, once", async (t) => {

@@ -56,6 +56,17 @@ class Lost extends Error {
   }
 }
 
+/** Wait for a token, but not for ever. */
+async function within(delay, promise) {
+  let timer;
+  const late = new Promise((_, fail) => (timer = setTimeout(() => fail(new Lost(1006, "no token")), delay)));
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
 /** A parser of text/event-stream: https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream */
 class Events {
   #rest = "";
@@ -328,7 +339,7 @@ class Requests {
     const wait = quick || this.transport === "stream" ? 0 : this.#wait;
     try {
       if (this.#hooks.token && Date.now() - this.#secretAt > TOKEN_AGE) {
-        this.#secret = await this.#hooks.token();
+        this.#secret = await within(GRACE, this.#hooks.token());
         this.#secretAt = Date.now();
         if (request.why) throw request.why;
       }
@@ -695,18 +706,18 @@ export function choose(options, dial) {
 
   /** Open a WebSocket beside the requests, and go on with it once it has been welcomed. */
   async function upgrade(from) {
-    let secret;
+    let secret, since, socket;
     try {
-      secret = await token?.();
+      secret = token && (await within(GRACE, token()));
+      if (from.readyState !== 1) return false;
+      since = from.position;
+      const address = new URL(from.address);
+      address.searchParams.delete("since");
+      if (since && !token) address.searchParams.set("since", since);
+      socket = new WebSocket(address);
     } catch {
       return false;
     }
-    if (from.readyState !== 1) return false;
-    const since = from.position;
-    const address = new URL(from.address);
-    address.searchParams.delete("since");
-    if (since && !token) address.searchParams.set("since", since);
-    const socket = new WebSocket(address);
     from.rival = socket;
     const isOpen = await new Promise((done) => {
       const limit = setTimeout(done, BLOCKED, false);
@@ -754,8 +765,13 @@ export function choose(options, dial) {
     clearTimeout(timer);
     if (usable.length === 0) return undefined;
     const transport = usable[at];
-    current = transport === "websocket" ? new Socket(new WebSocket(address), hooks) : new Requests(address, transport, hooks);
-    return current;
+    if (transport !== "websocket") return (current = new Requests(address, transport, hooks));
+    try {
+      return (current = new Socket(new WebSocket(address), hooks));
+    } catch (error) {
+      hooks.failed(1006); // there is none, or a policy forbids it
+      throw error;
+    }
   };
 }
 
