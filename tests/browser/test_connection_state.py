@@ -262,6 +262,7 @@ def test_offline_page_is_accessible_and_fits(line: Line, elements: str, directio
     line.pass_time(page, 3_000)
     expect(shown(page, "connection").first).to_be_visible()
 
+    page.evaluate("document.body.append(...document.querySelectorAll('connection-status, notification-toasts'))")
     page.clock.resume()  # axe waits
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")

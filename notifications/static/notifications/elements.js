@@ -25,6 +25,7 @@ const labels = {
   success: "Success",
   warning: "Warning",
   error: "Error",
+  connection: "Connection",
   connecting: "Connecting",
   offline: "Offline",
   catching_up: "Catching up",
@@ -1249,6 +1250,7 @@ export class ConnectionStatus extends HTMLElement {
 
   constructor() {
     super();
+    this.#box.ariaLabel = labels.connection;
     this.#text.role = "status";
     this.#button.type = "button";
     this.#button.addEventListener("click", () => this.#act());
@@ -1285,6 +1287,7 @@ export class ConnectionStatus extends HTMLElement {
     const transport = shown === "live" && connection.state === "open" && labels[`over_${connection.transport}`];
     const unseen = shown === "live" && !transport;
     this.#box.setAttribute("part", unseen ? "box live unseen" : `box ${shown}`);
+    this.#box.role = unseen ? null : "region"; // an empty landmark would be one to skip
     this.#text.setAttribute("part", shown === "live" ? "text unseen" : "text");
     if (shown !== "offline") this.#detail.textContent = transport || "";
     const action = shown === "offline" ? "try_now" : shown === "closed" && closed !== "disconnected" ? "reload_page" : "";
