@@ -18,6 +18,8 @@ declare module "../../../notifications/static/notifications/protocol.js" {
 /** `action` tells the messages apart, those of the site among them. */
 export function textOf(message: TypedMessage): string {
   switch (message.action) {
+    case "progress":
+      return `${message.payload.percent?.toFixed() ?? "?"} % ${message.payload.stage ?? ""}`;
     case "upload_progress":
       return `${message.payload.progress_percent.toFixed()} % ${message.payload.error_message ?? ""}`;
     case "upload_completed":
