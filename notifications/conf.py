@@ -72,8 +72,9 @@ class Kind:
     """Seconds after its last message at which a history expires. Default: the site's ``HISTORY_TTL``."""
 
     STATE: bool = False
-    """The latest message is the complete state, such as progress or a status: a client that subscribes without a
-    position, or after a gap, receives it first. Default: true for ``upload`` and ``job``."""
+    """The latest message is the complete state, such as progress: a client that subscribes without a position, or
+    after a gap, receives it first, and one that has fallen behind receives it instead of all that it missed. Default:
+    true for ``upload`` and ``job``."""
 
     PUBLIC: bool = False
     """Any authenticated user may subscribe; ``AUTHORIZE`` is not called."""

@@ -31,16 +31,26 @@ class Tally:
         bridged: Messages that a listener has handed to the channel layer.
         delivered: Messages that were handed to the server for a browser.
         duplicates: Messages that were not sent because the socket had already received them.
+        replaced: Messages that were not sent because a later one of their topic, which is a state, is.
         connections, subscriptions: The current number of open connections, and of topics they have joined.
         responses: The current number of those that are HTTP responses.
         unanswered: The current number of subscriptions that wait because it is not known whether they are allowed.
 
     """
 
-    __slots__ = ("bridged", "connections", "delivered", "duplicates", "responses", "subscriptions", "unanswered")
+    __slots__ = (
+        "bridged",
+        "connections",
+        "delivered",
+        "duplicates",
+        "replaced",
+        "responses",
+        "subscriptions",
+        "unanswered",
+    )
 
     def __init__(self) -> None:
-        self.bridged = self.delivered = self.duplicates = 0
+        self.bridged = self.delivered = self.duplicates = self.replaced = 0
         self.connections = self.responses = self.subscriptions = self.unanswered = 0
 
 

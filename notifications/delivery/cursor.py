@@ -69,23 +69,31 @@ def start(where: Where, since: Position | str | None, ttl: float, *, state: bool
         since: The browser's position; ``"last"`` to begin with the latest message; None for nothing
             from the past.
         ttl: Seconds that a history is kept after its last message.
-        state: Whether the latest message is the whole state, so that it is sent first unless the
-            browser is known to have it.
+        state: Whether the latest message is the whole state. Then it is sent first unless the
+            browser is known to have it, and what came before it need not be.
 
     """
     latest = where.position if where.last is None else Position(where.last.epoch, where.last.n - 1)
     if since is None or isinstance(since, str):
         return Start(None, latest if since or state else where.position)
-    if (position := _recover(where, since, ttl)) is not None:
-        return Start(True, position)
-    return Start(False, latest if state else where.position)
+    position = _recover(where, since, ttl, state=state)
+    if position is None:
+        return Start(False, latest if state else where.position)
+    if state and position < latest:
+        tally.replaced += latest.n - position.n
+        return Start(True, latest)
+    return Start(True, position)
 
 
-def _recover(where: Where, since: Position, ttl: float) -> Position | None:
-    """Find the position after which everything since ``since`` is kept; None if that cannot be proven."""
+def _recover(where: Where, since: Position, ttl: float, *, state: bool) -> Position | None:
+    """
+    Find the position after which everything since ``since`` is kept; None if that cannot be proven.
+
+    Of a state, everything is the latest message.
+    """
     first, last = where.first, where.last
     if first is not None and last is not None and since.epoch == last.epoch:
-        complete = first.epoch != last.epoch or first.n <= since.n + 1
+        complete = state or first.epoch != last.epoch or first.n <= since.n + 1
         # After a restart from a snapshot, what was published after it is lost.
         return since if complete and where.whole and since.n <= last.n else None
     # A position in a topic that was empty then: its epoch is a time. Nothing has expired or been
@@ -95,9 +103,8 @@ def _recover(where: Where, since: Position, ttl: float) -> Position | None:
         return None
     if first is None or last is None:
         return where.position
-    if first.n == 1 and first.epoch == last.epoch and first.epoch >= since.epoch:
-        return Position(first.epoch, 0)
-    return None
+    complete = state or (first.epoch == last.epoch and first.n == 1)
+    return Position(last.epoch, 0) if complete and last.epoch >= since.epoch else None
 
 
 class Cursor:
@@ -122,21 +129,40 @@ class Cursor:
 
     What is noted as missed need not be kept: the history has it as well.
 
+    Of a topic whose latest message is the whole state, a message with an id follows all that are older: those in
+    between are replaced by it, and counted.
+
     Attributes:
+        latest_only: Whether it is such a topic.
         state: As above.
         epoch, n: The last message that was sent, or the position before the first.
         heard: The event loop's time at which that was published, at the latest.
 
     """
 
-    __slots__ = ("_known", "_level_at", "_level_run", "_missed", "epoch", "heard", "n", "state", "topic", "ttl")
+    __slots__ = (
+        "_known",
+        "_level_at",
+        "_level_run",
+        "_missed",
+        "_was_live",
+        "epoch",
+        "heard",
+        "latest_only",
+        "n",
+        "state",
+        "topic",
+        "ttl",
+    )
 
-    def __init__(self, topic: Topic, ttl: float) -> None:
+    def __init__(self, topic: Topic, ttl: float, *, latest_only: bool = False) -> None:
         self.topic = topic
         self.ttl = ttl
+        self.latest_only = latest_only
         self.state = State.JOINING
         self.epoch = self.n = 0
         self.heard = 0.0
+        self._was_live = False
         self._missed: tuple[int, int] | None = None
         self._known: Position | None = None
         # Proof that the socket had everything that was published until some moment: one Redis, and its time in ms.
@@ -148,6 +174,7 @@ class Cursor:
         """Send what follows from now on."""
         if self.state is not State.LEFT:
             self.state = State.LIVE
+            self._was_live = True
 
     def catch_up(self) -> None:
         """Send nothing live from now on, because the history will be read."""
@@ -216,6 +243,15 @@ class Cursor:
         self._missed = None
         return self.position
 
+    @property
+    def read_after(self) -> Position | None:
+        """
+        After which position to read; None for the latest message alone.
+
+        What came while the browser was being told that it is subscribed is few, and it has not fallen behind.
+        """
+        return None if self.latest_only and self._was_live else self.position
+
     def move(self, position: Position, heard: float) -> None:
         """Record that all up to here was sent or reported missing, and when it was published."""
         self.epoch, self.n = position
@@ -234,12 +270,21 @@ class Cursor:
             if n <= self.n:
                 tally.duplicates += 1
                 return Verdict.DROP
+            if self.latest_only:
+                self._replace(n)
+                self.n = n
+                self.heard = now
+                return SEND
         elif n == 1 and self.n == 0 and epoch > self.epoch and self._was_level(run, epoch):
             self.epoch, self.n = epoch, 1  # the first message of a topic that was empty
             self.heard = now
             return Verdict.SEND
         self._know(epoch, n)
         return Verdict.BEHIND
+
+    def _replace(self, n: int) -> None:
+        """Count the messages that need not be sent because ``n`` is."""
+        tally.replaced += n - self.n - 1
 
     def offer_without_id(self) -> Verdict:
         """Judge a live message that no history has."""
@@ -306,6 +351,9 @@ class Cursor:
             self._void()
             if clock_was_set_back:
                 return False, []  # the page follows a later epoch, and so has nothing; read again
+        if self.latest_only and last.epoch == self.epoch and page.frames:
+            self._replace(page.frames[0].position.n)
+            return False, page.frames
         frames: list[Frame] = []
         n = self.n
         for frame in page.frames:

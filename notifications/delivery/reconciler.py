@@ -87,7 +87,7 @@ class Reconciler:
         self._next = inf
         """When to look for changes next."""
         self._stood: dict[Cursor, Position] = {}
-        self._reads: dict[tuple[Topic, Position], asyncio.Task[Page]] = {}
+        self._reads: dict[tuple[Topic, Position | None], asyncio.Task[Page]] = {}
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
         self._comparing = Supervised("reconciler", self._run)
@@ -170,9 +170,9 @@ class Reconciler:
             if self._answering is asyncio.current_task():
                 self._answering = None
 
-    async def read(self, topic: Topic, after: Position) -> Page:
+    async def read(self, topic: Topic, after: Position | None) -> Page:
         """
-        Read what follows a position.
+        Read what follows a position, or the latest message alone; see ``Store.read``.
 
         A thousand sockets that miss the same message share one read, as long as it has not been sent; it
         belongs to the process, so that none of them can cancel it for the others.
@@ -185,7 +185,7 @@ class Reconciler:
             task.add_done_callback(self._read_done)
         return await asyncio.shield(task)
 
-    async def _read(self, key: tuple[Topic, Position]) -> Page:
+    async def _read(self, key: tuple[Topic, Position | None]) -> Page:
         async with self._free:
             del self._reads[key]  # from here on it may be too old for a new caller
             return await get_store().read(*key)

@@ -158,7 +158,7 @@ class Delivery:
         """
         kind = settings.kinds[topic.kind]
         name = _name(topic)
-        cursor = self.cursors[name] = Cursor(topic, kind.HISTORY_TTL)
+        cursor = self.cursors[name] = Cursor(topic, kind.HISTORY_TTL, latest_only=kind.STATE)
         tally.subscriptions += 1
         await self._in_time(self._layer.group_add(topic.group, self._channel))
         if not kind.HISTORY_SIZE:
@@ -180,7 +180,7 @@ class Delivery:
     async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
         where = await reconciler().look(cursor.topic)
         now = asyncio.get_running_loop().time()
-        begin = start(where, since, cursor.ttl, state=settings.kinds[cursor.topic.kind].STATE)
+        begin = start(where, since, cursor.ttl, state=cursor.latest_only)
         cursor.begin(begin.position, where, now)
         return begin
 
@@ -399,11 +399,11 @@ class Delivery:
                 self._deliver(text)
 
     async def _catch_up(self, cursor: Cursor) -> None:
-        """Send page by page what follows a cursor, each when the browser has confirmed enough."""
+        """Send page by page what follows a cursor, or the latest message, when the browser has confirmed enough."""
         while True:
             await self._until_confirmed()
             before = cursor.begin_reading()
-            page = await reconciler().read(cursor.topic, before)
+            page = await reconciler().read(cursor.topic, cursor.read_after)
             if cursor.has_left:
                 return  # nothing of it may be sent after the answer
             self._send(page, cursor)

@@ -162,10 +162,11 @@ class MemoryStore:
         with self._lock:
             return Changes(self._run, bytes(self._marks))
 
-    async def read(self, topic: Topic, after: Position) -> Page:
+    async def read(self, topic: Topic, after: Position | None) -> Page:
         with self._lock:
             where, frames, left = self._where(topic), list[Frame](), PAGE_BYTES
             if where.last is not None:
+                after = Position(where.last.epoch, where.last.n - 1) if after is None else after
                 for frame in self._histories[topic].frames:
                     if left > 0 and frame.position > after:
                         frames.append(frame)

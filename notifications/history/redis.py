@@ -107,8 +107,8 @@ class RedisStore:
         run, marks = await pipeline.arun(_CHANGES, [_marks()], [RUN], READ_TIMEOUT, again=True)
         return Changes(run.decode(), b"" if marks is None else marks or None)
 
-    async def read(self, topic: Topic, after: Position) -> Page:
-        arguments = [str(after), PAGE_BYTES, RUN]
+    async def read(self, topic: Topic, after: Position | None) -> Page:
+        arguments = ["" if after is None else str(after), PAGE_BYTES, RUN]
         reply = await pipeline.arun(_PAGE, [topic.history_key], arguments, READ_TIMEOUT, again=True)
         frames = [Frame(Position.parse(reply[at].decode()), reply[at + 1].decode()) for at in range(6, len(reply), 2)]
         run, now, first, last, whole, ttl = reply[:6]

@@ -132,9 +132,13 @@ class Store(Protocol):
         """Return the marks of all buckets; costs the same for any number of topics."""
         ...
 
-    async def read(self, topic: Topic, after: Position) -> Page:
+    async def read(self, topic: Topic, after: Position | None) -> Page:
         """
-        Read what follows a position, in order.
+        Read what follows a position, in order, or the latest message alone.
+
+        Args:
+            topic: Of which topic.
+            after: The position; None for a page of the latest message.
 
         A page has at least one frame if any follows, ends at the latest with the frame that fills
         ``PAGE_BYTES``, and otherwise has all there are.

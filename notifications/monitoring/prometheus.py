@@ -153,6 +153,7 @@ TALLIES: Final = {
     "bridged": "Messages that the listener has handed to the channel layer.",
     "delivered": "Messages handed to the server for browsers.",
     "duplicates": "Messages not sent because the socket had already received them.",
+    "replaced": "Messages of states not sent because the socket was sent a later one.",
 }
 LEVELS: Final = {
     "connections": "Open sockets, and HTTP responses that have not ended.",

@@ -105,7 +105,7 @@ Grant = Annotated[
 ]
 _SINCE: Final = Meta(
     description='What the client has. Absent: nothing from the past follows; "last": the latest message first; the id '
-    "of a message or a position: everything after it.",
+    "of a message or a position: everything after it, or of a state the latest message.",
     extra_json_schema={"anyOf": [{"type": "string"}, {"type": "null"}], "pattern": f"^(last|{POSITION})$"},
 )
 
@@ -309,8 +309,8 @@ Here = Annotated[
 Recovered = Annotated[
     bool | None,
     Meta(
-        description="Whether everything after the client's position follows. False: something may be missing for good, "
-        "load the state from the site. Null: the client gave no position."
+        description="Whether everything after the client's position follows, or of a state the latest message. False: "
+        "something may be missing for good, load the state from the site. Null: the client gave no position."
     ),
 ]
 
@@ -344,7 +344,7 @@ class Subscribed(Struct, tag="subscribed", tag_field="action"):
         bool,
         Meta(
             description="Whether the latest message of the topic is the complete state, such as progress: then it "
-            "follows if the client gave no position from which to continue."
+            "follows unless the client has it, and messages that it has replaced need not arrive: ids may jump."
         ),
     ]
     joined: Annotated[

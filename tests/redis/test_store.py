@@ -745,6 +745,19 @@ async def test_a_page_of_many_small_messages_is_complete(store, amount):
     assert await kept(store) == found
 
 
+async def test_the_latest_message_is_read_alone(store):
+    """Whatever its size, and however many are kept, with the same ends as any page."""
+    found = [*publish(store, 5), Position.parse(store.publish(TOPIC, data(5, PAGE_BYTES + 1)))]
+
+    whole, page = await store.read(TOPIC, Position(0, 0)), await store.read(TOPIC, None)
+
+    assert [frame.position for frame in page.frames] == found[-1:]
+    assert json.loads(page.frames[0].text)["n"] == 5
+    assert (page.run, page.first, page.last, page.whole) == (whole.run, found[0], found[-1], True)
+    empty = await store.read(Topic("closed", "nothing"), None)
+    assert (empty.first, empty.last, empty.frames) == (None, None, [])
+
+
 async def test_reading_begins_after_the_position(store):
     """The message at the position itself does not come again; from the last position nothing comes."""
     found = publish(store, 11)

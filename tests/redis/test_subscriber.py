@@ -20,7 +20,7 @@ from notifications.delivery.subscriber import Delivery, subscribed
 from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.logs import LogBudget
-from notifications.metrics import counts
+from notifications.metrics import counts, tally
 from tests.eager_tasks import use_eager_tasks
 from tests.waiting import await_for, scaled
 
@@ -660,12 +660,13 @@ async def test_a_bug_in_one_read_strands_no_topic(site, monkeypatch, caplog):
 
     monkeypatch.setattr(get_store(), "read", failing)
     socket = await site.joined()
-    await socket.join(UPLOAD)
+    other = Topic("closed", "8")
+    await socket.join(other)
     await site.lose(1)
     await site.say(2)
     await await_for(lambda: failed, what="a read that will fail")
-    await site.lose(3, topic=UPLOAD)
-    await site.say(4, topic=UPLOAD)
+    await site.lose(3, topic=other)
+    await site.say(4, topic=other)
     await await_for(lambda: socket.delivery._behind, what="another topic behind it")
     fail.set()
 
@@ -891,6 +892,97 @@ async def test_a_stuck_send_holds_nothing_up_where_nothing_has_a_history(site, q
         await site.forward(number, None)
 
     await await_for(lambda: not site.waiting(socket), what="an empty queue")
+
+
+# States.
+
+
+async def test_a_state_needs_no_read_where_a_message_is_missing(site, reads):
+    """What comes later has replaced it: it is sent at once, and nothing older after it."""
+    socket, before = await site.joined(UPLOAD), tally.replaced
+    await site.say(1, topic=UPLOAD)
+    late = await site.lose(2, topic=UPLOAD)
+    await site.say(3, topic=UPLOAD)
+    await site.forward(2, late, topic=UPLOAD)
+    await site.say(4, topic=UPLOAD)
+
+    await socket.has(1, 3, 4)
+    assert reads == []
+    assert tally.replaced == before + 1
+
+
+async def test_the_last_message_of_a_state_is_found_though_nothing_follows_it(site, quick, reads):
+    """Of all that the layer has lost, the comparison brings the latest, in one read."""
+    socket = await site.joined(UPLOAD)
+    await site.say(1, topic=UPLOAD)
+    await socket.has(1)
+    await site.lose(*range(2, 50), topic=UPLOAD)
+    reconciler.reconciler().hurry(UPLOAD)
+
+    await await_for(lambda: socket.numbers[-1] == 49, what="the latest message")
+    assert socket.told == []
+    assert {after for _, after in reads} == {None}
+
+
+async def test_a_slow_browser_gets_the_latest_of_a_state_and_all_of_other_topics(site, small_bound, settings, reads):
+    """It is sent no more than the bound, then what is newest, whatever the history of the state has dropped."""
+    topics = {"closed": {"HISTORY_SIZE": 500}, "upload": {"HISTORY_SIZE": 5}}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": topics}
+    socket, before = await site.joined(), tally.replaced
+    await socket.join(UPLOAD)
+    for number in range(100):
+        await site.say(*range(number * 10, number * 10 + 10), topic=UPLOAD, size=100)
+        await site.say(1000 + number, size=100)
+    await await_for(lambda: not site.waiting(socket))
+    assert socket.delivery.paused
+    paused_at = len(socket.numbers)
+
+    async with asyncio.timeout(scaled()):
+        while 1099 not in socket.numbers or 999 not in socket.numbers:
+            while socket.pings:
+                socket.delivery.pong(socket.pings.pop())
+            await asyncio.sleep(0)
+
+    of_the_state = [number for number in socket.numbers if number < 1000]
+    assert [number for number in socket.numbers if number >= 1000] == list(range(1000, 1100))
+    assert of_the_state == [*range(len(of_the_state) - 1), 999]
+    assert len(of_the_state) <= paused_at <= 100
+    assert tally.replaced == before + 1000 - len(of_the_state)
+    assert sum(topic == UPLOAD for topic, _ in reads) == 1
+    assert len(socket.told) == 1, "it was told more than that it is subscribed to the second topic"
+
+
+async def test_a_browser_that_comes_back_to_a_state_gets_the_latest(site, settings):
+    """Nothing is missing, though more was published than the history keeps; and the answer names where it is."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_SIZE": 5}
+    since, before = await site.lose(1, topic=UPLOAD), tally.replaced
+    end = await site.lose(*range(2, 50), topic=UPLOAD)
+    socket = await site.open()
+
+    assert await socket.join(UPLOAD, since) == (True, Position(end.epoch, end.n - 1))
+    await socket.has(49)
+    assert tally.replaced == before + 47
+    await site.say(50, topic=UPLOAD)
+    await socket.has(49, 50)
+
+
+async def test_slow_browsers_of_a_state_share_one_read(site, small_bound, reads):
+    """Wherever they are, the latest message is the same."""
+    sockets = [await site.joined(UPLOAD) for _ in range(20)]
+    for number, socket in enumerate(sockets):
+        socket.delivery.credit.sent = 20_000 if number % 2 else 0
+    await site.say(*range(10), topic=UPLOAD, size=5)
+    for socket in sockets[::2]:
+        socket.delivery.credit.sent = 20_000
+    await site.say(*range(10, 20), topic=UPLOAD, size=5)
+    await await_for(lambda: not any(map(site.waiting, sockets)))
+    for socket in sockets:
+        socket.delivery.ask()
+        socket.delivery.pong(socket.delivery.credit._number)
+
+    for socket in sockets:
+        await await_for(lambda socket=socket: socket.numbers[-1:] == [19], what="the latest message")
+    assert len(reads) == 1
 
 
 # The end.

@@ -243,18 +243,18 @@ async def test_the_publish_functions_reach_the_tabs(site, server, settings):
 async def test_the_order_of_every_topic_is_kept(site, server, raw):
     """Of 5,000 messages published in one burst on five topics, a tab gets each topic's in the order of publishing."""
     alice = site.add_user()
-    uploads = [alice.new_upload() for _ in range(5)]
-    burst = [(f"upload:{uploads[n % 5]}", f'{{"upload":{n % 5},"n":{n}}}') for n in range(5000)]
+    orders = [f"order:{alice.username}-{n}" for n in range(5)]
+    burst = [(orders[n % 5], f'{{"order":{n % 5},"n":{n}}}') for n in range(5000)]
     async with open_tab(server, alice) as tab:
-        for upload_id in uploads:
-            await tab.watch(upload_id)
+        for order in orders:
+            await tab.subscribe(order)
 
         raw.publish_all(burst)
 
         got: dict[int, list[int]] = {n: [] for n in range(5)}
         for _ in burst:
             frame = json.loads(await tab.next_text())
-            got[frame["upload"]].append(frame["n"])
+            got[frame["order"]].append(frame["n"])
         assert got == {start: list(range(start, 5000, 5)) for start in range(5)}
 
 

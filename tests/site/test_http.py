@@ -74,6 +74,22 @@ async def test_a_stream_continues_where_the_last_one_ended(site, server, raw):
     assert sorted(frame["n"] for frame in frames if "n" in frame) == [2, 3]
 
 
+async def test_a_poll_has_the_latest_of_a_state_alone(site, server, raw):
+    """Clients that poll slowly are not sent what has been replaced since, and are not told that it is missing."""
+    user = site.add_user()
+    upload = f"upload:{user.new_upload()}"
+    raw.publish(upload, '{"n":0}')
+    first = await poll(server, user, {"topic": upload, "since": "last"}, wait=25)
+    raw.publish_all([(upload, f'{{"n":{n}}}') for n in range(1, 151)])
+    raw.publish(user.channel, '{"n":"all are stamped"}')
+    await poll(server, user, since=first[0]["id"], wait=25)
+
+    frames = await poll(server, user, {"topic": upload, "since": first[-1]["_meta"]["id"]})
+
+    assert [frame["n"] for frame in frames if "n" in frame] == [150]
+    assert [frame["recovered"] for frame in frames if frame.get("topic") == upload] == [True]
+
+
 async def test_a_poll_waits_for_a_message(site, server, raw):
     """It is answered when there is one, and has the answers as well."""
     user = site.add_user()

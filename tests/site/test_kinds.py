@@ -1,13 +1,19 @@
 """What the options of a kind change for browsers, on real servers."""
 
+import asyncio
+import json
+
+import psutil
 import pytest
 
 import notifications
-from tests.clients import Tab, open_tab
+from tests.clients import Tab, message_of, open_tab
 from tests.conftest import SERVERS, point_to
 from tests.processes import LAYERS, Site
 
 TOPICS = {
+    "user": {"HISTORY_SIZE": 300},
+    "upload": {"PUBLIC": True},
     "news": {"PUBLIC": True},
     "lamp": {"PUBLIC": True, "STATE": True},
     "team": {"JOIN": "tests.testsite.permissions.teams_of"},
@@ -87,3 +93,68 @@ async def test_a_state_is_shown_to_whoever_comes(site, server):
         assert (await tab.subscribe(news))["state"] is False
         await notifications.apublish(news, {"n": 3})
         await tab.expect_message('{"n":3}')
+
+
+async def test_a_browser_that_reads_nothing_gets_the_newest_progress_and_every_notice(site, server):
+    """Of 10,000 messages of an upload the last arrives, though the rest is neither kept nor held for it."""
+    user = site.add_user()
+    upload, progress, notices = f"upload:{user.new_upload()}", 10_000, 200
+    async with open_tab(server, user) as tab, open_tab(server, user) as witness:
+        for each in (tab, witness):
+            await expect_teams(each, user)
+            await each.subscribe(upload)
+        reading = asyncio.create_task(read_until(witness, f'{{"n":{progress}', notices))
+        tab.connection.transport.pause_reading()
+        before = psutil.Process(server.pid).memory_info().rss
+        for n in range(0, progress, 50):
+            await notifications.apublish(f"user:{user.pk}", {"notice": n // 50})
+            each = [{"n": n + step + 1, "text": "x" * 2000} for step in range(50)]
+            await asyncio.gather(*[notifications.apublish(upload, message) for message in each])
+        await reading
+        grown = psutil.Process(server.pid).memory_info().rss - before
+        tab.connection.transport.resume_reading()
+        frames = await read_until(tab, f'{{"n":{progress}', notices)
+
+    ids = [ids_of(frame) for frame in frames if '"n":' in frame]
+    assert [json.loads(message_of(frame))["notice"] for frame in frames if '"notice":' in frame] == list(range(notices))
+    assert ids == sorted(set(ids))
+    assert len(ids) < 1000  # of 2,000 characters each; the socket may have sent 512 Ki before it paused
+    assert tab.told == []
+    assert grown < 10 << 20  # all of it would be 20 MB
+
+
+async def read_until(tab: Tab, last: str, notices: int) -> list[str]:
+    """Read until there are so many notices, and the message that begins like this."""
+    frames, has_last = [], False
+    while not has_last or sum('"notice":' in frame for frame in frames) < notices:
+        frames.append(frame := await tab.next_text())
+        if frame.startswith('{"action":"subscribed"'):
+            tab.told.append(frame)
+        has_last = has_last or message_of(frame).startswith(last)
+    return frames
+
+
+def ids_of(frame: str) -> tuple[int, int]:
+    """Return the id of a message as integers."""
+    epoch, _, n = json.loads(frame)["_meta"]["id"].partition("-")
+    return int(epoch), int(n)
+
+
+async def test_a_browser_that_comes_back_to_a_state_gets_what_is_newest(site, server):
+    """More was published than is kept, and yet nothing is missing; of another topic it gets each message."""
+    user = site.add_user()
+    lamp, news = f"lamp:{user.username}", f"news:{user.username}"
+    since = {topic: await notifications.apublish(topic, {"n": 0}) for topic in (lamp, news)}
+    for n in range(1, 151):
+        id_ = await notifications.apublish(lamp, {"n": n})
+    for n in range(1, 51):
+        await notifications.apublish(news, {"n": n})
+    async with open_tab(server, user) as tab:
+        await expect_teams(tab, user)
+        answer = await tab.subscribe(lamp, since=since[lamp])
+        assert (answer["recovered"], answer["state"]) == (True, True)
+        assert answer["id"] == f"{id_.partition('-')[0]}-150"
+        await tab.expect_message('{"n":150}')
+        assert (await tab.subscribe(news, since=since[news]))["recovered"] is True
+        for n in range(1, 51):
+            await tab.expect_message(f'{{"n":{n}}}')

@@ -107,13 +107,13 @@ async def test_what_is_published_arrives_live_without_a_listener(new_site, serve
 async def test_the_end_of_a_burst_larger_than_a_channel_is_delivered(site, server, raw):
     """A server that sleeps through more than a channel holds delivers all of it in order when it wakes."""
     alice = site.add_user()
-    upload_id = alice.new_upload()
+    order = f"order:{alice.username}"
     site.settings = {**OURS}
     async with open_tab(server, alice) as tab:
-        await tab.watch(upload_id)
+        await tab.subscribe(order)
         server.pause()
         try:
-            await asyncio.to_thread(raw.publish_all, [(f"upload:{upload_id}", f'{{"n":{n}}}') for n in range(3000)])
+            await asyncio.to_thread(raw.publish_all, [(order, f'{{"n":{n}}}') for n in range(3000)])
         finally:
             server.resume()
 

@@ -197,7 +197,7 @@ async def test_the_documented_client_loses_nothing_over_restarts(new_site, serve
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": kinds}
     server, _ = await asyncio.to_thread(new_site.start_all, server_kind)
     user = new_site.add_user()
-    raw_topic, published_topic, team = f"user:{user.pk}", f"upload:{user.new_upload()}", f"team:{user.username}"
+    raw_topic, published_topic, team = f"user:{user.pk}", f"order:{user.username}", f"team:{user.username}"
     topics = (raw_topic, published_topic, team)  # the site joins the last
     sent = 0
 

@@ -33,9 +33,9 @@ def kept(epoch, first, last):
     return [P(epoch, n) for n in range(first, last + 1)]
 
 
-def cursor_at(position, *, last=None, now=0.0, **fields):
+def cursor_at(position, *, last=None, now=0.0, latest_only=False, **fields):
     """A cursor that is level at ``position``, or has everything up to it of a history that goes on to ``last``."""
-    cursor = Cursor(Topic("closed", "7"), TTL)
+    cursor = Cursor(Topic("closed", "7"), TTL, latest_only=latest_only)
     end = None if position.n == 0 and last is None else last or position
     cursor.begin(position, where(end and P(end.epoch, 1), end, **fields), now)
     cursor.go_live()
@@ -60,11 +60,23 @@ BEGINNINGS = [
     (where(P(E - 9, 7), P(E, 5)), P(E, 0), False, Start(True, P(E, 0))),
     # Trimmed, unknown, of another epoch.
     (where(P(E, 3), P(E, 5)), P(E, 1), False, Start(False, P(E, 5))),
-    (where(P(E, 3), P(E, 5)), P(E, 1), True, Start(False, P(E, 4))),
     (where(P(E, 1), P(E, 5)), P(E, 6), False, Start(False, P(E, 5))),
     (where(P(E, 1), P(E, 5)), P(E - 1, 5), False, Start(False, P(E, 5))),
     (where(P(E, 1), P(E, 5)), P(10**18, 10**18), False, Start(False, P(E, 5))),
+    (where(P(E, 1), P(E, 5)), P(E - 1, 5), True, Start(False, P(E, 4))),
+    (where(P(E, 1), P(E, 5)), P(E, 6), True, Start(False, P(E, 4))),
     (where(), P(E, 5), True, Start(False, P(NOW, 0))),
+    # Of a state the latest is all, whether or not what it has replaced is still kept.
+    (where(P(E, 1), P(E, 5)), P(E, 2), True, Start(True, P(E, 4))),
+    (where(P(E, 1), P(E, 5)), P(E, 4), True, Start(True, P(E, 4))),
+    (where(P(E, 1), P(E, 5)), P(E, 5), True, Start(True, P(E, 5))),
+    (where(P(E, 3), P(E, 5)), P(E, 1), True, Start(True, P(E, 4))),
+    (where(P(E, 3), P(E, 5)), P(E - 7, 0), True, Start(True, P(E, 4))),
+    (where(P(E, 1), P(E, 1)), P(E - 7, 0), True, Start(True, P(E, 0))),
+    (where(), P(NOW, 0), True, Start(True, P(NOW, 0))),
+    # Unless the browser may have had a later one that this Redis has lost.
+    (where(P(E, 1), P(E, 5), whole=False), P(E, 3), True, Start(False, P(E, 4))),
+    (where(P(E, 1), P(E, 5)), P(E + 7, 0), True, Start(False, P(E, 4))),
     # A Redis restarted from a snapshot does not know what it lost behind it.
     (where(P(E, 1), P(E, 5), whole=False), P(E, 5), False, Start(False, P(E, 5))),
     # The topic was empty, and nothing can have come and gone.
@@ -549,6 +561,104 @@ def test_reading_ends_at_the_end_of_the_history(found, before, has_all):
     assert not cursor.has_all(found, before)
     assert cursor.begin_reading() == P(E, 3)
     assert not cursor.has_all(found, before), "it is known that there is one more"
+
+
+# States.
+
+
+def test_what_a_browser_that_comes_back_to_a_state_need_not_be_sent_is_counted():
+    """The messages between its position and the latest; none if it gets all or is told that something is missing."""
+    counted = []
+    for since, state in [(P(E, 2), True), (P(E - 7, 0), True), (P(E, 5), True), (P(E, 2), False), (P(E - 7, 3), True)]:
+        before = tally.replaced
+        start(where(P(E, 1), P(E, 5)), since, TTL, state=state)
+        counted.append(tally.replaced - before)
+
+    assert counted == [2, 4, 0, 0, 0]
+
+
+def test_a_state_goes_on_with_whatever_is_newer():
+    """A live message need not follow the one before: what is between is counted, and not sent when it comes late."""
+    cursor, before = cursor_at(P(E, 3), latest_only=True), tally.replaced
+
+    verdicts = [cursor.offer(E, n, "a", 1.0) for n in (4, 7, 5, 7, 6, 8)]
+
+    assert verdicts == [Verdict.SEND, Verdict.SEND, Verdict.DROP, Verdict.DROP, Verdict.DROP, Verdict.SEND]
+    assert cursor.position == P(E, 8)
+    assert cursor.heard == 1.0
+    assert tally.replaced == before + 2
+
+
+@pytest.mark.parametrize("seen", [P(E + 1, 1), P(E + 1, 4), P(E - 1, 9)])
+def test_a_state_that_begins_anew_is_looked_up(seen):
+    """A later message of another epoch proves nothing of what came before it."""
+    assert cursor_at(P(E, 3), latest_only=True).offer(*seen, "b", 1.0) is Verdict.BEHIND
+
+
+def test_of_a_state_the_latest_message_is_sent():
+    """A socket that missed many is sent the last of them, though the history has lost what follows its position."""
+    cursor, before = cursor_at(P(E, 3), latest_only=True), tally.replaced
+    for n in (5, 30):
+        cursor.let_go(E, n)
+    begin = cursor.begin_reading()
+    found = page(P(E, 40), first=P(E, 21))
+
+    told, [frame] = cursor.follow(found, 1.0)
+    cursor.move(frame.position, 1.0)
+
+    assert not told
+    assert cursor.position == P(E, 40)
+    assert cursor.has_all(found, begin)
+    assert tally.replaced == before + 36
+    assert cursor.follow(found, 2.0) == (False, [])
+
+
+def test_what_came_while_a_state_was_joined_is_sent():
+    """A browser that has just subscribed has not fallen behind; only what the history has dropped meanwhile is left."""
+    cursor, before = Cursor(Topic("closed", "7"), TTL, latest_only=True), tally.replaced
+    cursor.begin(P(E, 4), where(P(E, 1), P(E, 5)), 0.0)
+    cursor.offer(E, 6, "a", 1.0)
+    cursor.catch_up()
+    assert cursor.read_after == P(E, 4)
+
+    sent = [frame.position.n for frame in cursor.follow(page(*kept(E, 5, 6), first=P(E, 1)), 1.0)[1]]
+    assert (sent, tally.replaced) == ([5, 6], before)
+    told, frames = cursor.follow(page(P(E, 9)), 1.0)
+    assert (told, len(frames), tally.replaced) == (False, 1, before + 4)
+
+    cursor.go_live()
+    assert cursor.read_after is None
+    assert cursor_at(P(E, 4)).read_after == P(E, 4)
+
+
+def test_a_state_whose_latest_message_is_gone_is_told():
+    """What was seen and is in no history would have been the whole truth."""
+    cursor = cursor_at(P(E, 3), latest_only=True)
+    cursor.let_go(E, 6)
+
+    _, [frame] = cursor.follow(page(P(E, 5), first=P(E, 1)), 1.0)
+    cursor.move(frame.position, 1.0)
+    assert cursor.lacks
+
+    assert cursor.follow(page(P(E, 5), first=P(E, 1)), 1.0) == (True, [])
+    assert cursor.position == P(E, 6)
+
+
+@pytest.mark.parametrize("aged_before", [True, False])
+def test_a_state_of_another_epoch_begins_with_its_latest_message(aged_before):
+    """It is told, unless the epoch before ended by age with the socket level; the latest message follows either way."""
+    cursor = cursor_at(P(E, 3), latest_only=True)
+    now = aged(cursor)
+    found = page(P(NEXT, 5), first=P(NEXT, 1), now=now + 50_000, run="a" if aged_before else "b")
+
+    told, frames = cursor.follow(found, LATER + 50)
+    assert told is not aged_before
+    if told:
+        assert cursor.position == P(NEXT, 4)
+        again, frames = cursor.follow(found, LATER + 50)
+        assert not again
+
+    assert [frame.position for frame in frames] == [P(NEXT, 5)]
 
 
 # Comparing.

@@ -369,11 +369,15 @@ async def test_page_that_is_opened_late_sees_the_state(ada):
     """What was published earlier in the block is the history of the socket."""
     with captured():
         ids = [await apublish("upload:ada-1", {"action": "progress", "n": n}) for n in range(3)]
+        ordered = [await apublish("order:ada-1", {"action": "progress", "n": n}) for n in range(3)]
         async with connect_as(ada) as socket:
             await socket.subscribe("upload:ada-1", since="last")
             await socket.expect("progress", n=2)
         async with connect_as(ada) as socket:
             assert (await socket.subscribe("upload:ada-1", since=ids[0]))["recovered"] is True
+            await socket.expect("progress", n=2)
+        async with connect_as(ada) as socket:
+            assert (await socket.subscribe("order:ada-1", since=ordered[0]))["recovered"] is True
             await socket.expect("progress", n=1)
             await socket.expect("progress", n=2)
 

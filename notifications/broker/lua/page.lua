@@ -1,7 +1,7 @@
--- Read frames from a history, up to a number of bytes but at least one.
+-- Read frames from a history, up to a number of bytes but at least one, or the last alone.
 --
 -- KEYS  1 history
--- ARGV  1 id after which to read   2 bytes   3 run
+-- ARGV  1 id after which to read, empty for the last   2 bytes   3 run
 -- Returns the run, Redis's time (ms), first id and last id of the history (empty if it has no entry), 1 if this
 -- server wrote the last entry, time to live (ms), then id and frame of each.
 
@@ -13,6 +13,11 @@ if not last then
 end
 local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
 local found = {ARGV[3], now, first[1], last[1], last[2][1] == ARGV[3] and 1 or 0, redis.call('PTTL', KEYS[1])}
+if ARGV[1] == '' then
+  found[#found + 1] = last[1]
+  found[#found + 1] = last[2][2]
+  return found
+end
 local left = tonumber(ARGV[2])
 local after = ARGV[1]
 while left > 0 do

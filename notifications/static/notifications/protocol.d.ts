@@ -8,7 +8,7 @@
 export interface Auth {
   readonly type: "auth";
   readonly token: string;
-  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it. */
+  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it, or of a state the latest message. */
   readonly since?: string | null;
 }
 
@@ -24,7 +24,7 @@ export interface AuthSuccess {
   readonly user_id: string;
   /** The topic's position before the messages that follow; null where no history is kept. */
   readonly id: string | null;
-  /** Whether everything after the client's position follows. False: something may be missing for good, load the state from the site. Null: the client gave no position. */
+  /** Whether everything after the client's position follows, or of a state the latest message. False: something may be missing for good, load the state from the site. Null: the client gave no position. */
   readonly recovered: boolean | null;
 }
 
@@ -179,7 +179,7 @@ export interface Subscribe {
   readonly topic: string;
   /** Signed by the site for this user and topic, in place of a permission check. */
   readonly grant?: string | null;
-  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it. */
+  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it, or of a state the latest message. */
   readonly since?: string | null;
 }
 
@@ -189,7 +189,7 @@ export interface SubscribeUpload {
   readonly upload_id: string;
   /** Signed by the site for this user and topic, in place of a permission check. */
   readonly grant?: string | null;
-  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it. */
+  /** What the client has. Absent: nothing from the past follows; "last": the latest message first; the id of a message or a position: everything after it, or of a state the latest message. */
   readonly since?: string | null;
 }
 
@@ -203,11 +203,11 @@ export interface Subscribed {
   readonly action: "subscribed";
   /** A kind and an id, such as order:7. */
   readonly topic: string;
-  /** Whether everything after the client's position follows. False: something may be missing for good, load the state from the site. Null: the client gave no position. */
+  /** Whether everything after the client's position follows, or of a state the latest message. False: something may be missing for good, load the state from the site. Null: the client gave no position. */
   readonly recovered: boolean | null;
   /** The topic's position before the messages that follow; null where no history is kept. */
   readonly id: string | null;
-  /** Whether the latest message of the topic is the complete state, such as progress: then it follows if the client gave no position from which to continue. */
+  /** Whether the latest message of the topic is the complete state, such as progress: then it follows unless the client has it, and messages that it has replaced need not arrive: ids may jump. */
   readonly state: boolean;
   /** Whether the site has subscribed the client without a request. A client that has a position of the topic subscribes with it as since, and ignores messages until the answer: they follow again. */
   readonly joined: boolean;

@@ -4,27 +4,30 @@ const MAX_FRAMES = 100; // shown; a tab may stay open for weeks
 const MAX_TEXT = 2000; // characters of one frame
 
 const frames = document.getElementById("frames");
-const counts = { messages: 0, missing: 0, twice: 0 };
+const counts = { messages: 0, replaced: 0, missing: 0, twice: 0 };
 const last = new Map(); // the last id of each topic
+const states = new Set(); // topics whose latest message is all that counts
 
 function make(name, className, text) {
   return Object.assign(document.createElement(name), { className, textContent: text });
 }
 
-/** Take note of an id. In one epoch the numbers go up by one; another epoch is another counting. */
+/**
+ * Take note of an id. In one epoch the numbers go up by one, of a state perhaps by more; another epoch is another counting.
+ */
 function count({ topic, id }) {
   const [epoch, n] = id.split("-");
   const before = last.get(topic);
   counts.messages += 1;
   if (before?.epoch === epoch && +n <= before.n) counts.twice += 1;
   else {
-    if (before?.epoch === epoch) counts.missing += +n - before.n - 1;
+    if (before?.epoch === epoch) counts[states.has(topic) ? "replaced" : "missing"] += +n - before.n - 1;
     last.set(topic, { epoch, n: +n });
   }
   for (const [name, value] of Object.entries(counts)) {
     const shown = document.getElementById(name);
     shown.textContent = value;
-    shown.classList.toggle("bad", value > 0 && name !== "messages");
+    shown.classList.toggle("bad", value > 0 && ["missing", "twice"].includes(name));
   }
 }
 
@@ -48,6 +51,7 @@ export function showFrames(connection) {
     const { direction, text } = detail;
     const frame = JSON.parse(text);
     if (frame._meta) count(frame._meta);
+    if (frame.action === "subscribed" && frame.state) states.add(frame.topic);
     // From here on the topic begins anew: what is missing is told.
     if (frame.recovered === false) last.delete(frame.topic ?? `user:${frame.user_id}`);
     add(direction, frame, text);
