@@ -283,7 +283,7 @@ def test_refresh_by_morphing(visitor: Visitor, stays: str) -> None:
         page.evaluate(
             """() => new Promise((go) => {
                 addEventListener("turbo:load", go, { once: true });
-                Turbo.session.refresh(location.href);
+                Turbo.visit(location.href, { action: "replace" });
             })"""
         )
         expect(page.locator("notification-toasts")).to_have_count(1)
