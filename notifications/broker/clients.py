@@ -261,6 +261,10 @@ class Breaker:
     def worked(self) -> None:
         self._open_until = 0.0
 
+    def try_again(self) -> None:
+        """Let the next caller try, who has something to say that must not be lost and can wait a second for it."""
+        self._open_until = 0.0
+
     @contextmanager
     def guarding(self) -> Iterator[None]:
         """Refuse a call while the breaker is open, and record how one that was made ended."""

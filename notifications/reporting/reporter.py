@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 from django.db import connections
 
 from .. import publisher
+from ..broker import clients
 from ..conf import settings
 from ..history import get_store
 from ..logs import describe, outages
@@ -140,6 +141,11 @@ class Reporter:
             logger.warning("progress cannot be published (%s, %d time(s)); jobs go on", describe(error), times)
         return False
 
+    def _prepare_last(self) -> None:
+        """Ask a Redis once more that did not answer just now, if it did before: it may be back."""
+        if self._reached:
+            clients.breaker.try_again()
+
     def _gives_up(self) -> bool:
         """Return whether the last message is not tried again: no time is left, or Redis was away all the time."""
         return not self._reached or self.clock() + LAST_RETRY > self._deadline
@@ -227,6 +233,7 @@ class ThreadReporter(Reporter):
             self._looked.set()
 
     def _end(self, last: Sequence[Last]) -> None:
+        self._prepare_last()
         for topic, message, key in last:
             while not self._publish(topic, message, key):
                 if self._gives_up():
@@ -334,6 +341,7 @@ class TaskReporter(Reporter):
             self._looked.set()
 
     async def _end(self, last: Sequence[Last]) -> None:
+        self._prepare_last()
         for topic, message, key in last:
             while not await self._publish(topic, message, key):
                 if self._gives_up():

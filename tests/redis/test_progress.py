@@ -22,8 +22,8 @@ from tests.waiting import scaled, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "job:42"
-SECOND = 1.3
-"""Seconds that "one second in all" may take on a machine that is busy, before scaling."""
+SECOND = 1.8
+"""Seconds that "one second in all" may take on a machine that is busy, before scaling. Two would be another promise."""
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_redis_that_hangs_costs_a_job_one_second(server):
             for _ in range(100):
                 p.advance()
                 p.stage = "Reading"
-            assert time.monotonic() - began < scaled(0.3)
+            assert time.monotonic() - began < scaled(0.8)
         assert time.monotonic() - began < scaled(SECOND)
 
         began = time.monotonic()
@@ -80,6 +80,18 @@ def test_a_long_job_shows_again_when_redis_is_back(server):
         wait_for(lambda: told("done") == [70])
 
     assert told("state", "done") == [("running", 70), ("succeeded", 100)]
+
+
+def test_a_job_that_ends_when_redis_has_just_hung_is_told(server):
+    """Others do not ask it again for three seconds; the last message does."""
+    with Progress(JOB) as p:
+        wait_for(lambda: told("state"))
+        with paused(server.child):
+            p.advance()
+            wait_for(breaker.remaining)
+
+    states = told("state")  # a second "running", if Redis has carried out what it was sent while it hung
+    assert (states[-1], states.count("succeeded")) == ("succeeded", 1)
 
 
 def test_a_job_that_ends_while_redis_restarts_is_told(server):

@@ -667,6 +667,16 @@ async def test_parts_of_tasks_add_up(sent):
     assert told(sent, "state") == ["running", "succeeded"]
 
 
+def test_a_loop_may_be_the_count_of_an_open_job(sent):
+    """``track`` on a Progress counts in it, and does not end it."""
+    with Progress(JOB) as p:
+        for _ in track("abc", p):
+            pass
+        assert (p.done, p.total, p.state) == (3, 3, "running")
+
+    assert told(sent, "state") == ["running", "succeeded"]
+
+
 def test_a_loop_over_a_part_takes_its_total_only():
     """Other options belong to the job."""
     p = Progress(JOB)
@@ -807,6 +817,14 @@ def test_a_loop_ends_when_its_job_is_cancelled(sent, monkeypatch):
     assert told(sent, "state", "error")[-1] == ("cancelled", None)
     with Progress(JOB) as p:
         assert not p.cancelled
+        p.check()
+
+
+def test_a_request_to_cancel_expires(sent, monkeypatch):
+    """Nobody knows any more which job was meant."""
+    monkeypatch.setattr("notifications.history.memory.CANCEL_TTL", 0)
+    cancel(JOB)
+    with Progress(JOB) as p:
         p.check()
 
 
