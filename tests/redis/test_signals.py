@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 
+import django
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import transaction
@@ -157,7 +158,8 @@ def test_a_receiver_under_which_something_is_cancelled_cancels_no_publish(ear, c
     assert say("user:7", {"n": 1}) is not None
 
     assert ear.hear() == ("user:7", '{"n":1}')
-    assert "CancelledError" in caplog.text
+    if django.VERSION < (6, 1):  # from there on only that receiver's task ends, and Django keeps it to itself
+        assert "CancelledError" in caplog.text
 
 
 async def test_a_publish_that_is_cancelled_during_its_receivers_is_cancelled(ear, connect):
