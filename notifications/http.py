@@ -17,7 +17,7 @@ from contextvars import Context, copy_context
 from typing import Any, Final, TypeVar
 
 import msgspec
-from asgiref.sync import sync_to_async
+from asgiref.sync import SyncToAsync, sync_to_async
 from channels.layers import get_channel_layer
 from django.conf import settings as django_settings
 from django.contrib.auth.decorators import login_not_required
@@ -61,7 +61,7 @@ _loop: Final = LoopThread("notifications-polls")
 View = TypeVar("View", bound=Callable[..., Any])
 
 
-def _for_scripts(view: View) -> View:
+def for_scripts(view: View) -> View:
     """
     Exempt a view from what Django does for pages: the CSRF token, the login page, and a transaction.
 
@@ -72,7 +72,7 @@ def _for_scripts(view: View) -> View:
     return login_not_required(csrf_exempt(view))
 
 
-@_for_scripts
+@for_scripts
 async def stream(request: HttpRequest) -> HttpResponseBase:
     """
     Answer the frames of the wire protocol, as they come or at once; ``docs/protocol.md`` describes it.
@@ -102,7 +102,7 @@ async def _here(request: HttpRequest, wanted: Request) -> HttpResponseBase:
     return await (work if hasattr(request, "scope") else _loop.run(work))
 
 
-@_for_scripts
+@for_scripts
 def in_green_threads(request: HttpRequest) -> HttpResponse:
     """Answer 501 in a worker of gevent, whose threads are none: a loop in one of them would be found running in all."""
     return _refuse(501, "gevent cannot run asyncio; use workers with threads, or an ASGI server")
@@ -157,7 +157,6 @@ async def _answer(request: HttpRequest, wanted: Request) -> HttpResponseBase:
         headers["Retry-After"] = str(NEXT_POLL)
         parts = [part async for part in body]
         return HttpResponse(b"".join(parts), content_type="application/json", headers=headers)
-    await sync_to_async(_release_database)()
     if wanted.mode == "poll":
         return Streamed(body, content_type="application/json", headers=headers)
     headers["X-Accel-Buffering"] = "no"
@@ -185,8 +184,21 @@ def _refuse(status: int, error: str, **headers: str) -> HttpResponse:
     return JsonResponse({"error": error}, status=status, headers={"Cache-Control": "no-store", **headers})
 
 
+async def _release_thread() -> None:
+    """
+    Give back the thread that Django has for a request, and the database connections that its middleware has opened.
+
+    Both would last as long as the response. What needs a thread after that gets another one.
+    """
+    await sync_to_async(_release_database)()
+    context = SyncToAsync.thread_sensitive_context.get(None)
+    if context is None or getattr(context, "_executor", None) is not None:  # that one belongs to whoever has given it
+        return
+    if (executor := SyncToAsync.context_to_thread_executor.pop(context, None)) is not None:
+        executor.shutdown(wait=False)
+
+
 def _release_database() -> None:
-    """Close what the request's middleware has opened: it would stay open as long as the response."""
     for each in connections.all(initialized_only=True):
         if not each.in_atomic_block:
             each.close()
@@ -263,6 +275,8 @@ class Response:
                 self.end = "refused"
                 return
             yield b""
+            if self._layer is not None:
+                await _release_thread()
             await self._connection.request(caller, wanted.auth, wanted.subscriptions)
             stopping().add(self)
             async with aclosing(self._events() if wanted.mode == "stream" else self._array(wanted)) as parts:
@@ -389,7 +403,10 @@ def _is_news(text: str, named: Container[str]) -> bool:
 
     An answer that is not known yet is no news: a client that came back at once would only ask again.
     """
-    frame = _known.decode(text)
+    try:
+        frame = _known.decode(text)
+    except (ValueError, RecursionError):  # nested more deeply than this stack allows; no frame of ours is
+        return True
     if frame.action in ("auth_success", "subscribed"):
         return frame.recovered is False or (frame.joined and frame.topic not in named)
     return not (frame.action == "error" and frame.code == "unavailable")

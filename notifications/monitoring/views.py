@@ -6,7 +6,6 @@ import asyncio
 import hmac
 from importlib.util import find_spec
 
-from django.contrib.auth.decorators import login_not_required
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
@@ -14,9 +13,10 @@ from django.views.decorators.http import require_safe
 from ..bridge import status
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
 from ..conf import settings
+from ..http import for_scripts
 
 
-@login_not_required
+@for_scripts
 @require_safe
 @never_cache
 async def live(request: HttpRequest) -> HttpResponse:
@@ -24,7 +24,7 @@ async def live(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"live": True})
 
 
-@login_not_required
+@for_scripts
 @require_safe
 @never_cache
 async def ready(request: HttpRequest) -> HttpResponse:
@@ -40,7 +40,7 @@ async def ready(request: HttpRequest) -> HttpResponse:
     return JsonResponse({"ready": is_ready, **state}, status=200 if is_ready else 503)
 
 
-@login_not_required
+@for_scripts
 @require_safe
 @never_cache
 def metrics(request: HttpRequest) -> HttpResponse:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 import time
+from contextlib import AsyncExitStack
 
 import psutil
 import pytest
@@ -231,6 +232,22 @@ async def test_a_client_that_has_gone_leaves_nothing_behind(limited_site, limite
     await until(lambda: are_open(0))
     assert await metric(limited_server, "notifications_connections") == 0
     assert await metric(limited_server, "notifications_subscriptions") == 0
+
+
+async def test_a_response_that_waits_holds_no_thread(limited_site, limited_server):
+    """Django has one for each request that it answers; hundreds of them would keep a process from starting others."""
+    process = psutil.Process(limited_server.pid)
+    users = [limited_site.add_user() for _ in range(20)]
+    await poll(limited_server, users[0])
+    before = process.num_threads()
+    async with AsyncExitStack() as stack:
+        for user in users:
+            await stack.enter_async_context(open_stream(limited_server, user))
+
+        async def are_gone():
+            return process.num_threads() < before + len(users) / 2
+
+        await until(are_gone)
 
 
 async def until(condition):

@@ -20,6 +20,7 @@ from notifications.connection import limits
 from notifications.history import put_in_place
 from notifications.history.memory import MemoryStore
 from notifications.metrics import tally
+from notifications.monitoring import views as monitoring
 from notifications.protocol.frames import (
     MAX_REQUEST_SIZE,
     MAX_TOPICS,
@@ -311,6 +312,13 @@ def test_what_is_news_ends_a_poll(text, news):
     assert http._is_news(text, {"order:7"}) is news
 
 
+async def test_a_message_that_cannot_be_looked_into_ends_a_poll():
+    """As any message does: otherwise it would be in the way of everything behind it, for as long as it is kept."""
+    nested = '{"a":' + "[" * 5000 + "]" * 5000 + "}"
+
+    assert http._is_news(nested, {"order:7"})
+
+
 async def test_a_line_break_between_tokens_does_not_end_an_event():
     """A raw message may have been written over several lines."""
     assert http._event('{"a":\r\n1}') == 'data: {"a":  1}\n\n'
@@ -405,9 +413,10 @@ async def test_middleware_does_not_hold_events_back(settings):
     assert not tally.responses
 
 
-def test_a_site_with_atomic_requests_can_serve_it():
+@cases("view", [http.stream, monitoring.live, monitoring.ready, monitoring.metrics])
+def test_a_site_with_atomic_requests_can_serve_it(view):
     """Django refuses an asynchronous view there, unless it needs no transaction on any database."""
-    assert http.stream._non_atomic_requests == set(connections)
+    assert view._non_atomic_requests == set(connections)
 
 
 def test_workers_of_gevent_say_that_they_cannot(monkeypatch, rf):
