@@ -20,6 +20,7 @@ GITHUB = ROOT / ".github"
 JOBS = yaml.safe_load((GITHUB / "workflows/ci.yml").read_text())["jobs"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 VERSIONS = (ROOT / "docs/versions.md").read_text()
+SEEN = ("deploy", "docs", "notifications", "project")
 DOCTOR = "manage.py notifications_doctor --json"
 
 
@@ -138,6 +139,16 @@ def test_editors_are_told_what_the_linter_wants() -> None:
     assert int(config["*.py"]["max_line_length"]) == PROJECT["tool"]["ruff"]["line-length"]
     assert [name for name, text in texts.items() if not text.endswith("\n") or "\r" in text] == []
     assert [name for name, text in texts.items() if re.search(r"[ \t]$", text, re.MULTILINE)] == []
+
+
+def test_no_merge_is_left_half_done() -> None:
+    """No file that users see has a conflict's markers; a template with them renders, and no linter reads it."""
+    marker = re.compile(r"^(<{7} |={7}$|>{7} )", re.MULTILINE)
+    paths = [path for folder in SEEN for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = {path: path.read_bytes().decode(errors="replace") for path in [*paths, *ROOT.glob("*.*")] if path.is_file()}
+
+    assert len(paths) > 100
+    assert [str(path.relative_to(ROOT)) for path, text in texts.items() if marker.search(text)] == []
 
 
 @pytest.mark.parametrize("name", ["ISSUE_TEMPLATE/bug.yml", "ISSUE_TEMPLATE/idea.yml", "pull_request_template.md"])
