@@ -131,8 +131,12 @@ class Settings:
     """Seconds that a socket without a session has to send its auth frame, and that checking it may take."""
 
     TOKEN_MAX_AGE: int = 300
-    """Seconds that tokens and grants stay valid. They are for connecting, not for keeping: a page fetches
+    """Seconds that tokens stay valid. They are for connecting, not for keeping: a page fetches
     a new one each time it connects."""
+
+    GRANT_MAX_AGE: int = 43_200
+    """Seconds that grants stay valid, unless they are revoked: as long as a page may be open. A page
+    shows its grants each time it connects, over HTTP every few minutes. By default half a day."""
 
     HEARTBEAT_INTERVAL: float = 30.0
     """Seconds between two pings to a browser. 30 is below the 60 s after which nginx and AWS load

@@ -1,5 +1,5 @@
 """
-Short-lived tokens and grants, signed by Django.
+Tokens and grants, signed by Django.
 
 A token identifies the user of a socket where there is no session cookie (another host, a mobile app). A grant
 says that one user may read one topic. Both are sent in frames, never in a URL, because URLs end up in logs.
@@ -63,10 +63,10 @@ def check_token(token: str) -> Any:
 
 def make_grant(user: Any, topic: Topic | str) -> str:
     """
-    Make a grant that lets this user subscribe to this topic for ``TOKEN_MAX_AGE`` seconds.
+    Make a grant that lets this user subscribe to this topic for ``GRANT_MAX_AGE`` seconds.
 
-    For pages that checked the permission while they were rendered. A grant cannot be withdrawn before it
-    expires; what a kind's ``AUTHORIZE`` allows can.
+    For pages that checked the permission while they were rendered. A page shows it each time it connects, so it should
+    outlive the page. ``revoke`` takes back all grants that were made before.
 
     Raises:
         TopicError: The topic is not valid.
@@ -77,12 +77,17 @@ def make_grant(user: Any, topic: Topic | str) -> str:
 
 
 def check_grant(grant: str, user: Any, topic: Topic) -> bool:
-    """Say whether a grant was made for this user and topic and has not expired."""
+    """Return whether a grant was made for this user and topic and has not expired. It may have been revoked."""
+    return grant_made_at(grant, user, topic) is not None
+
+
+def grant_made_at(grant: str, user: Any, topic: Topic) -> int | None:
+    """Return when a grant was made, in seconds since the epoch; None if ``check_grant`` would return False."""
     try:
-        content = signed.load(grant, GRANT_SALT, settings.TOKEN_MAX_AGE)
+        content = signed.load(grant, GRANT_SALT, settings.GRANT_MAX_AGE)
     except _FORGED:
-        return False
-    return bool(content == [str(user.pk), str(topic)])
+        return None
+    return signed.signed_at(grant) if content == [str(user.pk), str(topic)] else None
 
 
 def _fingerprint(auth_hash: str) -> str:

@@ -18,10 +18,11 @@ from django.http import Http404
 from ..aio import PerLoop
 from ..conf import settings
 from ..exceptions import TopicError
+from ..history import get_store
 from ..logs import LogBudget, describe, outages
 from ..metrics import count, tally
 from ..tenants import current
-from ..tokens import check_grant
+from ..tokens import grant_made_at
 from ..topics import Topic
 from .batches import AnswersError, Batches
 from .callbacks import Callbacks, is_async, is_outage, within
@@ -78,11 +79,29 @@ def is_out(what: What) -> bool:
     return _silent()[who_answers(what)] >= OUT_AFTER
 
 
-def is_given(user: Any, topic: Topic, grant: str | None) -> bool:
-    """Return whether a user may read a topic without a call: their own, a public one, or one they have a grant for."""
-    if settings.kinds[topic.kind].PUBLIC or topic == Topic.for_user(user):
-        return True
-    return grant is not None and check_grant(grant, user, topic)
+def is_open(user: Any, topic: Topic) -> bool:
+    """Return whether a user may read a topic because of its sort: their own, or a public one."""
+    return settings.kinds[topic.kind].PUBLIC or topic == Topic.for_user(user)
+
+
+async def has_grant(user: Any, topic: Topic, grant: str | None) -> bool:
+    """
+    Return whether a grant lets a user read a topic: it is valid, and was not revoked.
+
+    Raises:
+        redis.RedisError, OSError, TimeoutError: It is not known whether it was revoked.
+
+    """
+    if grant is None or (made_at := grant_made_at(grant, user, topic)) is None:
+        return False
+    return made_at > await get_store().agrants_revoked_at(Topic.for_user(user).full_id, topic)
+
+
+def has_grant_here(user: Any, topic: Topic, grant: str | None) -> bool:
+    """Return whether a grant lets a user read a topic, in the thread of a request; see ``has_grant``."""
+    if grant is None or (made_at := grant_made_at(grant, user, topic)) is None:
+        return False
+    return made_at > get_store().grants_revoked_at(Topic.for_user(user).full_id, topic)
 
 
 def is_asked_together(topic: Topic) -> bool:

@@ -16,6 +16,7 @@ from django.core import signing
 from .. import sending, signed
 from ..broker import clients, pipeline
 from ..exceptions import NotificationsError, TopicError
+from ..history import get_store
 from ..metrics import count
 from ..topics import Topic, internal_name
 
@@ -55,11 +56,15 @@ class Control(NamedTuple):
         return channel()
 
     def send(self) -> None:
+        if self.do == "revoke":  # first: whoever is told may ask again at once
+            get_store().revoke_grants(self.user, Topic.checked_elsewhere(self.what))
         with clients.breaker.guarding():
             clients.tell(channel(), self.sign())
         count("control", self.do)
 
     async def asend(self) -> None:
+        if self.do == "revoke":
+            await get_store().arevoke_grants(self.user, Topic.checked_elsewhere(self.what))
         with clients.breaker.guarding():
             await pipeline.atell(channel(), self.sign())
         count("control", self.do)
@@ -149,8 +154,8 @@ def revoke(
     """
     End a user's subscriptions to a topic; their browsers are told ``unsubscribed``.
 
-    Withdraw the permission first: for a page that subscribes again, ``AUTHORIZE`` decides. A grant opens the topic
-    again until it expires.
+    Withdraw the permission first: for a page that subscribes again, ``AUTHORIZE`` decides. The grants that the user has
+    for the topic do not count any more; one that is made in a later second does.
 
     Args:
         topic: A ``Topic``, or its text such as ``"order:7"``.

@@ -22,6 +22,7 @@ from ..access import authentication, authorization
 from ..access.credentials import Credentials, credentials_of
 from ..access.revocation import NEVER, access
 from ..aio import PerLoop
+from ..broker.clients import FAILURES
 from ..conf import settings
 from ..delivery.subscriber import Delivery, subscribed
 from ..exceptions import TopicError
@@ -424,7 +425,12 @@ class Connection:
             await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
         begin = Position.since(since)
-        if authorization.is_given(self.user, topic, grant):
+        try:
+            is_given = authorization.is_open(self.user, topic) or await authorization.has_grant(self.user, topic, grant)
+        except FAILURES as error:
+            await self._no_way_in(error)
+            return
+        if is_given:
             await self._join(topic, begin)
             return
         as_of = asyncio.get_running_loop().time()

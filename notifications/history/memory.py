@@ -90,6 +90,7 @@ class MemoryStore:
         self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
         self._leases: dict[str, Tenure] = {}
         self._cancels: dict[Topic, float] = {}
+        self._revoked: dict[tuple[str, Topic], float] = {}
 
     def publish(
         self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
@@ -182,6 +183,19 @@ class MemoryStore:
 
     async def server(self) -> str:
         return self._run
+
+    def revoke_grants(self, user: str, topic: Topic) -> None:
+        with self._lock:
+            self._revoked[user, topic] = time.time()
+
+    async def arevoke_grants(self, user: str, topic: Topic) -> None:
+        self.revoke_grants(user, topic)
+
+    def grants_revoked_at(self, user: str, topic: Topic) -> float:
+        return self._revoked.get((user, topic), 0.0)
+
+    async def agrants_revoked_at(self, user: str, topic: Topic) -> float:
+        return self.grants_revoked_at(user, topic)
 
     def request_cancel(self, topic: Topic) -> None:
         with self._lock:

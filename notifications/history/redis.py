@@ -7,6 +7,7 @@ The files in ``broker/lua/`` describe what each script takes, does and returns.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -128,6 +129,22 @@ class RedisStore:
         reply = await pipeline.arun(_LOOK, [], [RUN, STARTED], READ_TIMEOUT, again=True)
         return str(reply[0].decode())
 
+    def revoke_grants(self, user: str, topic: Topic) -> None:
+        with clients.breaker.guarding():
+            clients.call(*_revoking(user, topic), again=True)
+
+    async def arevoke_grants(self, user: str, topic: Topic) -> None:
+        with clients.breaker.guarding():
+            await pipeline.acall(*_revoking(user, topic), again=True)
+
+    def grants_revoked_at(self, user: str, topic: Topic) -> float:
+        with clients.breaker.guarding():
+            return float(clients.call("GET", _revoked_key(user, topic), again=True) or 0)
+
+    async def agrants_revoked_at(self, user: str, topic: Topic) -> float:
+        with clients.breaker.guarding():
+            return float(await pipeline.acall("GET", _revoked_key(user, topic), again=True) or 0)
+
     def request_cancel(self, topic: Topic) -> None:
         with clients.breaker.guarding():
             clients.call("SET", _cancel_key(topic), 1, "EX", CANCEL_TTL, again=True)
@@ -155,6 +172,14 @@ class RedisStore:
 
 def _cancel_key(topic: Topic) -> str:
     return internal_name(f"cancel:{topic}")
+
+
+def _revoked_key(user: str, topic: Topic) -> str:
+    return internal_name(f"revoked:{len(user)}:{user}:{topic}")  # the id of a user may have a colon, too
+
+
+def _revoking(user: str, topic: Topic) -> tuple[Any, ...]:
+    return "SET", _revoked_key(user, topic), time.time(), "EX", settings.GRANT_MAX_AGE
 
 
 def _publishing(

@@ -157,6 +157,22 @@ class Store(Protocol):
         """Return the ``run`` of the server that answers; another one may have lost messages."""
         ...
 
+    def revoke_grants(self, user: str, topic: Topic) -> None:
+        """Remember for ``GRANT_MAX_AGE`` seconds that no grant counts that a user has for a topic by now."""
+        ...
+
+    async def arevoke_grants(self, user: str, topic: Topic) -> None:
+        """Remember that a user's grants for a topic do not count; see ``revoke_grants``."""
+        ...
+
+    def grants_revoked_at(self, user: str, topic: Topic) -> float:
+        """Return when that was last done, in seconds since the epoch by the clock of whoever did it; 0 if never."""
+        ...
+
+    async def agrants_revoked_at(self, user: str, topic: Topic) -> float:
+        """Return when a user's grants for a topic were revoked; see ``grants_revoked_at``."""
+        ...
+
     def request_cancel(self, topic: Topic) -> None:
         """Remember for ``CANCEL_TTL`` seconds that the job of a topic is to be cancelled."""
         ...

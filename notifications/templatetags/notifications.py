@@ -91,7 +91,7 @@ def upload_progress(
         context: The template's context.
         upload_id: The id that is given to ``publish_progress``.
         grant: Sign that this user may watch this upload, so that ``AUTHORIZE`` is not called: only in a page whose
-            view has checked that. It expires after ``TOKEN_MAX_AGE``.
+            view has checked that. It expires after ``GRANT_MAX_AGE``.
         status_url: URL of the site that answers with ``status``, ``stage``, ``percent`` and ``message`` as JSON: it is
             asked while the page is offline, and after messages were missed. Its view has to check the permission.
         **attributes: Attributes of the element: ``label``, and the current ``status``, ``stage``, ``percent`` and

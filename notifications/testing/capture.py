@@ -52,10 +52,10 @@ class Outage:
     async def apublish(self, *_: object, **__: object) -> NoReturn:
         self.publish()
 
-    position = request_cancel = cancel_requested = drop_cancel = publish
-    arequest_cancel = acancel_requested = adrop_cancel = stamp_batch = look = changes = read = aposition = server = (
-        apublish
-    )
+    position = publish
+    request_cancel = cancel_requested = drop_cancel = revoke_grants = grants_revoked_at = publish
+    aposition = stamp_batch = look = changes = read = server = apublish
+    arequest_cancel = acancel_requested = adrop_cancel = arevoke_grants = agrants_revoked_at = apublish
 
 
 class Blocks:

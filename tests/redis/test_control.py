@@ -1,5 +1,7 @@
 """Ending access, as Redis passes it on: what Django's own events tell, and when."""
 
+import time
+
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Group, User
@@ -11,6 +13,8 @@ from django.utils import timezone
 import notifications
 from notifications.access import control
 from notifications.access.control import Control, fingerprint
+from notifications.history import get_store
+from notifications.topics import Topic
 from tests.waiting import scaled
 
 
@@ -53,6 +57,16 @@ async def test_async_twins_tell_the_same(told):
     await notifications.arevoke("order:ABC", 42)
 
     assert told() == [Control("disconnect", "42"), Control("revoke", "42", "order:abc")]
+
+
+def test_a_revoke_takes_back_what_was_granted(told):
+    """For as long as such a grant would have been valid, and from that user only."""
+    before = time.time()
+    notifications.revoke("order:ABC", 42)
+
+    assert get_store().grants_revoked_at("42", Topic("order", "abc")) >= before
+    assert get_store().grants_revoked_at("43", Topic("order", "abc")) == 0
+    assert get_store().grants_revoked_at("42", Topic("order", "abd")) == 0
 
 
 @pytest.mark.django_db(transaction=True)

@@ -876,3 +876,14 @@ async def test_a_request_to_cancel_is_remembered_until_it_is_dropped(place):
     await store.adrop_cancel(OTHER)
     await store.adrop_cancel(OTHER)
     assert not store.cancel_requested(OTHER)
+
+
+async def test_when_grants_were_revoked_is_remembered(place):
+    """By user and topic; the last time counts, and both forms of each call do the same."""
+    store, before = place.store, time.time()
+    await store.arevoke_grants("7", TOPIC)
+    first = store.grants_revoked_at("7", TOPIC)
+    assert before <= first <= time.time()
+    assert await store.agrants_revoked_at("7", OTHER) == store.grants_revoked_at("8", TOPIC) == 0
+    store.revoke_grants("7", TOPIC)
+    assert await store.agrants_revoked_at("7", TOPIC) >= first

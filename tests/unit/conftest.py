@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from notifications.history import put_in_place
+from notifications.history.memory import MemoryStore
+
 
 @pytest.fixture(scope="package", autouse=True)
 def no_process() -> Iterator[None]:
@@ -25,6 +28,14 @@ def no_process() -> Iterator[None]:
 def redis_program() -> None:
     """Refuse to start a Redis; such a test belongs in ``tests/redis``."""
     pytest.fail("a test in tests/unit asks for a Redis: it belongs in tests/redis")
+
+
+@pytest.fixture
+def memory_store() -> Iterator[None]:
+    """Keep in memory what is otherwise kept in Redis."""
+    put_in_place(MemoryStore(lambda stamped: None))
+    yield
+    put_in_place(None)
 
 
 @pytest.fixture(params=["db", "cached_db", "cache", "file", "signed_cookies"])

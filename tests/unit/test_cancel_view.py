@@ -89,6 +89,15 @@ def test_a_grant_lets_its_user_cancel():
     assert post("nobody:2", grant="forged").status_code == 403
 
 
+def test_a_grant_that_was_revoked_lets_nobody_cancel():
+    topic = Topic("nobody", "1")
+    grant = make_grant(USER, topic)
+    get_store().revoke_grants(Topic.for_user(USER).full_id, topic)
+    assert post(str(topic), grant=grant).status_code == 403
+    with redis_outage():
+        assert post(str(topic), grant=grant).status_code == 503
+
+
 def test_what_is_no_request_is_refused():
     """Who is not logged in, what is no topic, and another method."""
     assert post("job:ada-1", user=AnonymousUser()).status_code == 403

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from contextvars import ContextVar
 from types import SimpleNamespace
 
@@ -21,14 +22,17 @@ from notifications.connection.limits import (
     addresses,
 )
 from notifications.delivery import flow_control
+from notifications.history import get_store
 from notifications.metrics import tally
 from notifications.protocol.frames import CloseCode
+from notifications.testing import redis_outage
 from notifications.tokens import make_grant
 from notifications.topics import Topic
 from tests.cases import cases
 from tests.frame_list import FrameList, opened, user_of
 from tests.waiting import await_for
 
+pytestmark = pytest.mark.usefixtures("memory_store")
 ALICE, BOB = user_of(1), user_of(2)
 
 
@@ -281,6 +285,30 @@ async def test_a_grant_opens_its_topic_to_its_user_only():
         await bob.say(action="subscribe", topic="closed:7", grant=make_grant(ALICE, topic))
 
         await bob.expect("error", code="forbidden")
+
+
+async def test_a_page_that_comes_back_shows_its_grant_again_until_it_is_revoked(monkeypatch):
+    """A grant outlives a page; what was made before a ``revoke`` opens nothing any more, what is made later does."""
+    topic, now = Topic("closed", "7"), time.time()
+    grant = make_grant(ALICE, topic)
+    monkeypatch.setattr(time, "time", lambda: now + 3600)
+    async with opened(ALICE) as client:
+        await client.subscribe(topic, grant=grant)
+    await get_store().arevoke_grants(Topic.for_user(ALICE).full_id, topic)
+    async with opened(ALICE) as client:
+        await client.say(action="subscribe", topic=str(topic), grant=grant)
+        await client.expect("error", code="forbidden", topic=str(topic))
+        monkeypatch.setattr(time, "time", lambda: now + 3602)
+        await client.subscribe(topic, grant=make_grant(ALICE, topic))
+
+
+async def test_a_grant_of_which_it_is_not_known_whether_it_was_revoked_opens_nothing_and_ends_nothing():
+    """The client is told to come back."""
+    topic = Topic("closed", "7")
+    async with opened(ALICE) as client:
+        with redis_outage():
+            await client.say(action="subscribe", topic=str(topic), grant=make_grant(ALICE, topic))
+            await client.expect_closed(CloseCode.TRY_AGAIN)
 
 
 async def test_the_own_topic_cannot_be_left():

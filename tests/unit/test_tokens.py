@@ -39,7 +39,7 @@ def later(monkeypatch):
 
 
 def short_lived(settings, seconds):
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOKEN_MAX_AGE": seconds}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOKEN_MAX_AGE": seconds, "GRANT_MAX_AGE": seconds}
 
 
 def tampered(text):
@@ -223,7 +223,7 @@ def test_a_grant_follows_the_one_spelling_of_an_id(ann):
 
 
 @pytest.mark.parametrize(("age", "valid"), [(0, True), (59, True), (62, False)])
-def test_a_grant_is_valid_for_token_max_age_seconds(ann, settings, later, age, valid):
+def test_a_grant_is_valid_for_grant_max_age_seconds(ann, settings, later, age, valid):
     """A grant ends with the setting's seconds."""
     grant = make_grant(ann, TOPIC)
     short_lived(settings, 60)
