@@ -97,14 +97,14 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
 
 
 async def _here(request: HttpRequest, wanted: Request) -> HttpResponseBase:
-    """Answer in the event loop that has the connections to Redis: under WSGI that of the request ends with it."""
+    """Answer in a loop whose connections to Redis last: under WSGI that of the request ends with it."""
     work = _answer(request, wanted)
     return await (work if hasattr(request, "scope") else _loop.run(work))
 
 
 @for_scripts
 def in_green_threads(request: HttpRequest) -> HttpResponse:
-    """Answer 501 in a worker of gevent, whose threads are none: a loop in one of them would be found running in all."""
+    """Answer 501 under gevent: to asyncio its greenlets are one thread, and a loop in one appears to run in all."""
     return _refuse(501, "gevent cannot run asyncio; use workers with threads, or an ASGI server")
 
 
@@ -233,7 +233,7 @@ class Response:
         self._answering: asyncio.Task[None] | None = None
         self._stop_task: asyncio.Task[None] | None = None
 
-    # What a transport is.
+    # The interface of transports.
 
     def write_texts(self, texts: Sequence[str]) -> bool:
         """Accept frames for which there is room; otherwise they come one by one."""
