@@ -183,7 +183,7 @@ def test_killed_web_server_loses_nothing(context: BrowserContext, demo: Demo, se
     tab.expect_begun("killed-a.txt")
 
     server.kill()
-    tab.expect_state("Offline, trying again …")
+    tab.expect_state("Offline")
     server.start()
 
     tab.expect_state("Live")  # by itself
@@ -199,7 +199,7 @@ def test_offline_and_online_again(context: BrowserContext, demo: Demo, server: O
     tab.expect_begun("tunnel.txt")
 
     server.kill()  # Chromium's switch alone lets open sockets live
-    tab.expect_state("Offline, trying again …")
+    tab.expect_state("Offline")
     context.set_offline(True)
     server.start()
     publish(demo, title="Said in the tunnel")
@@ -258,7 +258,7 @@ def test_logout_ends_the_other_tab(browser: Browser, demo: Demo, server: OwnServ
         tab, other = Tab(context, demo.url), Tab(context, server.url)
         if away:
             server.kill()
-            other.expect_state("Offline, trying again …")
+            other.expect_state("Offline")
 
         tab.page.get_by_role("button", name="Log out").click()
         tab.page.get_by_role("heading", name="Log in").wait_for()
@@ -266,7 +266,7 @@ def test_logout_ends_the_other_tab(browser: Browser, demo: Demo, server: OwnServ
             server.start()
             other.network_returns()
 
-        other.expect_state("Logged out: reload")
+        other.expect_state("Logged out")
 
 
 @pytest.fixture

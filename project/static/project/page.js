@@ -6,8 +6,8 @@ import { showFrames } from "./underneath.js";
 const STATES = {
   connecting: "Connecting …",
   open: "Live",
-  waiting: "Offline, trying again …",
-  closed: "Logged out: reload",
+  waiting: "Offline",
+  closed: "Logged out",
 };
 const ATTRIBUTES = ["label", "status", "stage", "percent", "message", "status-url"]; // of <upload-progress>, as the site has them
 
