@@ -180,9 +180,6 @@ class Settings:
     """Messages a second in which a job tells its progress, besides its first and its last. More is more than the eye
     needs, and each is kept in the history."""
 
-    PROGRESS_STALE: float = 60.0
-    """Seconds after its last message at which pages show a job as stalled: its worker may have been killed."""
-
     METRICS_TOKEN: str = ""
     """What Prometheus has to send as ``Authorization: Bearer …`` to read the metrics of the web processes. Without
     it nobody can."""
