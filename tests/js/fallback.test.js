@@ -83,6 +83,7 @@ const names = ({ states }) => states.map(({ state }) => state);
 test("where a WebSocket works, nothing is fetched", async (t) => {
   const page = await visit(new Tab(t));
   page.tab.socket.welcome();
+  await page.tab.pass(10);
   for (const seconds of [1, 2, 4, 8]) {
     page.tab.socket.lose();
     await page.tab.pass(seconds);
@@ -131,7 +132,9 @@ test("a WebSocket that says nothing for five seconds is given up", async (t) => 
 
 test("a WebSocket that had worked is not given up for a restart of the server", async (t) => {
   const page = await visit(new Tab(t));
-  page.tab.socket.welcome().lose();
+  page.tab.socket.welcome();
+  await page.tab.pass(10);
+  page.tab.socket.lose();
   for (const seconds of [0.5, 1, 2, 4]) {
     await page.tab.pass(seconds);
     page.tab.socket.lose();
@@ -279,6 +282,51 @@ for (const [what, options] of [["WebSockets alone", { transports: ["websocket"] 
     assert.equal(notifications.state, "connecting");
   });
 }
+
+test("a WebSocket that is cut within seconds, twice in a row, is replaced by a stream; the page does not flap", async (t) => {
+  const page = await visit(new Tab(t));
+  for (const seconds of [0.5, 1]) {
+    page.tab.socket.welcome({ recovered: true });
+    await page.tab.pass(3);
+    page.tab.socket.lose();
+    await page.tab.pass(seconds);
+  }
+  page.tab.request.stream(back("100-0"));
+  await page.tab.pass(10);
+  for (const seconds of [2, 4]) {
+    page.tab.socket.welcome({ recovered: true });
+    await page.tab.pass(3);
+    page.tab.socket.lose();
+    await page.tab.pass(seconds);
+  }
+  page.tab.request.stream(back("100-0"));
+  const before = page.tab.sockets.length;
+  await alive(page, 280);
+
+  assert.equal(page.notifications.transport, "stream");
+  assert.equal(page.tab.sockets.length, before);
+});
+
+test("a stream that is cut within seconds, twice in a row, is replaced by polls", async (t) => {
+  const { tab } = await streaming(t);
+  tab.request.lose();
+  await tab.pass(2);
+  tab.request.stream(hello());
+  await tab.pass(3);
+  tab.request.lose();
+  await tab.pass(4);
+
+  assert.equal(tab.request.body.mode, "poll");
+});
+
+test("a stream of which only the beginning gets through is replaced by polls", async (t) => {
+  const { tab } = await blocked(t);
+  tab.request.stream();
+  await tab.pass(15);
+  await tab.pass(4);
+
+  assert.equal(tab.request.body.mode, "poll");
+});
 
 test("a page that does not want to poll does not", async (t) => {
   const { tab, notifications } = await visit(new Tab(t), { transports: ["stream"] });

@@ -126,7 +126,7 @@ export function connect(options = {}) {
   }
 
   function lost(code, reason) {
-    if (state === "connecting" && code < 4000) blocked++;
+    if (code < 4000) blocked++;
     drop();
     // A fresh token, once.
     const again = token && !refused && /400[13]/.test(code);
@@ -248,8 +248,10 @@ export function connect(options = {}) {
     fetching = 0;
     free = 150; // of 200, and 20 a second
     refused = false;
-    blocked = -3;
-    later(STABLE, () => (failures = 0));
+    later(STABLE, () => {
+      failures = 0;
+      blocked = -4;
+    });
     state = "open";
     advance();
     enter("open", { transport: target.transport });

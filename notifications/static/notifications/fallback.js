@@ -15,6 +15,10 @@ const SPREAD = 10_000; // at most, before such an attempt: tabs that fell back t
 const RECENT = 30_000; // after an attempt, changes of the network lead to no other: browsers tell each change of speed
 const QUIET = 35_000; // the server says something every 15 seconds
 const GRACE = 10_000; // for an answer, beyond the time for which the server was told to wait
+const WELCOME = 15_000; // until what has not said whose it is is given up; client.js waits for no more than 20 seconds
+const BRIEF = 10_000; // what is lost so soon, twice in a row, is worse than the next transport
+const HIDDEN = 10_000; // until a tab that was left rests
+const RESTING = 15_000; // between two requests of a tab that rests
 const FRESH = 30_000; // what was heard so recently need not be proved
 const STEADY = 5_000; // a response that lived for so long and breaks is asked for again, before anybody is told
 const GATHER = 20; // for subscriptions that come together
@@ -101,12 +105,15 @@ class Events {
   }
 }
 
+const NO_HOOKS = { failed() {}, lost() {} };
+
 /** A WebSocket that says whether it worked. */
 class Socket {
   transport = "websocket";
   #socket;
   #timer;
   #welcomed;
+  #began = Date.now();
   #hooks;
   #seen;
 
@@ -141,6 +148,7 @@ class Socket {
     const frame = !this.#welcomed || this.#seen ? parse(text) : undefined;
     if (!this.#welcomed && frame?.action === "auth_success") {
       this.#welcomed = true;
+      this.#began = Date.now();
       clearTimeout(this.#timer);
       this.#hooks.worked(this);
     }
@@ -158,8 +166,9 @@ class Socket {
 
   #end(code, reason) {
     clearTimeout(this.#timer);
-    if (!this.#welcomed) this.#hooks.failed(code);
-    this.#welcomed = true;
+    if (this.#welcomed) this.#hooks.lost(code, Date.now() - this.#began);
+    else this.#hooks.failed(code);
+    this.#hooks = NO_HOOKS; // counted once
     this.onclose?.({ code, reason });
   }
 }
@@ -182,6 +191,8 @@ class Requests {
   #stale = false; // it does not name the topics that there are
   #due = Infinity;
   #timer;
+  #deadline;
+  #began; // when it was welcomed
   #wake;
   #heard = 0;
   #proving = false;
@@ -221,6 +232,7 @@ class Requests {
   close() {
     this.readyState = 3;
     clearTimeout(this.#timer);
+    clearTimeout(this.#deadline);
     this.#stop(RESTART);
     this.rival?.close();
   }
@@ -295,6 +307,7 @@ class Requests {
 
   async #run() {
     await this.#pause(this.#hooks.held());
+    this.#deadline = setTimeout(() => this.#end(1006, "no answer"), WELCOME);
     while (this.readyState === 1) {
       try {
         await this.#ask();
@@ -475,6 +488,7 @@ class Requests {
     if (this.readyState !== 1) return;
     this.close();
     if (this.user === undefined) this.#hooks.failed(code);
+    else this.#hooks.lost(code, Date.now() - this.#began);
     this.onclose?.({ code, reason });
   }
 
@@ -514,6 +528,8 @@ class Requests {
     this.#request.answered.add(this.topic);
     if (isFirst || frame.recovered !== true) this.position = frame.id;
     if (isFirst) {
+      clearTimeout(this.#deadline);
+      this.#began = Date.now();
       this.#pass(text);
       this.#hooks.worked(this);
     } else if (this.#isGap(frame, this.topic)) {
@@ -647,6 +663,7 @@ export function choose(options, dial) {
   let at = isKnown ? usable.indexOf(remembered.transport) : usable[0] === "websocket" ? 1 % usable.length : 0;
   let tried = isKnown ? remembered.tried : 0;
   let patience = 1; // failures until the next transport has its turn
+  let brief = 0; // connections in a row
   let holdUntil = 0;
   let current;
   let timer;
@@ -672,10 +689,21 @@ export function choose(options, dial) {
     /** Nobody has said anything. A code of the server's own is an answer. */
     failed(code) {
       if (code >= 4000 || --patience > 0) return;
-      at = (at + 1) % usable.length;
-      patience = 1;
+      goToNext();
+    },
+    /** What had worked is lost. A proxy may cut each connection of one kind after seconds. */
+    lost(code, lived) {
+      if (code >= 4000) return;
+      brief = lived < BRIEF ? brief + 1 : 0;
+      if (brief > 1) goToNext();
     },
   };
+
+  function goToNext() {
+    at = (at + 1) % usable.length;
+    patience = 1;
+    brief = 0;
+  }
 
   function store() {
     try {
