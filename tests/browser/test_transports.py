@@ -258,6 +258,21 @@ def test_websocket_that_works_again_takes_over(tab: Tab, buffers: bool):
     assert len(tab.sockets) == 1
 
 
+def test_hidden_tabs_leave_connections_for_the_site(tab: Tab):
+    """A browser has six connections to a host over HTTP/1.1: tabs in the background do not take them all."""
+    tab.place.road.upgrades = False
+    tab.context.add_init_script("Math.random = () => 0.1")
+    background = [replace(tab, page=tab.context.new_page()) for _ in range(7)]
+    for each in background:
+        each.page.add_init_script("Object.defineProperty(document, 'hidden', { get: () => true })")
+        each.open(transport="stream")
+
+    tab.open(transport="stream")
+    tab.publish()
+
+    tab.expect_all()
+
+
 def test_three_hundred_bars(tab: Tab):
     """A page may have more bars than a connection has topics: each shows its end, also after a reconnect."""
     tab.place.road.upgrades = False

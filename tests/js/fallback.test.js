@@ -328,6 +328,19 @@ test("a stream of which only the beginning gets through is replaced by polls", a
   assert.equal(tab.request.body.mode, "poll");
 });
 
+test("a stream that is held up after its beginning is replaced by polls before anybody is told", async (t) => {
+  const { tab, states, notifications } = await streaming(t);
+  const before = states.length;
+  await tab.pass(35);
+  assert.equal(tab.request.body.mode, "poll");
+  tab.request.poll([back("100-0"), message("user:42", "100-1")]);
+  await settled();
+
+  assert.equal(notifications.transport, "poll");
+  assert.equal(tab.remembered[MEMORY].transport, "poll");
+  assert.deepEqual(states.slice(before).filter(({ state }) => state !== "open"), []);
+});
+
 test("a page that does not want to poll does not", async (t) => {
   const { tab, notifications } = await visit(new Tab(t), { transports: ["stream"] });
   tab.request.poll([hello()], { "Retry-After": "5" });
@@ -988,6 +1001,67 @@ test("without a network a stream is proved at once", async (t) => {
   await settled();
 
   assert.equal(notifications.state, "waiting");
+});
+
+test("a tab that is hidden keeps no request open, because browsers have six connections over HTTP/1.1", async (t) => {
+  const { tab, states, seen, notifications } = await streaming(t, {}, ["order:1"]);
+  tab.request.stream(back("100-0"), subscribed("order:1"));
+  await settled();
+  const before = states.length;
+  tab.hide();
+  await tab.pass(9);
+  assert.equal(tab.request.open, true); // it may be for a moment
+  await tab.pass(1);
+  assert.deepEqual([tab.request.body.mode, tab.request.body.wait], ["poll", 0]);
+  for (let n = 1; n < 9; n++) {
+    tab.request.poll([back(`100-${n - 1}`), subscribed("order:1", "100-0", true), message("user:42", `100-${n}`)]);
+    const asked = tab.requests.length;
+    await tab.pass(14);
+    assert.equal(tab.requests.length, asked);
+    await tab.pass(1);
+    assert.equal(tab.requests.length, asked + 1);
+  }
+  tab.request.poll([]);
+  await settled();
+  assert.equal(notifications.transport, "stream");
+  tab.hide(false);
+  await settled();
+
+  assert.equal(tab.request.body.mode, "stream");
+  tab.request.stream(back("100-8"), subscribed("order:1", "100-0", true));
+  await tab.pass(5);
+  assert.equal(seen.length, 8);
+  assert.equal(states.length, before);
+});
+
+test("a tab that is opened in the background asks, and streams when it is seen", async (t) => {
+  const tab = new Tab(t);
+  sessionStorage.setItem(MEMORY, '{"transport":"stream"}');
+  const connect = await tab.visit();
+  document.hidden = true;
+  const notifications = connect({ fallback, streamUrl: "/live/stream/" });
+  await settled();
+  assert.equal(tab.request.body.mode, "poll");
+  tab.request.poll([hello()]);
+  await settled();
+  assert.equal(notifications.state, "open");
+  await tab.pass(5);
+  tab.hide(false);
+  await settled();
+  assert.equal(tab.request.body.mode, "stream");
+  await tab.pass(3); // of which nothing comes
+
+  assert.equal(tab.request.body.mode, "poll");
+  assert.equal(tab.remembered[MEMORY].transport, "poll");
+});
+
+test("over HTTP/2 a hidden tab keeps its stream", async (t) => {
+  t.mock.method(performance, "getEntriesByType", () => [{ nextHopProtocol: "h2" }]);
+  const page = await streaming(t);
+  page.tab.hide();
+  await alive(page, 60);
+
+  assert.equal(page.tab.requests.length, 1);
 });
 
 test("a page that is put away has no request, and one again when it is taken out", async (t) => {

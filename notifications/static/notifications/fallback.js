@@ -36,6 +36,12 @@ const WEBSOCKET_FAILURES = 5; // in a row, of one that had worked
 const RESTART = Symbol("there is something else to ask for");
 const STALLED = Symbol("no event came");
 
+/** Whether browsers open only six connections to the host, for all tabs together: as far as is known, over HTTP/1.1. */
+function isScarce() {
+  const [page] = globalThis.performance?.getEntriesByType?.("navigation") ?? [];
+  return !/^h[23]/.test(page?.nextHopProtocol);
+}
+
 const spread = (delay) => delay * (0.75 + Math.random() / 2);
 
 /** Whether a message comes after a position; positions of other epochs are not compared. */
@@ -256,6 +262,11 @@ class Requests {
     return `user:${this.user}`;
   }
 
+  /** The tab is hidden, or seen again: ask in the other way. */
+  turn() {
+    this.#stop(RESTART);
+  }
+
   // Topics
 
   #find(topic) {
@@ -316,15 +327,20 @@ class Requests {
         const why = this.#request?.why ?? error;
         if (why === RESTART) continue;
         // A stream that never got through; where polls did before, whatever became of it.
-        const isNone = this.transport === "stream" && !this.#streamed;
+        const isNone = this.#request?.mode === "stream" && !this.#streamed;
         const isTrial = isNone && this.user !== undefined && !(why.code >= 4000);
-        if ((why === STALLED || isTrial) && this.#hooks.mayPoll) this.transport = "poll";
+        if ((why === STALLED || isTrial) && this.#hooks.mayPoll) this.#poll();
         else if (why === STALLED) return this.#end(1006, why.description);
         else if (why instanceof Lost) return this.#end(why.code, why.message);
         else if (!this.#isCut()) return this.#end(1006, String(why));
         else await this.#pause(Math.random() * SPACING);
       }
     }
+  }
+
+  #poll() {
+    this.transport = "poll";
+    if (this.user !== undefined) this.#hooks.worked(this);
   }
 
   /** Whether a response that had lived for a while broke off: once in a row, that is not told. */
@@ -339,7 +355,11 @@ class Requests {
   async #ask() {
     const entries = this.#entries;
     const quick = this.user === undefined || this.#proving || entries.some(({ answered }) => !answered);
+    const rests = this.#hooks.rests();
+    const mode = rests ? "poll" : this.transport;
     const request = {
+      mode,
+      rests,
       controller: new AbortController(),
       began: Date.now(),
       expected: [...entries],
@@ -349,20 +369,20 @@ class Requests {
     };
     this.#request = request;
     this.#stale = false;
-    const wait = quick || this.transport === "stream" ? 0 : this.#wait;
+    const wait = quick || rests || mode === "stream" ? 0 : this.#wait;
     try {
       if (this.#hooks.token && Date.now() - this.#secretAt > TOKEN_AGE) {
         this.#secret = await within(GRACE, this.#hooks.token());
         this.#secretAt = Date.now();
         if (request.why) throw request.why;
       }
-      if (this.transport === "stream" && !this.#streamed) this.#limit(BUFFERED, STALLED);
+      if (mode === "stream" && !this.#streamed) this.#limit(BUFFERED, STALLED);
       else this.#limit(wait * 1000 + GRACE, new Lost(1006, "no answer"));
       const response = await fetch(this.#hooks.streamUrl, {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({
-          mode: this.transport,
+          mode,
           token: this.#secret ?? null,
           since: this.position ?? null,
           topics: entries.map(({ topic, names: [name], since, grant }) => ({ topic: topic ?? name, since, grant })),
@@ -414,7 +434,7 @@ class Requests {
     if (!isStream && !type.startsWith("application/json")) throw new Lost(1006, `an answer of type ${type}`);
     // Servers that have no stream answer as if they were polled.
     if (!isStream && !this.#hooks.mayPoll) throw new Lost(1006, "no stream");
-    if (!isStream) this.transport = "poll";
+    if (!isStream && !request.rests) this.transport = "poll";
     const events = new Events();
     let all = "";
     const reader = response.body.getReader();
@@ -430,7 +450,8 @@ class Requests {
           this.#streamed = true;
           if (this.user !== undefined) this.#hooks.worked(this);
         }
-        this.#limit(QUIET, new Lost(1006, "no answer"));
+        // Of which nothing came but the beginning may be held up on the way, however well it began.
+        this.#limit(QUIET, Date.now() - request.began < GRACE ? STALLED : new Lost(1006, "no answer"));
         for (const { event, data } of events.push(text)) {
           if (event === "close") this.#closed(parse(data));
           else this.#take(parse(data), data);
@@ -470,7 +491,9 @@ class Requests {
   /** Wait before the next request, if there is a reason. */
   async #rest(request, quick) {
     const lived = Date.now() - request.began;
-    if (this.transport === "stream") {
+    if (request.rests) {
+      if (this.#hooks.rests()) await this.#pause(quick && this.#stale ? 0 : Math.max(request.hold ?? 0, RESTING));
+    } else if (this.transport === "stream") {
       // It has ended, at its full length or because of its age.
       if (!request.told && lived < SPACING) throw new Lost(1006, "a stream that ends at once");
     } else if (request.hold !== undefined) {
@@ -548,7 +571,7 @@ class Requests {
     if (recovered !== null) return !recovered;
     const isNew = !this.#unknown.has(topic);
     this.#unknown.add(topic);
-    return isNew || this.transport === "stream";
+    return isNew || this.#request.mode === "stream";
   }
 
   #message({ topic, id }, text) {
@@ -667,12 +690,16 @@ export function choose(options, dial) {
   let holdUntil = 0;
   let current;
   let timer;
+  let leaving; // the tab, for another
+  let isResting = Boolean(globalThis.document?.hidden);
 
   const hooks = {
     token,
     streamUrl,
     mayPoll: usable.includes("poll"),
     hadWebSocket: () => patience > 1,
+    /** A hidden tab keeps no request open where another, or the site's next page, may need its connection. */
+    rests: () => isResting && hooks.mayPoll && isScarce(),
     held: () => holdUntil - Date.now(),
     hold: (delay) => (holdUntil = Date.now() + spread(delay)),
     warn(text) {
@@ -786,6 +813,19 @@ export function choose(options, dial) {
     if (type === "online" || Date.now() - tried > RECENT) plan(0);
   }
 
+  function visibilityChanged() {
+    clearTimeout(leaving);
+    if (document.hidden) leaving = setTimeout(rest, HIDDEN, true);
+    else rest(false);
+  }
+
+  function rest(now) {
+    const rested = hooks.rests();
+    isResting = now;
+    if (hooks.rests() !== rested) current?.turn?.();
+  }
+
+  globalThis.addEventListener?.("visibilitychange", visibilityChanged);
   globalThis.addEventListener?.("online", networkChanged);
   globalThis.navigator?.connection?.addEventListener?.("change", networkChanged);
 
