@@ -275,7 +275,7 @@ async def request(
                 await writer.wait_closed()
 
 
-def handshake(origin: str | None, *, compressed: bool = True) -> dict[str, str]:
+def handshake_headers(origin: str | None, *, compressed: bool = True) -> dict[str, str]:
     """Return the headers with which a page of an origin opens a WebSocket, or a program if it is None."""
     offer = {"Sec-WebSocket-Extensions": "permessage-deflate; client_max_window_bits"}
     return {
@@ -288,7 +288,7 @@ def handshake(origin: str | None, *, compressed: bool = True) -> dict[str, str]:
     }
 
 
-def post(place: Place, body: bytes, *, encoding: str = "gzip") -> dict[str, str]:
+def post_headers(place: Place, body: bytes, *, encoding: str = "gzip") -> dict[str, str]:
     """Return the headers with which a page asks for the stream, or for a poll; browsers accept a compressed answer."""
     return {
         "Origin": place.origin,
@@ -300,7 +300,9 @@ def post(place: Place, body: bytes, *, encoding: str = "gzip") -> dict[str, str]
     }
 
 
-def body_of(mode: str, *, token: str | None = None, topics: list[dict[str, Any]] | None = None, wait: int = 0) -> bytes:
+def request_body(
+    mode: str, *, token: str | None = None, topics: list[dict[str, Any]] | None = None, wait: int = 0
+) -> bytes:
     """Return the body of a request for the stream, or for a poll."""
     return msgspec.json.encode({"mode": mode, "token": token, "since": None, "topics": topics or [], "wait": wait})
 

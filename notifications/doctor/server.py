@@ -21,12 +21,12 @@ from .client import (
     Head,
     OnlyHTTP2Error,
     Place,
-    body_of,
     close_code,
-    post,
+    handshake_headers,
+    post_headers,
     request,
+    request_body,
 )
-from .client import handshake as headers_of
 from .findings import Finding, Level
 from .proxies import Fault, hint, name_of
 
@@ -47,7 +47,7 @@ _STATUS: Final = {
 }
 
 
-class Knock(NamedTuple):
+class Handshake(NamedTuple):
     """
     The answer to a handshake.
 
@@ -95,15 +95,15 @@ class RunningSite:
         """Open a socket as a stranger, send one frame that is slightly larger than allowed, and try HTTP."""
         assert self.socket is not None  # noqa: S101  it was not examined yet
         try:
-            knock = await _knock(self.socket, self.socket.origin)
+            handshake = await _shake_hands(self.socket, self.socket.origin)
         except GONE as error:
             found = [Finding("server", Level.ERROR, *_unreachable(self.socket, error))]
             self.socket = self.http = None
             return found
-        if knock.is_open:
-            found = [_judge_size(self.socket, knock)]
+        if handshake.is_open:
+            found = [_judge_size(self.socket, handshake)]
         else:
-            found = [Finding("server", Level.ERROR, *await _explain(self.socket, knock.head))]
+            found = [Finding("server", Level.ERROR, *await _explain(self.socket, handshake.head))]
             self.socket = None
         if self.http is not None:
             found.append(await _examine_http(self.http))
@@ -136,11 +136,11 @@ def _unreachable(place: Place, error: BaseException) -> tuple[str, str]:
     return text, "Does it run, and can it be reached from here?"
 
 
-def _judge_size(place: Place, knock: Knock) -> Finding:
+def _judge_size(place: Place, handshake: Handshake) -> Finding:
     size = f"a frame of {MAX_AUTH_FRAME_SIZE + 1} bytes"
-    if knock.code == TOO_BIG:
+    if handshake.code == TOO_BIG:
         return Finding("server", Level.OK, f"{place.url} opens a WebSocket, and the server refuses {size}")
-    if not knock.compresses:
+    if not handshake.compresses:
         text = f"{place.url} opens a WebSocket; the server takes {size}, but inflates nothing"
         return Finding("server", Level.OK, text)
     text = (
@@ -150,11 +150,11 @@ def _judge_size(place: Place, knock: Knock) -> Finding:
     return Finding("server", Level.WARNING, text, LIMIT)
 
 
-async def _knock(place: Place, origin: str | None) -> Knock:
+async def _shake_hands(place: Place, origin: str | None) -> Handshake:
     """Open a WebSocket, and send it one frame that is too large."""
-    async with request(place, "GET", headers_of(origin)) as answer:
+    async with request(place, "GET", handshake_headers(origin)) as answer:
         if answer.head.status != SWITCHING:
-            return Knock(answer.head)
+            return Handshake(answer.head)
         code = None
         with suppress(*GONE):  # cut off, or kept open: no code
             async with asyncio.timeout(PATIENCE):
@@ -163,7 +163,7 @@ async def _knock(place: Place, origin: str | None) -> Knock:
                     opcode, payload = await answer.hear()
                     code = close_code(payload) if opcode == CLOSE else None
                 await answer.say(CLOSE, struct.pack("!H", 1000))
-        return Knock(answer.head, code)
+        return Handshake(answer.head, code)
 
 
 # Why there is no WebSocket.
@@ -219,7 +219,7 @@ def _by(head: Head) -> str:
 
 async def _opens(place: Place, origin: str | None) -> bool:
     with suppress(*GONE):
-        async with request(place, "GET", headers_of(origin)) as answer:
+        async with request(place, "GET", handshake_headers(origin)) as answer:
             return answer.head.status == SWITCHING
     return False
 
@@ -237,9 +237,9 @@ async def _status_of_a_page(place: Place) -> int | None:
 
 async def _examine_http(place: Place) -> Finding:
     """Ask for the stream as a stranger, who is refused in the protocol's own words."""
-    body = body_of("stream")
+    body = request_body("stream")
     try:
-        async with request(place, "POST", post(place, body), body) as answer, asyncio.timeout(PATIENCE):
+        async with request(place, "POST", post_headers(place, body), body) as answer, asyncio.timeout(PATIENCE):
             said = (await answer.read()).decode(errors="replace")
     except GONE as error:
         text = f"{place.url} does not answer over HTTP: {describe(error)}"

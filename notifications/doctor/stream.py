@@ -13,7 +13,7 @@ from ..connection.connection import Caller
 from ..http import Response
 from ..protocol.frames import Request
 from ..tenants import remembered
-from .client import EventReader, Head, body_of
+from .client import EventReader, Head, request_body
 from .socket import PATIENCE, ProbeUser, end
 
 MAX_BODY: Final = 64 * 1024
@@ -84,7 +84,7 @@ async def ask_application(application: Any, path: str, host: str) -> tuple[Head,
         TimeoutError: It did not answer in time.
 
     """
-    body = body_of("stream")
+    body = request_body("stream")
     sent = [{"type": "http.request", "body": body, "more_body": False}]
     began, said = Head(0, {}), b""
     is_over = asyncio.Event()

@@ -18,7 +18,19 @@ from ..positions import aposition
 from ..publisher import apublish
 from ..tokens import make_grant, make_token
 from ..topics import Topic
-from .client import GONE, PATIENCE, SWITCHING, TEXT, Answer, Head, Place, body_of, handshake, post, request
+from .client import (
+    GONE,
+    PATIENCE,
+    SWITCHING,
+    TEXT,
+    Answer,
+    Head,
+    Place,
+    handshake_headers,
+    post_headers,
+    request,
+    request_body,
+)
 from .findings import Finding, Level
 from .proxies import Fault, hint
 from .server import RunningSite
@@ -126,7 +138,7 @@ class _Socket(_Way):
     name = "WebSocket"
 
     async def frames(self) -> AsyncGenerator[Mapping[str, Any]]:
-        async with request(self.place, "GET", handshake(self.place.origin, compressed=False)) as answer:
+        async with request(self.place, "GET", handshake_headers(self.place.origin, compressed=False)) as answer:
             self.head = answer.head
             if answer.head.status != SWITCHING:
                 raise EOFError(f"it was answered {answer.head.status}")
@@ -145,8 +157,8 @@ class _HTTP(_Way):
 
     @asynccontextmanager
     async def asked(self, mode: str, wait: int = 0) -> AsyncIterator[Answer]:
-        body = body_of(mode, token=self.probe.token, topics=[self.subscription], wait=wait)
-        headers = post(self.place, body, encoding=self.encoding)
+        body = request_body(mode, token=self.probe.token, topics=[self.subscription], wait=wait)
+        headers = post_headers(self.place, body, encoding=self.encoding)
         async with request(self.place, "POST", headers, body, patience=wait + PATIENCE) as answer:
             self.head = answer.head
             if (answer.head.status, answer.head.media_type) != (200, self.media_type):
