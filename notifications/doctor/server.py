@@ -191,8 +191,8 @@ async def _explain_refusal(place: Place, head: Head, text: str) -> tuple[str, st
     if not await _opens(place, None):
         return f"{text}, whatever the origin", "A rule of the proxy or of the site's own middleware: see their logs."
     if place.secure and await _opens(place, f"http://{place.authority}"):
-        return f"{text}: the site takes itself for http://{place.authority}", hint(head, Fault.SCHEME)
-    text = f"{text}: {place.origin} is not what the site takes itself for; does a proxy rewrite Host or Origin?"
+        return f"{text}: the site expects http://{place.authority}", hint(head, Fault.SCHEME)
+    text = f"{text}: {place.origin} is not the origin that the site expects; does a proxy rewrite Host or Origin?"
     return text, hint(head, Fault.HOST)
 
 
@@ -205,7 +205,7 @@ def _redirect(place: Place, head: Head) -> tuple[str, str]:
         there, parts = "", urlsplit("")
     where = f"a redirect to {there[:LONGEST_LOCATION] or 'nowhere'}"
     if place.secure and there == f"https://{place.host}{place.path}":
-        return f"{where}, where it was asked: the site takes the request for http", hint(head, Fault.SCHEME)
+        return f"{where}, the same address: the site believes that the request came over http", hint(head, Fault.SCHEME)
     if parts.path.rstrip("/") == place.path.rstrip("/"):
         return where, "It redirects: give the address that it redirects to."
     what = "It redirects, to a page for logging in? Whatever asks for a login there must leave this address out"

@@ -286,7 +286,7 @@ def _judge(ways: list[_Way], in_time: list[_Way], idle: int, compressed: bool) -
         else:
             fine.append(way.name)
     if fine:
-        held = f", and stayed open for {idle} s" if idle else ""
+        held = f"; all stayed open for {idle} s" if idle else ""
         found.append(Finding("server", Level.OK, f"a message came through the running site by {', '.join(fine)}{held}"))
     return found
 

@@ -67,25 +67,25 @@ def test_a_proxy_that_drops_upgrade(running_site, tmp_path):
 
 
 def test_a_proxy_that_rewrites_host(running_site, tmp_path):
-    """The site takes itself for another host, and refuses its own pages."""
+    """The site expects another host, and refuses its own pages."""
     report = ask_through(running_site, tmp_path, {HOST: "proxy_set_header Host localhost;"})
 
     assert report.broken == "server"
-    assert "is not what the site takes itself for; does a proxy rewrite Host" in report.of("server", "error")
+    assert "is not the origin that the site expects; does a proxy rewrite Host" in report.of("server", "error")
     assert HOST in report.of("server", "error")
     assert "the origin rule" in report.of("server", "warning")
 
 
 @pytest.mark.parametrize("header", ["", SCHEME])
 def test_a_proxy_that_hides_tls(running_site, tmp_path, certificate, monkeypatch, header):
-    """Without X-Forwarded-Proto the site takes itself for http, and refuses the pages of https; with it all is well."""
+    """Without X-Forwarded-Proto the site expects http, and refuses the pages of https; with it all is well."""
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     tls = f"listen 80 ssl; ssl_certificate {certificate[0]}; ssl_certificate_key {certificate[1]};"
 
     report = ask_through(running_site, tmp_path, {"listen 80;": tls, SCHEME: header})
 
     assert report.broken == (None if header else "server")
-    assert ("the site takes itself for http://127.0.0.1" in report.of("server", "error")) == (not header)
+    assert ("the site expects http://127.0.0.1" in report.of("server", "error")) == (not header)
     assert (SCHEME in report.of("server", "error")) == (not header)
 
 
