@@ -129,6 +129,14 @@ async def _tenants_context() -> Context | None:
     return context
 
 
+def _has_tenant() -> bool:
+    try:
+        tenants.current()
+    except TopicError:
+        return False
+    return True
+
+
 async def _answer(request: HttpRequest, wanted: Request) -> HttpResponseBase:
     address = address_of(request.META.get("REMOTE_ADDR", ""))
     # Without an Origin a session proves nothing.
@@ -151,6 +159,8 @@ async def _answer(request: HttpRequest, wanted: Request) -> HttpResponseBase:
         wanted = msgspec.structs.replace(wanted, mode="poll", wait=0)
     body = Response(layer).body(caller, wanted)
     if await anext(body, None) is None:
+        if not _has_tenant():
+            return _refuse(503, "it is not known whose request this is", **{"Retry-After": str(RETRY)})
         return _refuse(429, "too many connections have not authenticated", **{"Retry-After": str(RETRY)})
     headers = {"Cache-Control": "no-store"}
     if layer is None:

@@ -150,6 +150,20 @@ async def test_a_crowd_is_refused_before_anything_is_answered(monkeypatch):
     assert int(response["Retry-After"]) > 0
 
 
+async def test_a_request_without_a_tenant_may_come_back(settings):
+    """Nobody is told that there are too many: what names the tenant may have failed for now."""
+
+    def fail():
+        raise OSError
+
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT": fail}
+
+    response = await answer({"mode": "stream", "token": "1"})
+
+    assert response.status_code == 503
+    assert int(response["Retry-After"]) > 0
+
+
 @given(body=st.binary(max_size=50) | st.text(max_size=20).map(lambda text: f'{{"mode":"poll",{text}}}'.encode()))
 def test_any_body_is_a_request_or_a_frame_error(body):
     """Nothing that anybody can send raises anything else."""
