@@ -17,6 +17,7 @@ import notifications
 from notifications import messages
 from tests.clients import RawRedis, Tab, open_tab
 from tests.conftest import point_to
+from tests.http_client import post
 from tests.processes import User, WebServer
 from tests.schemas import NAMES, check, tags, validator
 from tests.unit.test_protocol import (
@@ -91,7 +92,7 @@ def typed_messages(upload_id: str) -> list[messages.Message]:
 
 
 async def test_every_frame_on_a_real_socket_is_as_described(site, server, settings) -> None:
-    """All frames there are travel over real sockets, and each is valid by the schema of its name."""
+    """All frames there are travel over real connections, and each is valid by the schema of its name."""
     point_to(settings, site.redis.url)
     user = site.add_user()
     upload_id = user.new_upload()
@@ -138,6 +139,9 @@ async def test_every_frame_on_a_real_socket_is_as_described(site, server, settin
         said.add(check(pong := {"action": "pong", "n": asked["n"]}, "ClientFrame"))
         await tab.send(pong)
         await say({"action": "unsubscribe", "topic": topic}, "Unsubscribed")
+    async with post(server, {"mode": "poll", "token": "nonsense", "topics": [], "wait": 0}) as answer:
+        frames = await answer.json()
+    heard.update(check(frame, "ServerFrame") for frame in frames)  # only over HTTP is a close one of them
 
     assert heard == NAMES["ServerFrame"] | NAMES["TypedMessage"] | {"Message"}
     assert said == NAMES["ClientFrame"]
