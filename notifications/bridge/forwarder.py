@@ -49,7 +49,8 @@ class Forwarder:
         self._queue: deque[Stamped] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
-        self._emptied = asyncio.Event()
+        self._taken = 0
+        self._progress = asyncio.Event()
         self._group = lru_cache(maxsize=10_000)(self._find_group)
         self._unknown = LogBudget(logger, lines=1, period=60.0)
 
@@ -69,11 +70,12 @@ class Forwarder:
         self._queue.append(stamped)
         self._bytes += len(stamped.frame) + ENTRY_BYTES
 
-    async def wait_empty(self) -> None:
-        """Wait until the layer has taken all that is queued."""
-        while self._queue:
-            self._emptied.clear()
-            await self._emptied.wait()
+    async def wait_sent(self) -> None:
+        """Wait until the layer has taken all that is queued now."""
+        all_of_it = self._taken + len(self._queue)
+        while self._taken < all_of_it:
+            self._progress.clear()
+            await self._progress.wait()
 
     async def run(self) -> None:
         """Forward until cancelled."""
@@ -86,7 +88,8 @@ class Forwarder:
                 while queue:
                     await self._forward(queue[0])
                     self._bytes -= len(queue.popleft().frame) + ENTRY_BYTES
-                self._emptied.set()
+                    self._taken += 1
+                    self._progress.set()
         finally:
             self._runner.end()
 

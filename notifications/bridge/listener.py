@@ -58,6 +58,8 @@ ECHO: Final = 0.05
 """Minimum seconds to wait before asking again: meanwhile, what Redis has published comes back."""
 SETTLE_TIMEOUT: Final = 3.0
 """Seconds after which what was read before a gap is given up, if Redis has not said whether it was stamped."""
+UNSTAMPED_TIMEOUT: Final = 5.0
+"""Seconds that messages which went out without ids may take to their groups before later ones are stamped."""
 DRAIN_TIMEOUT: Final = 3.5
 """Seconds to finish what has been read when the process is stopped; below the 5 promised to the
 supervisor."""
@@ -94,6 +96,7 @@ class Listener:
         self._lease = Lease()
         self._machine = StateMachine()
         self._batch = 0
+        self._unstamped = False
         self._work = asyncio.Event()
         self._missed_wake = asyncio.Event()
         self._subscription: Subscription | None = None
@@ -161,7 +164,7 @@ class Listener:
                     await self._drain()
                 else:
                     self._move(State.STOPPING)
-                await self._forwarder.wait_empty()
+                await self._forwarder.wait_sent()
         except FAILURES as error:
             logger.warning("not everything was finished: %s", describe(error))
         if unfinished := len(self._forwarder) + (len(self._backlog) if self._machine.leads else self._backlog.kept):
@@ -342,7 +345,7 @@ class Listener:
                     self._give_up()
                 elif self._backlog.overtaken:
                     self._give_up()
-                if self._machine.state is _DRAINING:
+                if self._machine.state is _DRAINING or self._unstamped:
                     self._machine.stepped()
         self._recent.add(stamped, asyncio.get_running_loop().time())
         if self._machine.leads and not self._lease.held:
@@ -504,4 +507,23 @@ class Listener:
             if refusal:
                 count("unstamped", amount=len(messages) - stamped)
                 self._refusals.warning("Redis keeps no history (%s); messages go out without ids", refusal)
+                await self._until_forwarded(batch)
             return
+
+    async def _until_forwarded(self, batch: list[Entry]) -> None:
+        """
+        Wait until messages that went out without ids have reached their groups.
+
+        When Redis has room again, later ones get ids and are in a history at once, from which a socket may read them
+        at any moment: before those that are still on their way, and cannot be put in order by an id.
+        """
+        machine, self._unstamped = self._machine, True
+        try:
+            async with asyncio.timeout(UNSTAMPED_TIMEOUT):
+                await machine.until(lambda: machine.state is not State.HOLDER or all(entry.done for entry in batch))
+                if machine.state is State.HOLDER:
+                    await self._forwarder.wait_sent()
+        except TimeoutError:
+            logger.debug("messages without ids have not reached their groups yet")
+        finally:
+            self._unstamped = False

@@ -46,7 +46,8 @@ TOPICS_PER_LOOK: Final = 500
 MAX_READS: Final = 4
 """Concurrent reads of histories; each may return ``PAGE_BYTES``."""
 
-Behind = Callable[[Cursor], None]
+Behind = Callable[[Cursor, bool], None]
+"""What to call when a cursor has fallen behind, and whether what it lacks may still be on its way."""
 
 
 class Watched:
@@ -99,7 +100,8 @@ class Reconciler:
         """
         Compare this cursor, and call ``behind`` when the history has newer messages: within ``interval`` seconds.
 
-        It is called when two comparisons, a tick apart, find the cursor behind and at the same position.
+        It is called when two comparisons, a tick apart, find the cursor behind and at the same position: then what it
+        lacks may still be on its way, on a busy host. After ``hurry`` one comparison is enough, and nothing is.
         """
         now = asyncio.get_running_loop().time()
         if (watched := self._topics.get(cursor.topic)) is None:
@@ -259,11 +261,10 @@ class Reconciler:
                 elif topic in hurried or self._stood.get(cursor) == cursor.position:
                     self._stood.pop(cursor, None)
                     count("reconciled")
-                    watched.cursors[cursor](cursor)
+                    watched.cursors[cursor](cursor, topic not in hurried)
                 else:
-                    # On a busy host it may still be on its way. Reading it now would overtake
-                    # messages before it that have no id: those then came late and out of order
-                    # (seen). So it has a tick to arrive.
+                    # Most that are behind are so because something is on its way: they have a tick before anything
+                    # is done about it.
                     self._stood[cursor] = cursor.position
                     self._soon[topic] = min(self._soon.get(topic, inf), now())
             if is_level:

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 LAYER_TIMEOUT: Final = 5.0
 """Seconds that joining or leaving a group may take."""
+MARKER: Final = "notifications.marker"
+"""The ``type`` of what a socket sends to itself, to see what had been sent to it before."""
 FORGETTING: Final = 2.0
 """Seconds that a layer may take to forget a channel."""
 INTERVAL_WITH_GAPS_TOLD: Final = 5.0
@@ -64,6 +66,9 @@ class _NoLayer:
     async def group_discard(self, group: str, channel: str) -> None:
         pass
 
+    async def send(self, channel: str, message: dict[str, Any]) -> None:
+        raise ConnectionError("nothing is on its way")
+
     async def receive(self, channel: str) -> dict[str, Any]:
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]  # it never returns
 
@@ -78,6 +83,7 @@ class Delivery:
     """
 
     __slots__ = (
+        "_arrived",
         "_behind",
         "_catch_up_task",
         "_channel",
@@ -86,10 +92,12 @@ class Delivery:
         "_held",
         "_is_own_layer",
         "_layer",
+        "_markers",
         "_now",
         "_outbox",
         "_receive_task",
         "_resumed",
+        "_under_way",
         "credit",
         "cursors",
     )
@@ -125,6 +133,9 @@ class Delivery:
         self._receive_task: asyncio.Task[None] | None = None
         self._forgotten = False
         self._behind: list[Cursor] = []
+        self._under_way = False
+        self._markers = 0
+        self._arrived = asyncio.Event()
         self._held = Held()
         self._catch_up_task: asyncio.Task[None] | None = None
         self._resumed: asyncio.Future[None] | None = None
@@ -274,6 +285,8 @@ class Delivery:
         """Check a message of the layer, and put it into the outbox if it is the next one."""
         cursor = self.cursors.get(event.get("topic", ""))
         if cursor is None:
+            if event.get("type") == MARKER and event["n"] == self._markers:
+                self._arrived.set()
             return  # unsubscribed meanwhile, or not from a listener
         credit, epoch = self.credit, event.get("epoch")
         if credit.sent > credit.limit:
@@ -363,11 +376,19 @@ class Delivery:
             await asyncio.wait([self._catch_up_task])
         await self._outbox.mark()
 
-    def catch_up(self, cursor: Cursor) -> None:
-        """Queue a cursor that is behind: what it misses is read from the history and sent."""
+    def catch_up(self, cursor: Cursor, under_way: bool = False) -> None:
+        """
+        Queue a cursor that is behind: what it misses is read from the history and sent.
+
+        Args:
+            cursor: Which one.
+            under_way: Whether what it misses may still be on its way, behind messages that no history has.
+
+        """
         if cursor.has_left or not self._outbox.is_open:
             return
         cursor.catch_up()
+        self._under_way = self._under_way or under_way
         self._behind.append(cursor)
         if self._catch_up_task is None:
             self._catch_up_task = new_task(self._catch_up_all())
@@ -375,6 +396,9 @@ class Delivery:
     async def _catch_up_all(self) -> None:
         try:
             while self._behind:
+                if self._under_way:
+                    self._under_way = False
+                    await self._until_arrived()
                 cursor = self._behind.pop(0)
                 try:
                     await self._catch_up(cursor)
@@ -391,6 +415,22 @@ class Delivery:
             self._catch_up_task = None
             while self._behind:  # cancelled: a comparison finds them again, if the socket still exists
                 self._end_catching_up(self._behind.pop(0))
+
+    async def _until_arrived(self) -> None:
+        """
+        Wait until everything that the layer was given for this socket up to now has arrived.
+
+        What is read from a history may otherwise overtake messages without an id that were published before it, for as
+        long as this process or its connection lags behind. Layers keep the order: a marker arrives after them.
+        """
+        self._markers += 1  # one that comes after its time must not count
+        self._arrived.clear()
+        try:
+            async with asyncio.timeout(LAYER_TIMEOUT):
+                await self._layer.send(self._channel, {"type": MARKER, "n": self._markers})
+                await self._arrived.wait()
+        except Exception as error:  # noqa: BLE001  a layer may raise anything; it brings nothing else either
+            logger.debug("could not wait for what is on its way: %s", describe(error))
 
     def _end_catching_up(self, cursor: Cursor) -> None:
         cursor.go_live()

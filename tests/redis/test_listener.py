@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 from notifications import Topic, tasks
+from notifications.bridge import listener as bridge
 from notifications.bridge.lease import Lease
 from notifications.bridge.listener import Listener
 from notifications.broker import pipeline
@@ -53,6 +54,65 @@ async def test_what_was_published_without_an_id_is_not_published_again(live_redi
         assert layer.texts == ['{"n":1}', '{"n":2}']
     finally:
         live_redis.config_set("maxmemory", 0)
+        listener.stop()
+        await running
+
+
+async def test_nothing_is_stamped_before_what_has_no_id_has_reached_its_group(live_redis):
+    """A history has a stamped message at once: sockets that read it there would get it before those without ids."""
+    go_on, layer = asyncio.Event(), Layer()
+    group_send = layer.group_send
+
+    async def be_slow(group, message):
+        await go_on.wait()
+        await group_send(group, message)
+
+    layer.group_send = be_slow
+    listener = Listener(layer)
+    running = asyncio.create_task(listener.run())
+    try:
+        await await_for(lambda: listener.status.state == "holder")
+        live_redis.config_set("maxmemory", 1)
+        live_redis.publish("user:1", '{"n":1}')
+        await await_for(lambda: len(listener._forwarder))
+        live_redis.config_set("maxmemory", 0)
+        live_redis.publish("user:1", '{"n":2}')
+        await await_for(lambda: len(listener._backlog) or len(listener._forwarder) > 1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+            [where] = await get_store().look([Topic("user", "1")])
+            assert where.last is None
+
+        go_on.set()
+        await await_for(lambda: len(layer.texts) == 2)
+        assert [text.rpartition(",")[2].lstrip("{") for text in layer.texts] == ['"n":1}', '"n":2}']
+        assert '"id"' in layer.texts[1]
+    finally:
+        live_redis.config_set("maxmemory", 0)
+        go_on.set()
+        listener.stop()
+        await running
+
+
+async def test_a_layer_that_takes_nothing_does_not_keep_later_messages_from_being_stamped(live_redis, monkeypatch):
+    """The wait is bounded: in time, raw messages would be given up."""
+    monkeypatch.setattr(bridge, "UNSTAMPED_TIMEOUT", 0.1)
+    layer, stuck = Layer(), asyncio.Event()
+    layer.group_send = lambda group, message: stuck.wait()
+    listener = Listener(layer)
+    running = asyncio.create_task(listener.run())
+    try:
+        await await_for(lambda: listener.status.state == "holder")
+        live_redis.config_set("maxmemory", 1)
+        live_redis.publish("user:1", '{"n":1}')
+        await await_for(lambda: len(listener._forwarder))
+        live_redis.config_set("maxmemory", 0)
+        live_redis.publish("user:1", '{"n":2}')
+
+        await await_for(lambda: len(listener._forwarder) == 2)
+    finally:
+        live_redis.config_set("maxmemory", 0)
+        stuck.set()
         listener.stop()
         await running
 

@@ -49,7 +49,7 @@ class Sockets:
         self.cursors.clear()
         self.behind.clear()
 
-    def tell(self, cursor):
+    def tell(self, cursor, under_way):
         self.behind.append(cursor.topic)
 
     async def told(self, *topics):

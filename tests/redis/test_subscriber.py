@@ -743,6 +743,81 @@ async def test_what_is_under_way_is_not_overtaken_by_a_comparison(site, reads):
     await socket.has(1, 100, 2, 3)
 
 
+@pytest.fixture
+def lagging(site, monkeypatch):
+    """Let nothing that the layer brings arrive before this is set, as in a process that is short of time."""
+    go_on, receive = asyncio.Event(), site.layer.receive
+
+    async def receive_late(channel):
+        event = await receive(channel)
+        await go_on.wait()
+        return event
+
+    monkeypatch.setattr(site.layer, "receive", receive_late)
+    return go_on
+
+
+@pytest.mark.parametrize("topic", [TOPIC, UPLOAD])
+async def test_a_comparison_waits_for_what_is_under_way_however_long_that_takes(site, lagging, topic, monkeypatch):
+    """What has no id and was published before a message is sent before it, though a history has the message already."""
+    monkeypatch.setattr(reconciler, "AFTER_JOIN", 600)
+    socket = await site.joined(topic)
+    await site.forward(100, None, topic=topic)
+    await site.say(1, topic=topic)
+    await site.forward(101, None, topic=topic)
+    await site.lose(2, topic=topic)
+
+    for _ in range(2):
+        await reconciler.reconciler()._compare([topic])
+    await await_for(lambda: socket.numbers or site.waiting(socket) == 3, what="a marker behind what is under way")
+    lagging.set()
+
+    await await_for(lambda: socket.numbers[-1:] == [2], what="the message that was lost")
+    assert socket.numbers in ([100, 1, 101, 2], [100, 101, 2])  # of a state, the latest
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_layer_that_does_not_bring_the_marker_is_not_waited_for(site, monkeypatch, fails):
+    """Then it brings nothing else either: what the socket lacks is read from the history."""
+    monkeypatch.setattr(subscriber, "LAYER_TIMEOUT", 0.05)
+
+    async def send(channel, message):
+        if fails:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(site.layer, "send", send)
+    socket = await site.joined()
+    await site.lose(1)
+
+    for _ in range(2):
+        await reconciler.reconciler()._compare([TOPIC])
+
+    await socket.has(1)
+
+
+async def test_topics_found_behind_together_share_a_marker(site, monkeypatch):
+    """A layer that is slow delays a socket once, and not once for each of its topics."""
+    send, sent = site.layer.send, []
+
+    async def note(channel, message):
+        sent.append(message)
+        await send(channel, message)
+
+    monkeypatch.setattr(reconciler, "AFTER_JOIN", 600)
+    monkeypatch.setattr(site.layer, "send", note)
+    topics = [Topic("closed", str(number)) for number in range(5)]
+    socket = await site.open()
+    for topic in topics:
+        await socket.join(topic)
+        await site.lose(int(topic.id), topic=topic)
+
+    for _ in range(2):
+        await reconciler.reconciler()._compare(topics)
+
+    await await_for(lambda: sorted(socket.numbers) == [0, 1, 2, 3, 4], what="the messages of all topics")
+    assert len(sent) == 1
+
+
 async def test_nothing_of_a_topic_arrives_after_it_was_left(site):
     """What was already on its way is dropped too."""
     socket = await site.joined()

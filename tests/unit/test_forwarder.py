@@ -108,17 +108,20 @@ async def test_what_waits_when_the_bridge_is_started_again_is_forwarded(monkeypa
 
 
 @in_virtual_time
-async def test_whoever_waits_for_an_empty_queue_is_told_when_the_layer_has_taken_all():
-    """Also if it is empty from the beginning, and again when more has come."""
+async def test_whoever_waits_for_the_queue_is_told_when_the_layer_has_taken_all_of_it():
+    """Also if it is empty from the beginning, and although more comes meanwhile."""
     bridge = Forwarder(layer := Layer(lambda: asyncio.sleep(0.05)), LogBudget(logging.getLogger(__name__)))
     running = asyncio.create_task(bridge.run())
     async with asyncio.timeout(scaled()):
-        await bridge.wait_empty()
+        await bridge.wait_sent()
         for n in (1, 2):
             for text in (b"first", b"wrapped", b"last"):
                 bridge.add(Stamped("p", "user:1", Position("e", n), text))
-            await bridge.wait_empty()
-            assert len(layer.taken) == 3 * n
+            waiting = asyncio.create_task(bridge.wait_sent())
+            await asyncio.sleep(0)
+            bridge.add(Stamped("p", "user:1", Position("e", n), b"wrapped"))  # which takes a while
+            await waiting
+            assert len(layer.taken) == 4 * n - 1
         running.cancel()
 
 

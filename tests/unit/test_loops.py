@@ -55,7 +55,7 @@ async def have_a_socket():
 async def read_histories():
     topic = Topic("user", "1")
     cursor = Cursor(topic, 60)
-    reconciler.reconciler().add(cursor, lambda cursor: None, 1.0)
+    reconciler.reconciler().add(cursor, lambda cursor, under_way: None, 1.0)
     reads = [reconciler.reconciler().read(topic, Position(1, n)) for n in range(2 * MAX_READS)]
     await asyncio.gather(*reads, return_exceptions=True)
     reconciler.reconciler().remove(cursor)
