@@ -181,6 +181,9 @@ class Layer:
     async def group_discard(self, group, channel):
         pass
 
+    async def send(self, channel, message):
+        self.queue.put_nowait(message)
+
     async def receive(self, channel):
         return await self.queue.get()
 
@@ -344,7 +347,7 @@ class Recovery(RuleBasedStateMachine):
     def wait(self, seconds):
         self.loop.now += seconds
 
-    @rule(seconds=st.sampled_from([1, 20, 200]))
+    @rule(seconds=st.sampled_from([1, 20, 101]))
     def wait_in_small_steps(self, seconds):
         end = self.loop.now + seconds
         while self.loop.now < end:
@@ -463,7 +466,6 @@ class Recovery(RuleBasedStateMachine):
 
 
 Recovery.TestCase.settings = settings(
-    max_examples=settings().max_examples * 3 // 2,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),
