@@ -205,6 +205,21 @@ def test_one_element_says_aloud_that_the_page_is_offline(line: Line, elements: s
     assert page.evaluate("said") == [f"{teller}: {text}" for text in ("Offline", "Catching up", "Connected")]
 
 
+def test_line_that_comes_and_goes_is_not_said_each_time(line: Line) -> None:
+    """Trouble that comes back soon has to last longer before it is told: nobody hears of it every few seconds."""
+    page = line.open(STATUS)
+    tell = "async (detail) => (await notifications).dispatchEvent(new CustomEvent('state', { detail }))"
+
+    for lasts in (2_500, 2_500, 2_500, 5_000):
+        page.evaluate(tell, {"state": "waiting", "seconds": 1})
+        page.clock.run_for(lasts)
+        page.evaluate(tell, {"state": "open"})
+        page.clock.run_for(5_000)
+
+    once = ["connection-status: Offline", "connection-status: Connected"]
+    assert page.evaluate("said") == [*once, *once]
+
+
 def test_button_tries_at_once(line: Line) -> None:
     """Who does not want to wait presses the button; the focus then goes back to where it was."""
     page = line.open(f"<button>Work</button>{STATUS}")

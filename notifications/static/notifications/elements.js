@@ -51,6 +51,7 @@ const LEAVING = 1000; // milliseconds for which a page may still exist after the
 const CARRIED = { notices: 20, characters: 2000, topics: 100 }; // maximum that is kept for the next page
 const LASTING = 2000; // milliseconds for which trouble lasts before it is shown
 const READABLE = 1000; // minimum time for which it is shown then
+const AGAIN = { within: 60_000, longest: 30_000 }; // milliseconds: trouble that comes back has to last twice as long
 const ASK = { first: 5000, longest: 60_000, timeout: 10_000, together: 4 }; // a status-url: milliseconds, requests at once
 const FINISHED = ["completed", "failed"];
 const TEXTS = ["status", "stage", "message"];
@@ -246,12 +247,16 @@ class TabMemory {
 // How the connection is: "live", "connecting" for the first time, "offline", "catching-up" (it is open again, and the
 // server has not answered for the topic yet), or "closed" for good.
 
-/** A condition without flicker: trouble is told when it has lasted, and whatever is told stays long enough to be read. */
+/**
+ * A condition without flicker: trouble is told when it has lasted, and whatever is told stays long enough to be read. On a
+ * line that comes and goes it has to last longer each time, so that nobody is told of it every few seconds.
+ */
 class Steady {
   shown = "live";
   #now = "live";
   #began; // the trouble
   #told; // what is shown
+  #lasting = LASTING;
   #timer;
   #tell;
 
@@ -261,19 +266,26 @@ class Steady {
 
   set(condition) {
     if (condition === this.#now) return;
-    if (this.#now === "live") this.#began = performance.now();
+    if (this.#now === "live") this.#begin();
     this.#now = condition;
     this.#settle();
+  }
+
+  #begin() {
+    this.#began = performance.now();
+    if (!(this.#began - this.#told < AGAIN.within)) this.#lasting = LASTING;
   }
 
   #settle() {
     clearTimeout(this.#timer);
     if (this.#now === this.shown) return;
-    const at = this.shown === "live" ? this.#began + LASTING : this.#told + READABLE;
+    const lasting = this.#now === "closed" ? LASTING : this.#lasting;
+    const at = this.shown === "live" ? this.#began + lasting : this.#told + READABLE;
     const wait = at - performance.now();
     if (wait > 0) return void (this.#timer = setTimeout(() => this.#settle(), wait));
     this.#told = performance.now();
     this.shown = this.#now;
+    if (this.shown === "live") this.#lasting = Math.min(2 * this.#lasting, AGAIN.longest);
     this.#tell(this.shown);
   }
 }
@@ -1250,6 +1262,7 @@ export class ConnectionStatus extends HTMLElement {
 
   constructor() {
     super();
+    this.#box.ariaLabel = labels.connection;
     this.#text.role = "status";
     this.#button.type = "button";
     this.#button.addEventListener("click", () => this.#act());
@@ -1286,9 +1299,7 @@ export class ConnectionStatus extends HTMLElement {
     const transport = shown === "live" && connection.state === "open" && labels[`over_${connection.transport}`];
     const unseen = shown === "live" && !transport;
     this.#box.setAttribute("part", unseen ? "box live unseen" : `box ${shown}`);
-    // An empty landmark would be one to skip.
-    this.#box.role = unseen ? null : "region";
-    this.#box.ariaLabel = unseen ? null : labels.connection;
+    this.#box.role = unseen ? null : "region"; // an empty landmark would be one to skip
     this.#text.setAttribute("part", shown === "live" ? "text unseen" : "text");
     if (shown !== "offline") this.#detail.textContent = transport || "";
     const action = shown === "offline" ? "try_now" : shown === "closed" && closed !== "disconnected" ? "reload_page" : "";
