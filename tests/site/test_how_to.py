@@ -320,7 +320,8 @@ def test_gunicorn_runs_the_site(new_site: Site, tmp_path: Path) -> None:
         word.replace("mysite.asgi", "tests.testsite.asgi").replace(":8000", f":{port}")
         for word in command_of("gunicorn")
     ]
-    env = new_site.environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    # It would leave a socket for gunicornc in the home directory.
+    env = new_site.environment | {"PYTHONPATH": f"{tmp_path}:{ROOT}", "GUNICORN_CMD_ARGS": "--no-control-socket"}
     server = new_site.start(sys.executable, *words, name="gunicorn", env=env)
     for _ in range(2):
         server.wait_for_line("Application startup complete|ASGI 'lifespan' protocol appears unsupported", 30)
