@@ -845,6 +845,21 @@ test("a poll follows the other, from where it was, and no faster than twice a se
   assert.equal(states.length, before);
 });
 
+test("topics for which a poll had no time are asked for first", async (t) => {
+  const { tab, seen } = await polling(t, {}, ["order:1", "order:2", "order:3"]);
+  tab.request.poll([back("100-0"), subscribed("order:1", "100-4")]);
+  await tab.pass(1);
+  assert.deepEqual(Object.keys(asked(tab.request)), ["order:2", "order:3", "order:1"]);
+  tab.request.poll([back("100-0"), subscribed("order:2", "100-0"), message("order:2", "100-1")]);
+  await tab.pass(1);
+  assert.deepEqual(Object.keys(asked(tab.request)), ["order:3", "order:1", "order:2"]);
+  tab.request.poll([back("100-0"), subscribed("order:3", "100-0"), subscribed("order:1", "100-4", true), message("order:1", "100-5")]);
+  await tab.pass(1);
+
+  assert.deepEqual(asked(tab.request), { "order:2": "100-1", "order:3": "100-0", "order:1": "100-5" });
+  assert.deepEqual(seen, ["order:2 100-1", "order:1 100-5"]);
+});
+
 test("a poll that is not answered within its time and ten seconds is a lost connection", async (t) => {
   const { tab, notifications } = await polling(t);
   await tab.pass(34.9);
