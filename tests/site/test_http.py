@@ -152,14 +152,14 @@ async def test_a_response_ends_when_it_is_full_and_the_next_one_goes_on(site, se
     """So megabytes of history come in several responses, each message once, in order."""
     point_to(settings, site.redis.url)
     user = site.add_user()
-    upload = f"upload:{user.new_upload()}"
-    position = (await poll(server, user, upload))[1]["id"]
+    order = f"order:{user.new_upload()}"  # no state, of which there would be the latest alone
+    position = (await poll(server, user, order))[1]["id"]
     for n in range(20):
-        await notifications.apublish(upload, {"n": n, "fill": "x" * 60_000})
+        await notifications.apublish(order, {"n": n, "fill": "x" * 60_000})
     arrived, sizes = [], []
 
     for mode in ("poll", "stream", "poll", "stream"):
-        body = {"mode": mode, "topics": [{"topic": upload, "since": position}]}
+        body = {"mode": mode, "topics": [{"topic": order, "since": position}]}
         async with post(server, body, headers=session(server, user)) as answer:
             frames = await answer.json() if mode == "poll" else await EventStream(answer).expect_end()
         messages = [frame for frame in frames if "_meta" in frame]
