@@ -1262,7 +1262,6 @@ export class ConnectionStatus extends HTMLElement {
 
   constructor() {
     super();
-    this.#box.ariaLabel = labels.connection;
     this.#text.role = "status";
     this.#button.type = "button";
     this.#button.addEventListener("click", () => this.#act());
@@ -1299,7 +1298,9 @@ export class ConnectionStatus extends HTMLElement {
     const transport = shown === "live" && connection.state === "open" && labels[`over_${connection.transport}`];
     const unseen = shown === "live" && !transport;
     this.#box.setAttribute("part", unseen ? "box live unseen" : `box ${shown}`);
-    this.#box.role = unseen ? null : "region"; // an empty landmark would be one to skip
+    // An empty landmark would be one to skip.
+    this.#box.role = unseen ? null : "region";
+    this.#box.ariaLabel = unseen ? null : labels.connection;
     this.#text.setAttribute("part", shown === "live" ? "text unseen" : "text");
     if (shown !== "offline") this.#detail.textContent = transport || "";
     const action = shown === "offline" ? "try_now" : shown === "closed" && closed !== "disconnected" ? "reload_page" : "";
