@@ -1,5 +1,6 @@
 """Tests of this folder need nothing that runs, neither a Redis nor a process: ``make unit`` takes seconds."""
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +23,15 @@ def no_process() -> Iterator[None]:
         monkeypatch.setattr(subprocess, "Popen", refuse)
         monkeypatch.setattr(os, "fork", refuse)
         yield
+
+
+@pytest.fixture(scope="package", autouse=True)
+def few_collections() -> Iterator[None]:
+    """Look for garbage less often: an eighth of the time that ``make unit`` takes. What is left is found at the end."""
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 20, 100)
+    yield
+    gc.set_threshold(*before)
 
 
 @pytest.fixture(scope="session")
