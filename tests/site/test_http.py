@@ -91,16 +91,17 @@ async def test_a_poll_has_the_latest_of_a_state_alone(site, server, raw):
     assert [frame["recovered"] for frame in frames if frame.get("topic") == upload] == [True]
 
 
-async def test_a_poll_waits_for_a_message(site, server, raw):
+async def test_a_poll_waits_for_a_message(limited_site, limited_server):
     """It is answered when there is one, and has the answers as well."""
-    user = site.add_user()
+    user = limited_site.add_user()
     upload = f"upload:{user.new_upload()}"
-    polling = asyncio.create_task(poll(server, user, upload, wait=25))
-    first = await poll(server, user, upload)
+    polling = asyncio.create_task(poll(limited_server, user, upload, wait=25))
+    await until(lambda: are_subscribed(limited_server, 2))
+    first = await poll(limited_server, user, upload)
     assert actions(first) == ["auth_success", "subscribed"]
-    await asyncio.sleep(0.3)
     began = time.monotonic()
-    raw.publish(upload, '{"n":1}')
+    with limited_site.client() as client:
+        client.publish(upload, '{"n":1}')
 
     frames = await polling
 
@@ -216,6 +217,11 @@ async def metric(server, name):
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
 
+async def are_subscribed(server, number):
+    """Return whether so many topics are open in all: who has them waits for messages."""
+    return await metric(server, "notifications_subscriptions") == number
+
+
 async def test_a_client_that_has_gone_leaves_nothing_behind(limited_site, limited_server):
     """Its connection ends with it, whether it was streaming or waiting for an answer."""
     user = limited_site.add_user()
@@ -291,7 +297,7 @@ async def test_a_stopping_server_does_not_wait_for_its_responses(limited_site, k
     user = limited_site.add_user()
     async with open_stream(server, user) as stream:
         waiting = asyncio.create_task(poll(server, user, wait=25))
-        await asyncio.sleep(0.3)
+        await until(lambda: are_subscribed(server, 2))  # each to the user's own topic
         began = time.monotonic()
         stopping = asyncio.to_thread(server.terminate)
         ended = asyncio.create_task(stopping)
