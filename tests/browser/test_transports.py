@@ -4,17 +4,15 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-import notifications
+from tests.browser.conftest import Place
 from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
 from tests.faults import HttpProxy
-from tests.ports import free_port
-from tests.processes import Site, User, WebServer
+from tests.processes import User
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_browsers says why"
@@ -28,43 +26,6 @@ connection.addEventListener("state", ({ detail }) => states.push(detail.state));
 connection.addEventListener("gap", () => gaps++);
 """
 """What the page is told, from its own script on: an upload's messages are counted by the elements."""
-
-
-@dataclass
-class Place:
-    """A site, a server that a test may kill, and the road to it."""
-
-    site: Site
-    port: int
-    road: HttpProxy
-    server: WebServer | None = None
-
-    def start(self) -> None:
-        if self.server is None:
-            self.server = self.site.start_server("uvicorn", self.port)
-
-    def kill(self) -> None:
-        self.server.kill()
-        self.server = None
-
-
-@pytest.fixture(scope="module")
-def place_of_all(
-    redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
-    port = free_port()
-    settings = {"STATIC_ROOT": str(Path(notifications.__file__).parent / "static")}
-    with Site(tmp_path_factory.mktemp("roads"), migrated_database, settings=settings) as site, HttpProxy(port) as road:
-        site.start_listener()
-        yield Place(site, port, road)
-
-
-@pytest.fixture
-def place(place_of_all: Place) -> Place:
-    """The site with a running server, and a road on which everything gets through."""
-    place_of_all.start()
-    place_of_all.road.upgrades, place_of_all.road.buffers = True, False
-    return place_of_all
 
 
 @pytest.fixture(scope="module")
