@@ -57,6 +57,7 @@ async def test_async_twins_tell_the_same(told):
     await notifications.arevoke("order:ABC", 42)
 
     assert told() == [Control("disconnect", "42"), Control("revoke", "42", "order:abc")]
+    assert await get_store().agrants_revoked_at("42", Topic("order", "abc")) > 0
 
 
 def test_a_revoke_takes_back_what_was_granted(told):
