@@ -74,7 +74,7 @@ def request_allowed(request: HttpRequest) -> bool:
         return True
     count("auth_failed", "origin")
     _refusals.warning(
-        "refused a socket from origin %.200r: this host is %.200s, %.300s; "
+        "refused a connection from origin %.200r: this host is %.200s, %.300s; "
         "for pages of another host add their origin to CSRF_TRUSTED_ORIGINS.",
         origin,
         own,
