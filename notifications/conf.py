@@ -180,6 +180,10 @@ class Settings:
     """Messages a second in which a job tells its progress, besides its first and its last. More is more than the eye
     needs, and each is kept in the history."""
 
+    PROGRESS_STALE: float = 60.0
+    """Seconds after which a running job that has told nothing is taken for dead: its process was killed, or Redis is
+    away from it. One that is only slow tells its progress again three times in that time, though nothing changes."""
+
     METRICS_TOKEN: str = ""
     """What Prometheus has to send as ``Authorization: Bearer …`` to read the metrics of the web processes. Without
     it nobody can."""

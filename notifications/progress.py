@@ -30,6 +30,7 @@ from functools import wraps
 from string import Formatter
 from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+from weakref import WeakValueDictionary, ref
 
 from . import sending
 from .exceptions import Cancelled
@@ -58,9 +59,9 @@ QUEUES_OWN: Final[dict[tuple[str, str], State]] = {
 LEFT: Final = {"POP_TOP", "POP_ITER"}
 """What Python executes when ``break`` or ``return`` leaves a loop: it drops the loop's iterator."""
 
-_current: ContextVar[Progress | None] = ContextVar("notifications.progress", default=None)
-_open: Final[dict[int, Progress]] = {}
-"""Those that are open in this process, by their ``id``."""
+_current: ContextVar[ref[Progress] | None] = ContextVar("notifications.progress", default=None)
+_open: Final = WeakValueDictionary[int, "Progress"]()
+"""Those that are open in this process, by their ``id``. Neither keeps one alive that was dropped and not ended."""
 
 
 class Part:
@@ -236,7 +237,7 @@ class Progress(Part):
     @classmethod
     def current(cls) -> Progress | None:
         """Return the job that this thread or task is doing, for code that is called by it; None if there is none."""
-        found = _current.get()
+        found = _innermost()
         while found is not None and not found._is_open():
             found = found._outer
         return found
@@ -358,7 +359,7 @@ class Progress(Part):
 
     def _continued(self) -> Progress | None:
         """Return the open job of the same topic, if there is one, with what was given for this one."""
-        found = _current.get()
+        found = _innermost()
         while found is not None and not (found._topic == self._topic and found._is_open()):
             found = found._outer
         if found is None or found is self:
@@ -380,7 +381,7 @@ class Progress(Part):
         self._rate = Rate(self._done, self._clock())
         self._reporter = reporter
         self._outer = Progress.current()
-        _current.set(self)
+        _current.set(ref(self))
         _open[id(self)] = self
 
     def _ended(self, error: BaseException | None, state: State | None = None) -> ThreadReporter | TaskReporter | None:
@@ -388,8 +389,8 @@ class Progress(Part):
         if self._continues is not None:
             self._continues = None
             return None
-        if _current.get() is self:
-            _current.set(self._outer)
+        if _innermost() is self:
+            _current.set(None if self._outer is None else ref(self._outer))
         _open.pop(id(self), None)
         reporter = self._reporter
         if reporter is None or self._state != "running":
@@ -416,19 +417,26 @@ class Progress(Part):
         if self._reporter is not None and not self._reporter.muted:
             self._reporter.change()
 
-    def _report(self) -> JobProgress | None:
-        """Return the message of this moment; None if the job has ended, which is told by another."""
+    def _report(self, again: bool) -> JobProgress | None:
+        """
+        Return the message of this moment; None if the job has ended, which is told by another.
+
+        Args:
+            again: Nothing has changed since the last one.
+
+        """
         with self._lock:
-            payload = self._payload() if self._state == "running" else None
+            payload = self._payload(again=again) if self._state == "running" else None
         if payload is None:
             return None
-        if self._terminal:
+        if self._terminal and not again:
             in_terminal.draw(payload)
         return JobProgress(payload=payload)
 
-    def _payload(self) -> JobProgressPayload:
-        done, total = self._effective(), self._total
-        self._rate.sample(done, self._clock())
+    def _payload(self, *, again: bool = False) -> JobProgressPayload:
+        done, total, now = self._effective(), self._total, self._clock()
+        if not again:  # a pause belongs to the work that ends it
+            self._rate.sample(done, now)
         estimated = self._state == "running" and total is not None
         return JobProgressPayload(
             id=self._topic.id,
@@ -439,7 +447,7 @@ class Progress(Part):
             unit=self._unit,
             stage=self._stage,
             message=self._message,
-            eta=self._rate.seconds_for(total - done) if estimated and total is not None else None,
+            eta=self._rate.seconds_for(total - done, now) if estimated and total is not None else None,
             error=self._error,
             url=self._url,
         )
@@ -715,6 +723,12 @@ def _is_cancelled() -> bool:
     except RuntimeError:  # no event loop runs in this thread
         return False
     return task is not None and task.cancelling() > 0
+
+
+def _innermost() -> Progress | None:
+    """Return the job that was begun last in this thread or task; None if there is none, or if it was dropped."""
+    found = _current.get()
+    return None if found is None else found()
 
 
 def _number(value: Any) -> float | None:

@@ -52,9 +52,16 @@ class Rate:
         self._time = self._time * fade + fresh
         self._done, self._at = done, now
 
-    def seconds_for(self, left: float) -> float | None:
-        """Return the seconds that the rest takes at this rate; None if it is too early to tell."""
+    def seconds_for(self, left: float, now: float) -> float | None:
+        """
+        Return the seconds that the rest takes at this rate; None if it is too early to tell, or should be over.
+
+        Args:
+            left: How much there was left to do at the last sample.
+            now: The time, at or after the last sample.
+
+        """
         if left <= 0 or self._work <= 0 or self._at - self._began < FIRST_ESTIMATE:
             return None
-        seconds = left * self._time / self._work
-        return round(seconds, 1 if seconds < 10 else None) if math.isfinite(seconds) else None
+        seconds = left * self._time / self._work - (now - self._at)
+        return round(seconds, 1 if seconds < 10 else None) if 0 < seconds < math.inf else None

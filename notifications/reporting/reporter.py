@@ -3,7 +3,9 @@ Publishing a job's progress beside the job, which never waits for Redis except a
 
 A job changes numbers and goes on. A thread of its own, or in an event loop a task, publishes the newest of them: the
 first and the last message at once, between them ``PROGRESS_RATE`` a second, and only when something has changed. What
-changes last before a pause is published as well, because the thread waits for its turn and not the job.
+changes last before a pause is published as well, because the thread waits for its turn and not the job. In a long pause
+the newest message is published again, three times in ``PROGRESS_STALE`` seconds: so whoever hears nothing for that
+long knows that the process is gone. A job that nobody holds any more is not ended, but this stops.
 
 If Redis is away, the newest message is tried once a second, by the thread. The end of a job waits for the last message,
 ``PATIENCE`` seconds at most: that is all that a dead Redis, or one that hangs, costs a job.
@@ -20,6 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from typing import Final, NamedTuple
+from weakref import WeakMethod
 
 from django.db import connections
 
@@ -31,6 +34,10 @@ from ..logs import describe, outages
 from ..messages import Message
 from ..tasks import new_task
 from ..topics import Topic
+
+Newest = Callable[[bool], Message | None]
+"""A method that returns the message of this moment; None: there is nothing to tell. The argument says that nothing has
+changed since the last one."""
 
 logger = logging.getLogger(__name__)
 
@@ -71,23 +78,26 @@ class Reporter:
 
     """
 
-    def __init__(self, topic: Topic, newest: Callable[[], Message | None], clock: Callable[[], float]) -> None:
+    def __init__(self, topic: Topic, newest: Newest, clock: Callable[[], float]) -> None:
         """
         Prepare; nothing runs before ``start``.
 
         Args:
             topic: The job's.
-            newest: Returns the message of this moment; called in the thread or task that publishes. None: nothing.
+            newest: A bound method, called in the thread or task that publishes. What it is bound to is not kept alive:
+                a job that was dropped and not ended must not tell for ever that it runs.
             clock: As above.
 
         """
         self.cancelled = self.muted = False
         self.patience = PATIENCE
         self._topic = topic
-        self._newest = newest
+        self._newest = WeakMethod(newest)
         self.clock = clock
         self._interval = 1 / settings.PROGRESS_RATE
-        self._changed = self._asked = self._reached = False
+        self._silence = max(self._interval, settings.PROGRESS_STALE / 3)
+        self._beat_at = clock() + self._silence
+        self._changed = self._asked = self._reached = self._dropped = False
         self._publish_at = self._look_at = self._give_way_at = -math.inf
         self._last: Sequence[Last] | None = None
         self._deadline = math.inf
@@ -113,23 +123,38 @@ class Reporter:
     def _give_way(self) -> None:
         """Let others run, if the job would not: see ``OVERDUE``."""
 
-    def _wait(self) -> float | None:
-        """Return the seconds until something is due; None if nothing is before the next change."""
+    def _over(self) -> bool:
+        """Return whether nothing is to be told but the end, if there is one."""
+        return self._last is not None or self._dropped
+
+    def _wait(self) -> float:
+        """Return the seconds until something is due, unless something changes before."""
         if self._last is not None:
             return 0
         due = [at for wanted, at in ((self._changed, self._publish_at), (self._asked, self._look_at)) if wanted]
-        return max(0, min(due) - self.clock()) if due else None
+        return max(0, min([self._beat_at, *due]) - self.clock())
 
     def _take(self) -> Message | None:
         """Return the newest message if one is due."""
-        if not self._changed or self.clock() < self._publish_at:
+        changed = self._changed and self.clock() >= self._publish_at
+        if not changed and self.clock() < self._beat_at:
             return None
-        self._changed = False  # first: what changes from now on is the next message's
-        return self._newest()
+        if changed:
+            self._changed = False  # first: what changes from now on is the next message's
+        return self._message(again=not changed)
+
+    def _message(self, *, again: bool) -> Message | None:
+        self._beat_at = self.clock() + self._silence
+        newest = self._newest()
+        if newest is None:
+            self._dropped = True
+            return None
+        return newest(again)
 
     def _published(self, error: Exception | None) -> bool:
         """Note how publishing has ended."""
         now = self.clock()
+        self._beat_at = now + self._silence
         self._give_way_at = now + self._interval + OVERDUE
         if error is None:
             self._reached = True
@@ -154,7 +179,7 @@ class Reporter:
 class ThreadReporter(Reporter):
     """A reporter in a thread, or in a greenlet where threads are greenlets. The thread ends with the job."""
 
-    def __init__(self, topic: Topic, newest: Callable[[], Message | None]) -> None:
+    def __init__(self, topic: Topic, newest: Newest) -> None:
         super().__init__(topic, newest, time.monotonic)
         self._condition = threading.Condition()
         self._looked = threading.Event()
@@ -163,7 +188,7 @@ class ThreadReporter(Reporter):
 
     def start(self) -> None:
         """Publish the first message, in the thread."""
-        first = self._newest()
+        first = self._message(again=False)
         # Receivers of signals find the context of the job there, such as its tenant.
         thread = threading.Thread(target=copy_context().run, args=(self._run, first), name="progress", daemon=True)
         try:
@@ -209,13 +234,14 @@ class ThreadReporter(Reporter):
         try:
             if first is not None:
                 self._publish(self._topic, first)
-            while self._last is None:
+            while not self._over():
                 with self._condition:
                     while (wait := self._wait()) != 0:
                         self._condition.wait(wait)
                 if self._last is None:
                     self._turn()
-            self._end(self._last)
+            if self._last is not None:
+                self._end(self._last)
         except Exception:
             logger.exception("progress of %s is no longer published", self._topic)
         finally:
@@ -253,7 +279,7 @@ class ThreadReporter(Reporter):
 class TaskReporter(Reporter):
     """A reporter in a task of the running event loop. The task ends with the job."""
 
-    def __init__(self, topic: Topic, newest: Callable[[], Message | None]) -> None:
+    def __init__(self, topic: Topic, newest: Newest) -> None:
         self._loop = asyncio.get_running_loop()
         super().__init__(topic, newest, self._loop.time)
         self._thread = threading.get_ident()
@@ -263,7 +289,7 @@ class TaskReporter(Reporter):
 
     def start(self) -> None:
         """Publish the first message, in the task."""
-        self._task = new_task(self._run(self._newest()), name=f"notifications: progress of {self._topic}")
+        self._task = new_task(self._run(self._message(again=False)), name=f"notifications: progress of {self._topic}")
 
     def leave(self, last: Sequence[Last]) -> None:
         """Publish what ends the job, without waiting for it."""
@@ -310,7 +336,7 @@ class TaskReporter(Reporter):
         try:
             if first is not None:
                 await self._publish(self._topic, first)
-            while self._last is None:
+            while not self._over():
                 if (wait := self._wait()) != 0:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(wait):
@@ -318,7 +344,8 @@ class TaskReporter(Reporter):
                     self._woken.clear()
                 else:
                     await self._turn()
-            await self._end(self._last)
+            if self._last is not None:
+                await self._end(self._last)
         except asyncio.CancelledError:
             if self._last is not None and (left := self._deadline - self.clock()) > 0:
                 with suppress(TimeoutError):

@@ -1,6 +1,7 @@
 """The progress of jobs: what is told, how often, and how every job ends."""
 
 import asyncio
+import gc
 import io
 import threading
 import time
@@ -93,7 +94,7 @@ def test_a_block_tells_its_beginning_and_its_end(sent):
         assert p.state == "running"
 
     assert p.state == "succeeded"
-    assert p._report() is None  # whoever comes late must not tell the end a second time
+    assert p._report(again=False) is None  # whoever comes late must not tell the end a second time
     assert told(sent, "state", "percent") == [("running", None), ("succeeded", 100)]
     assert told(sent, "done", "total", "unit", "stage", "message", "url")[-1] == (
         *(8, 8, "rows"),
@@ -270,7 +271,7 @@ def test_numbers_may_be_of_any_class(sent):
             p.total = object()
         for value in (float("nan"), float("inf"), -5):
             p.done = value
-            assert p._report().payload.done == 0
+            assert p._report(again=False).payload.done == 0
         p.done = 1.75
 
     assert told(sent, "done", "total")[-1] == (4, 4)
@@ -441,7 +442,7 @@ async def test_no_more_than_the_rate_is_published():
 
 @in_virtual_time
 async def test_a_pause_publishes_the_newest():
-    """What changed last before a job does something else for long is not kept back, and nothing is repeated."""
+    """What changed last before a job does something else for long is not kept back, and nothing is repeated soon."""
     with captured() as sent:
         async with Progress(JOB, total=10) as p:
             await asyncio.sleep(1)
@@ -451,8 +452,82 @@ async def test_a_pause_publishes_the_newest():
             await asyncio.sleep(0.3)
             assert told(sent, "done") == [0, 1, 5]
             p.stage = "Indexing"
-            await asyncio.sleep(3600)
+            await asyncio.sleep(19)
             assert told(sent, "done", "stage")[3:] == [(5, "Indexing")]
+
+
+@in_virtual_time
+async def test_a_job_that_is_slow_is_told_from_one_that_is_dead():
+    """Three times in PROGRESS_STALE seconds the newest is told again though nothing changes, and not after the end."""
+    with captured() as sent:
+        async with Progress(JOB, total=100) as p:
+            await asyncio.sleep(2)
+            p.advance(10)
+            await asyncio.sleep(8)
+            before = len(sent)
+            await asyncio.sleep(600)
+            assert 29 <= len(sent) - before <= 30
+            p.advance(10)
+            await asyncio.sleep(1)
+            assert told(sent, "done", "eta")[-1] == (20, pytest.approx(80 * 610 / 10, rel=0.1))
+        ended = len(sent)
+        await asyncio.sleep(600)
+
+    assert len(sent) == ended
+    assert set(told(sent, "state")[:-1]) == {"running"}
+    assert told(sent, "done", "eta")[2] == (10, None)  # 8 s later: it should be at its next step, and is not
+
+
+@in_virtual_time
+async def test_nothing_is_told_again_while_much_is_told(settings):
+    """A job that changes all the time has the messages of its changes only, and the rate bounds the others, too."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.001}
+    with captured() as sent:
+        async with Progress(JOB):
+            await asyncio.sleep(10)
+        assert 39 <= len(sent) <= 42
+        settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 3}
+        sent.clear()
+        async with Progress(JOB) as p:
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                p.advance()
+        assert len(sent) <= 42
+
+
+def test_a_thread_tells_again_what_it_told(sent, settings, monkeypatch):
+    """A job that says nothing lives as long as its thread tells it; the bar in the terminal is not drawn again."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.15, "PROGRESS_RATE": 100}
+    monkeypatch.setattr("sys.stderr", screen := Terminal())
+    with Progress(JOB, total=9, terminal=True):
+        wait_for(lambda: len(sent) >= 5)
+
+    times = [each.message["timestamp"] for each in sent]
+    assert len(set(times)) == len(times)
+    assert screen.getvalue().count("\r") == 2
+    assert reporters() == []
+
+
+def test_a_job_that_was_dropped_is_not_told_for_ever(sent, settings):
+    """Whoever calls ``__enter__`` and forgets the rest has a job like one whose process was killed."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.15, "PROGRESS_RATE": 100}
+    Progress(JOB).__enter__()
+    gc.collect()
+
+    wait_for(lambda: not reporters())
+    assert Progress.current() is None
+    assert set(told(sent, "state")) <= {"running"}
+
+
+async def test_a_job_that_was_dropped_leaves_no_task(sent, settings):
+    """In an event loop it is the same."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.15, "PROGRESS_RATE": 100}
+    before = asyncio.all_tasks()
+    await Progress(JOB).__aenter__()
+    gc.collect()
+
+    await await_for(lambda: asyncio.all_tasks() == before)
+    assert Progress.current() is None
 
 
 def test_a_thread_publishes_the_newest_in_a_pause(sent, settings):
@@ -544,7 +619,7 @@ def test_a_steady_job_knows_its_end(pauses, speed):
         now += pause
         rate.sample((now - 5.0) * speed, now)
 
-    estimate = rate.seconds_for(100 * speed)
+    estimate = rate.seconds_for(100 * speed, now)
     if now - 5.0 < 0.99:
         assert estimate is None
     elif now - 5.0 > 1.01:
@@ -555,11 +630,13 @@ def test_the_estimate_follows_a_change_of_speed():
     """Half of its weight is younger than 21 seconds; after some minutes the old speed is forgotten."""
     rate = Rate(0, 0.0)
     rate.sample(6000, 60.0)
-    assert rate.seconds_for(1000) == 10
+    assert rate.seconds_for(1000, 60.0) == 10
+    assert rate.seconds_for(1000, 64.0) == 6
+    assert rate.seconds_for(1000, 70.0) is None
     for second in range(1, 301):
         rate.sample(6000 + second, 60.0 + second)
 
-    assert rate.seconds_for(10) == pytest.approx(10, abs=1)
+    assert rate.seconds_for(10, 360.0) == pytest.approx(10, abs=1)
     assert MEMORY == 30
 
 
@@ -568,10 +645,10 @@ def test_another_count_has_its_own_estimate():
     rate = Rate(0, 0.0)
     rate.sample(5000, 10.0)
     rate.sample(0, 10.5)
-    assert rate.seconds_for(100) is None
+    assert rate.seconds_for(100, 10.5) is None
     rate.sample(20, 12.5)
 
-    assert rate.seconds_for(100) == 10
+    assert rate.seconds_for(100, 12.5) == 10
 
 
 @in_virtual_time
