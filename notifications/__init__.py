@@ -3,7 +3,7 @@
 from .access.control import adisconnect_user, arevoke, disconnect_user, revoke
 from .exceptions import Cancelled, MessageError, NotificationsError, PositionError, PublishError, TopicError
 from .positions import aposition, position
-from .progress import Part, Progress, acancel, cancel, progress, track
+from .progress import Part, Progress, aannounce, acancel, announce, cancel, progress, track
 from .publisher import (
     apublish,
     apublish_progress,
@@ -24,8 +24,10 @@ __all__ = [
     "PublishError",
     "Topic",
     "TopicError",
+    "aannounce",
     "acancel",
     "adisconnect_user",
+    "announce",
     "aposition",
     "apublish",
     "apublish_progress",

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import dis
 import inspect
+import logging
 import math
 import os
 import secrets
@@ -32,8 +33,8 @@ from types import CodeType, FrameType, TracebackType
 from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 from weakref import WeakValueDictionary, ref
 
-from . import sending
-from .exceptions import Cancelled
+from . import publisher, sending
+from .exceptions import Cancelled, PublishError
 from .history import get_store
 from .messages import JobProgress, JobProgressPayload, Notice, State
 from .reporting import terminal as in_terminal
@@ -41,9 +42,13 @@ from .reporting.counts import Rate, percent
 from .reporting.reporter import Last, TaskReporter, ThreadReporter
 from .topics import Topic
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+ENDS: Final = frozenset({"succeeded", "failed", "cancelled"})
+"""The states in which a job is over."""
 MAX_TEXT: Final = 1000
 """Characters of a stage, a message, a unit or an error; the rest is cut off."""
 
@@ -650,20 +655,111 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
     return decorate
 
 
+def announce(
+    topic: Topic | str,
+    *,
+    state: State = "waiting",
+    total: float | None = None,
+    unit: str | None = None,
+    stage: str | None = None,
+    message: str | None = None,
+    url: str | None = None,
+    error: str | None = None,
+) -> None:
+    """
+    Tell the state of a job that does not tell it itself, from code beside it.
+
+    Call it where a job is put into a queue, before that is done, so that its page shows that it waits; and where it is
+    known how a job has ended that cannot say so: its worker was killed, or it was revoked before it began. What is not
+    given is not known, and its place in the message is null.
+
+    If Redis does not answer, that takes about a second and is logged.
+
+    Args:
+        topic: The job's.
+        state: ``waiting``, or how the job has ended: ``succeeded``, ``failed`` or ``cancelled``. With an end, a request
+            to cancel the job is forgotten.
+        total: How much there is to do.
+        unit: What is counted. This and the other texts are the site's own words, as for ``Progress``.
+        stage: What the job is doing, or waiting for.
+        message: A text beside it.
+        url: Where the result is.
+        error: Why it has failed. Users read it.
+
+    Raises:
+        TopicError: The topic is not valid.
+        MessageError: There is no such state.
+
+    """
+    topic, said = _announcement(topic, state, total, unit, stage, message, url, error)
+    key = f"announced-{secrets.token_hex(8)}"  # so that it may be sent again on another connection
+    try:
+        publisher.publish(topic, said, idempotency_key=key)
+        if state in ENDS:
+            sending.send(_Cancelling(topic, over=True), on_commit=False, using=None, fail_silently=False)
+    except PublishError as failure:
+        logger.warning("%s", failure)
+
+
+async def aannounce(
+    topic: Topic | str,
+    *,
+    state: State = "waiting",
+    total: float | None = None,
+    unit: str | None = None,
+    stage: str | None = None,
+    message: str | None = None,
+    url: str | None = None,
+    error: str | None = None,
+) -> None:
+    """Tell the state of a job that does not tell it itself, without blocking the event loop; see ``announce``."""
+    topic, said = _announcement(topic, state, total, unit, stage, message, url, error)
+    key = f"announced-{secrets.token_hex(8)}"
+    try:
+        await publisher.apublish(topic, said, idempotency_key=key)
+        if state in ENDS:
+            await sending.asend(_Cancelling(topic, over=True), on_commit=False, using=None, fail_silently=False)
+    except PublishError as failure:
+        logger.warning("%s", failure)
+
+
+def _announcement(
+    topic: Topic | str, state: State, total: float | None, *texts: str | None
+) -> tuple[Topic, JobProgress]:
+    topic = Topic.parse(topic) if isinstance(topic, str) else topic
+    unit, stage, message, url, error = texts
+    total = _number(total)
+    payload = JobProgressPayload(
+        id=topic.id,
+        state=state,
+        percent=100 if state == "succeeded" else None,
+        total=None if total is None else _amount(total),
+        unit=_text(unit),
+        stage=_text(stage),
+        message=_text(message),
+        error=_text(error),
+        url=None if url is None else str(url),
+    )
+    return topic, JobProgress(payload=payload)
+
+
 class _Cancelling(NamedTuple):
-    """A ``sending.Call`` that asks to cancel a job."""
+    """A ``sending.Call`` that asks to cancel a job, or forgets the request because the job is over."""
 
     topic: Topic
+    over: bool = False
 
     @property
     def where(self) -> str:
         return str(self.topic)
 
     def send(self) -> None:
-        get_store().request_cancel(self.topic)
+        store = get_store()
+        (store.drop_cancel if self.over else store.request_cancel)(self.topic)
 
     async def asend(self) -> None:
-        await get_store().arequest_cancel(self.topic)
+        store = get_store()
+        await (store.adrop_cancel if self.over else store.arequest_cancel)(self.topic)
 
 
 def cancel(topic: Topic | str) -> None:

@@ -307,7 +307,7 @@ def test_the_public_api_is_complete_and_sorted():
     assert {"publish", "publish_to_user", "publish_progress", "Topic", "PublishError"} <= set(notifications.__all__)
 
 
-@pytest.mark.parametrize("name", ["publish", "publish_to_user", "publish_progress"])
+@pytest.mark.parametrize("name", ["announce", "publish", "publish_to_user", "publish_progress"])
 def test_async_twins_take_the_same_arguments(name):
     """A twin is the sync function with ``a`` in front: same arguments, same defaults, same annotations."""
     function, twin = getattr(notifications, name), getattr(notifications, f"a{name}")

@@ -22,15 +22,19 @@ from hypothesis import strategies as st
 import notifications
 from notifications import (
     Cancelled,
+    MessageError,
     Progress,
     PublishError,
     Topic,
     TopicError,
+    aannounce,
     acancel,
+    announce,
     cancel,
     progress,
     track,
 )
+from notifications.history import get_store
 from notifications.reporting import terminal
 from notifications.reporting.counts import MEMORY, Rate, percent
 from notifications.reporting.reporter import RETRY
@@ -958,6 +962,57 @@ def test_a_dead_redis_is_no_reason_to_stop(sent):
             cancel(JOB)
         with Progress(JOB) as p:
             assert not p.cancelled
+
+
+# From beside the job.
+
+
+async def test_a_job_is_announced_from_beside_it(sent):
+    """What is not given is null; only a job that has succeeded is at 100 percent."""
+    given = {"total": 8, "unit": "rows", "stage": lazystr("Queued"), "message": "m", "url": "/7/", "error": "x" * 2000}
+    announce(JOB)
+    await aannounce(Topic.parse(JOB))
+    for state in ("waiting", "succeeded", "failed", "cancelled"):
+        announce(JOB, state=state, **given)
+        await aannounce(JOB, state=state, **given)
+
+    nothing = dict.fromkeys(sent[0].message["payload"])
+    assert sent[0].message["payload"] == sent[1].message["payload"] == {**nothing, "id": "42", "state": "waiting"}
+    for each, again in pairwise(sent[2:]):
+        assert each.message["payload"].keys() == again.message["payload"].keys()
+    assert told(sent, "state")[2::2] == told(sent, "state")[3::2] == ["waiting", "succeeded", "failed", "cancelled"]
+    assert told(sent, "percent")[2::2] == told(sent, "percent")[3::2] == [None, 100, None, None]
+    assert set(told(sent, "total", "unit", "stage", "message", "url")[2:]) == {(8, "rows", "Queued", "m", "/7/")}
+    assert {len(error) for error in told(sent, "error")[2:]} == {1000}
+
+
+async def test_an_end_that_is_announced_forgets_the_request_to_cancel(sent, settings):
+    """The next job of the topic must not be cancelled by it; one that waits still is. A history is not needed."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_SIZE": 0}
+    for state, forgotten in (("waiting", False), ("cancelled", True), ("failed", True), ("succeeded", True)):
+        cancel(JOB)
+        announce(JOB, state=state)
+        assert get_store().cancel_requested(Topic.parse(JOB)) != forgotten
+        cancel(JOB)
+        await aannounce(JOB, state=state)
+        assert get_store().cancel_requested(Topic.parse(JOB)) != forgotten
+
+
+async def test_an_announcement_never_raises_because_of_redis(sent, caplog):
+    """It is logged; a mistake of the caller raises."""
+    with redis_outage():
+        announce(JOB, state="failed")
+        await aannounce(JOB, state="failed")
+    for wrong in ("job", "nosuchkind:1"):
+        with pytest.raises(TopicError):
+            announce(wrong)
+        with pytest.raises(TopicError):
+            await aannounce(wrong)
+    with pytest.raises(MessageError, match="state"):
+        announce(JOB, state="done")
+
+    assert sent == []
+    assert caplog.text.count("job:42") == 2
 
 
 # Redis is away.
