@@ -23,7 +23,7 @@ TESTS = [
     "tests",
     *("-p", "no:randomly", "-m", "not faults and not faults_long and not slow"),
     *("-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
-    "--ignore=tests/browser",
+    *("--ignore=tests/browser", "--ignore=tests/queues"),
     *(
         f"--ignore=tests/site/test_{name}.py"
         for name in ("analysis", "demo", "faults", "how_to", "proxies", "uploads", "worker")
@@ -88,7 +88,7 @@ def server(session: nox.Session, server: str) -> None:
 
 @nox.session(python=["3.12"])
 def how_to(session: nox.Session) -> None:
-    """Follow the guides of docs/how-to with the packages that they are about."""
+    """Follow the guides of docs/how-to, and run the queues, with the packages that they are about."""
     session.install("--quiet", "-r", "requirements.txt")
     session.install("--quiet", "-r", "docs/how-to/requirements.txt")
-    session.run("python", "-m", "pytest", "tests/site/test_how_to.py", *session.posargs)
+    session.run("python", "-m", "pytest", "tests/queues", "tests/site/test_how_to.py", *session.posargs)

@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("notifications")
 
 
-FOLDERS = ["browser", "site", "redis", "unit"]
+FOLDERS = ["browser", "site", "queues", "redis", "unit"]
 """From the slowest to the fastest."""
 
 
