@@ -24,7 +24,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sized
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import aclosing, nullcontext
 from contextvars import ContextVar
 from functools import wraps
@@ -617,10 +617,10 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
         if unknown := names - signature.parameters.keys():
             raise TypeError(f"{function.__qualname__} has no argument {', '.join(sorted(unknown))!r}")
 
-        def job(arguments: tuple[Any, ...], named: dict[str, Any]) -> Progress:
+        def job(arguments: Sequence[Any], named: Mapping[str, Any], **more: Any) -> Progress:
             given = signature.bind(*arguments, **named)
             given.apply_defaults()
-            return Progress(topic.format(**given.arguments), **options)
+            return Progress(topic.format(**given.arguments), **options, **more)
 
         @wraps(function)
         def call(*arguments: Any, **named: Any) -> Any:
@@ -650,9 +650,33 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
             found = steps
         elif inspect.iscoroutinefunction(function):
             found = acall
+        found.progress_job = job
         return found  # type: ignore[no-any-return]  # it is called like the function
 
     return decorate
+
+
+def job_of(
+    function: Callable[..., Any], arguments: Sequence[Any], named: Mapping[str, Any], **more: Any
+) -> Progress | None:
+    """
+    Return the job that a call of a function is, for whoever queues or runs it; None if it is not one by ``progress``.
+
+    The call continues it if it is open by then.
+
+    Args:
+        function: A function that ``progress`` has decorated, or what wraps one as ``functools.wraps`` does.
+        arguments: Of the call.
+        named: Of the call, by their names.
+        **more: Options as for ``Progress``, besides those of the decorator.
+
+    Raises:
+        TypeError: The function cannot be called like this.
+        TopicError: The topic is not valid.
+
+    """
+    job = getattr(function, "progress_job", None)
+    return None if job is None else job(arguments, named, **more)
 
 
 def announce(

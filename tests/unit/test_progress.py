@@ -35,6 +35,7 @@ from notifications import (
     track,
 )
 from notifications.history import get_store
+from notifications.progress import job_of
 from notifications.reporting import terminal
 from notifications.reporting.counts import MEMORY, Rate, percent
 from notifications.reporting.reporter import RETRY
@@ -846,6 +847,21 @@ async def test_coroutine_functions_are_jobs(sent):
         ("running", None),
         ("failed", "LookupError"),
     ]
+
+
+def test_the_job_of_a_call_is_known_before_the_call(sent):
+    """Whoever queues a call may ask what job it is, and whoever runs it may begin that job: the call continues it."""
+
+    @progress("job:{pk}", stage="Reading")
+    def work(pk, *, days=1):
+        return Progress.current().topic
+
+    assert job_of(lambda pk: None, [42], {}) is None
+    with pytest.raises(TypeError):
+        job_of(work, [], {})
+    with job_of(work, [], {"pk": 42}, unit="rows"):
+        assert work(42) == Topic("job", 42)
+    assert told(sent, "state", "stage", "unit") == [("running", "Reading", "rows"), ("succeeded", "Reading", "rows")]
 
 
 def test_a_job_within_itself_is_one_job(sent):
