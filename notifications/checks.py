@@ -36,6 +36,10 @@ OUR_NAME: Final = "django-realtime-notifications"
 """The distribution that contains the package ``notifications``; others contain one of the same name."""
 
 
+OPENED_BY_GRANTS = {"user", "job"}
+"""Kinds that need no ``AUTHORIZE``: a user's own topic is theirs, and the tag that shows a job signs a grant."""
+
+
 @register("notifications")
 def check_settings(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     raw = getattr(django_settings, "NOTIFICATIONS", {})
@@ -55,7 +59,8 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
         wanted[f"TOPICS[{name!r}]['AUTHORIZE_MANY']"] = kind.AUTHORIZE_MANY
         wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID
         wanted[f"TOPICS[{name!r}]['JOIN']"] = kind.JOIN
-        if kind.AUTHORIZE is kind.AUTHORIZE_MANY is kind.JOIN is None and not kind.PUBLIC and name != "user":
+        closed = kind.AUTHORIZE is kind.AUTHORIZE_MANY is kind.JOIN is None and not kind.PUBLIC
+        if closed and name in raw.get("TOPICS", {}) and name not in OPENED_BY_GRANTS:
             found.append(
                 checks.Warning(
                     f"Nobody may subscribe to topics of kind {name!r}: it has no AUTHORIZE.",

@@ -159,11 +159,18 @@ def test_a_kind_that_the_site_joins_is_not_closed(settings):
     assert found() == []
 
 
-def test_kinds_that_nobody_configured_are_closed(settings):
-    """The kinds that every site has are of use to nobody until the site says who may read them."""
+def test_kinds_that_nobody_configured_are_no_mistake(settings):
+    """A site that has set no TOPICS is not warned of kinds that it may not even use."""
     settings.NOTIFICATIONS = {"REDIS_URL": HOST}
 
-    assert found() == ["W001", "W001"]
+    assert found() == []
+
+
+def test_jobs_are_opened_by_grants(settings):
+    """Nobody is warned of jobs without AUTHORIZE: the tag that shows one signs a grant for the user of its page."""
+    change(settings, TOPICS={"job": {}, "upload": {}})
+
+    assert found() == ["W001"]  # of uploads
 
 
 def test_a_site_without_the_setting_is_told(settings):
