@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,8 @@ class Queue:
         self.directory = write(guide, start_project(directory / "site"))
         self._env = environment(REDIS_URL=url, PYTHONUNBUFFERED="1")
         self._subscription = redis.Redis.from_url(url).pubsub()
-        self._subscription.psubscribe("user:*", "upload:*")
-        for _ in range(2):
+        self._subscription.psubscribe("user:*", "upload:*", "job:*")
+        for _ in range(3):
             assert self._subscription.get_message(timeout=scaled())["type"] == "psubscribe"
 
     @contextmanager
@@ -67,7 +68,9 @@ class Queue:
         assert heard is not None, "nothing was published"
         message = json.loads(heard["data"])
         gist = {name: message[name] for name in ("action", "title") if name in message}
-        if "payload" in message:
+        if message["action"] == "progress":
+            gist["state"] = message["payload"]["state"]
+        elif "payload" in message:
             gist["percent"] = message["payload"]["progress_percent"]
         return heard["channel"].decode(), gist
 
@@ -88,6 +91,20 @@ def expect_all(queue: Queue, uploads: list[str]) -> None:
     assert [gist for topic, gist in heard if topic == "user:42"] == [DONE] * len(uploads)
 
 
+def expect_jobs(queue: Queue, uploads: list[str]) -> None:
+    """Expect that the job of each upload is told from its beginning in the queue to its end, and a notice for each."""
+    heard: list[tuple[str, dict[str, object]]] = []
+    while sum(topic == "user:42" for topic, _ in heard) < len(uploads) or sum(
+        gist.get("state") == "succeeded" for _, gist in heard
+    ) < len(uploads):
+        heard.append(queue.hear())
+
+    for upload in uploads:
+        states = [gist["state"] for topic, gist in heard if topic == f"job:{upload}"]
+        assert [state for state, _ in groupby(states)] == ["waiting", "running", "succeeded"]
+    assert [gist for topic, gist in heard if topic == "user:42"] == [DONE] * len(uploads)
+
+
 @pytest.mark.parametrize("queue", ["celery"], indirect=True)
 def test_celery_publishes_from_children_of_a_parent_that_has_published(queue: Queue) -> None:
     """A prefork worker publishes from its children, also if the parent had connections before it forked."""
@@ -100,8 +117,11 @@ def test_celery_publishes_from_children_of_a_parent_that_has_published(queue: Qu
     uploads = [f"upload-{n}" for n in range(6)]
     with queue.working(*command_of("celery"), ready="ready"):
         assert queue.hear() == ("user:1", {"action": "from the parent"})
-        queue.run(f"from uploads.tasks import analyze; [analyze.delay(u, 42) for u in {uploads}]")
-        expect_all(queue, uploads)
+        queue.run(
+            "from django.contrib.auth.models import User; from types import SimpleNamespace as Request;"
+            f"from uploads.views import create; [create(Request(user=User(pk=42)), upload) for upload in {uploads}]"
+        )
+        expect_jobs(queue, uploads)
 
 
 @pytest.mark.parametrize("queue", ["dramatiq"], indirect=True)
