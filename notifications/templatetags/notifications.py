@@ -1,5 +1,5 @@
 """
-Template tags that connect a page, give it the position of a topic, and show the progress of an upload.
+Template tags that connect a page, give it the position of a topic, and show the progress of jobs and uploads.
 
 They render no inline script: what scripts need to know is in a block of data, which every Content Security
 Policy allows.
@@ -39,7 +39,7 @@ def notifications(
     labels: Mapping[str, Any] | None = None,
 ) -> SafeString:
     """
-    Connect the page, and define ``<upload-progress>``, ``<notification-toasts>`` and ``<connection-status>``.
+    Connect the page, and define the elements: bars, ``<notification-toasts>`` and ``<connection-status>``.
 
     Nothing is rendered, and so nothing connects, for anonymous users and in templates without a request. The
     scripts have the ``csp_nonce`` of the context or the request, if there is one.
@@ -59,21 +59,24 @@ def notifications(
     config = {
         "client": static("notifications/client.js"),
         "elements": static("notifications/elements.js"),
+        "progress": static("notifications/progress.js"),
         "fallback": static("notifications/fallback.js"),
         "url": url or socket_path(),
         "stream_url": stream_path(),
         "token_url": token_url,
         "user_topic": topic.told,
         "since": _position(topic),
+        "stale": settings.PROGRESS_STALE,
         "labels": labels or {},
     }
     nonce = _attributes({"nonce": _nonce(context)})
-    # The client and the elements are fetched in parallel with the script that imports them, not after it.
+    # The modules are fetched in parallel with the script that imports them, not after it.
     return format_html(
         '<link rel="modulepreload" href="{}"{nonce}><link rel="modulepreload" href="{}"{nonce}>'
-        '{}<script type="module" src="{}"{nonce}></script>',
+        '<link rel="modulepreload" href="{}"{nonce}>{}<script type="module" src="{}"{nonce}></script>',
         config["client"],
         config["elements"],
+        config["progress"],
         json_script(config, "notifications-config"),
         static("notifications/start.js"),
         nonce=nonce,
@@ -106,6 +109,48 @@ def upload_progress(
     if grant and (user := _user(context)) is not None:
         values["grant"] = make_grant(user, topic)
     return format_html("<upload-progress{}></upload-progress>", _attributes(values))
+
+
+@register.simple_tag(takes_context=True)
+def progress(
+    context: Context,
+    kind: str,
+    id: TopicId,  # noqa: A002  an id is called id
+    *,
+    grant: bool = True,
+    status_url: str | None = None,
+    **attributes: Any,
+) -> SafeString:
+    """
+    Show the progress of a job.
+
+    **Use it only in a page whose view has checked that the user may read the topic**: a grant is rendered, which opens
+    it without calling ``AUTHORIZE``.
+
+    Args:
+        context: The template's context.
+        kind: The kind of the job's topic, such as ``job``.
+        id: The topic's id.
+        grant: Whether to sign that the user may read the topic; not needed if ``AUTHORIZE`` allows it, and never
+            rendered for a kind that is ``PUBLIC``. It expires after ``GRANT_MAX_AGE``.
+        status_url: URL of the site that answers with the job's state as JSON: it is asked while the page is offline,
+            and after messages were missed. Its view has to check the permission.
+        **attributes: Attributes of the element: ``label``, and what the site knows of the job, which is all there is to
+            show once the history has expired: ``state``, ``percent``, ``done``, ``total``, ``unit``, ``stage``,
+            ``message``, ``error`` and ``url``. None leaves one out.
+
+    Raises:
+        TopicError: The topic is not valid.
+
+    """
+    rendered, user = Topic(kind, id), _user(context)
+    values = {
+        "topic": rendered.told,
+        "grant": _grant(user, rendered) if grant else None,
+        "status-url": status_url,
+        **attributes,
+    }
+    return format_html("<task-progress{}></task-progress>", _attributes(values))
 
 
 class TopicAttributes(SafeString):
@@ -151,11 +196,10 @@ def topic(
 
     """
     rendered, user = Topic(kind, id), _user(context)
-    is_public = settings.kinds[rendered.kind].PUBLIC
     values = {
         "topic": rendered.told,
         "since": since if user is None else since or _position(rendered),
-        "grant": None if user is None or is_public or not grant else make_grant(user, rendered),
+        "grant": _grant(user, rendered) if grant else None,
     }
     attributes = TopicAttributes(_attributes({f"data-{name}": value for name, value in values.items()}).lstrip())
     for name, value in values.items():
@@ -167,6 +211,11 @@ def _attributes(values: Mapping[str, Any]) -> SafeString:
     # Always escaped: what a filter has marked as safe may be HTML, and end an attribute.
     given = ((name, escape(value)) for name, value in values.items() if value is not None)
     return format_html_join("", ' {}="{}"', given)
+
+
+def _grant(user: Any, topic: Topic) -> str | None:
+    """Sign that the user may read the topic; None for nobody, and where everybody may."""
+    return None if user is None or settings.kinds[topic.kind].PUBLIC else make_grant(user, topic)
 
 
 def _user(context: Context) -> Any:

@@ -18,7 +18,9 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy
 
+from notifications.exceptions import TopicError
 from notifications.logs import LogBudget
+from notifications.messages import JobProgressPayload
 from notifications.metrics import counts
 from notifications.routing import websocket_urlpatterns
 from notifications.templatetags import notifications as tags
@@ -150,7 +152,7 @@ def test_scripts_carry_the_nonce(no_redis: None, where: str) -> None:
     found = Elements(render("{% notifications %}", **given)).found
 
     loading = [attributes for tag, attributes, _ in found if tag == "link" or attributes.get("type") == "module"]
-    assert [attributes["nonce"] for attributes in loading] == ['r4nd"m'] * 3
+    assert [attributes["nonce"] for attributes in loading] == ['r4nd"m'] * 4
 
 
 def test_without_a_nonce_there_is_no_attribute(no_redis: None) -> None:
@@ -194,6 +196,7 @@ def test_hashed_names_of_static_files(settings: SimpleNamespace, no_redis: None,
         "notifications/client.js",
         "notifications/elements.js",
         "notifications/fallback.js",
+        "notifications/progress.js",
         "notifications/start.js",
     }
     assert all(re.search(r"\.[0-9a-f]{12}\.js$", name) and (tmp_path / name).is_file() for name in loaded)
@@ -209,9 +212,9 @@ def test_modules_import_nothing_by_name() -> None:
 # {% upload_progress %}
 
 
-def attributes_of(page: str) -> dict[str, str | None]:
+def attributes_of(page: str, name: str = "upload-progress") -> dict[str, str | None]:
     ((tag, attributes, _),) = Elements(page).found
-    assert tag == "upload-progress"
+    assert tag == name
     return attributes
 
 
@@ -250,14 +253,59 @@ def test_grant_is_for_this_user_and_upload(no_redis: None) -> None:
     assert not check_grant(grant, USER, Topic("upload", "other"))
 
 
-@pytest.mark.parametrize("mark", ["notifications", "upload_progress", "topic"])
+# {% progress %}
+
+
+def test_job_has_a_grant_for_this_user_and_topic(no_redis: None) -> None:
+    """The page's user may read this topic, nobody else and no other; none is rendered for nobody, or if not wanted."""
+    given = attributes_of(render("{% progress 'job' 7 label='Import' %}"), "task-progress")
+    grant = given.pop("grant")
+
+    assert given == {"topic": "job:7", "label": "Import"}
+    assert grant is not None
+    assert check_grant(grant, USER, Topic("job", 7))
+    assert not check_grant(grant, User(pk=7), Topic("job", 7))
+    assert not check_grant(grant, USER, Topic("job", 8))
+    assert "grant" not in render("{% progress 'job' 7 grant=False %}")
+    assert "grant" not in render("{% progress 'job' 7 %}", user=AnonymousUser())
+
+
+def test_job_that_everybody_may_read_has_no_grant(settings: SimpleNamespace, no_redis: None) -> None:
+    """A grant on a PUBLIC kind would only let its bearer cancel the job."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"site": {"PUBLIC": True}}}
+
+    assert attributes_of(render("{% progress 'site' 7 %}"), "task-progress") == {"topic": "site:7"}
+
+
+def test_job_is_escaped_and_what_is_not_known_is_left_out(no_redis: None) -> None:
+    """Whatever an id or a text has in it stays inside its attribute; None stands for no attribute, zero is a value."""
+    hostile = SafeString('"><script>alert(1)</script>')
+
+    page = render(
+        "{% progress 'job' id label=id percent=0 done=nothing status_url='/a' grant=False %}",
+        context={"id": hostile, "nothing": None},
+    )
+
+    expected = {"topic": f"job:{hostile}", "label": hostile, "percent": "0", "status-url": "/a"}
+    assert attributes_of(page, "task-progress") == expected
+
+
+def test_what_is_no_topic_raises(no_redis: None) -> None:
+    with pytest.raises(TopicError):
+        render("{% progress 'nothing' 7 %}")
+
+
+@pytest.mark.parametrize("mark", ["notifications", "upload_progress", "progress", "topic"])
 def test_arguments_are_documented(mark: str) -> None:
     """docs/browser.md names each argument of the tags, and no other."""
     tag = getattr(tags, mark)
     own = {name for name, argument in signature(tag).parameters.items() if argument.kind != argument.VAR_KEYWORD}
-    more = {"label", "status", "stage", "percent", "message"} if mark == "upload_progress" else set()
+    more = {
+        "upload_progress": {"label", "status", "stage", "percent", "message"},
+        "progress": {"label", *JobProgressPayload.__struct_fields__} - {"id", "eta"},
+    }
 
-    assert stated(mark) == own - {"context"} | more
+    assert stated(mark) == own - {"context"} | more.get(mark, set())
 
 
 def test_words_are_documented() -> None:

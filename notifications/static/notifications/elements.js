@@ -1,5 +1,5 @@
-// <upload-progress>, <notification-toasts> and <connection-status>: elements that show what arrives on the page's
-// connection, and how the connection is.
+// <notification-toasts> and <connection-status>: elements that show what arrives on the page's connection, and how the
+// connection is; and what they share with those of progress.js.
 //
 // This module imports nothing and gets the connection from `define`: static file storages with hashed names would not
 // find a file name written in here, and a second copy of the client would be a second connection.
@@ -7,6 +7,17 @@
 
 /** The words on the page; `define` replaces them. */
 const labels = {
+  job: "Job",
+  waiting: "Waiting",
+  running: "Running",
+  stalled: "Stalled",
+  succeeded: "Completed",
+  cancelled: "Cancelled",
+  count_of: "{done} of {total} {unit}",
+  count_only: "{done} {unit}",
+  time_left: "about {time} left",
+  nearly_done: "a few seconds left",
+  open_result: "Open",
   upload: "Upload",
   queued: "Waiting",
   extracting_frames: "Extracting frames",
@@ -52,9 +63,7 @@ const CARRIED = { notices: 20, characters: 2000, topics: 100 }; // maximum that 
 const LASTING = 2000; // milliseconds for which trouble lasts before it is shown
 const READABLE = 1000; // minimum time for which it is shown then
 const AGAIN = { within: 60_000, longest: 30_000 }; // milliseconds: trouble that comes back has to last twice as long
-const ASK = { first: 5000, longest: 60_000, timeout: 10_000, together: 4 }; // a status-url: milliseconds, requests at once
 const FINISHED = ["completed", "failed"];
-const TEXTS = ["status", "stage", "message"];
 
 let connection;
 let memory; // of the tab; none without a user
@@ -72,6 +81,7 @@ const owners = new EventTarget(); // dispatches "change" when the user changes
  * @param {Record<string, string>} [texts] words in the language of the page, instead of the English ones
  * @param {{user?: string, url?: string}} [whose] topic of the page's user, and URL of the connection: notices that are
  *   shown when the page is left move on to the next page of the same tab and user
+ * @returns what `defineBars` of progress.js needs
  */
 export function define(given, texts = {}, { user, url = "/ws/notifications/" } = {}) {
   connection = given;
@@ -82,9 +92,9 @@ export function define(given, texts = {}, { user, url = "/ws/notifications/" } =
   });
   standing.enter({ state: connection.state, seconds: 0 });
   connection.addEventListener("state", ({ detail }) => standing.enter(detail));
-  customElements.define("upload-progress", UploadProgress);
   customElements.define("notification-toasts", NotificationToasts);
   customElements.define("connection-status", ConnectionStatus);
+  return { connection, labels, standing, BARS, Steady, textOf, wordFor, wordForCondition, webAddress, make, written, shadowOf };
 }
 
 /** Set the user whose notices are kept for the next page of the tab: another user has logged in, without a new page. */
@@ -376,206 +386,6 @@ function wordForClose(code, reason) {
   return /another user/.test(reason) ? "other_user" : "connection_refused";
 }
 
-let turns = ASK.together;
-const waiting = []; // for their turn
-
-/** Run a request when few others are under way: a page may have hundreds of bars, and browsers six connections. */
-async function inTurn(request) {
-  if (turns > 0) turns--;
-  else await new Promise((go) => waiting.push(go));
-  try {
-    return await request();
-  } finally {
-    if (waiting.length) waiting.shift()();
-    else turns++;
-  }
-}
-
-/** Return what the site answers at a URL of its own; undefined if it does not, or with something else. */
-async function fetchState(url, signal) {
-  const options = { mode: "same-origin", credentials: "same-origin", redirect: "error", cache: "no-store", signal };
-  try {
-    const answer = await fetch(url, { headers: { Accept: "application/json" }, ...options });
-    if (!answer.ok) return undefined;
-    const { status, stage, percent, message } = await answer.json();
-    return { status, stage, percent, message };
-  } catch {
-    return undefined; // away, too late, or no JSON
-  }
-}
-
-/**
- * Asks the site how far something is, until an answer is not needed any more: at growing intervals, up to a minute, each
- * of a random length, so that the tabs of a site that is down do not ask at the same moment. A hidden tab does not ask.
- */
-class Inquiry {
-  #url;
-  #tell;
-  #away = false;
-  #missing = false;
-  #delay;
-  #timer;
-  #request;
-
-  constructor(url, tell) {
-    this.#url = url; // a function that returns it, or null
-    this.#tell = tell;
-  }
-
-  /** The connection is away, or it is back. */
-  set away(away) {
-    if (this.#away === away) return;
-    this.#away = away;
-    if (away && !this.#missing) this.#begin(ASK.first);
-    else if (!away && !this.#missing) this.#end();
-  }
-
-  /** Messages are missing for good. */
-  miss() {
-    if (!this.#url()) return;
-    this.#missing = true;
-    this.#end();
-    this.#begin(ASK.first / 5);
-  }
-
-  /** A message has come: an answer that is under way is older. */
-  overtake() {
-    if (!this.#request) return;
-    this.#missing = false;
-    if (this.#away) this.#again();
-    else this.#end();
-  }
-
-  stop() {
-    this.#away = this.#missing = false;
-    this.#end();
-  }
-
-  #begin(delay) {
-    this.#delay = ASK.first;
-    this.#schedule(delay);
-  }
-
-  #end() {
-    clearTimeout(this.#timer);
-    this.#request?.abort();
-    this.#request = undefined;
-  }
-
-  #again() {
-    this.#end();
-    this.#schedule(this.#delay);
-    this.#delay = Math.min(2 * this.#delay, ASK.longest);
-  }
-
-  #schedule(delay) {
-    this.#timer = setTimeout(() => this.#ask(), delay * (0.5 + Math.random() / 2));
-  }
-
-  async #ask() {
-    const url = document.hidden ? null : this.#url();
-    if (!url) return this.#again();
-    const request = (this.#request = new AbortController());
-    const answer = await inTurn(() => {
-      const timer = setTimeout(() => request.abort(), ASK.timeout);
-      return fetchState(url, request.signal).finally(() => clearTimeout(timer));
-    });
-    if (request !== this.#request) return; // overtaken, or not needed any more
-    if (answer) this.#missing = false;
-    if (this.#away || this.#missing) this.#again();
-    else this.#end();
-    if (answer) this.#tell(answer);
-  }
-}
-
-/**
- * What an element shows that follows one topic: its messages, how the connection to it is, and while it is away, or after
- * messages were missed, the answers of the element's `status-url`.
- */
-class Feed {
-  #element;
-  #on;
-  #stop;
-  #live; // whether the server has answered, on this connection
-  #known; // whether it ever has
-  #steady;
-  #inquiry;
-
-  /**
-   * `on` has functions: `message`, `gap` and `error` as in `subscribe`, `state` with an answer of the `status-url`,
-   * `condition` when something else is to be said of the connection, `announce` when this element has to say it aloud.
-   */
-  constructor(element, on) {
-    this.#element = element;
-    this.#on = on;
-    this.#steady = new Steady(on.condition);
-    this.#inquiry = new Inquiry(() => element.getAttribute("status-url"), on.state);
-  }
-
-  /** In words; empty while it is live. */
-  get words() {
-    return this.condition === "live" ? "" : wordForCondition(this.condition);
-  }
-
-  get condition() {
-    return this.#steady.shown;
-  }
-
-  start(topic, grant) {
-    this.stop();
-    // On an open connection another handler may have been answered for all, of which we are not told.
-    this.#live = this.#known = connection.state === "open";
-    const off = connection.subscribe(topic, (message) => this.#receive(message), {
-      grant,
-      gap: () => {
-        this.#inquiry.miss();
-        this.#on.gap();
-      },
-      subscribed: () => this.#answered(),
-      error: (detail) => {
-        this.#answered(); // nothing more will come
-        this.#on.error(detail);
-      },
-    });
-    const look = () => this.#look();
-    const leave = standing.enrol(BARS, this.#on.announce);
-    standing.addEventListener("network", look);
-    this.#stop = () => {
-      off();
-      leave();
-      standing.removeEventListener("network", look);
-    };
-    look();
-  }
-
-  stop() {
-    this.#stop?.();
-    this.#stop = undefined;
-    this.#inquiry.stop();
-    this.#steady.set("live");
-    standing.note(this, false);
-  }
-
-  #receive(message) {
-    this.#inquiry.overtake();
-    this.#on.message(message);
-  }
-
-  #answered() {
-    this.#live = this.#known = true;
-    this.#look();
-  }
-
-  #look() {
-    if (connection.state !== "open") this.#live = false;
-    const { network } = standing;
-    const behind = network === "live" && connection.state === "open" && !this.#live;
-    standing.note(this, behind && this.#known);
-    this.#inquiry.away = behind || network === "offline" || network === "connecting";
-    this.#steady.set(behind ? "catching-up" : network === "closed" ? "offline" : network);
-  }
-}
-
 /**
  * Which notices this browser has shown to its user, in whatever tab.
  *
@@ -615,158 +425,6 @@ class BrowserMemory {
     } catch {
       return []; // none, not allowed, or not ours
     }
-  }
-}
-
-/**
- * The progress of one upload.
- *
- * Attributes: `upload` (its id), `grant`, `label` (its name), and what the site knew when it rendered the page: `status`,
- * `stage`, `percent`, `message`. They may be set later as well, for instance after an `upload-gap`. `status-url`: where
- * the site answers with these four, as JSON, while there is no connection.
- *
- * Events, which bubble: `upload-change` with the state that is now shown, `upload-gap` when messages were missed for
- * good, so that the page can ask its site.
- */
-export class UploadProgress extends HTMLElement {
-  static observedAttributes = ["upload", "grant", "label", "percent", ...TEXTS];
-
-  #state;
-  #told; // whether anything is known about this upload
-  #feed = new Feed(this, {
-    message: (message) => this.#receive(message),
-    gap: () => this.#tell("upload-gap"),
-    error: () => (this.#stage.textContent = labels.forbidden),
-    state: (state) => (FINISHED.includes(state.status) ? this.#end(state) : this.#advance(state)),
-    condition: () => this.#show(),
-    announce: (words) => (this.#outcome.textContent = words),
-  });
-  #label = written("span", "label");
-  #percent = make("span", "percent");
-  #fill = make("div", "fill");
-  #bar = make("div", "bar", this.#fill);
-  #stage = make("span", "stage");
-  #message = written("span", "message");
-  #connection = make("span", "connection");
-  #outcome = make("p", "outcome");
-
-  constructor() {
-    super();
-    this.#bar.role = "progressbar";
-    this.#bar.ariaValueMin = "0";
-    this.#bar.ariaValueMax = "100";
-    this.#percent.ariaHidden = "true"; // the bar has it
-    this.#outcome.role = "status"; // only the end is announced: twenty talking bars help nobody
-    const head = make("div", "head", this.#label, this.#percent);
-    const detail = make("div", "detail", this.#connection, this.#stage, this.#message);
-    shadowOf(this, UPLOAD_CSS, head, this.#bar, detail, this.#outcome);
-  }
-
-  connectedCallback() {
-    this.#watch();
-  }
-
-  disconnectedCallback() {
-    this.#feed.stop();
-  }
-
-  attributeChangedCallback(name, before, now) {
-    if (!this.#state || before === now) return; // not on the page yet
-    if (name === "upload" || name === "grant") this.#watch();
-    else if (name === "label") this.#show();
-    else this.#advance({ [name]: now });
-  }
-
-  /** What is shown: `upload`, `status`, `stage`, `percent` (null while unknown) and `message`. */
-  get state() {
-    return { ...this.#state };
-  }
-
-  #watch() {
-    this.#feed.stop();
-    const upload = this.getAttribute("upload");
-    if (this.#state?.upload !== upload) this.#begin(upload); // the same one continues when it is moved to another place
-    if (!upload || FINISHED.includes(this.#state.status)) return;
-    this.#feed.start(`upload:${upload}`, this.getAttribute("grant")); // a state: its latest message comes first
-  }
-
-  #begin(upload) {
-    this.#state = { upload, status: "pending", stage: "queued", percent: null, message: "" };
-    this.#told = false;
-    this.#outcome.textContent = "";
-    const known = ["percent", ...TEXTS].filter((name) => this.hasAttribute(name));
-    this.#advance(Object.fromEntries(known.map((name) => [name, this.getAttribute(name)])));
-  }
-
-  #receive(message) {
-    switch (message.action) {
-      case "upload_progress": {
-        const { status, stage, progress_percent, message: text, error_message } = message.payload ?? {};
-        return this.#advance({ status, stage, percent: progress_percent, message: error_message || text });
-      }
-      case "upload_completed":
-        return this.#end({ status: "completed", stage: "completed", message: message.description });
-      case "upload_failed":
-        return this.#end({ status: "failed", stage: "failed", message: message.error_message });
-    }
-  }
-
-  #end(state) {
-    this.#feed.stop(); // nothing more will arrive, and a socket has a limited number of topics
-    this.#advance(state);
-  }
-
-  /** Show a newer state. Its texts replace the old ones; the percentage only grows. */
-  #advance(next) {
-    const state = this.#state;
-    const before = this.#told ? state.status : null;
-    this.#told ||= Object.keys(next).length > 0;
-    for (const name of TEXTS) if (typeof next[name] === "string") state[name] = next[name];
-    const percent = state.status === "completed" ? 100 : Number.parseFloat(textOf(next.percent));
-    if (percent >= 0) state.percent = Math.max(state.percent ?? 0, Math.min(100, percent));
-    this.#show();
-    if (before !== null && before !== state.status && FINISHED.includes(state.status)) {
-      this.#outcome.textContent = `${this.#name} – ${labels[state.status]}`;
-    }
-    this.#tell("upload-change", { ...state, label: this.#name, before });
-  }
-
-  get #name() {
-    return this.getAttribute("label") || labels.upload;
-  }
-
-  #show() {
-    const { status, stage, percent, message } = this.#state;
-    const failed = status === "failed";
-    const { condition, words } = this.#feed;
-    const how = FINISHED.includes(status) ? ` ${status}` : words && ` ${condition}`;
-    this.#bar.setAttribute("part", `bar${how}`);
-    this.#fill.setAttribute("part", `fill${how}`);
-    this.#connection.textContent = words;
-    this.#connection.setAttribute("part", `connection ${condition}`);
-    this.#connection.hidden = !words;
-    this.#fill.style.inlineSize = `${percent ?? 0}%`;
-    this.#bar.ariaLabel = this.#name;
-    this.#bar.ariaValueNow = percent === null ? null : String(Math.round(percent)); // null: not known yet
-    this.#stage.textContent = FINISHED.includes(status) ? labels[status] : wordFor(stage);
-    this.#stage.setAttribute("part", failed ? "stage failed" : "stage");
-    this.#label.textContent = this.#name;
-    this.#message.textContent = textOf(message);
-    this.#percent.textContent = percent === null ? "" : this.#inWords(percent);
-    this.#bar.ariaValueText = [this.#percent.textContent, this.#stage.textContent, words].filter(Boolean).join(", ");
-  }
-
-  #inWords(percent) {
-    const options = { style: "percent", maximumFractionDigits: 0 };
-    try {
-      return new Intl.NumberFormat(this.closest("[lang]")?.lang || undefined, options).format(percent / 100);
-    } catch {
-      return `${Math.round(percent)} %`; // a lang that is not a language
-    }
-  }
-
-  #tell(name, detail = { ...this.#state }) {
-    this.dispatchEvent(new CustomEvent(name, { bubbles: true, composed: true, detail }));
   }
 }
 
@@ -1344,38 +1002,6 @@ const COMMON_CSS = `
 :host([hidden]) { display: none; }
 [part~="outcome"], [part~="level"], [part~="unseen"] {
   position: absolute; inline-size: 1px; block-size: 1px; margin: 0; overflow: hidden; clip-path: inset(50%); white-space: nowrap;
-}
-`;
-
-const UPLOAD_CSS = `
-:host { display: block; position: relative; margin-block: 0.75em; font-variant-numeric: tabular-nums; }
-[part="head"], [part="detail"] { display: flex; gap: 0 0.75em; justify-content: space-between; }
-[part="detail"] { font-size: 0.875em; justify-content: start; flex-wrap: wrap; }
-[part="label"] { min-inline-size: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-[part="message"] {
-  min-inline-size: 0; overflow-wrap: anywhere; text-align: -webkit-match-parent; text-align: match-parent;
-}
-[part~="stage"], [part~="connection"] { font-weight: 600; }
-[part~="connection"] { color: var(--warning); }
-[hidden] { display: none !important; }
-[part~="bar"] {
-  box-sizing: border-box;
-  block-size: var(--notifications-bar-size, 0.5em);
-  margin-block: 0.25em;
-  border: 1px solid transparent;
-  border-radius: var(--radius);
-  background: var(--line);
-  overflow: hidden;
-}
-[part~="fill"] { block-size: 100%; border-radius: inherit; background: var(--accent); transition: inline-size 0.25s; }
-[part~="fill"][part~="completed"] { background: var(--success); }
-[part~="fill"][part~="failed"] { background: var(--error); }
-[part~="fill"]:is([part~="connecting"], [part~="offline"], [part~="catching-up"]) { opacity: 0.5; }
-[part~="stage"][part~="failed"] { color: var(--error); }
-@media (prefers-reduced-motion: reduce) { [part~="fill"] { transition: none; } }
-@media (forced-colors: active) {
-  [part~="bar"] { border-color: CanvasText; background: Canvas; }
-  [part~="fill"] { forced-color-adjust: none; background: Highlight !important; }
 }
 `;
 

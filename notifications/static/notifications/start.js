@@ -122,7 +122,8 @@ function follow(connection, keepFor) {
 }
 
 async function start() {
-  const [{ connect }, { define, keepFor }] = await Promise.all([load(config.client), load(config.elements)]);
+  const modules = [config.client, config.elements, config.progress].map(load);
+  const [{ connect }, { define, keepFor }, { defineBars }] = await Promise.all(modules);
   const { url, since, user_topic: userTopic, stream_url: streamUrl } = config;
   noteBeginning(config);
   const connection = connect({
@@ -132,7 +133,7 @@ async function start() {
     ...(config.token_url && { token }),
     ...(streamUrl && { streamUrl, fallback }),
   });
-  define(connection, config.labels, { user: userTopic, url });
+  defineBars(define(connection, config.labels, { user: userTopic, url }), { stale: config.stale });
   follow(connection, (user) => keepFor({ user, url }));
   return connection;
 }

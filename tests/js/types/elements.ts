@@ -1,9 +1,10 @@
 // Never run: it has to pass the type checker, where it is marked by failing.
 
 import { connect } from "../../../notifications/static/notifications/client.js";
-import { define, type UploadState } from "../../../notifications/static/notifications/elements.js";
+import { define } from "../../../notifications/static/notifications/elements.js";
+import { defineBars, type JobState, type UploadState } from "../../../notifications/static/notifications/progress.js";
 
-define(connect(), { close: "Fermer" });
+defineBars(define(connect(), { close: "Fermer" }), { stale: 60 });
 define(await notifications);
 define(await notifications, {}, { user: "user:42", url: "/ws/notifications/" });
 
@@ -15,6 +16,13 @@ progress.addEventListener("upload-change", ({ detail }) => console.log(detail.pe
 document.addEventListener("upload-change", ({ detail }) => console.log(detail.upload));
 document.addEventListener("upload-gap", ({ detail }) => console.log(detail.upload, state.message));
 
+const bar = document.querySelector("task-progress")!;
+const job: JobState = bar.state;
+document.addEventListener("progress-change", ({ detail }) => console.log(detail.percent?.toFixed(), detail.before === "failed", detail.label));
+bar.addEventListener("progress-gap", ({ detail }) => console.log(detail.topic, detail.stalled, job.eta));
+
+// @ts-expect-error there is no such state
+console.log(job.state === "completed");
 // @ts-expect-error there is no such level
 document.querySelector("notification-toasts")?.show({ title: "Saved", level: "fatal" });
 // @ts-expect-error it is shown, not set

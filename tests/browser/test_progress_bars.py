@@ -1,0 +1,312 @@
+"""Bars of jobs in a real Chromium: ``{% progress %}`` and ``<task-progress>``."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.test_elements import (
+    HOSTILE,
+    Tab,
+    bar,
+    browser,
+    pages,
+    port,
+    pytestmark,
+    shown,
+    stop_clock,
+    tab,
+)
+
+__all__ = ["browser", "pages", "port", "pytestmark", "tab"]  # as there
+
+EVENTS = """() => {
+    window.told = [];
+    for (const type of ["progress-change", "progress-gap"]) {
+        const note = ({ detail }) => window.told.push([type, detail.before, detail.state, detail.percent]);
+        document.addEventListener(type, note);
+    }
+}"""
+ANSWERED = """async () => {
+    const connection = await notifications;
+    const answered = new Promise((go) => {
+        connection.addEventListener("frame", function heard({ detail }) {
+            if (!detail.text.includes("pong")) return;
+            connection.removeEventListener("frame", heard);
+            go();
+        });
+    });
+    connection.retry();
+    await answered;
+}"""
+"""Ask the server whether it is there, and wait for its answer."""
+
+
+def new_job(tab: Tab) -> str:
+    return f"job:{tab.user.new_upload()}"
+
+
+def report(tab: Tab, topic: str, state: str = "running", **more: object) -> None:
+    """Publish what a job says of itself; what is not given is not known."""
+    names = ("percent", "done", "total", "unit", "stage", "message", "eta", "error", "url")
+    payload = {"id": topic.partition(":")[2], "state": state, **dict.fromkeys(names), **more}
+    tab.publish(topic, action="progress", payload=payload)
+
+
+def task(topic: str, more: str = "") -> str:
+    kind, _, id_ = topic.partition(":")
+    return f"{{% progress '{kind}' '{id_}' {more} %}}"
+
+
+def pass_time(page: Page, seconds: int) -> None:
+    """Let time go by on a page whose clock stands still; its connection is heard from as often as it needs."""
+    for _ in range(0, seconds, 5):
+        page.clock.run_for(5_000)
+        page.evaluate(ANSWERED)
+
+
+# What a bar shows
+
+
+def test_bar_follows_its_job(tab: Tab) -> None:
+    """Percent, count, stage, time left and message are those of the newest message, also where they go back."""
+    job = new_job(tab)
+    page = tab.open(task(job, "label='Import'"))
+    whole = page.get_by_role("progressbar", name="Import")
+    expect(shown(page, "state")).to_have_text("Waiting")
+    expect(whole).not_to_have_attribute("aria-valuenow", "0")
+
+    report(tab, job, percent=40.5, done=8100, total=20_000, unit="rows", stage="Reading rows", message="a.csv", eta=170)
+
+    expect(whole).to_have_attribute("aria-valuenow", "40")
+    expect(whole).to_have_attribute("aria-valuetext", "40%, Reading rows")
+    expect(shown(page, "percent")).to_have_text("40%")
+    expect(shown(page, "count")).to_have_text("8,100 of 20,000 rows")
+    expect(shown(page, "stage")).to_have_text("Reading rows")
+    expect(shown(page, "state")).to_be_hidden()
+    expect(shown(page, "message")).to_have_text("a.csv")
+    expect(shown(page, "left")).to_have_text("about 3 min left")
+    report(tab, job, percent=12, done=7)
+    expect(whole).to_have_attribute("aria-valuenow", "12")
+    expect(shown(page, "count")).to_have_text("7")
+    expect(shown(page, "state")).to_have_text("Running")
+    for part in ("stage", "message", "left"):
+        expect(shown(page, part)).to_be_hidden()
+
+
+def test_indeterminate_bar_moves(tab: Tab) -> None:
+    """A job that does not know how far it is has no value, and a bar that moves; it counts all the same."""
+    job = new_job(tab)
+    page = tab.open(task(job))
+
+    report(tab, job, done=81, unit="rows")
+
+    expect(bar(page)).to_have_attribute("aria-valuetext", "81 rows, Running")
+    assert bar(page).get_attribute("aria-valuenow") is None
+    expect(shown(page, "fill")).to_have_css("animation-name", "move")
+    page.emulate_media(reduced_motion="reduce")
+    expect(shown(page, "fill")).to_have_css("animation-name", "none")
+    report(tab, job, percent=1)
+    page.emulate_media(reduced_motion="no-preference")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "1")
+    expect(shown(page, "fill")).to_have_css("animation-name", "none")
+
+
+@pytest.mark.parametrize(
+    ("state", "word", "colour"),
+    [("succeeded", "Completed", "22, 121, 63"), ("failed", "Failed", "185, 44, 44"), ("cancelled", "Cancelled", "")],
+)
+def test_end_is_shown_and_announced_once(tab: Tab, state: str, word: str, colour: str) -> None:
+    """The outcome is a word as well as a colour, with a link to the result, and is said aloud."""
+    job = new_job(tab)
+    page = tab.open(task(job, "label='Import'"))
+    page.evaluate(EVENTS)
+    report(tab, job, percent=40, stage="Reading rows")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "40")
+    expect(page.get_by_role("status")).to_have_text("")
+
+    for _ in range(2):
+        report(tab, job, state, percent=60, error=HOSTILE, url="/imports/7/", stage="Indexing")
+
+    expect(shown(page, "state")).to_have_text(word)
+    expect(page.get_by_role("status")).to_have_text(f"Import – {word}")
+    expect(page.get_by_role("link", name="Open: Import")).to_have_attribute(
+        "href", f"http://{tab.server.address}/imports/7/"
+    )
+    expect(shown(page, "error")).to_have_text(HOSTILE)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "100" if state == "succeeded" else "60")
+    if colour:
+        expect(shown(page, "fill")).to_have_css("background-color", f"rgb({colour})")
+    page.wait_for_function("told.length === 3")
+    told = page.evaluate("told")
+    percent = 100 if state == "succeeded" else 60
+    expected = [["progress-change", None, "running", 40]]
+    expected += [["progress-change", before, state, percent] for before in ("running", state)]
+    assert told == expected
+
+
+def test_end_that_others_tell_keeps_the_numbers(tab: Tab) -> None:
+    """Whoever tells that a worker was killed does not know how far it was."""
+    job = new_job(tab)
+    page = tab.open(task(job))
+    report(tab, job, percent=40, done=81, total=200, unit="rows", stage="Reading rows", message="a.csv")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "40")
+
+    report(tab, job, "failed", error="The worker was killed")
+
+    expect(shown(page, "state")).to_have_text("Failed")
+    expect(shown(page, "stage")).to_have_text("Reading rows")
+    expect(shown(page, "count")).to_have_text("81 of 200 rows")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "40")
+    expect(shown(page, "message")).to_be_hidden()
+
+
+def test_job_begins_again(tab: Tab) -> None:
+    """After an end the bar still listens: it begins again with a job that is repeated."""
+    job = new_job(tab)
+    page = tab.open(task(job))
+    for again in range(2):
+        report(tab, job, "waiting")
+        expect(shown(page, "state")).to_have_text("Waiting")
+        assert bar(page).get_attribute("aria-valuenow") is None
+        expect(page.get_by_role("status")).to_have_text("")
+        report(tab, job, percent=30 + again)
+        expect(bar(page)).to_have_attribute("aria-valuenow", str(30 + again))
+        for state, word in (("failed", "Failed"), ("succeeded", "Completed")):
+            report(tab, job, state, error="ValueError")
+            expect(shown(page, "state")).to_have_text(word)
+
+
+def test_page_shows_what_the_site_knew(tab: Tab) -> None:
+    """Attributes are shown until something newer comes, and may be set later; the end in them is not announced."""
+    job = new_job(tab)
+    page = tab.open(
+        task(job, "state='running' done=50 total=200 unit='rows' stage='Reading rows'")
+        + task(new_job(tab), "state='succeeded' url='/a'")
+        + task(new_job(tab), "state='failed' percent=30 error='ValueError'")
+        + task(new_job(tab), "state='nonsense' percent='much' done=-1 url='javascript:alert(1)'")
+    )
+
+    expect(shown(page, "percent")).to_have_text(["25%", "100%", "30%", ""])
+    expect(shown(page, "state")).to_have_text(["", "Completed", "Failed", "Waiting"])
+    expect(shown(page, "error")).to_have_text(["", "", "ValueError", ""])
+    expect(page.get_by_role("link")).to_have_count(1)
+    expect(page.get_by_role("status")).to_have_text([""] * 4)
+    page.evaluate("document.querySelector('task-progress').setAttribute('done', '100')")
+    expect(bar(page).first).to_have_attribute("aria-valuenow", "50")
+    report(tab, job, percent=20)
+    expect(bar(page).first).to_have_attribute("aria-valuenow", "20")
+
+
+def test_job_is_in_the_language_of_the_page(tab: Tab) -> None:
+    """Numbers and units of time are written as in the page's language."""
+    job = new_job(tab)
+    page = tab.open(task(job), lang="de")
+
+    report(tab, job, percent=40.9, done=8100, total=20_000, unit="Zeilen", eta=7200)
+
+    expect(shown(page, "percent")).to_have_text("40\N{NO-BREAK SPACE}%")
+    expect(shown(page, "count")).to_have_text("8.100 of 20.000 Zeilen")
+    expect(shown(page, "left")).to_have_text("about 2\N{NO-BREAK SPACE}Std. left")
+
+
+def test_hostile_job_is_only_text(tab: Tab) -> None:
+    """Markup in any field is shown as it is written; what is no text or number is not shown."""
+    job = new_job(tab)
+    page = tab.open(task(job))
+
+    report(tab, job, stage=HOSTILE, message=HOSTILE, unit=HOSTILE, done=1, percent=1)
+    for part in ("stage", "message"):
+        expect(shown(page, part)).to_have_text(HOSTILE)
+    expect(shown(page, "count")).to_have_text(f"1 {HOSTILE}")
+    tab.publish(job, action="progress", payload=None)
+    tab.publish(job, action="progress")
+    report(tab, job, ["failed"], percent={"toString": 1}, done=[7], eta="soon", stage={"a": 1}, unit=7)
+    report(tab, job, "constructor", percent=1e9, message="$&{done}")
+    expect(shown(page, "message")).to_have_text("$&{done}")
+    expect(bar(page)).to_have_attribute("aria-valuenow", "100")
+    report(tab, job, "failed", url="javascript:window.broken=1", error=HOSTILE)
+
+    expect(shown(page, "error")).to_have_text(HOSTILE)
+    expect(page.get_by_role("link")).to_have_count(0)
+    assert page.evaluate("window.broken") is None
+
+
+# Who may watch
+
+
+def test_tag_opens_the_topic(tab: Tab) -> None:
+    """The page has a grant for what its view has checked; without it AUTHORIZE is asked, which says no."""
+    page = tab.open(task("job:somebody") + task("job:somebody-2", "grant=False") + task("closed:7"))
+
+    for topic in ("job:somebody", "job:somebody-2", "closed:7"):
+        report(tab, topic, percent=7)
+
+    expect(bar(page).nth(0)).to_have_attribute("aria-valuenow", "7")
+    expect(bar(page).nth(2)).to_have_attribute("aria-valuenow", "7")
+    expect(shown(page, "stage").nth(1)).to_have_text("Not available")
+    assert bar(page).nth(1).get_attribute("aria-valuenow") is None
+
+
+def test_page_opened_late_shows_the_job(tab: Tab) -> None:
+    """A bar begins with the latest message, whether its kind is a state or not."""
+    topics = [new_job(tab), f"closed:{tab.user.new_upload()}"]
+    tab.open("elsewhere")
+    for topic in topics:
+        report(tab, topic, percent=40)
+
+    page = tab.open("".join(map(task, topics)))
+
+    for each in (0, 1):
+        expect(bar(page).nth(each)).to_have_attribute("aria-valuenow", "40")
+
+
+# Time
+
+
+def test_time_left_is_counted_down(tab: Tab) -> None:
+    """Between two messages it becomes less, in steps, and a slightly different estimate changes nothing."""
+    job = new_job(tab)
+    page = tab.open(task(job), before=lambda page: page.clock.install())
+    stop_clock(page)
+    left = shown(page, "left")
+
+    report(tab, job, percent=1, eta=185)
+    expect(left).to_have_text("about 3 min left")
+    report(tab, job, percent=2, eta=215)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "2")
+    expect(left).to_have_text("about 3 min left")
+    pass_time(page, 45)
+    report(tab, job, percent=30, eta=170)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "30")
+    expect(left).to_have_text("about 3 min left")
+    pass_time(page, 40)
+    expect(left).to_have_text("about 2 min left")
+    report(tab, job, percent=80, eta=42)
+    expect(left).to_have_text("about 40 sec left")
+    pass_time(page, 50)
+    expect(left).to_have_text("a few seconds left")
+    report(tab, job, "succeeded")
+    expect(left).to_be_hidden()
+
+
+# Many
+
+
+def test_more_jobs_than_a_connection_has_topics(tab: Tab) -> None:
+    """Each of more bars than a connection has topics is shown, also if none of them leaves by itself."""
+    jobs = [new_job(tab) for _ in range(130)]
+    for n, job in enumerate(jobs):
+        report(tab, job, "failed" if n < 70 else "running", percent=30)
+
+    page = tab.open("".join(map(task, jobs)))
+
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('task-progress')].every(({ state }) => state.percent === 30)",
+        timeout=90_000,
+    )
+    assert any("too_many_subscriptions" in text for text in tab.complaints)
+    tab.complaints.clear()
+    for job in jobs[70:]:
+        report(tab, job, percent=31)
+    page.wait_for_function(
+        "[...document.querySelectorAll('task-progress')].filter(({ state }) => state.percent === 31).length === 60"
+    )
