@@ -126,12 +126,12 @@ def test_celery_publishes_from_children_of_a_parent_that_has_published(queue: Qu
 
 @pytest.mark.parametrize("queue", ["dramatiq"], indirect=True)
 def test_dramatiq_publishes_from_processes_and_threads(queue: Queue) -> None:
-    """Two processes of two threads publish everything."""
+    """Two processes of two threads tell the progress of every job."""
     pytest.importorskip("dramatiq")
     uploads = [f"upload-{n}" for n in range(6)]
     with queue.working(*command_of("dramatiq"), "-p", "2", "-t", "2", ready="ready for action"):
         queue.run(f"from uploads.tasks import analyze; [analyze.send(u, 42) for u in {uploads}]")
-        expect_all(queue, uploads)
+        expect_jobs(queue, uploads)
 
 
 @pytest.mark.parametrize("queue", ["rq"], indirect=True)
