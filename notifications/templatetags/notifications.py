@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django import template
+from django.middleware.csrf import get_token
 from django.template.context import Context
 from django.templatetags.static import static
 from django.utils.html import escape, format_html, format_html_join, json_script
@@ -119,6 +120,7 @@ def progress(
     *,
     grant: bool = True,
     status_url: str | None = None,
+    cancel_url: str | None = None,
     **attributes: Any,
 ) -> SafeString:
     """
@@ -131,10 +133,12 @@ def progress(
         context: The template's context.
         kind: The kind of the job's topic, such as ``job``.
         id: The topic's id.
-        grant: Whether to sign that the user may read the topic; not needed if ``AUTHORIZE`` allows it, and never
-            rendered for a kind that is ``PUBLIC``. It expires after ``GRANT_MAX_AGE``.
+        grant: Whether to sign that the user may read the topic; not needed if ``AUTHORIZE`` allows it. For a kind that
+            is ``PUBLIC`` it is rendered with ``cancel_url`` only. It expires after ``GRANT_MAX_AGE``.
         status_url: URL of the site that answers with the job's state as JSON: it is asked while the page is offline,
             and after messages were missed. Its view has to check the permission.
+        cancel_url: URL of ``notifications:cancel``, or of a view of the site's own, to which a button posts ``topic``,
+            ``grant`` and the CSRF token. The token makes the page vary with the cookie.
         **attributes: Attributes of the element: ``label``, and what the site knows of the job, which is all there is to
             show once the history has expired: ``state``, ``percent``, ``done``, ``total``, ``unit``, ``stage``,
             ``message``, ``error`` and ``url``. None leaves one out.
@@ -144,10 +148,13 @@ def progress(
 
     """
     rendered, user = Topic(kind, id), _user(context)
+    can_cancel = cancel_url is not None and user is not None
     values = {
         "topic": rendered.told,
-        "grant": _grant(user, rendered) if grant else None,
+        "grant": _grant(user, rendered, even_public=can_cancel) if grant else None,
         "status-url": status_url,
+        "cancel-url": cancel_url if can_cancel else None,
+        "csrf-token": get_token(context.request) if can_cancel else None,  # type: ignore[attr-defined]
         **attributes,
     }
     return format_html("<task-progress{}></task-progress>", _attributes(values))
@@ -213,9 +220,11 @@ def _attributes(values: Mapping[str, Any]) -> SafeString:
     return format_html_join("", ' {}="{}"', given)
 
 
-def _grant(user: Any, topic: Topic) -> str | None:
+def _grant(user: Any, topic: Topic, *, even_public: bool = False) -> str | None:
     """Sign that the user may read the topic; None for nobody, and where everybody may."""
-    return None if user is None or settings.kinds[topic.kind].PUBLIC else make_grant(user, topic)
+    if user is None or (settings.kinds[topic.kind].PUBLIC and not even_public):
+        return None
+    return make_grant(user, topic)
 
 
 def _user(context: Context) -> Any:

@@ -1,22 +1,35 @@
 """Bars of jobs in a real Chromium: ``{% progress %}`` and ``<task-progress>``."""
 
-import pytest
-from playwright.sync_api import Page, expect
+from collections.abc import Iterator
+from contextlib import suppress
+from types import SimpleNamespace
 
+import pytest
+from playwright.sync_api import Page, Route, expect
+
+from notifications import Cancelled, Progress
 from tests.browser.test_elements import (
+    CONNECTED,
     HOSTILE,
     Tab,
     bar,
     browser,
-    pages,
-    port,
     pytestmark,
     shown,
     stop_clock,
     tab,
 )
+from tests.conftest import point_to
+from tests.processes import Site, WebServer
+from tests.waiting import wait_for
 
-__all__ = ["browser", "pages", "port", "pytestmark", "tab"]  # as there
+__all__ = ["browser", "pytestmark", "tab"]  # as there
+CANCEL = "cancel_url='/notifications/cancel/'"
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+]
 
 EVENTS = """() => {
     window.told = [];
@@ -54,6 +67,20 @@ def report(tab: Tab, topic: str, state: str = "running", **more: object) -> None
 def task(topic: str, more: str = "") -> str:
     kind, _, id_ = topic.partition(":")
     return f"{{% progress '{kind}' '{id_}' {more} %}}"
+
+
+@pytest.fixture(scope="module")
+def pages(
+    redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Site, WebServer]]:
+    """A site that checks CSRF tokens, and whose scripts cannot read their cookie."""
+    directory = tmp_path_factory.mktemp("bars")
+    settings = {"STATIC_ROOT": str(directory / "static"), "MIDDLEWARE": MIDDLEWARE, "CSRF_COOKIE_HTTPONLY": True}
+    with Site(directory, migrated_database, settings=settings) as site:
+        assert site.run("collectstatic", "--noinput").returncode == 0
+        server = site.start_server("daphne")
+        site.start_listener()
+        yield site, server
 
 
 def pass_time(page: Page, seconds: int) -> None:
@@ -286,6 +313,164 @@ def test_time_left_is_counted_down(tab: Tab) -> None:
     expect(left).to_have_text("a few seconds left")
     report(tab, job, "succeeded")
     expect(left).to_be_hidden()
+
+
+def test_job_of_which_nothing_is_heard_is_stalled(tab: Tab) -> None:
+    """After PROGRESS_STALE seconds it is called so, and said aloud once; it leaves with the next message."""
+    job, other = new_job(tab), new_job(tab)
+    page = tab.open(
+        task(job, "label='Import'") + task(other) + task(new_job(tab)), before=lambda page: page.clock.install()
+    )
+    stop_clock(page)
+    page.evaluate(EVENTS)
+    report(tab, job, percent=40, eta=300)
+    report(tab, other, done=3)
+    expect(shown(page, "count")).to_have_text(["", "3", ""])
+
+    pass_time(page, 50)
+    report(tab, other, done=4)
+    expect(shown(page, "count").nth(1)).to_have_text("4")
+    expect(shown(page, "state")).to_have_text(["Running", "Running", "Waiting"])
+    pass_time(page, 15)
+
+    expect(shown(page, "state")).to_have_text(["Stalled", "Running", "Waiting"])
+    expect(bar(page).first).to_have_attribute("aria-valuetext", "40%, Stalled")
+    expect(page.get_by_role("status").first).to_have_text("Import – Stalled")
+    expect(shown(page, "left").first).to_be_hidden()
+    assert page.evaluate("document.querySelector('task-progress').state.stalled")
+    pass_time(page, 50)
+    expect(shown(page, "state")).to_have_text(["Stalled", "Stalled", "Waiting"])
+    assert page.evaluate("told.length") == 5  # three messages, and that two have stalled
+    report(tab, job, percent=41)
+    expect(shown(page, "state")).to_have_text(["Running", "Stalled", "Waiting"])
+    expect(page.get_by_role("status").first).to_have_text("")
+    report(tab, other, "failed")
+    expect(shown(page, "state")).to_have_text(["Running", "Failed", "Waiting"])
+
+
+def test_page_that_slept_is_not_stalled(tab: Tab) -> None:
+    """Time in which the browser ran no timers does not count, because nothing could be heard in it."""
+    job = new_job(tab)
+    page = tab.open(task(job), before=lambda page: page.clock.install())
+    stop_clock(page)
+    report(tab, job, percent=40)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "40")
+    pass_time(page, 50)
+
+    page.clock.fast_forward(3600_000)
+    page.evaluate("notifications.then((connection) => connection.state)")
+
+    expect(shown(page, "state")).to_have_text("Running")
+    page.evaluate(CONNECTED)
+    pass_time(page, 55)
+    expect(shown(page, "state")).to_have_text("Running")
+    pass_time(page, 15)
+    expect(shown(page, "state")).to_have_text("Stalled")
+
+
+def test_page_without_anything_to_count_has_no_timer(tab: Tab) -> None:
+    """One timer serves all bars, and only as long as one of them runs."""
+    jobs = [new_job(tab) for _ in range(3)]
+    page = tab.open(
+        "".join(map(task, jobs)),
+        before=lambda page: page.add_init_script(
+            """window.timers = new Set();
+            const { setInterval: set, clearInterval: clear } = window;
+            window.setInterval = (...given) => { const id = set(...given); timers.add(id); return id; };
+            window.clearInterval = (id) => { timers.delete(id); clear(id); };"""
+        ),
+    )
+    assert page.evaluate("timers.size") == 0
+    for job in jobs:
+        report(tab, job, percent=1)
+    expect(shown(page, "percent")).to_have_text(["1%"] * 3)
+    assert page.evaluate("timers.size") == 1
+    report(tab, jobs[0], "failed")
+    report(tab, jobs[1], "cancelled")
+    page.evaluate("document.querySelectorAll('task-progress')[2].remove()")
+    expect(shown(page, "state")).to_have_text(["Failed", "Cancelled"])
+
+    assert page.evaluate("timers.size") == 0
+
+
+# The button
+
+
+def test_button_cancels_the_job(tab: Tab, settings: SimpleNamespace) -> None:
+    """A press asks a real job to end; meanwhile the button says so, and the keyboard is not lost when it goes."""
+    point_to(settings, tab.site.redis.url)
+    job = new_job(tab)
+    page = tab.open(task(job, f"label='Import' {CANCEL}") + "<button>Next</button>")
+    button = page.get_by_role("button", name="Cancel: Import")
+
+    with suppress(Cancelled), Progress(job, total=100, stage="Reading rows") as running:
+        expect(shown(page, "stage")).to_have_text("Reading rows")
+        button.focus()
+        page.keyboard.press("Enter")
+        expect(shown(page, "cancel")).to_have_text("Cancelling…")
+        expect(shown(page, "cancel")).to_have_attribute("aria-disabled", "true")
+        expect(shown(page, "cancel")).to_be_focused()
+        while not running.cancelled:
+            page.wait_for_timeout(50)
+        running.check()
+
+    expect(shown(page, "state")).to_have_text("Cancelled")
+    expect(shown(page, "cancel")).to_be_hidden()
+    expect(page.get_by_role("status").filter(has_text="Cancelled")).to_have_text("Import – Cancelled")
+    expect(bar(page)).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Next")).to_be_focused()
+    report(tab, job, percent=1)
+    expect(button).to_be_visible()
+
+
+@pytest.mark.parametrize("fault", ["refused", "login page", "broken", "unreachable"])
+def test_button_says_that_it_did_not_cancel(tab: Tab, fault: str) -> None:
+    """A refusal and a site that does not answer are told apart, and the button can be pressed again."""
+    job = new_job(tab)
+    page = tab.open(task(job, CANCEL))
+    posted: list[str] = []
+
+    def answer(route: Route) -> None:
+        posted.append(route.request.post_data or "")
+        if len(posted) > 1:
+            route.continue_()
+        elif fault == "unreachable":
+            route.abort()
+        elif fault == "login page":
+            route.fulfill(status=302, headers={"Location": f"http://{tab.server.address}/"})
+        else:
+            route.fulfill(status=403 if fault == "refused" else 500)
+
+    page.route("**/cancel/", answer)
+    button = page.get_by_role("button", name="Cancel")
+    button.click()
+
+    words = "It cannot be cancelled" if fault == "refused" else "The site did not answer: try again"
+    expect(shown(page, "answer")).to_have_text(words)
+    expect(shown(page, "cancel")).to_have_text("Cancel")
+    button.click()
+    expect(shown(page, "cancel")).to_have_text("Cancelling…")
+    expect(shown(page, "answer")).to_be_hidden()
+    wait_for(lambda: len(posted) == 2, what="the second request")
+    assert [text.split("&")[0] for text in posted] == [f"topic={job.replace(':', '%3A')}"] * 2
+    page.wait_for_timeout(200)
+    expect(shown(page, "cancel")).to_have_text("Cancelling…")
+    tab.complaints[:] = [text for text in tab.complaints if "Failed to load resource" not in text]
+
+
+def test_button_is_there_only_while_there_is_something_to_cancel(tab: Tab) -> None:
+    """Not before the page may see the job, nor after its end."""
+    jobs = [new_job(tab) for _ in range(3)]
+    states = ("waiting", "running", "succeeded")
+    page = tab.open("".join(task(job, f"state='{state}' {CANCEL}") for job, state in zip(jobs, states, strict=True)))
+
+    expect(page.get_by_role("button")).to_have_count(2)
+    page.emulate_media(media="print")
+    expect(page.get_by_role("button")).to_have_count(0)
+    page.emulate_media(media="screen")
+    report(tab, jobs[0], "failed")
+    expect(page.get_by_role("button")).to_have_count(1)
 
 
 # Many

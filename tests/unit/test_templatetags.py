@@ -24,6 +24,7 @@ from notifications.messages import JobProgressPayload
 from notifications.metrics import counts
 from notifications.routing import websocket_urlpatterns
 from notifications.templatetags import notifications as tags
+from notifications.testing import captured
 from notifications.tokens import check_grant, check_token
 from notifications.topics import Topic
 from tests.conftest import point_to
@@ -271,10 +272,37 @@ def test_job_has_a_grant_for_this_user_and_topic(no_redis: None) -> None:
 
 
 def test_job_that_everybody_may_read_has_no_grant(settings: SimpleNamespace, no_redis: None) -> None:
-    """A grant on a PUBLIC kind would only let its bearer cancel the job."""
+    """A grant on a PUBLIC kind is good for nothing but to cancel the job."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"site": {"PUBLIC": True}}}
 
     assert attributes_of(render("{% progress 'site' 7 %}"), "task-progress") == {"topic": "site:7"}
+    grant = attributes_of(render("{% progress 'site' 7 cancel_url='/a' %}"), "task-progress")["grant"]
+    assert check_grant(grant, USER, Topic("site", 7))
+
+
+@pytest.mark.parametrize("setting", ["CSRF_COOKIE_HTTPONLY", "CSRF_USE_SESSIONS"])
+@pytest.mark.django_db
+def test_button_has_a_token_that_the_view_accepts(settings: SimpleNamespace, setting: str) -> None:
+    """What is rendered with a button cancels the job, wherever the site keeps the secret of its tokens."""
+    setattr(settings, setting, True)
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.middleware.csrf.CsrfViewMiddleware"]
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(User.objects.create(username="ada"))
+
+    page = client.get("/page/", {"template": "{% progress 'closed' 7 cancel_url='/notifications/cancel/' %}"})
+    found = next(attributes for tag, attributes, _ in Elements(page.content.decode()).found if tag == "task-progress")
+    form = {"topic": found["topic"], "grant": found["grant"], "csrfmiddlewaretoken": found["csrf-token"]}
+
+    assert "Cookie" in page.headers["Vary"]
+    with captured():
+        assert client.post(found["cancel-url"], form).status_code == 204
+    assert client.post(found["cancel-url"], form | {"csrfmiddlewaretoken": "x"}).status_code == 403
+
+
+def test_token_is_rendered_only_with_a_button(no_redis: None) -> None:
+    """A page without a button, or of nobody, may be cached, and has no token."""
+    assert "csrf" not in render("{% progress 'job' 7 %}")
+    assert render("{% progress 'job' 7 cancel_url='/a' %}", user=AnonymousUser()).count("=") == 1
 
 
 def test_job_is_escaped_and_what_is_not_known_is_left_out(no_redis: None) -> None:

@@ -4,6 +4,7 @@
 // The contents of messages become text, never HTML, and an address becomes a link only if it is that of a web page.
 
 const ASK = { first: 5000, longest: 60_000, timeout: 10_000, together: 4 }; // a status-url: milliseconds, requests at once
+const CANCEL = { timeout: 15_000 }; // milliseconds
 const SCARCE = 2000; // milliseconds after which a bar that waits for a topic gets that of one that has ended
 const KEPT = 50; // bars that have ended and keep their topics: half of a connection's, unless the site says otherwise
 const TICK = 1000;
@@ -445,6 +446,18 @@ class Bar {
     shadowOf(element, BAR_CSS, this.#head, this.#line, detail, this.#error, this.#outcome, ...more);
   }
 
+  /** Put a button at the end of the first line, and what there is to say of it below. */
+  append(button, below) {
+    this.#head.append(button);
+    this.#error.after(below);
+  }
+
+  /** Take the focus, from something that goes. */
+  focus() {
+    if (this.#link.hidden) this.#line.tabIndex = -1;
+    (this.#link.hidden ? this.#line : this.#link).focus({ preventScroll: true });
+  }
+
   /** Say something aloud, politely. */
   announce(words) {
     this.#outcome.textContent = words;
@@ -492,6 +505,79 @@ class Bar {
   }
 }
 
+/**
+ * A button that asks the site to cancel a job: it posts `topic`, `grant` and Django's CSRF token to the element's
+ * `cancel-url`. That it was asked does not mean that the job has ended, or will: what becomes of it, the bar shows.
+ */
+class CancelButton {
+  #element;
+  #bar;
+  #button = make("button", "cancel");
+  #answer = make("p", "answer");
+  #asked = false;
+  #request;
+
+  constructor(element, bar) {
+    this.#element = element;
+    this.#bar = bar;
+    this.#button.type = "button";
+    this.#answer.role = "status";
+    this.#answer.hidden = true;
+    this.#button.addEventListener("click", () => this.#asked || this.#ask());
+    bar.append(this.#button, this.#answer);
+  }
+
+  show(possible, name) {
+    possible &&= this.#element.hasAttribute("cancel-url");
+    if (!possible) {
+      if (this.#button.matches(":focus")) this.#bar.focus(); // or the next Tab would begin at the top of the page
+      this.#request?.abort();
+      this.#request = undefined;
+      this.#asked = false;
+      this.#say("");
+    }
+    this.#button.hidden = !possible;
+    const word = this.#asked ? labels.cancelling : labels.cancel;
+    if (this.#button.textContent !== word) this.#button.textContent = word;
+    this.#button.ariaLabel = `${word}: ${name}`;
+    // Not disabled: browsers take the focus from what is disabled.
+    this.#button.ariaDisabled = String(this.#asked);
+    this.#button.setAttribute("part", this.#asked ? "cancel asked" : "cancel");
+  }
+
+  async #ask() {
+    const value = (name) => this.#element.getAttribute(name) ?? "";
+    const form = { topic: value("topic"), grant: value("grant"), csrfmiddlewaretoken: value("csrf-token") };
+    const request = (this.#request = new AbortController());
+    const timer = setTimeout(() => request.abort(), CANCEL.timeout);
+    this.#asked = true;
+    this.#say("");
+    this.#element._show();
+    const status = await fetch(value("cancel-url"), {
+      method: "POST",
+      body: new URLSearchParams(form),
+      mode: "same-origin",
+      credentials: "same-origin",
+      referrerPolicy: "same-origin", // Django wants to know from where
+      redirect: "error",
+      signal: request.signal,
+    }).then(
+      (answer) => (answer.ok ? "asked" : answer.status < 500 && answer.status !== 429 ? "cancel_refused" : "cancel_failed"),
+      () => "cancel_failed", // unreachable, too late, or a login page
+    );
+    clearTimeout(timer);
+    if (request !== this.#request || status === "asked") return;
+    this.#asked = false;
+    this.#say(labels[status]);
+    this.#element._show();
+  }
+
+  #say(words) {
+    if (this.#answer.textContent !== words) this.#answer.textContent = words;
+    this.#answer.hidden = !words;
+  }
+}
+
 /** What the bars have in common: a job that is known from attributes, messages and the `status-url`, and how it is shown. */
 class JobElement extends HTMLElement {
   static own = ["state", ...NUMBERS, ...TEXTS]; // attributes that say how the job is
@@ -504,7 +590,7 @@ class JobElement extends HTMLElement {
   #due; // when it will have ended, by the last message
   #left; // seconds, as they were last told
   #refused = false;
-  #bar = new Bar(this);
+  _bar = new Bar(this);
   #feed = new Feed({
     message: (message) => this.#receive(message),
     gap: () => this._tellGap(),
@@ -512,8 +598,8 @@ class JobElement extends HTMLElement {
     live: () => this.#hear(),
     url: () => (ENDS.includes(this.#job.state) ? null : this.getAttribute("status-url")),
     state: (answer) => this.#become(this._changed(this.#job, answer), true, numberOf(answer.eta)),
-    condition: () => this.#show(),
-    announce: (words) => this.#bar.announce(words),
+    condition: () => this._show(),
+    announce: (words) => this._bar.announce(words),
   });
 
   // For the elements below: `_topic()`, `_read(message, job)` with the next job or undefined, `_changed(job, given)`,
@@ -534,7 +620,7 @@ class JobElement extends HTMLElement {
   attributeChangedCallback(name, before, now) {
     if (!this.#job || before === now) return; // not on the page yet
     if (name === "topic" || name === "upload" || name === "grant") this.#watch();
-    else if (name === "label") this.#show();
+    else if (name === "label" || name === "cancel-url") this._show();
     else this.#become(this._changed(this.#job, { [name]: now }));
   }
 
@@ -565,7 +651,7 @@ class JobElement extends HTMLElement {
   #begin(topic) {
     this.#topic = topic;
     this.#told = this.#refused = this.#stalled = false;
-    this.#bar.announce("");
+    this._bar.announce("");
     const known = this.constructor.own.filter((name) => this.hasAttribute(name));
     this._begin?.();
     const job = this._changed(UNKNOWN, Object.fromEntries(known.map((name) => [name, this.getAttribute(name)])));
@@ -587,7 +673,7 @@ class JobElement extends HTMLElement {
 
   #refuse() {
     this.#refused = true;
-    this.#show();
+    this._show();
   }
 
   /** Something was heard, or can be heard from now on: time begins anew. */
@@ -605,9 +691,9 @@ class JobElement extends HTMLElement {
     else if (next.eta === null) this.#due = undefined;
     if (this.#due === undefined) this.#left = undefined;
     if (is) this.#stalled = false;
-    if (was && !is) this.#bar.announce(""); // it begins again
-    this.#show();
-    if (before !== null && before !== next.state && is) this.#bar.announce(`${this._name} – ${this._words(next).outcome}`);
+    if (was && !is) this._bar.announce(""); // it begins again
+    this._show();
+    if (before !== null && before !== next.state && is) this._bar.announce(`${this._name} – ${this._words(next).outcome}`);
     if (this.isConnected && !is) this.#follow();
     if (this._over(next)) this.#feed.stop();
     else this.#feed.resting = is && this._beats;
@@ -637,22 +723,22 @@ class JobElement extends HTMLElement {
 
   #stall(stalled) {
     this.#stalled = stalled;
-    this.#bar.announce(stalled ? `${this._name} – ${labels.stalled}` : "");
-    this.#show();
+    this._bar.announce(stalled ? `${this._name} – ${labels.stalled}` : "");
+    this._show();
     this._tellChange(this.#job.state);
   }
 
   #showLeft() {
     const known = this.#due !== undefined && this.#job.state === "running" && !this.#stalled && !this.#feed.words;
-    if (!known) return this.#bar.showLeft("");
+    if (!known) return this._bar.showLeft("");
     this.#left = roughly(Math.max(0, (this.#due - performance.now()) / 1000), this.#left);
-    if (this.#left === 0) return this.#bar.showLeft(labels.nearly_done);
+    if (this.#left === 0) return this._bar.showLeft(labels.nearly_done);
     const { seconds, unit } = unitOf(this.#left);
     const time = formatOf(this, { style: "unit", unit, unitDisplay: "short" }).format(this.#left / seconds);
-    this.#bar.showLeft(filled(labels.time_left, { time }));
+    this._bar.showLeft(filled(labels.time_left, { time }));
   }
 
-  #show() {
+  _show() {
     const job = this.#job;
     const { state, percent, done, total, unit } = job;
     const ended = ENDS.includes(state);
@@ -663,7 +749,7 @@ class JobElement extends HTMLElement {
     const words = this._words(job, stalled);
     const amounts = { unit, done: this.#inWords(done), total: this.#inWords(total) };
     const count = done === null ? "" : filled(total === null ? labels.count_only : labels.count_of, amounts);
-    this.#bar.draw({
+    this._bar.draw({
       name: this._name,
       percent,
       inWords: percent === null ? "" : this.#inWords(whole(percent) / 100, { style: "percent", maximumFractionDigits: 0 }),
@@ -678,6 +764,7 @@ class JobElement extends HTMLElement {
       count,
       url: ended ? webAddress(job.url) : null,
     });
+    this._cancel?.show(!ended && !this.#refused, this._name);
     this.#showLeft();
   }
 
@@ -691,13 +778,16 @@ class JobElement extends HTMLElement {
  *
  * Attributes: `topic`, such as `job:7`, `grant`, `label` (its name), and what the site knew when it rendered the page:
  * `state`, `percent`, `done`, `total`, `unit`, `stage`, `message`, `error`, `url`. They may be set later as well.
- * `status-url`: where the site answers with these, as JSON, while there is no connection.
+ * `status-url`: where the site answers with these, as JSON, while there is no connection. `cancel-url` and `csrf-token`:
+ * where to post that the job is to be cancelled, and Django's token for that.
  *
  * Events, which bubble: `progress-change` with the state that is now shown, `progress-gap` when messages were missed for
  * good.
  */
 export class TaskProgress extends JobElement {
-  static observedAttributes = ["topic", "grant", "label", ...JobElement.own];
+  static observedAttributes = ["topic", "grant", "label", "cancel-url", ...JobElement.own];
+
+  _cancel = new CancelButton(this, this._bar);
 
   /** What is shown: `topic`, `stalled`, and what a message has; null and "" for what is not known. */
   get state() {
@@ -850,7 +940,8 @@ export class UploadProgress extends JobElement {
 const BAR_CSS = `
 :host { display: block; position: relative; margin-block: 0.75em; font-variant-numeric: tabular-nums; }
 [part="head"], [part="detail"] { display: flex; gap: 0 0.75em; }
-[part="head"] { justify-content: space-between; align-items: baseline; }
+[part="head"] { align-items: baseline; }
+[part="label"] { flex: 1; }
 [part="detail"] { font-size: 0.875em; flex-wrap: wrap; }
 [part="label"], [part="message"], [part~="stage"], [part="count"], [part="error"] {
   min-inline-size: 0; overflow-wrap: anywhere; text-align: -webkit-match-parent; text-align: match-parent;
@@ -860,6 +951,14 @@ const BAR_CSS = `
 [part="numbers"] { display: flex; flex-wrap: wrap; gap: 0 0.75em; margin-inline-start: auto; }
 [part="error"] { margin: 0; font-size: 0.875em; color: var(--error); }
 [part="link"] { color: var(--accent); }
+[part="answer"] { margin: 0; font-size: 0.875em; }
+[part~="cancel"] {
+  flex: none; min-block-size: 1.5rem; padding: 0 0.6em; border: 1px solid var(--line); border-radius: var(--radius);
+  background: none; color: inherit; font: inherit; font-size: 0.875em; cursor: pointer;
+}
+[part~="cancel"]:hover { background: var(--line); }
+[part~="cancel"][part~="asked"] { border-style: dashed; background: none; cursor: default; }
+@media print { [part~="cancel"] { display: none; } }
 [part~="bar"] {
   box-sizing: border-box;
   block-size: var(--notifications-bar-size, 0.5em);
