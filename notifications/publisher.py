@@ -43,6 +43,7 @@ class Prepared(NamedTuple):
         data: The message's JSON object.
         idempotency_key: If set, it may be sent twice.
         sender: The class of the message, for receivers of the signals.
+        version: As in ``Store.publish``.
 
     """
 
@@ -50,6 +51,7 @@ class Prepared(NamedTuple):
     data: bytes
     idempotency_key: str | None
     sender: type
+    version: int = 0
 
     @property
     def where(self) -> str:
@@ -61,14 +63,16 @@ class Prepared(NamedTuple):
         return {"topic": self.topic, "data": self.data, "idempotency_key": self.idempotency_key}
 
     def send(self) -> str | None:
-        id_ = get_store().publish(self.topic, self.data, self.idempotency_key, _now(), _group(self.topic))
+        given = self.topic, self.data, self.idempotency_key, _now(), _group(self.topic), self.version
+        id_ = get_store().publish(*given)
         count("published")
         if message_published.receivers:
             tell(message_published, self.sender, id=id_, **self.facts)
         return id_
 
     async def asend(self) -> str | None:
-        id_ = await get_store().apublish(self.topic, self.data, self.idempotency_key, _now(), _group(self.topic))
+        given = self.topic, self.data, self.idempotency_key, _now(), _group(self.topic), self.version
+        id_ = await get_store().apublish(*given)
         count("published")
         if message_published.receivers:
             await atell(message_published, self.sender, id=id_, **self.facts)
@@ -124,9 +128,7 @@ def publish(
 
     """
     prepared = prepare(topic, message, idempotency_key)
-    if message_prepared.receivers:
-        tell(message_prepared, prepared.sender, on_commit=on_commit, using=using, **prepared.facts)
-    return sending.send(prepared, on_commit=on_commit, using=using, fail_silently=fail_silently)
+    return send(prepared, on_commit=on_commit, using=using, fail_silently=fail_silently)
 
 
 async def apublish(
@@ -144,6 +146,22 @@ async def apublish(
     With ``on_commit`` the transaction is the one of the thread in which ``sync_to_async`` runs the ORM.
     """
     prepared = prepare(topic, message, idempotency_key)
+    return await asend(prepared, on_commit=on_commit, using=using, fail_silently=fail_silently)
+
+
+def send(
+    prepared: Prepared, *, on_commit: bool = False, using: str | None = None, fail_silently: bool = False
+) -> str | None:
+    """Publish what was prepared, and tell receivers of the signals; see ``publish``."""
+    if message_prepared.receivers:
+        tell(message_prepared, prepared.sender, on_commit=on_commit, using=using, **prepared.facts)
+    return sending.send(prepared, on_commit=on_commit, using=using, fail_silently=fail_silently)
+
+
+async def asend(
+    prepared: Prepared, *, on_commit: bool = False, using: str | None = None, fail_silently: bool = False
+) -> str | None:
+    """Publish what was prepared without blocking the event loop; see ``send``."""
     if message_prepared.receivers:
         await atell(message_prepared, prepared.sender, on_commit=on_commit, using=using, **prepared.facts)
     return await sending.asend(prepared, on_commit=on_commit, using=using, fail_silently=fail_silently)

@@ -21,8 +21,9 @@ from ..conf import settings
 from ..topics import Topic
 from .changes import SIZE, WIDTH, Changes, place_of
 from .position import Frame, Page, Position, Where
+from .shares import ENDED_TTL, SHARES_TTL, Job, Report, Standing
 from .stamped import Stamped, head, tail
-from .store import CANCEL_TTL, DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, Raw
+from .store import CANCEL_TTL, DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, OvertakenError, Raw
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 """Bytes of frames that all histories keep together. What exceeds them is refused, as by a full
@@ -90,12 +91,24 @@ class MemoryStore:
         self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
         self._leases: dict[str, Tenure] = {}
         self._cancels: dict[Topic, float] = {}
+        self._jobs: dict[Topic, tuple[Job, float]] = {}
         self._revoked: dict[tuple[str, Topic], float] = {}
 
     def publish(
-        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+        self,
+        topic: Topic,
+        data: bytes,
+        idempotency_key: str | None = None,
+        at: int = 0,
+        group: str | None = None,
+        version: int = 0,
     ) -> str | None:
         with self._lock:
+            job = self._job(topic) if version else None
+            if version and (job is None or job.told[0] > version):
+                raise OvertakenError
+            if job is not None and job.told[0] == version:
+                return job.told[1]
             once = None if idempotency_key is None else (topic, idempotency_key)
             if once is not None:
                 self._forget_keys()
@@ -110,13 +123,21 @@ class MemoryStore:
                 told = Stamped("u", str(topic), None, data)
             if once is not None:
                 self._once[once] = time.monotonic() + IDEMPOTENCY_TTL, id_
+            if job is not None:
+                job.told = version, id_
             self._tell(told)
             return id_
 
     async def apublish(
-        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+        self,
+        topic: Topic,
+        data: bytes,
+        idempotency_key: str | None = None,
+        at: int = 0,
+        group: str | None = None,
+        version: int = 0,
     ) -> str | None:
-        return self.publish(topic, data, idempotency_key, at)
+        return self.publish(topic, data, idempotency_key, at, group, version)
 
     def give_lease(self, lease: str, token: str) -> None:
         """Make ``token`` the holder; the previous holder loses the lease."""
@@ -219,6 +240,33 @@ class MemoryStore:
 
     async def adrop_cancel(self, topic: Topic) -> None:
         self.drop_cancel(topic)
+
+    def report_share(self, topic: Topic, report: Report) -> Standing:
+        run, of = report.share.run, report.share.of
+        with self._lock:
+            job = self._job(topic)
+            if job is None:
+                self._jobs = {other: found for other, found in self._jobs.items() if self._job(other) is not None}
+                job = Job(run, of)
+            elif job.run != run:
+                if not job.is_before(run):
+                    return Standing("old", cancelled=False)
+                job = Job(run, of, job.version, job.told)
+            was_over = job.over
+            standing = job.report(report, self._now(), cancelled=self.cancel_requested(topic))
+            if standing.counts == "yes" and not was_over:
+                self._jobs[topic] = job, time.monotonic() + (ENDED_TTL if job.over else SHARES_TTL)
+                if job.over:
+                    self.drop_cancel(topic)
+            return standing
+
+    async def areport_share(self, topic: Topic, report: Report) -> Standing:
+        return self.report_share(topic, report)
+
+    def _job(self, topic: Topic) -> Job | None:
+        """Return what was reported of the shares of a job; None if that is nothing, or has expired."""
+        job, expires = self._jobs.get(topic, (None, 0.0))
+        return job if expires > time.monotonic() else None
 
     def _stamp(self, topic: Topic, rest: bytes) -> tuple[Position, bytes]:
         """

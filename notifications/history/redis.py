@@ -22,8 +22,9 @@ from ..logs import LogBudget
 from ..topics import Topic, internal_name
 from .changes import Changes, place_of
 from .position import Frame, Page, Position, Where
+from .shares import ENDED_TTL, SHARES_TTL, Report, Standing
 from .stamped import STAMPED, Stamped, head, layer_message, meta, tail
-from .store import CANCEL_TTL, IDEMPOTENCY_TTL, PAGE_BYTES, Raw, term_key
+from .store import CANCEL_TTL, IDEMPOTENCY_TTL, PAGE_BYTES, OvertakenError, Raw, term_key
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ end
 
 _PUBLISH: Final = Script("stamp", "publish", prelude=_event())
 _BATCH: Final = Script("stamp", "batch", prelude=_event())
+_SHARES: Final = Script("shares")
 _LOOK: Final = Script("look")
 _PAGE: Final = Script("page")
 _CHANGES: Final = Script("changes")
@@ -71,18 +73,34 @@ class RedisStore:
     """
 
     def publish(
-        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+        self,
+        topic: Topic,
+        data: bytes,
+        idempotency_key: str | None = None,
+        at: int = 0,
+        group: str | None = None,
+        version: int = 0,
     ) -> str | None:
-        keys, arguments = _publishing(topic, data, idempotency_key, at, group)
+        keys, arguments = _publishing(topic, data, idempotency_key, at, group, version)
+        again = idempotency_key is not None or bool(version)
         with clients.breaker.guarding():
-            return _published(clients.run(_PUBLISH, keys, arguments, again=idempotency_key is not None))
+            reply = clients.run(_PUBLISH, keys, arguments, again=again)
+        return _published(reply)
 
     async def apublish(
-        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+        self,
+        topic: Topic,
+        data: bytes,
+        idempotency_key: str | None = None,
+        at: int = 0,
+        group: str | None = None,
+        version: int = 0,
     ) -> str | None:
-        keys, arguments = _publishing(topic, data, idempotency_key, at, group)
+        keys, arguments = _publishing(topic, data, idempotency_key, at, group, version)
+        again = idempotency_key is not None or bool(version)
         with clients.breaker.guarding():
-            return _published(await pipeline.arun(_PUBLISH, keys, arguments, again=idempotency_key is not None))
+            reply = await pipeline.arun(_PUBLISH, keys, arguments, again=again)
+        return _published(reply)
 
     async def stamp_batch(
         self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0
@@ -169,6 +187,35 @@ class RedisStore:
         with clients.breaker.guarding():
             await pipeline.acall("DEL", _cancel_key(topic), again=True)
 
+    def report_share(self, topic: Topic, report: Report) -> Standing:
+        keys, arguments = _reporting(topic, report)
+        with clients.breaker.guarding():
+            return _standing(clients.run(_SHARES, keys, arguments, again=True))
+
+    async def areport_share(self, topic: Topic, report: Report) -> Standing:
+        keys, arguments = _reporting(topic, report)
+        with clients.breaker.guarding():
+            return _standing(await pipeline.arun(_SHARES, keys, arguments, again=True))
+
+
+def _job_key(topic: Topic) -> str:
+    return internal_name(f"progress:{topic}")
+
+
+def _reporting(topic: Topic, report: Report) -> tuple[list[str], list[Any]]:
+    """Return the keys and arguments of ``shares.lua``."""
+    share = report.share
+    arguments = [share.run, share.of, share.key, int(share.needed), report.attempt, report.state, report.done]
+    arguments += [report.error, int(report.news), report.seen, report.interval, report.silence]
+    return [_job_key(topic), _cancel_key(topic)], [*arguments, SHARES_TTL * 1000, ENDED_TTL * 1000]
+
+
+def _standing(reply: list[Any]) -> Standing:
+    """Return what ``shares.lua`` answers."""
+    fields: list[Any] = [each.decode() if isinstance(each, bytes) else each for each in reply]
+    standing = Standing(*fields)
+    return standing._replace(cancelled=bool(standing.cancelled), turn=bool(standing.turn))
+
 
 def _cancel_key(topic: Topic) -> str:
     return internal_name(f"cancel:{topic}")
@@ -183,7 +230,7 @@ def _revoking(user: str, topic: Topic) -> tuple[Any, ...]:
 
 
 def _publishing(
-    topic: Topic, data: bytes, idempotency_key: str | None, at: int, group: str | None
+    topic: Topic, data: bytes, idempotency_key: str | None, at: int, group: str | None, version: int
 ) -> tuple[list[str], list[Any]]:
     """Return the keys and arguments of ``publish.lua``."""
     key, size, ttl, name, begin, *mark = _fixed(topic)
@@ -201,14 +248,19 @@ def _publishing(
         group or "",
         *mark,
     ]
-    if at or idempotency_key is not None:
+    if at or version or idempotency_key is not None:
         arguments += [at, IDEMPOTENCY_TTL * 1000]
+    if version:
+        keys.append(_job_key(topic))
+        arguments.append(version)
     return keys, arguments
 
 
 def _published(reply: Any) -> str | None:
     """Return the id that ``publish.lua`` answers."""
     if isinstance(reply, list):
+        if not reply:
+            raise OvertakenError
         reply, refusal = reply
         _warn(refusal)
     return reply.decode() or None

@@ -18,6 +18,8 @@ Everything above the store relies on these guarantees, and on nothing else of it
   after the last of them. A kind of size 0 keeps nothing: its messages are announced without an id.
 * **No silent change.** Whatever is kept changes the mark of its topic's bucket (``changes.py``), in
   the same step, or the mark that belongs to none.
+* **Shares.** What processes report of the shares of one job adds up in one step each, and the job
+  ends once. Of the messages that tell how it stands none goes out after a later one.
 * **No silent loss.** ``run`` and ``whole`` show when something may have been lost that no entry
   shows.
 
@@ -33,6 +35,7 @@ from typing import Final, NamedTuple, Protocol
 from ..topics import Topic
 from .changes import Changes
 from .position import Page, Position, Where
+from .shares import Report, Standing
 
 IDEMPOTENCY_TTL: Final = 300
 """Seconds that an idempotency key is remembered."""
@@ -67,11 +70,21 @@ class Raw(NamedTuple):
     group: str | None = None
 
 
+class OvertakenError(Exception):
+    """A message was not published, because one with a later ``version`` was before, or the job is forgotten."""
+
+
 class Store(Protocol):
     """The histories of all topics. One serves all threads and event loops of a process."""
 
     def publish(
-        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+        self,
+        topic: Topic,
+        data: bytes,
+        idempotency_key: str | None = None,
+        at: int = 0,
+        group: str | None = None,
+        version: int = 0,
     ) -> str | None:
         """
         Stamp one message, keep it, and announce it.
@@ -85,15 +98,26 @@ class Store(Protocol):
             at: When it was published, in µs, for a message that is timed; otherwise 0.
             group: The Redis channel of the topic's group, from ``RedisPubSubLayer.direct``; None if
                 listeners are to forward the message.
+            version: Of the ``Standing`` that it tells; 0 for any other message. The same version is published
+                once, as if it were an idempotency key.
 
         Returns:
             Its id, or the id of what was published under the same key; None where the kind keeps no history.
+
+        Raises:
+            OvertakenError: A later version was published before.
 
         """
         ...
 
     async def apublish(
-        self, topic: Topic, data: bytes, idempotency_key: str | None = None, at: int = 0, group: str | None = None
+        self,
+        topic: Topic,
+        data: bytes,
+        idempotency_key: str | None = None,
+        at: int = 0,
+        group: str | None = None,
+        version: int = 0,
     ) -> str | None:
         """Stamp one message, keep it, and announce it; see ``publish``."""
         ...
@@ -195,4 +219,18 @@ class Store(Protocol):
 
     async def adrop_cancel(self, topic: Topic) -> None:
         """Forget the request, because the job has ended; see ``drop_cancel``."""
+        ...
+
+    def report_share(self, topic: Topic, report: Report) -> Standing:
+        """
+        Note how far a share of the job of a topic is, and return how the job stands: ``Job.report``, in one step.
+
+        The first report of a later run begins it. What is reported of an earlier one, or after the end, is ignored.
+        It is remembered for ``SHARES_TTL`` seconds after the last report, and for ``ENDED_TTL`` after the end. With
+        the end, a request to cancel the job is forgotten. The same report may be repeated.
+        """
+        ...
+
+    async def areport_share(self, topic: Topic, report: Report) -> Standing:
+        """Note how far a share of the job of a topic is; see ``report_share``."""
         ...

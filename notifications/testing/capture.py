@@ -53,9 +53,10 @@ class Outage:
         self.publish()
 
     position = publish
-    request_cancel = cancel_requested = drop_cancel = revoke_grants = grants_revoked_at = publish
+    request_cancel = cancel_requested = drop_cancel = revoke_grants = grants_revoked_at = report_share = publish
     aposition = stamp_batch = look = changes = read = server = apublish
     arequest_cancel = acancel_requested = adrop_cancel = arevoke_grants = agrants_revoked_at = apublish
+    areport_share = apublish
 
 
 class Blocks:

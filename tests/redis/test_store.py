@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from notifications import Topic, messages
 from notifications.broker.clients import FAILURES
@@ -28,8 +29,9 @@ from notifications.history.changes import place_of
 from notifications.history.memory import MemoryStore
 from notifications.history.position import Position
 from notifications.history.redis import RedisStore
+from notifications.history.shares import WHOLE, Report, Share, Standing
 from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
-from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, Raw, Store, term_key
+from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, OvertakenError, Raw, Store, term_key
 from notifications.topics import internal_name
 from tests.strategies import ids, payloads
 from tests.waiting import await_for, scaled
@@ -887,3 +889,267 @@ async def test_when_grants_were_revoked_is_remembered(place):
     assert await store.agrants_revoked_at("7", OTHER) == store.grants_revoked_at("8", TOPIC) == 0
     store.revoke_grants("7", TOPIC)
     assert await store.agrants_revoked_at("7", TOPIC) >= first
+
+
+# The shares of a job.
+
+HOUR = 3_600_000
+
+
+def report(key="1", of=3, state="running", done=0, **options) -> Report:
+    """Write a report; the gate is always open unless ``interval`` says otherwise."""
+    names = {name: options.pop(name) for name in ("run", "needed") if name in options}
+    given = {"attempt": f"of {key}", "error": "", "news": False, "seen": 0, "interval": 0, "silence": HOUR, **options}
+    return Report(Share(key, of, **names), state=state, done=done, **given)
+
+
+def numbers_of(standing: Standing) -> tuple[Any, ...]:
+    return standing.state, standing.ended, standing.of, standing.done
+
+
+async def test_the_shares_of_a_job_add_up(store):
+    """It runs from the first report on, and ends when all shares have: once, in the step of the last."""
+    assert numbers_of(store.report_share(TOPIC, report(""))) == ("running", 0, 3, 0)
+    assert numbers_of(store.report_share(TOPIC, report("1", done=400_000))) == ("running", 0, 3, 400_000)
+    assert numbers_of(await store.areport_share(TOPIC, report("2", done=1))) == ("running", 0, 3, 400_001)
+    assert numbers_of(store.report_share(TOPIC, report("2", state="succeeded"))) == ("running", 1, 3, 1_400_000)
+    store.report_share(TOPIC, report("1", state="succeeded"))
+    last = store.report_share(TOPIC, report("3", state="succeeded"))
+
+    assert numbers_of(last) == ("succeeded", 3, 3, 3 * WHOLE)
+    assert (last.turn, last.over, last.counts) == (True, True, "yes")
+    assert numbers_of(store.report_share(OTHER, report("1", of=2))) == ("running", 0, 2, 0)
+
+
+async def test_a_job_that_waits_has_not_begun(store):
+    """Shares in a queue are there, and its time counts from the first that is not."""
+    assert store.report_share(TOPIC, report("", state="waiting"))[2:6] == (True, 0, 1, 1)
+    assert numbers_of(store.report_share(TOPIC, report("1", state="waiting"))) == ("waiting", 0, 3, 0)
+    assert numbers_of(store.report_share(TOPIC, report("2"))) == ("running", 0, 3, 0)
+    await asyncio.sleep(0.01)
+    assert 5 < store.report_share(TOPIC, report("3")).elapsed < 10_000
+    assert store.report_share(TOPIC, report("3")).elapsed >= 10
+
+
+async def test_a_share_counts_once(store):
+    """However often it is tried, and in whatever order its queue delivers it."""
+    for _ in range(2):
+        assert numbers_of(store.report_share(TOPIC, report(state="succeeded"))) == ("running", 1, 3, WHOLE)
+        assert numbers_of(store.report_share(TOPIC, report(attempt="again"))) == ("running", 1, 3, WHOLE)
+    store.report_share(TOPIC, report("2", done=600_000))
+    store.report_share(TOPIC, report("2", done=200_000, attempt="again"))
+    assert store.report_share(TOPIC, report("2", done=300_000)).done == 1_600_000, "the one that is further"
+    assert store.report_share(TOPIC, report("2", state="waiting", done=600_000)).done == WHOLE
+    assert store.report_share(TOPIC, report("2", done=700_000)).done == WHOLE, "late: before it was told to wait"
+    assert store.report_share(TOPIC, report("2", done=100_000, attempt="third")).done == 1_100_000
+
+
+async def test_a_job_fails_at_its_end(store):
+    """One that has failed is tried again or not: the job has failed if it has when all have ended."""
+    failed = report(state="failed", done=500_000, error="ValueError")
+    standing = store.report_share(TOPIC, failed)
+    assert numbers_of(standing) == ("running", 1, 3, 500_000)
+    assert (standing.error, standing.lost) == ("ValueError", 500_000)
+    assert numbers_of(store.report_share(TOPIC, failed)) == numbers_of(standing), "the same report may come twice"
+    store.report_share(TOPIC, report("2", state="failed", error="LookupError"))
+    standing = store.report_share(TOPIC, report(attempt="again"))
+    assert numbers_of(standing) == ("running", 1, 3, 0)
+    assert (standing.error, standing.lost) == ("ValueError", WHOLE)
+    standing = store.report_share(TOPIC, report("2", attempt="again"))
+    assert (numbers_of(standing), standing.error, standing.lost) == (("running", 0, 3, 0), "", 0)
+    for key in "123":
+        standing = store.report_share(TOPIC, report(key, state="failed" if key == "2" else "succeeded", error=key))
+    assert (numbers_of(standing), standing.error) == (("failed", 3, 3, 2 * WHOLE), "2")
+
+
+async def test_a_job_ends_at_once_if_it_makes_no_more_sense(store):
+    """A share failed that the others need, one was cancelled, or somebody says so for the whole job."""
+    for number, (last, state) in enumerate(
+        [
+            (report(state="failed", needed=True, error="E"), "failed"),
+            (report(state="cancelled"), "cancelled"),
+            (report("", state="failed", error="E"), "failed"),
+            (report("", state="succeeded"), "succeeded"),
+        ]
+    ):
+        topic = Topic("closed", f"at once {number}")
+        store.report_share(topic, report("2"))
+        standing = store.report_share(topic, last)
+        assert (standing.state, standing.turn, standing.error) == (state, True, "E" if state == "failed" else "")
+
+
+async def test_nothing_counts_after_the_end(place):
+    """Whoever finds that the end is not known to be published gets to publish it; then nobody."""
+    store = place.store
+    store.report_share(TOPIC, report("2", done=5))
+    ended = store.report_share(TOPIC, report(state="cancelled"))
+    for key in "23":
+        late = store.report_share(TOPIC, report(key, state="succeeded", news=True))
+        assert (numbers_of(late), late.turn, late.version) == (numbers_of(ended), True, ended.version)
+        assert late.cancelled
+    store.publish(TOPIC, data(1), version=ended.version)
+    assert not store.report_share(TOPIC, report("2", state="succeeded", news=True)).turn
+
+
+async def test_a_later_run_begins_anew(store):
+    """Runs are compared by their bytes; an earlier one is ignored, whatever it says."""
+    runs = ["", "1", "10", "9", "A", "a", "a ", "b", "z", "ß", "ä", "€", "\U0001f600"]
+    assert sorted(runs, key=str.encode) == runs
+    version = 0
+    for number, run in enumerate(runs):
+        store.report_share(TOPIC, report("1", state="succeeded", run=run))
+        standing = store.report_share(TOPIC, report("2", run=run))
+        assert (numbers_of(standing), standing.counts) == (("running", 1, 3, WHOLE), "yes")
+        assert standing.version > version
+        version = standing.version
+        for earlier in runs[:number]:
+            assert store.report_share(TOPIC, report("3", run=earlier)) == Standing("old", cancelled=False)
+    store.report_share(TOPIC, report("2", run=runs[-1], state="cancelled"))
+    assert store.report_share(TOPIC, report("1", run="\U0001f601")).state == "running"
+
+
+async def test_a_job_has_no_more_shares_than_it_says(store):
+    """More than ``of`` keys are a mistake, and would never end."""
+    for key in "123":
+        store.report_share(TOPIC, report(key))
+    assert store.report_share(TOPIC, report("4"))[:3] == ("many", False, False)
+    assert store.report_share(TOPIC, report("4", state="cancelled"))[:3] == ("many", False, False)
+    assert numbers_of(store.report_share(TOPIC, report("3", done=7))) == ("running", 0, 3, 7)
+
+
+async def test_one_gate_for_all_processes(place):
+    """Who comes first publishes; the others when it opens, unless what they reported was published by then."""
+    store = place.store
+    fast = partial(report, interval=100)
+    first = store.report_share(TOPIC, fast("1"))
+    second = store.report_share(TOPIC, fast("2", done=10))
+    third = store.report_share(TOPIC, fast("3", done=10))
+    assert [each.turn for each in (first, second, third)] == [True, False, False]
+    assert first.wait == 0
+    assert 0 < third.wait <= second.wait <= 100
+    store.publish(TOPIC, data(1), version=first.version)
+
+    await await_for(lambda: store.report_share(TOPIC, fast("2", done=10, seen=second.seen)).turn)
+    store.publish(TOPIC, data(2), version=third.version)
+    await asyncio.sleep(0.11)
+    for key, seen in (("2", second.seen), ("3", third.seen)):
+        again = store.report_share(TOPIC, fast(key, done=10, seen=seen))
+        assert (again.turn, again.told, again.seen) == (False, third.version, seen)
+    assert store.report_share(TOPIC, fast("3", done=10, seen=third.seen, news=True)).turn
+    assert not store.report_share(TOPIC, fast("1", done=10)).turn
+    assert store.report_share(TOPIC, fast("1", state="cancelled")).turn, "the end needs no gate"
+
+
+async def test_a_pause_ends_with_a_message(store):
+    """Nobody has anything new, and one of them says so after a while."""
+    quiet = partial(report, interval=10, silence=100)
+    store.publish(TOPIC, data(1), version=store.report_share(TOPIC, quiet()).version)
+    began, turns = time.monotonic(), []
+    while time.monotonic() - began < 0.5:
+        standing = store.report_share(TOPIC, quiet())
+        if standing.turn:
+            turns.append(time.monotonic() - began)
+            store.publish(TOPIC, data(1), version=standing.version)
+        await asyncio.sleep(0.005)
+
+    assert 1 <= len(turns) <= 5
+    assert all(later - earlier >= 0.09 for earlier, later in pairwise([0, *turns]))
+
+
+async def test_no_message_overtakes_another(place):
+    """A process that was slow to publish finds that a later one was faster; the same version goes out once."""
+    store = place.store
+    early = store.report_share(TOPIC, report("1")).version
+    late = store.report_share(TOPIC, report("2")).version
+    id_ = await store.apublish(TOPIC, data(2), version=late)
+    for _ in range(2):
+        with pytest.raises(OvertakenError):
+            store.publish(TOPIC, data(1), version=early)
+        with pytest.raises(OvertakenError):
+            await store.apublish(TOPIC, data(1), version=early)
+        assert store.publish(TOPIC, data(3), version=late) == id_
+    with pytest.raises(OvertakenError):
+        store.publish(OTHER, data(1), version=1)
+    end = store.report_share(TOPIC, report("1", state="cancelled")).version
+    store.publish(TOPIC, data(4), "key", version=end)
+    with pytest.raises(OvertakenError):
+        store.publish(TOPIC, data(2), version=late)
+
+    assert numbers(place.heard()) == [2, 4]
+    assert store.publish(OTHER, data(1)), "other messages need no version"
+
+
+async def test_a_message_of_a_job_needs_no_history(place, settings):
+    """Where HISTORY_SIZE is 0 the versions hold all the same."""
+    configure(settings, HISTORY_SIZE=0)
+    version = place.store.report_share(TOPIC, report()).version
+    for _ in range(2):
+        assert place.store.publish(TOPIC, data(1), version=version) is None
+
+    assert numbers(place.heard()) == [1]
+
+
+async def test_a_share_sees_that_it_is_cancelled(store):
+    """The request is there until the job ends; after that, those see it that are still running."""
+    assert not store.report_share(TOPIC, report("1")).cancelled
+    store.request_cancel(TOPIC)
+    assert store.report_share(TOPIC, report("2")).cancelled
+    assert store.report_share(TOPIC, report("1", state="cancelled")).cancelled
+    assert not store.cancel_requested(TOPIC)
+    assert store.report_share(TOPIC, report("2", done=3)).cancelled
+    assert not store.report_share(TOPIC, report("1", run="2")).cancelled
+
+
+async def test_what_was_reported_is_forgotten(store, monkeypatch):
+    """A day after the last report, and an hour after the end; before that nothing begins anew."""
+    module = type(store).__module__
+    monkeypatch.setattr(f"{module}.SHARES_TTL", 1)
+    monkeypatch.setattr(f"{module}.ENDED_TTL", 2)
+    began = time.monotonic()
+    store.report_share(TOPIC, report("1", of=1))
+    store.report_share(OTHER, report("1", of=1, state="cancelled"))
+    await await_for(lambda: store.report_share(TOPIC, report("2", of=2)).counts == "yes")
+    first = time.monotonic() - began
+    await await_for(lambda: store.report_share(OTHER, report("1", of=2)).of == 2)
+    assert first > 0.9
+    assert time.monotonic() - began > 1.9
+
+
+async def test_a_report_that_is_refused_changes_nothing(place):
+    """A full Redis remembers all of a report or nothing of it; the caller tries again."""
+    store = place.store
+    if isinstance(store, MemoryStore):
+        pytest.skip("what is reported is not counted there")
+    store.report_share(TOPIC, report("1", done=7))
+    with place.full(), pytest.raises(FAILURES):
+        store.report_share(TOPIC, report("1", state="succeeded"))
+    assert numbers_of(store.report_share(TOPIC, report("2"))) == ("running", 0, 3, 7)
+
+
+reports = st.builds(
+    report,
+    key=st.sampled_from(["", "1", "1", "2", "2", "3", "4", "ü b"]),
+    state=st.sampled_from(["running"] * 6 + ["succeeded", "succeeded", "waiting", "failed", "cancelled"]),
+    done=st.integers(0, WHOLE),
+    attempt=st.sampled_from(["", "a", "b"]),
+    error=st.sampled_from(["", "E 1", "F\n"]),
+    needed=st.sampled_from([False, False, False, True]),
+    news=st.booleans(),
+    seen=st.integers(0, 20),
+    run=st.sampled_from(["", "", "1", "1", "1", "2"]),
+    of=st.sampled_from([2, 3, 3, 3]),
+)
+
+
+@hypothesis_settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=st.lists(st.tuples(reports, st.booleans()), max_size=25))
+def test_a_job_is_the_same_in_all_stores(live_redis, steps):
+    """What Redis says after any reports is what the pure code says, which the properties are proven for."""
+    live_redis.flushall()
+    stores = [RedisStore(), MemoryStore(lambda _: None)]
+    for each, published in steps:
+        one, other = (store.report_share(TOPIC, each) for store in stores)
+        assert one._replace(elapsed=0) == other._replace(elapsed=0)
+        if published and one.version:
+            for store in stores:
+                store.publish(TOPIC, data(1), version=one.version)

@@ -58,6 +58,7 @@ PURE = [
     "exceptions.py",
     "history/changes.py",
     "history/position.py",
+    "history/shares.py",
     "history/stamped.py",
     "messages.py",
     "metrics.py",
