@@ -2,6 +2,7 @@
 
 from .access.control import adisconnect_user, arevoke, disconnect_user, revoke
 from .exceptions import Cancelled, MessageError, NotificationsError, PositionError, PublishError, TopicError
+from .history.shares import Share
 from .positions import aposition, position
 from .progress import Part, Progress, aannounce, acancel, announce, cancel, progress, track
 from .publisher import (
@@ -22,6 +23,7 @@ __all__ = [
     "PositionError",
     "Progress",
     "PublishError",
+    "Share",
     "Topic",
     "TopicError",
     "aannounce",

@@ -34,12 +34,16 @@ from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
 from weakref import WeakValueDictionary, ref
 
 from . import publisher, sending
+from .conf import settings
 from .exceptions import Cancelled, PublishError
 from .history import get_store
-from .messages import JobProgress, JobProgressPayload, Notice, State
+from .history.shares import OVER, Report, Share, Standing
+from .history.store import OvertakenError
+from .messages import JobProgress, JobProgressPayload, State
 from .reporting import terminal as in_terminal
 from .reporting.counts import Rate, percent
-from .reporting.reporter import Last, TaskReporter, ThreadReporter
+from .reporting.reporter import Ending, TaskReporter, ThreadReporter, standing_message, waiting
+from .reporting.sharing import report_of
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -47,8 +51,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-ENDS: Final = frozenset({"succeeded", "failed", "cancelled"})
-"""The states in which a job is over."""
 MAX_TEXT: Final = 1000
 """Characters of a stage, a message, a unit or an error; the rest is cut off."""
 
@@ -64,6 +66,8 @@ QUEUES_OWN: Final[dict[tuple[str, str], State]] = {
 LEFT: Final = {"POP_TOP", "POP_ITER"}
 """What Python executes when ``break`` or ``return`` leaves a loop: it drops the loop's iterator."""
 
+_NOW: Final[dict[str, Any]] = {"on_commit": False, "using": None, "fail_silently": False}
+"""How everything here is sent."""
 _current: ContextVar[ref[Progress] | None] = ContextVar("notifications.progress", default=None)
 _open: Final = WeakValueDictionary[int, "Progress"]()
 """Those that are open in this process, by their ``id``. Neither keeps one alive that was dropped and not ended."""
@@ -195,6 +199,7 @@ class Progress(Part):
         title: str | None = None,
         show_errors: bool = False,
         terminal: bool = False,
+        share: Share | None = None,
     ) -> None:
         """
         Describe the job; it begins with the block.
@@ -212,15 +217,22 @@ class Progress(Part):
             title: The title of that notice.
             show_errors: Tell the text of an exception as well as its class. It may contain anything.
             terminal: Draw a bar on standard error as well, if that is a terminal.
+            share: Which share of a job this is that several processes do, such as one task of a group. The job has
+                one bar, which counts the shares that have ended, so ``unit`` is what those are. ``total`` and ``done``
+                are of the share. The job is running until all have ended; the notice is sent once.
 
         Raises:
             TopicError: The topic, or the user's, is not valid.
+            ValueError: The ``share`` is not valid.
             TypeError: There is a ``user`` without a ``title``, or a ``title`` without a ``user``.
 
         """
         if (user is None) != (title is None):
             raise TypeError("user and title are for the notice at the end: give both or neither")
+        if share is not None:
+            share.check()
         super().__init__(0, total, done, None)
+        self._share_of_job = share
         self._root, self._parent = self, None
         self._topic = Topic.parse(topic) if isinstance(topic, str) else topic
         self._lock = threading.Lock()
@@ -250,7 +262,7 @@ class Progress(Part):
     def __enter__(self) -> Self:
         if (outer := self._continued()) is not None:
             return outer  # type: ignore[return-value]  # it is a Progress, too
-        reporter = ThreadReporter(self._topic, self._report)
+        reporter = ThreadReporter(self._topic, self._share_of_job, self._report)
         self._begin(reporter)
         reporter.start()
         return self
@@ -263,7 +275,7 @@ class Progress(Part):
     async def __aenter__(self) -> Self:
         if (outer := self._continued()) is not None:
             return outer  # type: ignore[return-value]  # it is a Progress, too
-        reporter = TaskReporter(self._topic, self._report)
+        reporter = TaskReporter(self._topic, self._share_of_job, self._report)
         self._begin(reporter)
         reporter.start()
         return self
@@ -457,18 +469,14 @@ class Progress(Part):
             url=self._url,
         )
 
-    def _last(self) -> list[Last]:
-        """Return the messages that end the job."""
-        payload, key = self._payload(), secrets.token_hex(8)
+    def _last(self) -> Ending:
+        """Return what is told of the end."""
+        payload = self._payload()
         if self._terminal:
             in_terminal.draw(payload, last=True)
-        last = [Last(self._topic, JobProgress(payload=payload), f"progress-{key}")]
-        if self._notice is not None:
-            topic, title = self._notice
-            level: Any = {"succeeded": "success", "failed": "error"}.get(self._state, "warning")
-            notice = Notice(title=title, level=level, body=self._error or self._message, url=self._url)
-            last.append(Last(topic, notice, f"progress-notice-{key}"))
-        return last
+        last = JobProgress(payload=payload)
+        user, title = self._notice or (None, "")
+        return Ending(last, f"progress-{secrets.token_hex(8)}", user, title)
 
 
 class Track(Generic[T]):
@@ -689,6 +697,7 @@ def announce(
     message: str | None = None,
     url: str | None = None,
     error: str | None = None,
+    share: Share | None = None,
 ) -> None:
     """
     Tell the state of a job that does not tell it itself, from code beside it.
@@ -709,20 +718,30 @@ def announce(
         message: A text beside it.
         url: Where the result is.
         error: Why it has failed. Users read it.
+        share: The share of a job of which this is told. Without a ``key`` it is the whole job, which begins this run or
+            ends at once. The rate of the job's messages is kept: what is not published now is told with the next one.
 
     Raises:
         TopicError: The topic is not valid.
         MessageError: There is no such state.
+        ValueError: The ``share`` is not valid.
 
     """
     topic, said = _announcement(topic, state, total, unit, stage, message, url, error)
     key = f"announced-{secrets.token_hex(8)}"  # so that it may be sent again on another connection
     try:
+        if share is not None:
+            standing = sending.send(_Reporting.of(topic, share, said), **_NOW)
+            if standing is not None and standing.turn:
+                publisher.send(standing_message(topic, said, standing))
+            return
         publisher.publish(topic, said, idempotency_key=key)
-        if state in ENDS:
-            sending.send(_Cancelling(topic, over=True), on_commit=False, using=None, fail_silently=False)
+        if state in OVER:
+            sending.send(_Cancelling(topic, over=True), **_NOW)
     except PublishError as failure:
         logger.warning("%s", failure)
+    except OvertakenError:
+        pass  # by a message with all that this one tells
 
 
 async def aannounce(
@@ -735,16 +754,24 @@ async def aannounce(
     message: str | None = None,
     url: str | None = None,
     error: str | None = None,
+    share: Share | None = None,
 ) -> None:
     """Tell the state of a job that does not tell it itself, without blocking the event loop; see ``announce``."""
     topic, said = _announcement(topic, state, total, unit, stage, message, url, error)
     key = f"announced-{secrets.token_hex(8)}"
     try:
+        if share is not None:
+            standing = await sending.asend(_Reporting.of(topic, share, said), **_NOW)
+            if standing is not None and standing.turn:
+                await publisher.asend(standing_message(topic, said, standing))
+            return
         await publisher.apublish(topic, said, idempotency_key=key)
-        if state in ENDS:
-            await sending.asend(_Cancelling(topic, over=True), on_commit=False, using=None, fail_silently=False)
+        if state in OVER:
+            await sending.asend(_Cancelling(topic, over=True), **_NOW)
     except PublishError as failure:
         logger.warning("%s", failure)
+    except OvertakenError:
+        pass
 
 
 def _announcement(
@@ -765,6 +792,29 @@ def _announcement(
         url=None if url is None else str(url),
     )
     return topic, JobProgress(payload=payload)
+
+
+class _Reporting(NamedTuple):
+    """A ``sending.Call`` that reports the state of a share."""
+
+    topic: Topic
+    report: Report
+
+    @classmethod
+    def of(cls, topic: Topic, share: Share, said: JobProgress) -> Self:
+        share.check()
+        interval, silence = 1 / settings.PROGRESS_RATE, settings.PROGRESS_STALE / 3
+        return cls(topic, report_of(share, said.payload, "", news=True, seen=0, interval=interval, silence=silence))
+
+    @property
+    def where(self) -> str:
+        return str(self.topic)
+
+    def send(self) -> Standing:
+        return get_store().report_share(self.topic, self.report)
+
+    async def asend(self) -> Standing:
+        return await get_store().areport_share(self.topic, self.report)
 
 
 class _Cancelling(NamedTuple):
@@ -798,12 +848,12 @@ def cancel(topic: Topic | str) -> None:
         PublishError: Redis did not confirm; the job may or may not see it.
 
     """
-    sending.send(_cancelling(topic), on_commit=False, using=None, fail_silently=False)
+    sending.send(_cancelling(topic), **_NOW)
 
 
 async def acancel(topic: Topic | str) -> None:
     """Ask the job of a topic to end, without blocking the event loop; see ``cancel``."""
-    await sending.asend(_cancelling(topic), on_commit=False, using=None, fail_silently=False)
+    await sending.asend(_cancelling(topic), **_NOW)
 
 
 def _cancelling(topic: Topic | str) -> _Cancelling:
@@ -881,6 +931,7 @@ def _mute() -> None:
         if job._reporter is not None:
             job._reporter.mute()
     _open.clear()
+    waiting.forget()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows

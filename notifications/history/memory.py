@@ -245,6 +245,8 @@ class MemoryStore:
         run, of = report.share.run, report.share.of
         with self._lock:
             job = self._job(topic)
+            if report.asks and (job is None or job.run != run):
+                return Standing("old", cancelled=False)
             if job is None:
                 self._jobs = {other: found for other, found in self._jobs.items() if self._job(other) is not None}
                 job = Job(run, of)

@@ -96,14 +96,20 @@ class Report(NamedTuple):
     interval: int
     silence: int
 
+    @property
+    def asks(self) -> bool:
+        """Whether it says nothing, and only asks how the job stands: it begins no run."""
+        return not self.share.key and not self.news
+
 
 class Standing(NamedTuple):
     """
     How a job stands after a report.
 
     Attributes:
-        counts: ``yes``; ``old`` if another run has begun since, ``many`` if the job has as many shares as it can
-            have: then the report has changed nothing, and the rest says nothing but ``cancelled``.
+        counts: ``yes``; ``old`` if another run has begun since, or none has and the caller only asks; ``many`` if the
+            job has as many shares as it can have. Then the report has changed nothing, and the rest says nothing but
+            ``cancelled``.
         cancelled: Whether the share is to be cancelled.
         turn: Whether the caller is to publish this.
         wait: Otherwise, milliseconds until it can have its turn.

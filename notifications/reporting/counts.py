@@ -64,4 +64,9 @@ class Rate:
         if left <= 0 or self._work <= 0 or self._at - self._began < FIRST_ESTIMATE:
             return None
         seconds = left * self._time / self._work - (now - self._at)
-        return round(seconds, 1 if seconds < 10 else None) if 0 < seconds < math.inf else None
+        return rounded(seconds) if 0 < seconds < math.inf else None
+
+
+def rounded(seconds: float) -> float:
+    """Return seconds as exactly as an estimate deserves."""
+    return round(seconds, 1 if seconds < 10 else None)

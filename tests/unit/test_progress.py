@@ -1119,6 +1119,10 @@ def test_the_examples_of_the_documentation_run(sent):
     shown("test")["test_the_import_says_how_far_it_is"]()
     task = type("Task", (), {"delay": lambda *_: None})
     shown("waiting")["enqueue"](task, 42)
+    shared, given = shown("share"), []
+    shared["begin"](43, ["a.csv", "b.csv"], type("Task", (), {"delay": lambda *them: given.append(them)}))
+    for import_id, _, *share in given:
+        shared["read_file"](import_id, rows, *share)
 
     assert_notified(7, level="success", title="Import")
     assert told(sent, "state", "stage")[1:10:2] == [
@@ -1130,6 +1134,8 @@ def test_the_examples_of_the_documentation_run(sent):
     ]
     assert told(sent, "state")[-1] == "waiting"
     assert told(sent, "state", topic="job:reindex")[-1] == "succeeded"
+    assert told(sent, "state", "stage", topic="job:43")[0] == ("waiting", "In the queue")
+    assert told(sent, "state", "done", "unit", topic="job:43")[-1] == ("succeeded", 2, "files")
 
 
 def shown(mark):

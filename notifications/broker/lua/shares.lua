@@ -33,6 +33,9 @@ local function before(one, other)
 end
 
 local version, fresh = 0, not job
+if (not job or job.run ~= run) and name == '' and ARGV[9] ~= '1' then
+  return {'old', 0}  -- only a question
+end
 if job and job.run ~= run then
   if not before(job.run, run) then
     return {'old', 0}
