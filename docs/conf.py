@@ -34,7 +34,8 @@ myst_heading_anchors = 3  # the anchors that GitHub makes
 myst_links_external_new_tab = False
 
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["billiard", "celery", "dramatiq"]  # what a site may have and this environment need not
+# What a site may have and this environment need not.
+autodoc_mock_imports = ["billiard", "celery", "django_tasks", "dramatiq"]
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True

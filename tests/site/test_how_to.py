@@ -144,17 +144,6 @@ def test_rq_publishes_from_forked_jobs(queue: Queue) -> None:
         expect_all(queue, uploads)
 
 
-@pytest.mark.parametrize("queue", ["django-tasks"], indirect=True)
-def test_tasks_of_django_publish(queue: Queue) -> None:
-    """A task that is enqueued when the transaction commits publishes."""
-    pytest.importorskip("django.tasks")
-    queue.run(
-        "from django.contrib.auth.models import User; from types import SimpleNamespace as Request;"
-        "from uploads.views import create; assert create(Request(user=User(pk=42)), 'upload-1').status_code == 202"
-    )
-    expect_all(queue, ["upload-1"])
-
-
 TOKENS = """
 from datetime import timedelta
 from django.contrib.auth.models import User
