@@ -1,13 +1,18 @@
 """
-The progress of Celery tasks: one decorator, and nothing to configure.
+The progress of Celery tasks: one decorator, one function for groups of them, and nothing to configure.
 
     @shared_task
     @progress("job:{import_id}")
     def run_import(import_id): ...
 
+    track(group(read.s(name) for name in names), "job:7").delay()
+
 A task tells itself that it runs, how far it is and how it ended, as any function with ``notifications.progress``. The
 signals of Celery tell the rest: in the process that sends it, that it waits; in the main process of its worker, that it
 was revoked, or killed together with its process. They are connected when this module is imported.
+
+Of a canvas that was given to ``track``, each task has a header that says which share of the job it is. Celery keeps it
+when the task is retried or delivered again.
 
 No receiver raises, and none waits for Redis longer than ``announce`` does.
 """
@@ -16,22 +21,30 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import secrets
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from billiard import current_process
 from celery import Task, current_app, current_task, signals
 from celery.app.task import Context
-from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
-from celery.states import FAILURE
+from celery.canvas import Signature, maybe_signature
+from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery.states import FAILURE, SUCCESS
+from celery.utils.functional import maybe_list
 
+from .. import Share
 from .. import progress as job_progress
 from ..exceptions import Cancelled
 from ..logs import describe
 from ..messages import State
 from ..progress import Progress, announce, job_of
+from ..topics import Topic
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +52,38 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 MARK: Final = "told_by_celery"
 """The attribute of a decorated function. Celery's own wrappers copy it."""
+HEADER: Final = "notifications_share"
+"""The header of a task that is a share of a job."""
+TEXTS: Final = frozenset({"unit", "stage", "message", "url"})
+"""What ``track`` may be given besides."""
+CONTAINERS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
+"""The names of signatures that are no tasks, but of several."""
+
+
+class Tracked(NamedTuple):
+    """What a task is told, in its header, of the job that it is a share of."""
+
+    topic: Topic
+    share: Share
+    texts: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, headers: Mapping[str, Any] | None) -> Tracked | None:
+        """Return what the headers of a task say; None if it is no share of a job."""
+        header = (headers or {}).get(HEADER)
+        if header is None:
+            return None
+        share = Share(header["key"], of=header["of"], run=header["run"], needed=header["needed"])
+        return cls(Topic.parse(header["topic"]), share, header["texts"])
+
+    def announce(self, state: State, error: str | None = None) -> None:
+        announce(self.topic, state=state, error=error, share=self.share, **self.texts)
+
+    def begin(self) -> None:
+        """Tell that the job waits, once in a process, before any task of it is sent."""
+        if self.share.run not in _begun:
+            _begun.appendleft(self.share.run)
+            announce(self.topic, share=Share("", of=self.share.of, run=self.share.run), **self.texts)
 
 
 class Execution:
@@ -46,21 +91,31 @@ class Execution:
     What this process knows of a task that it is doing.
 
     Attributes:
-        job: The open progress of a decorated task.
+        tracked: Which share of a job it is.
+        share: The open progress of that.
+        job: The open progress of a decorated task; the same if its topic is.
         told: A decorated task has begun, so it tells its end itself.
         replaced: Another task does the rest, by ``Task.replace``.
 
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tracked: Tracked | None = None) -> None:
+        self.tracked = tracked
+        self.share: Progress | None = None
         self.job: Progress | None = None
         self.told = self.replaced = False
+
+    def is_of(self, run: str) -> bool:
+        """Return whether the task is a share of this run of a job."""
+        return self.tracked is not None and self.tracked.share.run == run
 
 
 _executions: Final[WeakKeyDictionary[Context, Execution]] = WeakKeyDictionary()
 """The executions in this process, by their requests."""
 _received: Final[WeakValueDictionary[str, Any]] = WeakValueDictionary()
 """In the main process of a worker: the requests by their ids, while it has them and nobody has told how they ended."""
+_begun: Final[deque[str]] = deque(maxlen=100)
+"""The runs of which this process has told that they wait, the newest first."""
 
 
 def progress(topic: str, **options: Any) -> Callable[[F], F]:
@@ -97,11 +152,14 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
             execution = _current_execution() or Execution()
             execution.told = True
             execution.job = job = Progress.current()
+            if job is not None and job is execution.share and execution.tracked is not None:
+                job.unit = execution.tracked.texts.get("unit")  # what the whole job counts
             try:
                 return function(*arguments, **named)
             except BaseException as error:
                 if job is not None:
-                    _leave(job, error, execution)
+                    # Celery's wrapper around this one retries it, when this one has ended.
+                    _leave(job, Retry() if _is_retried(error) else error, execution)
                 raise
 
         told = tells(within)
@@ -121,6 +179,79 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
     return decorate
 
 
+def track(canvas: Signature, topic: Topic | str, **texts: Any) -> Signature:
+    """
+    Return a copy of a canvas, all tasks of which are shares of one job: it has one bar.
+
+    The job waits until the first task begins. Its count is that of the tasks that have ended, and it has succeeded when
+    all have. It fails at once if a task fails for which others wait: an earlier one of a chain, or one of the header of
+    a chord; otherwise it has failed in the end if one has. If one is revoked, or ends with ``Cancelled``, the job is
+    cancelled.
+
+    All tasks count, also those that are not decorated, and callbacks by ``link``; those by ``link_error`` do not. A
+    task that is decorated with ``progress`` and the same topic, or that gives ``Progress.current()`` to
+    ``notifications.track``, also tells how far it is itself. ``Task.map`` is one task, so it counts as one.
+
+    Call it once for each time that you send a canvas: each is a run of the job, and a later one replaces an earlier.
+    Do not give ``headers`` to ``apply_async`` of what it returns, which would replace those of the tasks.
+
+    Args:
+        canvas: A signature, chain, group or chord, nested as you like.
+        topic: Where to publish, such as ``"job:42"``.
+        **texts: ``unit``, ``stage``, ``message`` and ``url`` of the job, as for ``notifications.Progress``.
+
+    Raises:
+        TopicError: The topic is not valid.
+        TypeError: It is no canvas, or one of which the tasks cannot be known: ``chunks``, for which
+            ``track(task.chunks(…).group(), …)`` works; a chord without a body; a chain or group that has ``headers``.
+        ValueError: It has no task, or more than a job can have shares.
+
+    """
+    if unknown := texts.keys() - TEXTS:
+        raise TypeError(f"track takes no {', '.join(sorted(unknown))}")
+    said = {name: str(text) for name, text in texts.items() if text is not None}
+    topic = Topic.parse(topic) if isinstance(topic, str) else topic
+    run = f"{time.time_ns():020}-{secrets.token_hex(4)}"  # later ones sort after earlier ones
+    headers: list[dict[str, Any]] = []
+
+    def mark(given: Any, needed: bool) -> Signature:
+        if not isinstance(given, Mapping) or "task" not in given:
+            raise TypeError(f"{given!r} is no signature")
+        part = maybe_signature(given).clone()
+        name = part.task
+        if name == "celery.chunks":
+            raise TypeError("the tasks of chunks are not known before it is sent: give track its group()")
+        links = maybe_list(part.options.get("link")) or []
+        if links:
+            part.options["link"] = [mark(link, needed) for link in links]
+            needed = True
+        if name not in CONTAINERS:
+            header = {"topic": str(topic), "key": str(len(headers)), "run": run, "needed": needed, "texts": said}
+            headers.append(header)
+            part.options["headers"] = {**(part.options.get("headers") or {}), HEADER: header}
+        elif "headers" in part.options:
+            raise TypeError(f"the headers of this {name} would replace those of its tasks: give them to the tasks")
+        elif name == "celery.group":
+            part.tasks = [mark(task, needed) for task in part.tasks]
+        elif name == "celery.chain":
+            *earlier, last = part.tasks or [None]
+            part.tasks = [*(mark(task, True) for task in earlier), *([mark(last, needed)] if last else [])]
+        elif part.body is None:
+            raise TypeError("a chord needs its body before it is tracked")
+        else:
+            part.tasks = [mark(task, True) for task in getattr(part.tasks, "tasks", part.tasks)]
+            part.body = mark(part.body, needed)
+        return part
+
+    marked = mark(canvas, False)
+    for header in headers:
+        header["of"] = len(headers)
+    if not headers:
+        raise ValueError("a canvas without a task is no job")
+    Share("", of=len(headers), run=run).check()
+    return marked
+
+
 def _revoke(error: Cancelled) -> None:
     """Tell Celery that somebody has cancelled the running task; it would retry it if it retries any exception."""
     if _current_execution() is None:
@@ -137,19 +268,22 @@ def _revoke(error: Cancelled) -> None:
 
 def _leave(job: Progress, error: BaseException | None, execution: Execution) -> None:
     """End the progress of a task as the task ends for Celery."""
-    if isinstance(error, Ignore):
-        error = None if execution.replaced else Cancelled()
+    tracked = execution.tracked if job is execution.share else None
+    if isinstance(error, Ignore) and isinstance(error.__cause__, Cancelled):
+        error = error.__cause__
+    elif isinstance(error, Ignore):  # without it, the others of a group go on, and those that wait for it never begin
+        error = None if execution.replaced or (tracked and not tracked.share.needed) else Cancelled()
     elif isinstance(error, Reject) and error.requeue and current_task.acks_late:
         error = Retry()
-    elif isinstance(error, Exception) and _is_retried(error):
-        error = Retry()  # Celery's wrapper around this one raises it, when this one has ended
     elif isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != "MainProcess":
         _say_nothing(job)  # the process ends, and the main process of the worker says why
         return
+    elif tracked and isinstance(error, SoftTimeLimitExceeded):
+        error = type(type(error).__name__, (Exception,), {})()  # nobody has cancelled the whole job
     job.__exit__(None if error is None else type(error), error, None)
 
 
-def _is_retried(error: Exception) -> bool:
+def _is_retried(error: BaseException) -> bool:
     """Return whether Celery retries the running task by itself: ``autoretry_for``."""
     if _current_execution() is None or isinstance(error, Cancelled | Retry):
         return False
@@ -189,9 +323,15 @@ def _job(task: Task, context: Context) -> Progress:
 
 def _tell(task: Task, context: Context, state: State, error: str | None = None) -> None:
     """Tell the state of a task that does not run."""
-    if _is_job(task):
-        job = _job(task, context)
-        announce(job.topic, state=state, error=error, total=job.total, unit=job.unit, message=job.message, url=job.url)
+    tracked = Tracked.read(context.headers)
+    if tracked is not None:
+        tracked.announce(state, error)
+    if _is_job(task) and ((job := _job(task, context)).topic != getattr(tracked, "topic", None)):
+        _announce(job, state, error)
+
+
+def _announce(job: Progress, state: State, error: str | None = None) -> None:
+    announce(job.topic, state=state, error=error, total=job.total, unit=job.unit, message=job.message, url=job.url)
 
 
 def _quietly(receiver: Callable[..., None]) -> Callable[..., None]:
@@ -207,8 +347,9 @@ def _quietly(receiver: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _context(id_: str, args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> Context:
-    return Context(id=id_, args=args or (), kwargs=kwargs or {}, called_directly=False)
+def _context_of(request: Any) -> Context:
+    """Return the context of a request in the main process of a worker."""
+    return Context({**request.request_dict, "id": request.id, "args": request.args, "kwargs": request.kwargs})
 
 
 @_quietly
@@ -216,24 +357,34 @@ def _before_publish(
     sender: str | None = None, body: Any = None, headers: dict[str, Any] | None = None, **_: Any
 ) -> None:
     """Tell that a task waits, before a worker can have it."""
+    headers = {} if headers is None else headers
     first = isinstance(body, dict)  # protocol 1
-    about = body if first else headers or {}
+    about = body if first else headers
     task = current_app.tasks.get(sender)
     execution = _current_execution()
     goes_on = execution is not None and _is_continued(about)
     if execution is not None and goes_on:
         execution.replaced = True
-    if not _is_job(task):
-        return
-    args, kwargs = (body["args"], body["kwargs"]) if first else body[:2]
-    context = _context(about["id"], args, kwargs)
-    running = execution.job if execution is not None else None
-    if execution is None or running is None or running.topic != _job(task, context).topic:
-        _tell(task, context, "waiting")
-    elif goes_on and running.state == "running":
-        _leave(running, Retry(), execution)  # now: another worker may begin before this one has ended
-    elif running.state not in ("running", "waiting"):
-        _tell(task, context, "waiting")
+        if execution.tracked and about["id"] == current_task.request.id:
+            headers.setdefault(HEADER, current_task.request.headers[HEADER])
+    tracked, own = Tracked.read(headers), None
+    if _is_job(task):
+        args, kwargs = (body["args"], body["kwargs"]) if first else body[:2]
+        own = _job(task, Context(id=about["id"], args=args or (), kwargs=kwargs or {}))
+    topics = {each.topic for each in (tracked, own) if each is not None}
+    begins = tracked is not None and (execution is None or not execution.is_of(tracked.share.run))
+    running = [] if execution is None else [job for job in (execution.job, execution.share) if job is not None]
+    for job in running:
+        handed_on = goes_on or (begins and execution is not None and job is not execution.share)
+        if handed_on and job.topic in topics and job.state == "running":
+            # Now: another worker may begin before this one has ended.
+            job.__exit__(Retry, Retry(), None)
+    if own is not None and (tracked is None or own.topic != tracked.topic):
+        states = [job.state for job in running if job.topic == own.topic]
+        if not states or states[0] not in ("running", "waiting"):
+            _announce(own, "waiting")
+    if tracked is not None and begins:
+        tracked.begin()
 
 
 def _is_continued(about: Mapping[str, Any]) -> bool:
@@ -245,25 +396,41 @@ def _is_continued(about: Mapping[str, Any]) -> bool:
 
 @_quietly
 def _prerun(task: Task, **_: Any) -> None:
-    if _is_job(task):
-        _executions[task.request] = Execution()
+    tracked = Tracked.read(task.request.headers)
+    if tracked is None and not _is_job(task):
+        return
+    _executions[task.request] = execution = Execution(tracked)
+    if tracked is not None:
+        share = Progress(tracked.topic, share=tracked.share, **tracked.texts)
+        if share.__enter__() is share:  # else it goes on with the job of whoever runs it here
+            execution.share = share
 
 
 @_quietly
 def _postrun(task: Task, task_id: str, retval: Any, state: str | None, **_: Any) -> None:
-    """Tell the end of a task that could not even begin, or could not be retried."""
+    """Tell the end of a share; and that of a task that could not even begin, or not be retried."""
     execution = _executions.pop(task.request, None)
     _received.pop(task_id, None)
-    if execution is None or state != FAILURE:
+    if execution is None:
         return
-    if not execution.told or (execution.job is not None and execution.job.state == "waiting"):
-        _tell(task, task.request, "failed", type(retval).__name__)
+    job, share = execution.job, execution.share
+    failure = type(retval).__name__ if state == FAILURE else None
+    if share is not None and execution.tracked is not None:
+        if failure and share.state == "waiting":
+            execution.tracked.announce("failed", failure)
+        else:
+            error = retval if isinstance(retval, BaseException) and state != SUCCESS else sys.exc_info()[1]
+            _leave(share, error, execution)
+    if failure and _is_job(task) and (not execution.told or (job and job is not share and job.state == "waiting")):
+        own = _job(task, task.request)
+        if share is None or own.topic != share.topic:
+            _announce(own, "failed", failure)
 
 
 @_quietly
 def _task_received(request: Any, **_: Any) -> None:
     """Remember a request that may have to be told of: not all signals have it."""
-    if _is_job(request.task):
+    if _is_job(request.task) or HEADER in request.request_dict:
         _received[request.id] = request
 
 
@@ -276,7 +443,7 @@ def _task_failure(sender: Task, task_id: str, exception: BaseException, **_: Any
     if request is None:
         return
     again = isinstance(exception, TimeLimitExceeded) and sender.acks_late and not sender.acks_on_timeout
-    context = _context(task_id, request.args, request.kwargs)
+    context = _context_of(request)
     if again:
         _tell(sender, context, "waiting")
     else:

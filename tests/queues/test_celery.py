@@ -3,9 +3,13 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from inspect import cleandoc
+from typing import Any
 
 import pytest
 
+from notifications import TopicError
 from tests.processes import Process
 from tests.queues.site import QueueSite, states
 
@@ -19,11 +23,12 @@ import threading
 import time
 from pathlib import Path
 
-from celery import Task, shared_task
+from celery import Task, chain, chord, group, shared_task
 from celery.exceptions import Ignore, Reject
 
 from notifications import Progress, track
 from notifications.contrib.celery import progress
+from notifications.contrib.celery import track as track_canvas
 
 HERE = Path(__file__).parent
 
@@ -155,6 +160,78 @@ def wait(number):
     Progress.current().stage = f"waits in {os.getpid()}"
     for _ in range(6000):
         time.sleep(0.01)
+
+
+@shared_task
+def square(number):
+    time.sleep(0.01)
+    return number**2
+
+
+@shared_task
+def add_up(numbers):
+    return sum(numbers)
+
+
+@shared_task
+def goes_wrong(*_):
+    raise LookupError
+
+
+@shared_task(acks_late=True, reject_on_worker_lost=True)
+def killed_at_first(name):
+    if first_time(name):
+        die()
+
+
+@shared_task
+def is_killed():
+    die()
+
+
+@shared_task(soft_time_limit=1)
+def takes_long():
+    while True:
+        time.sleep(0.01)
+
+
+@shared_task(bind=True)
+def goes_wrong_once(self, *_):
+    if not self.request.retries:
+        raise self.retry(countdown=0)
+
+
+@shared_task
+def ignores():
+    raise Ignore
+
+
+@shared_task
+@progress("job:{name}", unit="rows")
+def half(name):
+    job = Progress.current()
+    job.total = 2
+    job.advance()
+    while not (HERE / "go").exists():
+        time.sleep(0.01)
+
+
+@shared_task
+def looks():
+    for _ in track(range(1_000_000), Progress.current()):
+        time.sleep(0.01)
+
+
+@shared_task(bind=True)
+@progress("job:{name}")
+def spread(self, name):
+    raise self.replace(track_canvas(group(square.s(1), square.s(2)), f"job:{name}"))
+
+
+@shared_task
+@progress("job:{name}")
+def hand_on(name):
+    track_canvas(group(square.s(1), square.s(2)), f"job:{name}").delay()
 
 
 class NeverBegins(Task):
@@ -361,3 +438,143 @@ def test_what_cannot_be_told_stops_nothing(celery: CelerySite) -> None:
     assert "progress of a task is not told" in said
     assert "secret" not in said
     assert celery.tell("with app.connection() as c: print(c.default_channel.client.llen('celery'))") == "3"
+
+
+# Several tasks, one job.
+
+
+def numbers(message: dict[str, Any]) -> tuple[str, int, int]:
+    payload = message["payload"]
+    return payload["state"], payload["done"], payload["total"]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "solo", "gevent"])
+def test_a_chord_of_a_hundred_is_one_bar(celery: CelerySite, pool: str) -> None:
+    """The tasks of two processes add up to one job, which ends once and says no more than one job may."""
+    if pool == "gevent":
+        pytest.importorskip("gevent")
+    code = """
+        from shop.tasks import *
+        tasks = chord([square.s(number) for number in range(100)], add_up.s())
+        print(track_canvas(tasks, "job:sum", unit="tasks").delay().get(timeout=60))
+    """
+    with celery.working("--pool", pool):
+        assert celery.tell(cleandoc(code)) == "328350"
+
+    messages = celery.site.heard("job:sum")
+    counts = [numbers(message) for message in messages]
+    took = datetime.fromisoformat(messages[-1]["timestamp"]) - datetime.fromisoformat(messages[0]["timestamp"])
+    assert states([message["payload"] for message in messages]) == ["waiting", "running", "succeeded"]
+    assert [state for state, _, _ in counts].count("succeeded") == 1
+    assert counts[-1] == ("succeeded", 101, 101)
+    assert counts == sorted(counts, key=lambda count: count[1])
+    assert {message["payload"]["unit"] for message in messages} == {"tasks"}
+    assert len(messages) <= 4 * took.total_seconds() + 3
+
+
+@pytest.mark.slow
+def test_a_canvas_ends_as_its_tasks_do(celery: CelerySite) -> None:
+    """Each canvas is one job, which ends once, when its tasks have ended, or when there is nothing to wait for."""
+    canvases = {
+        "alone": ("square.si(1)", "succeeded", 1, None),
+        "chain": ("chain(square.si(1), goes_wrong_once.si(), square.si(3))", "succeeded", 3, None),
+        "nested": (
+            "chain(square.s(2), group(square.si(3), chain(square.si(4), square.si(5))), add_up.s(), square.s())",
+            "succeeded",
+            6,
+            None,
+        ),
+        "linked": ("square.s(2).set(link=square.s())", "succeeded", 2, None),
+        "mapped": ("group(square.map([1, 2]), square.chunks([(1,), (2,)], 1).group())", "succeeded", 3, None),
+        "header": ("chord([goes_wrong.s(), square.s(2)], add_up.s())", "failed", None, "LookupError"),
+        "link": ("chain(goes_wrong.s(), square.s())", "failed", None, "LookupError"),
+        "one-of-three": ("group(goes_wrong.s(), square.s(1), square.s(2))", "failed", 3, "LookupError"),
+        "too-long": ("group(takes_long.s(), square.s(1))", "failed", 2, "SoftTimeLimitExceeded"),
+        "killed": ("group(is_killed.s(), square.s(1))", "failed", 2, "WorkerLostError"),
+        "killed-once": ("group(killed_at_first.s('share'), square.s(1))", "succeeded", 2, None),
+        "killed-decorated": ("group(killed.s('killed-decorated'), square.s(1))", "failed", 2, "WorkerLostError"),
+        "ignored": ("group(ignores.s(), square.s(1))", "succeeded", 2, None),
+        "ignored-link": ("chain(ignores.s(), square.s())", "cancelled", None, None),
+    }
+    with celery.working():
+        celery.send(*(f"track_canvas({code}, 'job:{name}').delay()" for name, (code, *_) in canvases.items()))
+        heard = {name: celery.site.hear(f"job:{name}") for name in canvases}
+        celery.send("spread.delay('spread')", "hand_on.delay('handed-on')")
+        spread = {name: celery.site.hear(f"job:{name}") for name in ("spread", "handed-on")}
+
+    for name, (_, state, done, error) in canvases.items():
+        last = heard[name][-1]
+        assert (name, last["state"], last["error"]) == (name, state, error)
+        assert done is None or (name, last["done"], last["total"]) == (name, done, done)
+        assert heard[name][0]["state"] == "waiting"
+    for said in spread.values():
+        assert states(said)[:3] == ["waiting", "running", "waiting"]
+        assert (said[-1]["state"], said[-1]["total"]) == ("succeeded", 2)
+    assert {name: celery.site.heard(f"job:{name}") for name in (*canvases, *spread)} == {
+        name: [] for name in (*canvases, *spread)
+    }
+
+
+def test_a_decorated_task_tells_how_far_its_share_is(celery: CelerySite) -> None:
+    """Half of one of two tasks is a quarter of the job, which counts tasks and not what they count."""
+    with celery.working():
+        celery.send("track_canvas(group(half.s('quarter'), looks.s()), 'job:quarter', unit='tasks').delay()")
+        said: list[dict[str, Any]] = []
+        while not any(payload["percent"] == 25 for payload in said):
+            said += celery.site.hear("job:quarter", until=["running"])
+        assert {payload["unit"] for payload in said} == {"tasks"}
+
+        (celery.site.directory / "shop/go").touch()
+        celery.tell("from notifications import cancel; cancel('job:quarter')")
+        assert celery.states("job:quarter")[-1] == "cancelled"
+
+    assert celery.site.heard("job:quarter") == []
+
+
+def test_a_revoked_share_cancels_the_job(celery: CelerySite) -> None:
+    """A task that does not begin any more leaves no job that runs for ever."""
+    celery.send("track_canvas(group(square.s(1).set(expires=0.01), square.s(2)), 'job:late').delay()")
+    with celery.working():
+        assert celery.states("job:late") == ["waiting", "cancelled"]
+
+
+def test_an_eager_canvas_is_one_bar(celery: CelerySite) -> None:
+    """With ``task_always_eager`` the tasks of a canvas are shares as well."""
+    celery.send(
+        "square.app.conf.task_always_eager = True",
+        "track_canvas(chord([square.s(1), square.s(2)], add_up.s()), 'job:1').delay()",
+    )
+    said = celery.site.hear("job:1")
+
+    assert states(said) == ["running", "succeeded"]
+    assert (said[-1]["done"], said[-1]["total"]) == (3, 3)
+
+
+def test_what_cannot_be_counted_is_refused() -> None:
+    """The tasks of a canvas are known, or an exception says what to do; and what was given is not changed."""
+    from celery import Celery, chord, group
+
+    from notifications.contrib.celery import track
+
+    def count(number: int = 0) -> int:
+        return number
+
+    task = Celery("counts", set_as_current=False).task(count, lazy=False)
+    refused = [
+        (task.chunks([(1,)], 1), "group"),
+        (chord([task.s()]), "body"),
+        (group(task.s(), task.s()).set(headers={"a": 1}), "headers"),
+        (task, "no signature"),
+        (group([]), "no job"),
+    ]
+    for canvas, why in refused:
+        with pytest.raises((TypeError, ValueError), match=why):
+            track(canvas, "job:1")
+    with pytest.raises(TypeError, match="total"):
+        track(task.s(), "job:1", total=3)
+    with pytest.raises(TopicError):
+        track(task.s(), "no topic")
+    given = group(task.s(-1), task.s(-2))
+    tracked = track(given, "job:1")
+    assert [part.options for part in given.tasks] == [{}, {}]
+    assert [part.options["headers"]["notifications_share"]["of"] for part in tracked.tasks] == [2, 2]

@@ -122,6 +122,11 @@ def test_celery_publishes_from_children_of_a_parent_that_has_published(queue: Qu
             f"from uploads.views import create; [create(Request(user=User(pk=42)), upload) for upload in {uploads}]"
         )
         expect_jobs(queue, uploads)
+        queue.run("from uploads.tasks import analyze_in_parts; analyze_in_parts('whole')")
+        heard = [queue.hear()]
+        while heard[-1][1]["state"] != "succeeded":
+            heard.append(queue.hear())
+        assert {topic for topic, _ in heard} == {"job:whole"}
 
 
 @pytest.mark.parametrize("queue", ["dramatiq"], indirect=True)
