@@ -6,13 +6,15 @@ import time
 
 import pytest
 
-from notifications import Progress, Share, Topic, announce, track
+from notifications import Cancelled, Progress, Share, Topic, announce, cancel, track
 from notifications.broker.clients import FAILURES, breaker
 from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.history.shares import WHOLE, Report
+from tests.conftest import point_to
 from tests.faults import paused
 from tests.redis.test_progress import JOB, SECOND, run, server, told
+from tests.unit.test_readme import ROOT, marked
 from tests.waiting import scaled, wait_for
 
 __all__ = ["server"]  # a fixture
@@ -184,3 +186,56 @@ def test_a_report_that_is_refused_changes_nothing(live_redis):
 
     standing = report("2", "running", 0)
     assert (standing.state, standing.ended, standing.done) == ("running", 0, 7)
+
+
+def test_greenlets_share_a_job(live_redis, redis_server):
+    """With gevent's threads the shares of several greenlets are one bar, and leave none behind."""
+    pytest.importorskip("gevent")
+    said = run(
+        """
+import gevent
+from notifications import Share
+
+def work(key):
+    for _ in track(range(5), "job:42", share=Share(str(key), 6)):
+        time.sleep(0.01)
+
+gevent.joinall([gevent.spawn(work, key) for key in range(6)], raise_error=True)
+time.sleep(0.5)  # as long as what is told late may take
+sys.stdout.write(" ".join(thread.name for thread in threading.enumerate()))
+""",
+        redis_server.url,
+        before="from gevent import monkey; monkey.patch_all()\n",
+    )
+
+    assert "progress" not in said
+    assert told("state", "done")[-1] == ("succeeded", 6)
+    assert told("state").count("succeeded") == 1
+
+
+def test_the_account_of_a_site_may_share_jobs(live_redis, redis_server, settings):
+    """What docs/operations.md lets an account do is enough for all that progress does."""
+    words = marked("example: acl site", ROOT / "docs/operations.md").split()
+    live_redis.execute_command(*words)
+    live_redis.acl_log_reset()
+    try:
+        point_to(settings, redis_server.url.replace("://", "://site:another-long-password@"))
+        settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"upload": {}}}
+        topic = "upload:42"
+        announce(topic, share=Share("", 2))
+        for key in "12":
+            for _ in track(range(3), topic, share=Share(key, 2), user=7, title="Import"):
+                pass
+        cancel(topic)
+        with pytest.raises(Cancelled):
+            list(track("ab", topic, share=Share("1", 2, "again")))
+        cancel(topic)
+        with pytest.raises(Cancelled):
+            list(track("ab", topic))
+        refused = [each["object"] for each in live_redis.acl_log() if each["username"] == "site"]
+    finally:
+        point_to(settings, redis_server.url)
+        live_redis.acl_deluser("site")
+
+    assert set(refused) <= {"client|setinfo", "client"}
+    assert told("state", topic="upload:42")[-1] == "cancelled"

@@ -64,6 +64,7 @@ PURE = [
     "metrics.py",
     "protocol/frames.py",
     "reporting/counts.py",
+    "reporting/sharing.py",
     "topics.py",
 ]
 """What takes data and returns data, and so can be tested without anything that runs."""

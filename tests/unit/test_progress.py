@@ -53,6 +53,7 @@ JOB = "job:42"
 def sent():
     with captured() as messages:
         yield messages
+        settle()
 
 
 def told(sent, *names, topic=JOB):
@@ -68,6 +69,11 @@ def leaves(error, **options):
 
 def reporters():
     return [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+
+def settle():
+    """Wait until nothing is told any more: what ends a share may be told a moment later, and not in the next test."""
+    wait_for(lambda: not reporters())
 
 
 # The beginning and the end.

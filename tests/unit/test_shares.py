@@ -32,7 +32,7 @@ from notifications.reporting.sharing import report_of, whole
 from notifications.signals import message_published
 from notifications.testing import captured, redis_outage
 from tests.cases import cases
-from tests.unit.test_progress import JOB, Retry, leaves, reporters, told
+from tests.unit.test_progress import JOB, Retry, leaves, reporters, settle, told
 from tests.waiting import await_for, scaled, wait_for
 
 TOPIC = Topic.parse(JOB)
@@ -43,12 +43,7 @@ def sent(settings):
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 50}  # the gate opens often
     with captured() as messages:
         yield messages
-        settle()  # what is told late must not be told in the next test
-
-
-def settle():
-    """Wait until nobody has anything to tell any more."""
-    wait_for(lambda: not reporters())
+        settle()
 
 
 # Any order of events.
