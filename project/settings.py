@@ -34,6 +34,7 @@ INSTALLED_APPS = [
     "notifications",
     "project",
     "project.uploads",
+    "project.imports",
 ]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
@@ -84,7 +85,10 @@ CHANNEL_LAYERS = {
 }
 NOTIFICATIONS = {
     "REDIS_URL": REDIS_URL,
-    "TOPICS": {"upload": {"AUTHORIZE": "project.uploads.permissions.may_watch"}},
+    "TOPICS": {
+        "upload": {"AUTHORIZE": "project.uploads.permissions.may_watch"},
+        "job": {},  # the page with the imports is their owner's, and gives them a grant for each bar
+    },
 }
 
 LOGIN_URL = "login"
@@ -129,9 +133,11 @@ UPLOAD_MAX_FILES = 20
 """Maximum number of files in one request."""
 UPLOAD_MAX_SIZE = 50 * 1024 * 1024
 """Maximum size of a file, in bytes."""
-UPLOAD_LEASE = float(os.environ.get("UPLOAD_LEASE", "15"))
-"""Seconds without a sign of life from its worker after which another worker may take over an upload."""
+CLAIM_LEASE = float(os.environ.get("CLAIM_LEASE", "15"))
+"""Seconds without a sign of life from its worker after which another worker may take over a job."""
 DEMO_PACE = float(os.environ.get("DEMO_PACE", "0.15" if DEBUG else "0"))
 """Seconds the worker rests after every chunk, so that a person sees the bar of a small file move."""
+IMPORT_MAX_SIZE = 1024 * 1024
+"""Maximum size of a file to import, in bytes; ``imports/tables.py`` has the other limits."""
 KILL_SWITCH = os.environ.get("KILL_SWITCH", "") if DEBUG else ""
 """Where the page's button reaches the demo command to kill the listener; without it there is no button."""

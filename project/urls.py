@@ -7,6 +7,7 @@ from project import csp
 
 urlpatterns = [
     path("", include("project.uploads.urls")),
+    path("imports/", include("project.imports.urls")),
     path("csp-report/", csp.report, name="csp-report"),
     path("login/", auth_views.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),

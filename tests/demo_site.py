@@ -151,14 +151,16 @@ class Visitor:
         status, answer = self.post_files(*files)
         return status, json.loads(answer)
 
-    def post_files(self, *files: tuple[str, bytes], token: str | None = None) -> tuple[int, bytes]:
+    def post_files(
+        self, *files: tuple[str, bytes], token: str | None = None, path: str = "uploads/", field: str = "files"
+    ) -> tuple[int, bytes]:
         boundary = uuid.uuid4().hex
         body = b""
         for name, content in files:
-            head = f'--{boundary}\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
+            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
             body += head.encode() + content + b"\r\n"
         body += f"--{boundary}--\r\n".encode()
-        return self.post("uploads/", body, f"multipart/form-data; boundary={boundary}", token)
+        return self.post(path, body, f"multipart/form-data; boundary={boundary}", token)
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the uploads by name."""

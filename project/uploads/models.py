@@ -7,7 +7,8 @@ from django.conf import settings
 from django.db import models
 from django.template.defaultfilters import filesizeformat
 from django.urls import reverse
-from django.utils import timezone
+
+from project.queue import Queued
 
 
 def file_path(upload: "Upload", name: str) -> str:
@@ -19,7 +20,7 @@ def thumbnail_path(upload: "Upload") -> str:
     return f"thumbnails/{upload.pk}.png"
 
 
-class Upload(models.Model):
+class Upload(Queued):
     """One uploaded file; ``status`` and ``stage`` have the values of ``messages.UploadProgress``."""
 
     class Status(models.TextChoices):
@@ -27,6 +28,8 @@ class Upload(models.Model):
         ANALYZING = "analyzing"
         COMPLETED = "completed"
         FAILED = "failed"
+
+    WAITING, WORKING = Status.PENDING, Status.ANALYZING
 
     class Stage(models.TextChoices):
         """The wire's stages that this worker passes through, with what it really does in each."""
@@ -44,19 +47,12 @@ class Upload(models.Model):
     file = models.FileField(upload_to=file_path)
     name = models.CharField(max_length=255)
     size = models.PositiveBigIntegerField()
-    created_at = models.DateTimeField(default=timezone.now)
-    """The same for all files of a batch, so that the list has them by name."""
 
     status = models.CharField(max_length=10, choices=Status, default=Status.PENDING)
     stage = models.CharField(max_length=20, choices=Stage, default=Stage.QUEUED)
     progress_percent = models.PositiveSmallIntegerField(default=0)
     message = models.CharField(max_length=255, blank=True)
     error_message = models.CharField(max_length=255, blank=True)
-
-    claim = models.UUIDField(null=True, editable=False)
-    """Drawn anew by each worker that takes the upload; whoever holds an older one may no longer write."""
-    claimed_until = models.DateTimeField(null=True, editable=False)
-    attempts = models.PositiveSmallIntegerField(default=0, editable=False)
 
     sha256 = models.CharField(max_length=64, blank=True)
     content_type = models.CharField(max_length=100, blank=True)

@@ -1,22 +1,15 @@
-"""
-The background worker: takes pending uploads from the database and analyses them, one at a time.
-
-Any number may run. An upload is taken by one UPDATE that draws a new claim, and every later write names that
-claim: a worker that was believed dead, and is not, finds its claim gone and lets go.
-"""
+"""The background worker: takes uploads and imports from the queue, one at a time. Any number of workers may run."""
 
 import logging
 import threading
-import uuid
-from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.files.base import ContentFile
 from django.db import transaction
-from django.db.models import F, Q
 from django.template.defaultfilters import filesizeformat
-from django.utils import timezone
 
+from project.imports.jobs import import_next
+from project.queue import MAX_ATTEMPTS, ClaimLostError
 from project.uploads.analysis import AnalysisError, Content, draw, read
 from project.uploads.filetypes import name_score
 from project.uploads.models import Upload, thumbnail_path
@@ -26,14 +19,8 @@ logger = logging.getLogger(__name__)
 
 POLL_INTERVAL = 0.3
 """Seconds between two queries of the database when there is nothing to do."""
-MAX_ATTEMPTS = 3
-"""A file on which this many workers died is not given to a fourth."""
 READ_PERCENT = 85
 """How much of the bar is reading; the thumbnail and the comparison share the rest."""
-
-
-class ClaimLostError(Exception):
-    """Another worker has taken the upload, or its owner has deleted it."""
 
 
 class StoppedError(Exception):
@@ -45,7 +32,7 @@ class Worker:
         self._stop = threading.Event()
 
     def stop(self) -> None:
-        """Stop soon: the current upload is released, and the next worker starts it anew."""
+        """Stop soon: the current upload is released, and the next worker starts it anew; an import ends, unpaced."""
         self._stop.set()
 
     def run(self) -> None:
@@ -55,8 +42,11 @@ class Worker:
                 self._stop.wait(POLL_INTERVAL)
 
     def run_once(self) -> bool:
-        """Take one upload and analyse it; return whether there was one."""
-        upload = claim_next()
+        """Do one job of each sort; return whether there was any."""
+        return any([self._analyze_next(), import_next(self._stop)])
+
+    def _analyze_next(self) -> bool:
+        upload = Upload.claim_next()
         if upload is None:
             return False
         try:
@@ -74,7 +64,7 @@ class Worker:
         except ClaimLostError:
             logger.warning("lost: %s was taken by another worker, or deleted", upload.pk)
         except StoppedError:
-            release(upload)
+            upload.release()
             logger.info("given back: %s", upload.pk)
         return True
 
@@ -115,34 +105,10 @@ class Worker:
             raise StoppedError
 
 
-def claim_next() -> Upload | None:
-    """Take the oldest upload that nobody works on; two workers never take the same."""
-    now = timezone.now()
-    # A claim from the future is from before the clock was set back: no live worker would wait so long to renew it.
-    ended = Q(claimed_until__lt=now) | Q(claimed_until__gt=_lease() + timedelta(seconds=settings.UPLOAD_LEASE))
-    free = Q(status=Upload.Status.PENDING) | (Q(status=Upload.Status.ANALYZING) & ended)
-    waiting = Upload.objects.filter(free).order_by("created_at", "name")
-    for pk in waiting.values_list("pk", flat=True)[:10]:
-        claim = uuid.uuid4()
-        taken = Upload.objects.filter(free, pk=pk).update(
-            status=Upload.Status.ANALYZING, claim=claim, claimed_until=_lease(), attempts=F("attempts") + 1
-        )
-        if taken:
-            return Upload.objects.filter(pk=pk, claim=claim).first()
-    return None
-
-
-def release(upload: Upload) -> None:
-    """Release an upload, as if it had not been claimed."""
-    Upload.objects.filter(pk=upload.pk, claim=upload.claim).update(
-        status=Upload.Status.PENDING, claim=None, claimed_until=None, attempts=F("attempts") - 1
-    )
-
-
 def advance(upload: Upload, stage: Upload.Stage, percent: int, message: str = "") -> None:
     """Record how far the analysis is and report it; the percentage of a second attempt never goes back."""
     percent = max(percent, upload.progress_percent)
-    _write(upload, stage=stage.value, progress_percent=percent, message=message)
+    upload.write(stage=stage.value, progress_percent=percent, message=message)
     report_progress(upload)
     report_file(upload)
 
@@ -152,24 +118,5 @@ def finish(upload: Upload, status: Upload.Status, **found: object) -> None:
     percent = 100 if status == Upload.Status.COMPLETED else upload.progress_percent
     with transaction.atomic():
         # Both ends have the same name as status and as stage.
-        _write(upload, status=status.value, stage=status.value, progress_percent=percent, message="", **found)
+        upload.write(status=status.value, stage=status.value, progress_percent=percent, message="", **found)
         report_finished(upload)
-
-
-def _write(upload: Upload, **fields: object) -> None:
-    """
-    Write fields of a claimed upload and renew the claim.
-
-    Raises:
-        ClaimLostError: If the upload is no longer ours.
-
-    """
-    mine = Upload.objects.filter(pk=upload.pk, claim=upload.claim)
-    if not mine.update(claimed_until=_lease(), **fields):
-        raise ClaimLostError
-    for name, value in fields.items():
-        setattr(upload, name, value)
-
-
-def _lease() -> datetime:
-    return timezone.now() + timedelta(seconds=settings.UPLOAD_LEASE)

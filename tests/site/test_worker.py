@@ -26,7 +26,7 @@ for n in range({count}):
 @pytest.fixture
 def site(tmp_path: Path) -> dict[str, str]:
     """A site with a database and no Redis: what cannot be published must not stop the work."""
-    env = environment(tmp_path, REDIS_URL="redis://127.0.0.1:1/0", UPLOAD_LEASE="1")
+    env = environment(tmp_path, REDIS_URL="redis://127.0.0.1:1/0", CLAIM_LEASE="1")
     manage(env, "migrate", "-v", "0")
     return env
 
