@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -247,6 +248,7 @@ def _listener() -> Iterator[Metric]:
 exporter = Exporter()
 
 
+@cache  # Django gets apps ready once more when a site's test changes INSTALLED_APPS
 def install() -> None:
     """Add this app's metrics to prometheus-client's registry, or begin to write them for the other processes."""
     REGISTRY.register(exporter)
