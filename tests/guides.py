@@ -52,14 +52,18 @@ def write(guide: str, directory: Path) -> Path:
 
 
 def start_project(directory: Path) -> Path:
-    """Make a site by the steps of the README, with an app ``uploads``, and return its directory."""
+    """
+    Make a site by the steps of the README, with an app ``uploads``, and return its directory.
+
+    It has the AUTHORIZE of docs/security.md, too.
+    """
     directory.mkdir(exist_ok=True)
     for words in (["startproject", "mysite", "."], ["startapp", "uploads"]):
         subprocess.run([sys.executable, "-m", "django", *words], cwd=directory, env=environment(), check=True)
     readme = ROOT / "README.md"
-    steps = dict(blocks(readme, "step"))
+    steps = dict(blocks(readme, "step") + blocks(ROOT / "docs/security.md", "step"))
     with (directory / "mysite/settings.py").open("a") as settings:
-        settings.write(steps["settings"])
+        settings.write(steps["settings"] + steps["topics"])
     (directory / "mysite/permissions.py").write_text(steps["authorize"])
     (directory / "mysite/asgi.py").write_text(steps["asgi"])
     [mounted] = re.findall(r"add `(path\(.*?\))` to `mysite/urls.py`", readme.read_text())

@@ -10,6 +10,8 @@ from django.contrib.auth.models import User
 from notifications import publish_to_user
 from notifications.history.position import Position
 from notifications.metrics import counts
+from notifications.tokens import check_grant
+from notifications.topics import Topic
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.unit.test_templatetags import (
@@ -59,8 +61,27 @@ def test_redis_that_hangs_is_waited_for_once(settings: SimpleNamespace, redis_pr
 
 
 def test_template_of_the_readme(live_redis: redis.Redis) -> None:
-    """The three lines of the README connect a page and show an upload with its name."""
+    """The two lines of the README connect a page and show a job, with a grant for the user of the page."""
     text = README.partition("<!-- example: template -->\n```html\n")[2].partition("```")[0]
+    assert len(text.splitlines()) == 2
+
+    found = Elements(render(text, context={"import": SimpleNamespace(pk=7, name="places.csv")})).found
+
+    shown = {tag: attributes for tag, attributes, _ in found}
+    assert list(shown) == ["link", "script", "task-progress"]
+    bar = shown["task-progress"]
+    assert (bar["topic"], bar["label"]) == ("job:7", "places.csv")
+    assert check_grant(bar["grant"], USER, Topic("job", "7"))
+
+
+def test_template_of_the_messages(live_redis: redis.Redis) -> None:
+    """The three lines of docs/messages.md connect a page and show an upload with its name."""
+    text = (
+        (ROOT / "docs/messages.md")
+        .read_text()
+        .partition("<!-- example: template -->\n```html\n")[2]
+        .partition("```")[0]
+    )
     assert len(text.splitlines()) == 3
 
     found = Elements(render(text, context={"upload": SimpleNamespace(pk="7f3c", name="spring.jpg")})).found

@@ -1,7 +1,7 @@
 """
 Follow the README and the documents, and compare them with the code.
 
-A newcomer builds the wheel, installs it into a fresh site by the README's five steps, starts the README's
+A newcomer builds the wheel, installs it into a fresh site by the README's four steps, starts the README's
 processes and sees their notice arrive. The steps, examples and tables are taken out of the documents themselves:
 they are the code blocks and tables behind marks such as ``<!-- step: settings -->``.
 """
@@ -216,7 +216,7 @@ def redis_server() -> Iterator[LocalRedis]:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, redis_server: LocalRedis) -> Iterator[Site]:
-    """Start a fresh project and apply the README's five steps, and nothing else, to it."""
+    """Start a fresh project and apply the README's four steps to it, and the AUTHORIZE of docs/security.md."""
     with tempfile.TemporaryDirectory() as directory:
         package, project = Path(directory) / "package", Path(directory) / "project"
         assert marked("step: install").startswith("python -m pip install ")
@@ -225,8 +225,8 @@ def site(wheel: Path, redis_server: LocalRedis) -> Iterator[Site]:
         site = Site(project, package, redis_server.url)
         site.run("django startproject mysite .")
         with (project / "mysite/settings.py").open("a") as settings:
-            settings.write(marked("step: settings"))
-        (project / "mysite/permissions.py").write_text(marked("step: authorize"))
+            settings.write(marked("step: settings") + marked("step: topics", SECURITY))
+        (project / "mysite/permissions.py").write_text(marked("step: authorize", SECURITY))
         (project / "mysite/asgi.py").write_text(marked("step: asgi"))
         (mount,) = re.findall(r"add `(path\(.*?\))` to `mysite/urls.py`", README)
         with (project / "mysite/urls.py").open("a") as urls:
@@ -285,7 +285,7 @@ def test_installed_site_uses_the_wheel(site: Site) -> None:
     assert Path(said.strip()).is_relative_to(site.package)
 
 
-def test_five_steps_pass_the_system_checks(site: Site) -> None:
+def test_four_steps_pass_the_system_checks(site: Site) -> None:
     """manage.py check says nothing about the site, not even a warning."""
     assert "no issues (0 silenced)" in site.run("python manage.py check --fail-level WARNING")
 
@@ -299,8 +299,8 @@ def test_five_steps_pass_the_system_checks(site: Site) -> None:
     ],
     ids=["runserver", "daphne", "uvicorn"],
 )
-def test_five_steps_carry_a_notice_to_the_browser(site: Site, server: str) -> None:
-    """After the five steps a logged-in user's socket receives what send_notification sends."""
+def test_four_steps_carry_a_notice_to_the_browser(site: Site, server: str) -> None:
+    """After the four steps a logged-in user's socket receives what send_notification sends."""
     assert server in README
     with site.serving(server) as url:
         site.log_in(url)
@@ -388,6 +388,56 @@ def log_in_by_the_form(page, url: str) -> None:
     page.fill("[name=username]", "admin")
     page.fill("[name=password]", PASSWORD)
     page.click("[type=submit]")
+
+
+BAR = """
+from django.http import HttpResponse
+from django.template import engines
+from django.urls import path
+
+class Import:
+    pk, name = 7, "places.csv"
+
+def page(request):
+    return HttpResponse(engines["django"].from_string({template!r}).render({{"import": Import}}, request))
+
+urlpatterns += [path("import/", page)]
+"""
+
+
+@pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
+def test_bar_of_the_readme_works_in_a_browser(site: Site, tmp_path: Path) -> None:
+    """After the four steps, and nothing else, the two lines of the README show the job of its other example."""
+    from playwright.sync_api import expect, sync_playwright
+
+    bare = dataclasses.replace(site, directory=tmp_path / "project")
+    shutil.copytree(site.directory, bare.directory)
+    settings = bare.directory / "mysite/settings.py"
+    settings.write_text(settings.read_text().replace(marked("step: topics", SECURITY), ""))
+    (bare.directory / "mysite/permissions.py").unlink()
+    with (bare.directory / "mysite/urls.py").open("a") as urls:
+        urls.write(BAR.format(template="<!doctype html><title>Import</title>" + marked("example: template")))
+    (bare.directory / "mysite/imports.py").write_text(marked("example: job"))
+    work = (
+        "from types import SimpleNamespace; from mysite.imports import import_rows;"
+        " import_rows(7, [SimpleNamespace(save=lambda: None)] * 420)"
+    )
+    with (
+        bare.serving("runserver") as url,
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"]) as browser,
+    ):
+        page = browser.new_page()
+        log_in_by_the_form(page, url)
+        page.goto(f"{url}/import/")
+        bar = page.get_by_role("progressbar", name="places.csv")
+        expect(bar).not_to_have_attribute("aria-valuenow", "100", timeout=TIMEOUT * 1000)
+
+        bare.run(f'python manage.py shell -v 0 -c "{work}"')
+
+        expect(bar).to_have_attribute("aria-valuenow", "100", timeout=TIMEOUT * 1000)
+        expect(page.locator("task-progress")).to_contain_text("420")
+    assert "no issues (0 silenced)" in bare.run("python manage.py check --fail-level WARNING")
 
 
 @pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
