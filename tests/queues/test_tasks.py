@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -270,28 +271,43 @@ def test_a_redis_that_is_away_breaks_no_commit(dummy: None, settings: object) ->
 # Workers in other processes.
 
 
-def test_the_guide_shows_a_bar(make_site: Callable[..., QueueSite]) -> None:
-    """Whoever follows docs/how-to/django-tasks.md sees a task wait, run and succeed, and gets the notice at its end."""
+@pytest.fixture
+def guide(make_site: Callable[..., QueueSite]) -> QueueSite:
+    """Return a site that has followed docs/how-to/django-tasks.md."""
     site = make_site({})
     write("django-tasks", site.directory)
     if LIBRARY == "django_tasks":
         with (site.directory / "mysite/settings.py").open("a") as settings:
             settings.write('\nINSTALLED_APPS += ["django_tasks"]\n')
-        file = site.directory / "uploads/tasks.py"
-        file.write_text(file.read_text().replace("from django.tasks", "from django_tasks"))
+        for name in ("tasks", "archives"):
+            file = site.directory / f"uploads/{name}.py"
+            file.write_text(file.read_text().replace("from django.tasks", "from django_tasks"))
     site.manage("migrate", "-v", "0")
-    site.run(
-        "from django.contrib.auth.models import User; from types import SimpleNamespace as Request;"
-        "from uploads.views import create; assert create(Request(user=User(pk=42)), '7').status_code == 202"
-    )
-    assert states(site.hear("job:7", until=["waiting"])) == ["waiting"]
+    return site
 
-    with site.working(*command_of("django-tasks"), "--no-reload", ready="Starting worker"):
-        *_, last = heard = site.hear("job:7")
+
+def test_the_guide_shows_bars(guide: QueueSite) -> None:
+    """Who has followed it sees a task wait, run and succeed, with a notice at the end, and several tasks as one."""
+    page = guide.run(
+        "from django.contrib.auth.models import User; from django.template.loader import render_to_string;"
+        "from django.test import RequestFactory; request = RequestFactory().get('/'); request.user = User(pk=42);"
+        "from uploads.views import create; create(request, '7');"
+        "from uploads.archives import analyze_archive; analyze_archive(8, ['a', 'b', 'c']);"
+        "print(render_to_string('uploads/upload.html', {'upload': {'pk': 7, 'name': 'CSV'}}, request))"
+    )
+    assert re.search(r'<task-progress topic="job:7" grant="[^"]+" label="CSV"', page)
+    for topic in (JOB, "job:8"):
+        assert states(guide.hear(topic, until=["waiting"])) == ["waiting"]
+
+    with guide.working(*command_of("django-tasks"), "--no-reload", ready="Starting worker"):
+        *_, last = heard = guide.hear(JOB)
         assert states(heard) == ["running", "succeeded"]
         assert (last["done"], last["total"], last["unit"], last["stage"]) == (50, 50, "pages", "Reading pages")
-        [notice] = wait_for(lambda: site.heard("user:42"))
+        [notice] = wait_for(lambda: guide.heard("user:42"))
         assert notice["title"] == "Your upload is analyzed"
+        *_, last = heard = guide.hear("job:8")
+        assert states(heard) == ["running", "succeeded"]
+        assert (last["done"], last["total"], last["unit"]) == (3, 3, "files")
 
 
 FILES = {
