@@ -136,6 +136,34 @@ def test_page_is_live(visit: Visit) -> None:
     visit.expect_seen(1)
 
 
+def test_bar_of_a_job(visit: Visit) -> None:
+    """A job's bar moves, can be cancelled, ends and begins again; a batch says how far all of them are."""
+    job = visit.user.new_upload()
+    visit.open(
+        f"<batch-progress>{{% progress 'job' '{job}' label='Import' cancel_url='/state/?answer=1' %}}"
+        f"{{% progress 'job' '{visit.user.new_upload()}' state='succeeded' %}}</batch-progress>"
+    )
+
+    def report(state: str, **more: object) -> None:
+        names = ("percent", "done", "total", "unit", "stage", "message", "eta", "error", "url")
+        payload = {"id": job, "state": state, **dict.fromkeys(names), **more}
+        visit.place.publish(f"job:{job}", action="progress", payload=payload)
+
+    report("running", percent=40, done=8100, total=20_000, unit="rows", stage="Reading rows", eta=170)
+    visit.tab.expect_texts("[part=count]", "8,100 of 20,000 rows")
+    visit.tab.expect_texts("[part=left]", "about 3 min left")
+    visit.tab.expect_texts("[part~=stage]", "Reading rows")
+    visit.tab.click("[part~=cancel]")
+    visit.tab.expect_texts("[part~=cancel]", "Cancelling…")
+    report("failed", error="ValueError")
+    visit.tab.expect_texts("[part~=error]", "ValueError")
+    visit.tab.expect_texts("[part~=state]", "2 of 2 finished, 1 failed", "Failed", "Completed")
+    report("running", done=3)
+    visit.tab.expect_texts("[part~=state]", "1 of 2 finished", "Running", "Completed")
+    moving = visit.tab.run("return getComputedStyle(shown('[part~=unknown][part~=fill]')[0]).animationName;")
+    assert moving == "move"
+
+
 @pytest.mark.parametrize("transport", ["websocket", "stream", "poll"])
 def test_killed_server(visit: Visit, transport: str) -> None:
     """

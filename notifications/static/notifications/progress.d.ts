@@ -52,6 +52,9 @@ export class UploadProgress extends HTMLElement {
   readonly state: UploadState;
 }
 
+/** How far all bars in it are; or a batch, by its `batch_progress` messages. */
+export class BatchProgress extends HTMLElement {}
+
 /** Define the bars, once per page, with what `define` of elements.js has returned. `stale`: the site's PROGRESS_STALE. */
 export function defineBars(shared: Shared, options?: { stale?: number }): void;
 
@@ -59,6 +62,7 @@ declare global {
   interface HTMLElementTagNameMap {
     "task-progress": TaskProgress;
     "upload-progress": UploadProgress;
+    "batch-progress": BatchProgress;
   }
   interface GlobalEventHandlersEventMap {
     "progress-change": CustomEvent<JobChange>;

@@ -1,4 +1,5 @@
-// <task-progress> and <upload-progress>: bars that follow a job or an upload on the page's connection.
+// <task-progress> and <upload-progress>: bars that follow a job or an upload on the page's connection; <batch-progress>:
+// how far all of those in it are.
 //
 // Like elements.js this module imports nothing; `defineBars` gets from there what the elements of a page share.
 // The contents of messages become text, never HTML, and an address becomes a link only if it is that of a web page.
@@ -8,6 +9,7 @@ const CANCEL = { timeout: 15_000 }; // milliseconds
 const SCARCE = 2000; // milliseconds after which a bar that waits for a topic gets that of one that has ended
 const KEPT = 50; // bars that have ended and keep their topics: half of a connection's, unless the site says otherwise
 const TICK = 1000;
+const GATHER = 100; // milliseconds in which a batch gathers what its bars have to say
 const ASLEEP = 5000; // milliseconds by which a tick is late when the page was frozen, or its computer slept
 const ENDS = ["succeeded", "failed", "cancelled"];
 const STATES = ["waiting", "running", ...ENDS];
@@ -30,6 +32,7 @@ export function defineBars(shared, options = {}) {
   stale = (options.stale ?? 60) * 1000;
   customElements.define("task-progress", TaskProgress);
   customElements.define("upload-progress", UploadProgress);
+  customElements.define("batch-progress", BatchProgress);
 }
 
 /**
@@ -441,6 +444,7 @@ class Bar {
     this.#percent.ariaHidden = "true"; // the bar has it
     this.#outcome.role = "status"; // only what matters is announced: twenty talking bars help nobody
     this.#link.rel = "noopener noreferrer";
+    this.#left.hidden = true;
     const detail = make("div", "detail", this.#connection, this.#state, this.#stage, this.#message);
     detail.append(this.#link, make("span", "numbers", this.#count, this.#left));
     shadowOf(element, BAR_CSS, this.#head, this.#line, detail, this.#error, this.#outcome, ...more);
@@ -615,6 +619,7 @@ class JobElement extends HTMLElement {
   disconnectedCallback() {
     this.#feed.stop();
     clock.delete(this);
+    tellBatches();
   }
 
   attributeChangedCallback(name, before, now) {
@@ -626,6 +631,11 @@ class JobElement extends HTMLElement {
 
   get _job() {
     return this.#job;
+  }
+
+  /** Whether there is nothing to see here, for this user. */
+  get _refused() {
+    return this.#refused;
   }
 
   get _stalled() {
@@ -739,6 +749,7 @@ class JobElement extends HTMLElement {
   }
 
   _show() {
+    tellBatches();
     const job = this.#job;
     const { state, percent, done, total, unit } = job;
     const ended = ENDS.includes(state);
@@ -937,6 +948,105 @@ export class UploadProgress extends JobElement {
   }
 }
 
+const batches = new Set(); // those on the page
+
+function tellBatches() {
+  for (const batch of batches) batch._look();
+}
+
+/** How many of many have ended, and how far all of them are. */
+function summary(jobs) {
+  const number = (state) => jobs.filter((job) => job.state === state).length;
+  const [failed, cancelled] = [number("failed"), number("cancelled")];
+  const known = jobs.map(({ state, percent }) => (ENDS.includes(state) ? 100 : percent));
+  const percent = known.some((each) => each !== null) ? known.reduce((sum, each) => sum + each, 0) / jobs.length : null;
+  return { total: jobs.length, done: number("succeeded") + failed + cancelled, failed, cancelled, percent, runs: number("running") > 0 };
+}
+
+/**
+ * The progress of all bars in it, which may come and go at any time.
+ *
+ * Attributes: `label`, and `batch`, the id of a batch whose `batch_progress` messages it shows instead of its bars.
+ */
+export class BatchProgress extends HTMLElement {
+  static observedAttributes = ["label", "batch"];
+
+  #bar = new Bar(this, make("slot"));
+  #sum = summary([]);
+  #timer;
+  #off;
+  #open = false; // whether it was seen before its end
+
+  connectedCallback() {
+    this.#off = connection.on("batch_progress", ({ payload }) => this.#receive(Object(payload)));
+    batches.add(this);
+    this.#show();
+    this._look();
+  }
+
+  disconnectedCallback() {
+    this.#off();
+    batches.delete(this);
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+
+  attributeChangedCallback(name, before) {
+    if (!this.isConnected || !this.#off) return;
+    if (name === "batch" && before !== this.getAttribute("batch")) {
+      this.#sum = summary([]);
+      this.#open = false;
+    }
+    this.#show();
+    this._look();
+  }
+
+  /** Something has changed in one of the bars of the page. */
+  _look() {
+    if (!this.hasAttribute("batch")) this.#timer ??= setTimeout(() => this.#gather(), GATHER);
+  }
+
+  #gather() {
+    this.#timer = undefined;
+    const bars = [...this.querySelectorAll("task-progress, upload-progress")];
+    this.#sum = summary(bars.filter((bar) => bar._job && !bar._refused).map((bar) => bar._job));
+    this.#show();
+  }
+
+  #receive({ batch_id, status, total, processed, failed, progress_percentage }) {
+    if (textOf(batch_id) !== this.getAttribute("batch")) return;
+    const [all, done] = [numberOf(total) ?? 0, numberOf(processed) ?? 0];
+    const over = ["completed", "failed", "cancelled"].includes(status);
+    const percent = status === "completed" ? 100 : numberOf(progress_percentage);
+    const cancelled = status === "cancelled" ? Math.max(0, all - done) : 0;
+    this.#sum = { total: all, done, failed: numberOf(failed) ?? 0, cancelled, percent, runs: !over, over };
+    this.#show();
+  }
+
+  #show() {
+    const { total, done, failed, cancelled, percent, runs, over = total > 0 && done === total } = this.#sum;
+    const name = this.getAttribute("label") || labels.batch;
+    const number = (n) => formatOf(this, { maximumFractionDigits: 2 }).format(n);
+    const words = [filled(labels.batch_finished, { done: number(done), total: number(total) })];
+    if (failed) words.push(filled(labels.batch_failed, { n: number(failed) }));
+    if (cancelled) words.push(filled(labels.batch_cancelled, { n: number(cancelled) }));
+    const state = total ? words.join(", ") : labels.waiting;
+    const ended = failed ? "failed" : cancelled ? "cancelled" : "succeeded";
+    const shown = percent === null ? null : Math.min(100, percent);
+    this.#bar.draw({
+      name,
+      percent: shown,
+      inWords: shown === null ? "" : formatOf(this, { style: "percent", maximumFractionDigits: 0 }).format(whole(shown) / 100),
+      how: over ? ended : total ? "" : "waiting",
+      moves: runs && shown === null,
+      state,
+    });
+    if (over && this.#open) this.#bar.announce(`${name} – ${state}`);
+    else if (!over && total) this.#bar.announce("");
+    this.#open = !over && total > 0;
+  }
+}
+
 const BAR_CSS = `
 :host { display: block; position: relative; margin-block: 0.75em; font-variant-numeric: tabular-nums; }
 [part="head"], [part="detail"] { display: flex; gap: 0 0.75em; }
@@ -1003,6 +1113,6 @@ const BAR_CSS = `
 @media (forced-colors: active) {
   [part~="bar"] { border-color: CanvasText; background: Canvas; }
   [part~="fill"] { forced-color-adjust: none; --color: Highlight; }
-  [part~="state"]::before { forced-color-adjust: none; background: CanvasText; }
+  [part~="state"]:not([part="state"])::before { forced-color-adjust: none; background: CanvasText; }
 }
 `;

@@ -12,6 +12,7 @@ const progress = document.querySelector("upload-progress")!;
 const state: UploadState = progress.state;
 document.querySelector("notification-toasts")?.show({ title: "Saved", level: "success", url: null });
 document.querySelector("connection-status")!.hidden = true;
+document.querySelector("batch-progress")!.hidden = true;
 progress.addEventListener("upload-change", ({ detail }) => console.log(detail.percent?.toFixed(), detail.before === null, detail.label));
 document.addEventListener("upload-change", ({ detail }) => console.log(detail.upload));
 document.addEventListener("upload-gap", ({ detail }) => console.log(detail.upload, state.message));
