@@ -3,8 +3,9 @@
 from .access.control import adisconnect_user, arevoke, disconnect_user, revoke
 from .exceptions import Cancelled, MessageError, NotificationsError, PositionError, PublishError, TopicError
 from .history.shares import Share
+from .jobs import aannounce, acancel, announce, cancel
 from .positions import aposition, position
-from .progress import Part, Progress, aannounce, acancel, announce, cancel, progress, track
+from .progress import Part, Progress, progress
 from .publisher import (
     apublish,
     apublish_progress,
@@ -14,6 +15,7 @@ from .publisher import (
     publish_to_user,
 )
 from .topics import Topic
+from .tracking import track
 
 __all__ = [
     "Cancelled",

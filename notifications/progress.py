@@ -1,7 +1,5 @@
 """
-The progress of any job, from the code that does it: in one line, and whatever queue it runs in.
-
-    for row in track(rows, "job:42", unit="rows"): ...
+The progress of any job, from the code that does it, and whatever queue it runs in.
 
     with Progress("job:42", total=n, stage="Reading rows") as p:
         p.advance()
@@ -9,50 +7,42 @@ The progress of any job, from the code that does it: in one line, and whatever q
     @progress("job:{import_id}")
     def run_import(import_id): ...
 
-The job only changes numbers; ``reporting/`` publishes them beside it, no faster than ``PROGRESS_RATE``. What is
-promised stands in docs/progress.md.
+A loop has it in one line, with ``track`` of ``tracking.py``. The job only changes numbers; ``reporting/`` publishes
+them beside it, no faster than ``PROGRESS_RATE``. What is promised stands in docs/progress.md.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dis
 import inspect
 import logging
-import math
 import os
 import secrets
-import sys
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import aclosing, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from contextvars import ContextVar
 from functools import wraps
 from string import Formatter
-from types import CodeType, FrameType, TracebackType
-from typing import Any, Final, Generic, NamedTuple, Self, TypeVar
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
 from weakref import WeakValueDictionary, ref
 
-from . import publisher, sending
-from .conf import settings
-from .exceptions import Cancelled, PublishError
-from .history import get_store
-from .history.shares import OVER, Report, Share, Standing
-from .history.store import OvertakenError
+from .exceptions import Cancelled
+from .history.shares import Share
 from .messages import JobProgress, JobProgressPayload, State
 from .reporting import terminal as in_terminal
 from .reporting.counts import Rate, percent
-from .reporting.reporter import Ending, TaskReporter, ThreadReporter, standing_message, waiting
-from .reporting.sharing import report_of
+from .reporting.reporter import Ending, waiting
+from .reporting.task_reporter import TaskReporter
+from .reporting.thread_reporter import ThreadReporter
+from .reporting.values import as_amount, as_number, as_text
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-
-MAX_TEXT: Final = 1000
-"""Characters of a stage, a message, a unit or an error; the rest is cut off."""
 
 QUEUES_OWN: Final[dict[tuple[str, str], State]] = {
     ("billiard", "SoftTimeLimitExceeded"): "cancelled",  # Celery's
@@ -63,11 +53,6 @@ QUEUES_OWN: Final[dict[tuple[str, str], State]] = {
     ("rq", "BaseTimeoutException"): "cancelled",
 }
 """What the exceptions mean by which a queue stops a job, by top-level module and name: none need be installed."""
-LEFT: Final = {"POP_TOP", "POP_ITER"}
-"""What Python executes when ``break`` or ``return`` leaves a loop: it drops the loop's iterator."""
-
-_NOW: Final[dict[str, Any]] = {"on_commit": False, "using": None, "fail_silently": False}
-"""How everything here is sent."""
 _current: ContextVar[ref[Progress] | None] = ContextVar("notifications.progress", default=None)
 _open: Final = WeakValueDictionary[int, "Progress"]()
 """Those that are open in this process, by their ``id``. Neither keeps one alive that was dropped and not ended."""
@@ -85,9 +70,9 @@ class Part:
 
     def __init__(self, weight: float, total: float | None, done: float, stage: str | None) -> None:
         self._weight = weight
-        self._total = _number(total)
-        self._done = _number(done) or 0
-        self._stage = _text(stage)
+        self._total = as_number(total)
+        self._done = as_number(done) or 0
+        self._stage = as_text(stage)
         self._parts: list[Part] = []
 
     def __enter__(self) -> Self:
@@ -129,7 +114,7 @@ class Part:
     @done.setter
     def done(self, done: float) -> None:
         with self._root._lock:
-            self._done = _number(done) or 0
+            self._done = as_number(done) or 0
         self._root._change()
 
     @property
@@ -140,7 +125,7 @@ class Part:
     @total.setter
     def total(self, total: float | None) -> None:
         with self._root._lock:
-            self._total = _number(total)
+            self._total = as_number(total)
         self._root._change()
 
     def part(self, weight: float = 1, *, total: float | None = None, stage: str | None = None) -> Part:
@@ -236,7 +221,7 @@ class Progress(Part):
         self._root, self._parent = self, None
         self._topic = Topic.parse(topic) if isinstance(topic, str) else topic
         self._lock = threading.Lock()
-        self._unit, self._stage, self._message = _text(unit), _text(stage), _text(message)
+        self._unit, self._stage, self._message = as_text(unit), as_text(stage), as_text(message)
         self._url = None if url is None else str(url)
         self._error: str | None = None
         self._state: State = "waiting"
@@ -304,7 +289,7 @@ class Progress(Part):
 
     @stage.setter
     def stage(self, stage: str | None) -> None:
-        self._stage = _text(stage)
+        self._stage = as_text(stage)
         self._change()
 
     @property
@@ -314,7 +299,7 @@ class Progress(Part):
 
     @message.setter
     def message(self, message: str | None) -> None:
-        self._message = _text(message)
+        self._message = as_text(message)
         self._change()
 
     @property
@@ -324,7 +309,7 @@ class Progress(Part):
 
     @unit.setter
     def unit(self, unit: str | None) -> None:
-        self._unit = _text(unit)
+        self._unit = as_text(unit)
         self._change()
 
     @property
@@ -420,7 +405,7 @@ class Progress(Part):
             if state == "succeeded" and self._total is not None:
                 self._done = self._total = max(self._done, self._total)
             if state == "failed" and error is not None and self._left_early is None:
-                text = _text(error) if self._show_errors else None
+                text = as_text(error) if self._show_errors else None
                 self._error = text or type(error).__name__
             self._state = state
         return None if reporter.muted else reporter
@@ -459,8 +444,8 @@ class Progress(Part):
             id=self._topic.id,
             state=self._state,
             percent=100 if self._state == "succeeded" else percent(done, total),
-            done=_amount(done),
-            total=None if total is None else _amount(total),
+            done=as_amount(done),
+            total=None if total is None else as_amount(total),
             unit=self._unit,
             stage=self._stage,
             message=self._message,
@@ -477,128 +462,6 @@ class Progress(Part):
         last = JobProgress(payload=payload)
         user, title = self._notice or (None, "")
         return Ending(last, f"progress-{secrets.token_hex(8)}", user, title)
-
-
-class Track(Generic[T]):
-    """What ``track`` returns: for ``for`` and ``async for``. Each loop over it is a job of its own."""
-
-    def __init__(self, items: Any, to: Topic | str | Part, total: float | None, options: dict[str, Any]) -> None:
-        self._items, self._to, self._total, self._options = items, to, total, options
-
-    def __iter__(self) -> Iterator[T]:
-        job = self._job()
-        loop = sys._getframe(1).f_code
-        with job as part:
-            root = part._root
-            for item in self._items:
-                root.check()
-                try:
-                    yield item
-                except GeneratorExit:
-                    if root is job:
-                        root._left_early = _state_left(sys._getframe(1), loop)
-                    raise
-                part.advance()
-
-    def __aiter__(self) -> AsyncIterator[T]:
-        return _Steps(self)
-
-    def _job(self, *, sized: bool = True) -> Any:
-        total = self._total
-        if total is None and sized and isinstance(self._items, Sized):
-            total = len(self._items)
-        if isinstance(self._to, Part):
-            if total is not None:
-                self._to.total = total
-            return nullcontext(self._to) if self._to is self._to._root and self._to._root._is_open() else self._to
-        return Progress(self._to, total=total, **self._options)
-
-
-class _Steps(Generic[T]):
-    """
-    The steps of an ``async for``.
-
-    It is no generator, because Python closes an asynchronous one some time after its loop was left, when nothing shows
-    any more how.
-    """
-
-    def __init__(self, track: Track[T]) -> None:
-        self._track = track
-        self._source: Any = None
-        self._job: Any = None
-        self._part: Part | None = None
-        self._loop: CodeType | None = None
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> T:
-        if self._source is None:
-            self._loop = sys._getframe(1).f_code
-            await self._begin()
-        elif self._part is not None:
-            self._part.advance()
-        if self._job is None or self._part is None:
-            raise StopAsyncIteration
-        try:
-            await self._part._root.acheck()
-            return await self._next()
-        except BaseException as error:
-            job, self._job = self._job, None
-            over = isinstance(error, StopAsyncIteration)
-            await job.__aexit__(*((None, None, None) if over else (type(error), error, error.__traceback__)))
-            raise
-
-    def __del__(self) -> None:
-        job = self._job
-        if job is not None and job is self._part and isinstance(job, Progress):
-            job._leave("cancelled" if _is_cancelled() else _state_left(sys._getframe(1), self._loop))
-        elif job is not None:
-            job.__exit__(GeneratorExit, GeneratorExit(), None)
-
-    async def _begin(self) -> None:
-        items = self._track._items
-        is_async = isinstance(items, AsyncIterable)
-        self._source = aiter(items) if is_async else iter(items)
-        job = self._track._job(sized=not is_async)  # the length of a queryset is a query, which would block the loop
-        self._part = await job.__aenter__()
-        self._job = job
-
-    async def _next(self) -> T:
-        if isinstance(self._source, AsyncIterator):
-            return await anext(self._source)
-        try:
-            return next(self._source)  # type: ignore[no-any-return]  # an item
-        except StopIteration:
-            raise StopAsyncIteration from None
-
-
-def track(
-    items: Iterable[T] | AsyncIterable[T], to: Topic | str | Part, *, total: float | None = None, **options: Any
-) -> Track[T]:
-    """
-    Return an iterable of the same items, for ``for`` or ``async for``, that tells how far its loop is.
-
-    The loop is the job: it has succeeded when it has gone through all items, and is ``cancelled`` when ``break`` or
-    ``return`` leaves it early. Python does not tell an iterator which exception has left its loop, so the job has
-    ``failed`` then, without an ``error``, unless the loop is within a ``Progress`` of the same topic. If somebody
-    cancels the job, the loop ends with ``Cancelled``.
-
-    Args:
-        items: What the loop goes through.
-        to: The topic, or a ``Progress`` or ``Part`` whose count it is.
-        total: How many items there are. Without it, their ``len``, if they have one; in ``async for`` only if they
-            are not asynchronous themselves.
-        **options: As for ``Progress``, if ``to`` is a topic.
-
-    Raises:
-        TopicError: The topic is not valid.
-        Cancelled: In the loop: somebody has asked to cancel the job.
-
-    """
-    if isinstance(to, Part) and options:
-        raise TypeError(f"{', '.join(options)}: give it to the Progress that this loop is a part of")
-    return Track(items, to, total, options)
 
 
 def progress(topic: str, **options: Any) -> Callable[[F], F]:
@@ -687,179 +550,6 @@ def job_of(
     return None if job is None else job(arguments, named, **more)
 
 
-def announce(
-    topic: Topic | str,
-    *,
-    state: State = "waiting",
-    total: float | None = None,
-    unit: str | None = None,
-    stage: str | None = None,
-    message: str | None = None,
-    url: str | None = None,
-    error: str | None = None,
-    share: Share | None = None,
-) -> None:
-    """
-    Tell the state of a job that does not tell it itself, from code beside it.
-
-    Call it where a job is put into a queue, before that is done, so that its page shows that it waits; and where it is
-    known how a job has ended that cannot say so: its worker was killed, or it was revoked before it began. What is not
-    given is not known, and its place in the message is null.
-
-    If Redis does not answer, that takes about a second and is logged.
-
-    Args:
-        topic: The job's.
-        state: ``waiting``, or how the job has ended: ``succeeded``, ``failed`` or ``cancelled``. With an end, a request
-            to cancel the job is forgotten.
-        total: How much there is to do.
-        unit: What is counted. This and the other texts are the site's own words, as for ``Progress``.
-        stage: What the job is doing, or waiting for.
-        message: A text beside it.
-        url: Where the result is.
-        error: Why it has failed. Users read it.
-        share: The share of a job of which this is told. Without a ``key`` it is the whole job, which begins this run or
-            ends at once. The rate of the job's messages is kept: what is not published now is told with the next one.
-
-    Raises:
-        TopicError: The topic is not valid.
-        MessageError: There is no such state.
-        ValueError: The ``share`` is not valid.
-
-    """
-    topic, said = _announcement(topic, state, total, unit, stage, message, url, error)
-    key = f"announced-{secrets.token_hex(8)}"  # so that it may be sent again on another connection
-    try:
-        if share is not None:
-            standing = sending.send(_Reporting.of(topic, share, said), **_NOW)
-            if standing is not None and standing.turn:
-                publisher.send(standing_message(topic, said, standing))
-            return
-        publisher.publish(topic, said, idempotency_key=key)
-        if state in OVER:
-            sending.send(_Cancelling(topic, over=True), **_NOW)
-    except PublishError as failure:
-        logger.warning("%s", failure)
-    except OvertakenError:
-        pass  # by a message with all that this one tells
-
-
-async def aannounce(
-    topic: Topic | str,
-    *,
-    state: State = "waiting",
-    total: float | None = None,
-    unit: str | None = None,
-    stage: str | None = None,
-    message: str | None = None,
-    url: str | None = None,
-    error: str | None = None,
-    share: Share | None = None,
-) -> None:
-    """Tell the state of a job that does not tell it itself, without blocking the event loop; see ``announce``."""
-    topic, said = _announcement(topic, state, total, unit, stage, message, url, error)
-    key = f"announced-{secrets.token_hex(8)}"
-    try:
-        if share is not None:
-            standing = await sending.asend(_Reporting.of(topic, share, said), **_NOW)
-            if standing is not None and standing.turn:
-                await publisher.asend(standing_message(topic, said, standing))
-            return
-        await publisher.apublish(topic, said, idempotency_key=key)
-        if state in OVER:
-            await sending.asend(_Cancelling(topic, over=True), **_NOW)
-    except PublishError as failure:
-        logger.warning("%s", failure)
-    except OvertakenError:
-        pass
-
-
-def _announcement(
-    topic: Topic | str, state: State, total: float | None, *texts: str | None
-) -> tuple[Topic, JobProgress]:
-    topic = Topic.parse(topic) if isinstance(topic, str) else topic
-    unit, stage, message, url, error = texts
-    total = _number(total)
-    payload = JobProgressPayload(
-        id=topic.id,
-        state=state,
-        percent=100 if state == "succeeded" else None,
-        total=None if total is None else _amount(total),
-        unit=_text(unit),
-        stage=_text(stage),
-        message=_text(message),
-        error=_text(error),
-        url=None if url is None else str(url),
-    )
-    return topic, JobProgress(payload=payload)
-
-
-class _Reporting(NamedTuple):
-    """A ``sending.Call`` that reports the state of a share."""
-
-    topic: Topic
-    report: Report
-
-    @classmethod
-    def of(cls, topic: Topic, share: Share, said: JobProgress) -> Self:
-        share.check()
-        interval, silence = 1 / settings.PROGRESS_RATE, settings.PROGRESS_STALE / 3
-        return cls(topic, report_of(share, said.payload, "", news=True, seen=0, interval=interval, silence=silence))
-
-    @property
-    def where(self) -> str:
-        return str(self.topic)
-
-    def send(self) -> Standing:
-        return get_store().report_share(self.topic, self.report)
-
-    async def asend(self) -> Standing:
-        return await get_store().areport_share(self.topic, self.report)
-
-
-class _Cancelling(NamedTuple):
-    """A ``sending.Call`` that asks to cancel a job, or forgets the request because the job is over."""
-
-    topic: Topic
-    over: bool = False
-
-    @property
-    def where(self) -> str:
-        return str(self.topic)
-
-    def send(self) -> None:
-        store = get_store()
-        (store.drop_cancel if self.over else store.request_cancel)(self.topic)
-
-    async def asend(self) -> None:
-        store = get_store()
-        await (store.adrop_cancel if self.over else store.arequest_cancel)(self.topic)
-
-
-def cancel(topic: Topic | str) -> None:
-    """
-    Ask the job of a topic to end. It does when it next looks, with ``check``, ``cancelled`` or in ``track``.
-
-    The request is remembered for an hour, so that a job can see it that has not begun yet, and forgotten when the job
-    ends.
-
-    Raises:
-        TopicError: The topic is not valid.
-        PublishError: Redis did not confirm; the job may or may not see it.
-
-    """
-    sending.send(_cancelling(topic), **_NOW)
-
-
-async def acancel(topic: Topic | str) -> None:
-    """Ask the job of a topic to end, without blocking the event loop; see ``cancel``."""
-    await sending.asend(_cancelling(topic), **_NOW)
-
-
-def _cancelling(topic: Topic | str) -> _Cancelling:
-    return _Cancelling(Topic.parse(topic) if isinstance(topic, str) else topic)
-
-
 def _state_after(error: BaseException) -> State:
     """Return how a job has ended that an exception has left."""
     if isinstance(error, Cancelled | KeyboardInterrupt | SystemExit | GeneratorExit | asyncio.CancelledError):
@@ -870,58 +560,10 @@ def _state_after(error: BaseException) -> State:
     return "failed"
 
 
-def _state_left(frame: FrameType, loop: CodeType | None) -> State:
-    """
-    Return how a job has ended whose loop was left early: on purpose, or by an exception.
-
-    An exception drops the loop's iterator while its frame executes what has raised it.
-
-    Args:
-        frame: Where the iterator was dropped.
-        loop: The code in which the loop is; somewhere else nobody knows.
-
-    """
-    code, at = frame.f_code.co_code, frame.f_lasti
-    on_purpose = frame.f_code is loop and 0 <= at < len(code) and dis.opname[code[at]] in LEFT
-    return "cancelled" if on_purpose else "failed"
-
-
-def _is_cancelled() -> bool:
-    """Return whether the running task is being cancelled."""
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # no event loop runs in this thread
-        return False
-    return task is not None and task.cancelling() > 0
-
-
 def _innermost() -> Progress | None:
     """Return the job that was begun last in this thread or task; None if there is none, or if it was dropped."""
     found = _current.get()
     return None if found is None else found()
-
-
-def _number(value: Any) -> float | None:
-    """Return a number of any class as an int or a float; raises as ``float`` does."""
-    if value is None or type(value) in (int, float):
-        return value  # type: ignore[no-any-return]  # one of these
-    return int(value) if hasattr(value, "__index__") else float(value)
-
-
-def _amount(value: float) -> float:
-    """Return what the message can hold: a whole number as an int, and nothing below 0."""
-    if not math.isfinite(value):
-        return 0
-    value = max(0, value)
-    return int(value) if value == int(value) else round(value, 2)
-
-
-def _text(value: Any) -> str | None:
-    """Return a text as it is sent; whatever is no text is written as ``str`` writes it."""
-    if value is None:
-        return None
-    text = str(value)
-    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
 
 
 def _mute() -> None:

@@ -11,7 +11,7 @@ from django.views.decorators.http import require_GET, require_POST
 from .access.authorization import authorized_here, has_grant_here
 from .broker.clients import FAILURES
 from .exceptions import PublishError, TopicError
-from .progress import cancel as cancel_job
+from .jobs import cancel as cancel_job
 from .tokens import make_token
 from .topics import Topic
 

@@ -41,9 +41,10 @@ from celery.utils.functional import maybe_list
 from .. import Share
 from .. import progress as job_progress
 from ..exceptions import Cancelled
+from ..jobs import announce
 from ..logs import describe
 from ..messages import State
-from ..progress import Progress, announce, job_of
+from ..progress import Progress, job_of
 from ..topics import Topic
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,9 @@ from dramatiq.message import Message
 from dramatiq.middleware import Middleware
 
 from ..exceptions import Cancelled
+from ..jobs import announce
 from ..logs import describe
-from ..progress import Progress, announce, job_of, progress
+from ..progress import Progress, job_of, progress
 
 __all__ = ["ProgressMiddleware", "progress"]
 

@@ -29,9 +29,10 @@ from typing import Any, Final, TypeVar
 
 from django.db import transaction
 
+from ..jobs import announce
 from ..logs import LogBudget, describe
 from ..messages import JobProgress, JobProgressPayload
-from ..progress import Progress, announce, job_of
+from ..progress import Progress, job_of
 from ..progress import progress as job_progress
 from ..publisher import publish
 

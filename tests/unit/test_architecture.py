@@ -20,7 +20,7 @@ FLOORS = [
     {"aio", "conf", "logs", "signals", "tasks", "tenants", "tokens", "topics"},
     {"broker"},
     {"channel_layer", "history", "sending"},
-    {"access", "bridge", "layers", "positions", "progress", "publisher", "reporting"},
+    {"access", "bridge", "jobs", "layers", "positions", "progress", "publisher", "reporting", "tracking"},
     {"delivery"},
     {"connection"},
     {"consumers", "http", "middleware", "routing", "uvicorn"},
@@ -65,6 +65,7 @@ PURE = [
     "protocol/frames.py",
     "reporting/counts.py",
     "reporting/sharing.py",
+    "reporting/values.py",
     "topics.py",
 ]
 """What takes data and returns data, and so can be tested without anything that runs."""

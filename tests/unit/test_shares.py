@@ -27,8 +27,9 @@ from notifications.history import get_store
 from notifications.history.memory import MemoryStore
 from notifications.history.shares import MAX_SHARES, OVER, WHOLE, Job, Report, Standing
 from notifications.messages import JobProgressPayload
-from notifications.reporting.reporter import Ending, ThreadReporter, Waiting, waiting
+from notifications.reporting.reporter import Ending, Waiting, waiting
 from notifications.reporting.sharing import report_of, whole
+from notifications.reporting.thread_reporter import ThreadReporter
 from notifications.signals import message_published
 from notifications.testing import captured, redis_outage
 from tests.cases import cases
