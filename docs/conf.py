@@ -35,7 +35,7 @@ myst_links_external_new_tab = False
 
 autodoc_member_order = "bysource"
 # What a site may have and this environment need not.
-autodoc_mock_imports = ["billiard", "celery", "django_tasks", "dramatiq"]
+autodoc_mock_imports = ["billiard", "celery", "django_tasks", "dramatiq", "rq"]
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True

@@ -547,6 +547,8 @@ def job_of(
 
     """
     job = getattr(function, "progress_job", None)
+    if inspect.ismethod(function):
+        arguments = (function.__self__, *arguments)
     return None if job is None else job(arguments, named, **more)
 
 

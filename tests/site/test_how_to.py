@@ -146,7 +146,7 @@ def test_rq_publishes_from_forked_jobs(queue: Queue) -> None:
     uploads = ["upload-1", "upload-2"]
     with queue.working(*command_of("rq"), ready="Listening on default"):
         queue.run(f"from mysite.queue import enqueue; [enqueue(u, 42) for u in {uploads}]")
-        expect_all(queue, uploads)
+        expect_jobs(queue, uploads)
 
 
 TOKENS = """

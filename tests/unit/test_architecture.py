@@ -86,7 +86,7 @@ COMMANDS = {
     *("XRANGE", "XREAD"),
 }
 
-CONTRIB = {"celery": {"celery", "billiard"}, "dramatiq": {"dramatiq"}}
+CONTRIB = {"celery": {"celery", "billiard"}, "dramatiq": {"dramatiq"}, "rq": {"rq"}}
 """What each module of ``contrib/`` imports that only sites have which use it: its library, and what that brings."""
 
 MODULES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}

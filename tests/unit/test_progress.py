@@ -862,9 +862,17 @@ def test_the_job_of_a_call_is_known_before_the_call(sent):
     def work(pk, *, days=1):
         return Progress.current().topic
 
+    class Shop:
+        def __init__(self, pk):
+            self.pk = pk
+
+        @progress("job:{self.pk}")
+        def open(self): ...
+
     assert job_of(lambda pk: None, [42], {}) is None
     with pytest.raises(TypeError):
         job_of(work, [], {})
+    assert job_of(Shop(42).open, [], {}).topic == Topic("job", 42)
     with job_of(work, [], {"pk": 42}, unit="rows"):
         assert work(42) == Topic("job", 42)
     assert told(sent, "state", "stage", "unit") == [("running", "Reading", "rows"), ("succeeded", "Reading", "rows")]

@@ -1,0 +1,151 @@
+"""
+The progress of RQ's jobs: that one waits, runs, is tried again, and how it has ended.
+
+    queue = Queue(connection=connection, job_class=Job)
+    worker = Worker([queue], connection=connection, job_class=Job)
+
+    @progress("job:{import_id}")
+    def run_import(import_id): ...
+
+``progress`` is that of ``notifications``: with RQ's own ``Job`` it tells what it can see from within the function.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from rq import job as rq
+from rq.job import JobStatus
+
+from ..exceptions import Cancelled
+from ..jobs import announce
+from ..logs import describe
+from ..messages import State
+from ..progress import Progress, job_of, progress
+
+__all__ = ["Job", "progress"]
+
+logger = logging.getLogger(__name__)
+
+META: Final = "notifications_progress"
+"""Where a job's ``meta`` has its topic: whoever cancels it, or finds it killed, need not have its function."""
+KILLED: Final = "Work-horse terminated unexpectedly"
+"""The error of a job whose process was killed, in RQ's words."""
+
+
+class Job(rq.Job):  # type: ignore[misc]  # it is untyped for us
+    """
+    RQ's ``Job``, which tells its progress if ``progress`` decorates its function.
+
+    RQ sets the status of a job wherever it changes: in the process that enqueues or cancels it, in its work-horse, and
+    in the worker, if the work-horse was killed or stopped. This class tells it there, so it decides nothing: an attempt
+    that RQ tries again ends as ``waiting``, and only the last as ``failed``. A job that has raised ``Cancelled`` is not
+    tried again.
+
+    Give it as ``job_class`` to each ``Queue`` and ``Worker``, and use it for ``Job.fetch(…).cancel()``. None of it
+    raises, and a Redis that is away costs what it costs in ``announce`` and ``Progress``. If a worker is killed with
+    its work-horse, nothing is told until another worker finds the job abandoned; RQ looks for those every ten minutes.
+
+    Jobs that are enqueued by the path of their function, with ``unique=True`` or with a ``rate_limit``, or by
+    ``enqueue_many`` before their dependencies are done, are told from the moment in which they run; of those by path,
+    nobody is told that their process was killed.
+    """
+
+    _attempt: Progress | None = None
+    _error: BaseException | None = None
+    _told: State | None = None
+
+    @classmethod
+    def create(
+        cls,
+        func: Any,
+        args: Sequence[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        *more: Any,
+        **options: Any,
+    ) -> Job:
+        """Create a job whose ``meta`` has its topic; see RQ's own."""
+        job: Job = super().create(func, args, kwargs, *more, **options)
+        if callable(func) and (found := _progress_of(func, args or (), kwargs or {})) is not None:
+            job.meta = {**job.meta, META: str(found.topic)}
+        return job
+
+    def restore(self, raw_data: Any) -> Any:
+        """Read what Redis has of a job; one that waits for others was told to wait by whoever has enqueued it."""
+        read = super().restore(raw_data)
+        if self._status in (JobStatus.DEFERRED, JobStatus.READY_TO_ENQUEUE):
+            self._told = "waiting"
+        return read
+
+    @property
+    def should_retry(self) -> bool:
+        """Whether RQ is to try it again: never if somebody has cancelled it."""
+        return bool(super().should_retry) and not isinstance(self._error, Cancelled)
+
+    def perform(self) -> Any:
+        """Run the function, which goes on with the progress that begins here."""
+        self._begin()
+        try:
+            result = super().perform()
+        except BaseException as error:
+            self._error = error  # what is made of it shows in ``set_status``
+            raise
+        if not isinstance(result, rq.Retry):
+            self._tell("succeeded")
+        return result
+
+    def set_status(self, status: JobStatus, pipeline: Any = None) -> None:
+        """Set the status, and tell it before others can see it."""
+        if status in (JobStatus.QUEUED, JobStatus.DEFERRED, JobStatus.SCHEDULED):
+            self._tell("waiting")
+        elif status == JobStatus.FAILED:
+            self._tell("failed")
+        elif status == JobStatus.STOPPED or (status == JobStatus.CANCELED and self._status not in NOT_CANCELLED):
+            self._tell("cancelled")
+        super().set_status(status, pipeline=pipeline)
+
+    def _begin(self) -> None:
+        self._error = None
+        try:
+            function: Callable[..., Any] = self.func
+        except Exception:  # noqa: BLE001  it cannot be imported, which running it says as well
+            return
+        self._attempt = _progress_of(function, self.args, self.kwargs)
+        if self._attempt is not None:
+            self._attempt.__enter__()
+            self._told = "running"
+
+    def _tell(self, state: State) -> None:
+        """Tell a state once: of the attempt, if this process has one that is open, otherwise beside it."""
+        if state == self._told:
+            return
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            failed = state == "failed" and self._error is not None
+            reporter = attempt._ended(self._error, None if failed else state)
+            if reporter is not None:
+                reporter.end(attempt._last())
+        elif (topic := self.meta.get(META)) is not None:
+            error = KILLED if state == "failed" and self._told is None else None
+            if state == "failed" and self._error is not None:
+                error = type(self._error).__name__
+            try:
+                announce(topic, state=state, error=error)
+            except Exception as failure:  # noqa: BLE001  somebody has written nonsense there
+                logger.warning("progress of a job is not told (%s): %s", self.id, describe(failure))
+        self._told = state
+
+
+NOT_CANCELLED: Final = (JobStatus.STARTED, JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
+"""What ``Job.cancel`` does not end: a job that runs goes on, and one that has ended has been told."""
+
+
+def _progress_of(function: Any, arguments: Sequence[Any], named: dict[str, Any]) -> Progress | None:
+    """Return the progress of a call, not begun; None if it has none."""
+    try:
+        return job_of(function, arguments, named)
+    except Exception as error:  # noqa: BLE001  the function does not take these arguments: it says so
+        logger.warning("progress of a job is not told (%s): %s", function, describe(error))
+    return None
