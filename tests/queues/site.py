@@ -6,7 +6,7 @@ A site with a queue: its files, its workers, and what its jobs say.
         site.run("from shop.tasks import import_rows; import_rows.delay(7)")
         assert states(site.hear("job:7")) == ["waiting", "running", "succeeded"]
 
-It is the site of the README, with a kind ``job`` besides; ``make_site`` is a fixture.
+It is the site of the README; ``make_site`` is a fixture.
 """
 
 import json
@@ -26,7 +26,6 @@ from tests.guides import environment
 from tests.processes import Process
 from tests.waiting import scaled
 
-JOBS = 'NOTIFICATIONS["TOPICS"]["job"] = {"AUTHORIZE": "mysite.permissions.may_watch"}'
 ENDS = ("succeeded", "failed", "cancelled")
 """States after which a job says no more."""
 
@@ -43,9 +42,7 @@ class QueueSite:
             (file.parent / "__init__.py").touch()
             file.write_text(text)
         with (directory / "mysite/settings.py").open("a") as file:
-            file.write(
-                f"\nNOTIFICATIONS['TOPICS']['job'] = {{'AUTHORIZE': 'mysite.permissions.may_watch'}}\n{settings}\n"
-            )
+            file.write(f"\n{settings}\n")
         self._heard: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self._subscription = redis.Redis.from_url(url).pubsub()
         self._subscription.psubscribe("user:*", "job:*")
