@@ -123,6 +123,31 @@ def test_bar_follows_its_job(tab: Tab) -> None:
         expect(shown(page, part)).to_be_hidden()
 
 
+def test_bar_has_a_state_before_it_is_on_the_page(tab: Tab) -> None:
+    """A script may ask a bar that it has just made, of either sort, how its job is: nobody knows yet."""
+    page = tab.open("")
+
+    states = page.evaluate(
+        """() => ["task-progress", "upload-progress"].map((tag) => document.createElement(tag).state)"""
+    )
+
+    assert states[0] == {
+        "topic": None,
+        "state": "waiting",
+        "percent": None,
+        "done": None,
+        "total": None,
+        "unit": "",
+        "stage": "",
+        "message": "",
+        "error": "",
+        "url": "",
+        "eta": None,
+        "stalled": False,
+    }
+    assert states[1] == {"upload": None, "status": "pending", "stage": "", "percent": None, "message": ""}
+
+
 def test_indeterminate_bar_moves(tab: Tab) -> None:
     """A job that does not know how far it is has no value, and a bar that moves; it counts all the same."""
     job = new_job(tab)

@@ -802,7 +802,7 @@ export class TaskProgress extends JobElement {
 
   /** What is shown: `topic`, `stalled`, and what a message has; null and "" for what is not known. */
   get state() {
-    return { topic: this._topic(), ...this._job, stalled: this._stalled };
+    return { topic: this._topic(), ...(this._job ?? UNKNOWN), stalled: this._stalled };
   }
 
   get _word() {
@@ -870,7 +870,7 @@ export class UploadProgress extends JobElement {
 
   /** What is shown: `upload`, `status`, `stage`, `percent` (null while unknown) and `message`. */
   get state() {
-    const { stage, percent, message } = this._job;
+    const { stage, percent, message } = this._job ?? UNKNOWN; // not on a page yet
     return { upload: this.getAttribute("upload"), status: this.#status, stage, percent, message };
   }
 
