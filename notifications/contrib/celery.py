@@ -311,8 +311,9 @@ def _is_job(task: Task | None) -> bool:
 
 def _job(task: Task, context: Context) -> Progress:
     """Return the progress of an execution of a task, which says its topic; raises whatever formatting that does."""
-    bound = inspect.ismethod(inspect.unwrap(task.run, stop=inspect.ismethod))
-    arguments = (task, *context.args) if bound else context.args
+    # job_of gives its task to a method, but not to a function that wraps one, as autoretry_for does.
+    wraps_method = not inspect.ismethod(task.run) and inspect.ismethod(inspect.unwrap(task.run, stop=inspect.ismethod))
+    arguments = (task, *context.args) if wraps_method else context.args
     task.request_stack.push(context)  # for the topic of a bound task
     try:
         job = job_of(task.run, arguments, context.kwargs)
