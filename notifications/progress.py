@@ -165,7 +165,8 @@ class Progress(Part):
     ``Cancelled``, interruptions and time limits end it as ``cancelled``. A job that is repeated begins again.
 
     A ``Progress`` on a topic that the same job has open already, such as one in a function that a function decorated
-    with ``progress`` calls, continues that one and does not end it. So use what ``with … as`` gives.
+    with ``progress`` calls, continues that one and does not end it, unless it is another share. So use what
+    ``with … as`` gives.
 
     In a process that was forked while it was open, it says nothing.
     """
@@ -359,10 +360,14 @@ class Progress(Part):
     def _is_open(self) -> bool:
         return self._reporter is not None and not self._reporter.muted and self._state == "running"
 
+    def _is_continued_by(self, other: Progress) -> bool:
+        """Return whether another is the same job, or the same share of it."""
+        return self._topic == other._topic and other._share_of_job in (None, self._share_of_job)
+
     def _continued(self) -> Progress | None:
         """Return the open job of the same topic, if there is one, with what was given for this one."""
         found = _innermost()
-        while found is not None and not (found._topic == self._topic and found._is_open()):
+        while found is not None and not (found._is_open() and found._is_continued_by(self)):
             found = found._outer
         if found is None or found is self:
             if found is self:

@@ -495,6 +495,24 @@ def test_a_loop_within_a_share_continues_it(sent):
     assert told(sent, "state", "done", "total")[-1] == ("succeeded", 2, 2)
 
 
+def test_a_share_within_another_counts_by_itself(sent):
+    """A queue may run a task in the midst of another, as Celery's does in tests."""
+    with Progress(JOB, total=2, share=Share("1", 3)) as outer:
+        with Progress(JOB, share=Share("2", 3)) as inner:
+            assert inner is not outer
+            with Progress(JOB, share=Share("2", 3)) as again:
+                assert again is inner
+            with Progress(JOB, share=Share("1", 3)) as again:
+                assert again is outer
+            assert Progress.current() is inner
+        with Progress(JOB, share=Share("3", 3)):
+            pass
+        assert outer.state == "running"
+
+    assert told(sent, "state", "done")[-1] == ("succeeded", 3)
+    assert told(sent, "state").count("succeeded") == 1
+
+
 def test_a_share_that_changes_costs_no_more_than_a_job(sent):
     """10,000 calls take less than 20 ms of CPU."""
 
