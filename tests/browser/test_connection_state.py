@@ -186,6 +186,36 @@ def test_four_seconds_without_the_server_are_shown_and_said_once(line: Line) -> 
     assert page.evaluate("said") == [f"connection-status: {text}" for text in ("Offline", "Catching up", "Connected")]
 
 
+def test_job_is_asked_of_the_site_while_the_page_is_offline(line: Line) -> None:
+    """The answer changes what it names, also to an end, after which it is not asked again; the job may go on."""
+    tab, job = line.tab, line.tab.user.new_upload()
+    there = state_url(state="failed", error=HOSTILE, stage="Indexing")
+    asked: list[str] = []
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(response=route.fetch(url=route.request.url.replace(tab.server.address, line.server.address)))
+
+    page = line.open(f"{{% progress 'job' '{job}' state='running' percent=40 status_url='{there}' %}}")
+    page.route("**/state/**", answer)
+
+    line.cut(page)
+    line.pass_time(page, 4_000)
+    expect(shown(page, "error")).to_have_text(HOSTILE)
+    expect(shown(page, "state")).to_have_text("Failed")
+    expect(bar(page)).to_have_attribute("aria-valuetext", "40%, Failed, Indexing")
+    expect(shown(page, "connection")).to_be_hidden()
+    line.pass_time(page, 20_000)
+    assert len(asked) == 1
+
+    payload = {"id": job, "state": "running", "percent": 50}
+    tab.publish(f"job:{job}", action="progress", payload=payload)
+    line.mend()
+    line.wait_until_open(page)
+    expect(bar(page)).to_have_attribute("aria-valuenow", "50")
+    expect(shown(page, "state")).to_have_text("Running")
+
+
 @pytest.mark.parametrize(
     ("elements", "teller"),
     [(TOASTS, "notification-toasts"), ("", "upload-progress")],

@@ -477,6 +477,7 @@ def test_button_says_that_it_did_not_cancel(tab: Tab, fault: str) -> None:
 
     words = "It cannot be cancelled" if fault == "refused" else "The site did not answer: try again"
     expect(shown(page, "answer")).to_have_text(words)
+    expect(page.get_by_role("status")).to_have_text(words)
     expect(shown(page, "cancel")).to_have_text("Cancel")
     button.click()
     expect(shown(page, "cancel")).to_have_text("Cancelling…")
@@ -545,6 +546,8 @@ def test_bars_of_a_batch_come_and_go(tab: Tab) -> None:
     """What is put in or taken out at any time counts from then on, wherever it was before."""
     first, second, third = (new_job(tab) for _ in range(3))
     page = tab.open(f"<batch-progress label='Imports'>{task(first)}</batch-progress>{task(second)}")
+    report(tab, first, percent=10)
+    expect(overall(page)).to_have_attribute("aria-valuenow", "10")
     report(tab, first, "succeeded")
     expect(summary(page)).to_have_text("1 of 1 finished")
     expect(page.locator("batch-progress").locator("[role=status]").first).to_have_text("Imports – 1 of 1 finished")
@@ -566,6 +569,19 @@ def test_bars_of_a_batch_come_and_go(tab: Tab) -> None:
     expect(overall(page)).to_have_attribute("aria-valuetext", "75%, 1 of 2 finished")
     page.evaluate("document.querySelectorAll('task-progress').forEach((bar) => bar.remove())")
     expect(summary(page)).to_have_text("Waiting")
+
+
+def test_batch_that_had_ended_says_nothing(tab: Tab) -> None:
+    """A page that is opened after the end shows it, and announces nothing, though its bars learn of it one by one."""
+    jobs = [new_job(tab) for _ in range(5)]
+    tab.open("elsewhere")
+    for job in jobs:
+        report(tab, job, "succeeded")
+
+    page = tab.open(f"<batch-progress label='Imports'>{''.join(map(task, jobs))}</batch-progress>")
+
+    expect(summary(page)).to_have_text("5 of 5 finished")
+    expect(page.get_by_role("status")).to_have_text([""] * 6)
 
 
 def test_batch_of_the_replaced_service(tab: Tab) -> None:

@@ -242,14 +242,13 @@ class Feed {
     return this.running && this.#live;
   }
 
-  start(topic, grant) {
+  start(topic, options) {
     this.stop();
     this.#topic = topic;
     // On an open connection another handler may have been answered for all, of which we are not told.
     this.#live = this.#known = connection.state === "open";
     const off = connection.subscribe(topic, (message) => this.#receive(message), {
-      since: "last", // also of a kind that is no state
-      grant,
+      ...options,
       gap: () => {
         this.#inquiry.miss();
         this.#on.gap();
@@ -525,8 +524,6 @@ class CancelButton {
     this.#element = element;
     this.#bar = bar;
     this.#button.type = "button";
-    this.#answer.role = "status";
-    this.#answer.hidden = true;
     this.#button.addEventListener("click", () => this.#asked || this.#ask());
     bar.append(this.#button, this.#answer);
   }
@@ -556,6 +553,7 @@ class CancelButton {
     const timer = setTimeout(() => request.abort(), CANCEL.timeout);
     this.#asked = true;
     this.#say("");
+    this.#bar.announce("");
     this.#element._show();
     const status = await fetch(value("cancel-url"), {
       method: "POST",
@@ -573,12 +571,12 @@ class CancelButton {
     if (request !== this.#request || status === "asked") return;
     this.#asked = false;
     this.#say(labels[status]);
+    this.#bar.announce(labels[status]);
     this.#element._show();
   }
 
   #say(words) {
     if (this.#answer.textContent !== words) this.#answer.textContent = words;
-    this.#answer.hidden = !words;
   }
 }
 
@@ -599,7 +597,7 @@ class JobElement extends HTMLElement {
     message: (message) => this.#receive(message),
     gap: () => this._tellGap(),
     error: () => this.#refuse(),
-    live: () => this.#hear(),
+    live: () => this.#listen(),
     url: () => (ENDS.includes(this.#job.state) ? null : this.getAttribute("status-url")),
     state: (answer) => this.#become(this._changed(this.#job, answer), true, numberOf(answer.eta)),
     condition: () => this._show(),
@@ -633,6 +631,10 @@ class JobElement extends HTMLElement {
     return this.#job;
   }
 
+  get _known() {
+    return this.#told;
+  }
+
   /** Whether there is nothing to see here, for this user. */
   get _refused() {
     return this.#refused;
@@ -664,6 +666,7 @@ class JobElement extends HTMLElement {
     this._bar.announce("");
     const known = this.constructor.own.filter((name) => this.hasAttribute(name));
     this._begin?.();
+    this._cancel?.show(false, "");
     const job = this._changed(UNKNOWN, Object.fromEntries(known.map((name) => [name, this.getAttribute(name)])));
     this.#become(job, known.length > 0);
   }
@@ -671,14 +674,17 @@ class JobElement extends HTMLElement {
   #follow() {
     if (!this.#topic || this._over(this.#job) || this.#feed.running) return;
     this.#heard = performance.now();
-    this.#feed.start(this.#topic, this.getAttribute("grant"));
+    this.#feed.start(this.#topic, { grant: this.getAttribute("grant"), since: this._since });
   }
 
   #receive(message) {
     const next = this._read(message, this.#job);
+    if (!next) return;
     this.#refused = false;
-    this.#hear();
-    if (next) this.#become(next, true, next.eta);
+    this.#heard = performance.now();
+    if (this.#stalled) this._bar.announce("");
+    this.#stalled = false;
+    this.#become(next, true, next.eta);
   }
 
   #refuse() {
@@ -686,8 +692,8 @@ class JobElement extends HTMLElement {
     this._show();
   }
 
-  /** Something was heard, or can be heard from now on: time begins anew. */
-  #hear() {
+  /** From now on it can be heard: time begins anew. */
+  #listen() {
     this.#heard = performance.now();
     if (this.#stalled) this.#stall(false);
   }
@@ -798,6 +804,7 @@ class JobElement extends HTMLElement {
 export class TaskProgress extends JobElement {
   static observedAttributes = ["topic", "grant", "label", "cancel-url", ...JobElement.own];
 
+  _since = "last"; // also of a kind that is no state
   _cancel = new CancelButton(this, this._bar);
 
   /** What is shown: `topic`, `stalled`, and what a message has; null and "" for what is not known. */
@@ -891,9 +898,10 @@ export class UploadProgress extends JobElement {
 
   _read({ action, ...message }, job) {
     const { payload } = message;
-    this._beats = action === "progress";
+    if (/^upload_/.test(action)) this._beats = false;
     switch (action) {
       case "progress": {
+        this._beats = true;
         const next = told(Object(payload), job);
         this.#status = STATUS_OF[next.state] ?? next.state;
         this.#over = ENDS.includes(next.state);
@@ -975,7 +983,7 @@ export class BatchProgress extends HTMLElement {
   #sum = summary([]);
   #timer;
   #off;
-  #open = false; // whether it was seen before its end
+  #open = false; // whether it was known before its end
 
   connectedCallback() {
     this.#off = connection.on("batch_progress", ({ payload }) => this.#receive(Object(payload)));
@@ -1009,7 +1017,9 @@ export class BatchProgress extends HTMLElement {
   #gather() {
     this.#timer = undefined;
     const bars = [...this.querySelectorAll("task-progress, upload-progress")];
-    this.#sum = summary(bars.filter((bar) => bar._job && !bar._refused).map((bar) => bar._job));
+    const seen = bars.filter((bar) => bar._job && !bar._refused);
+    const open = seen.some((bar) => bar._known && !ENDS.includes(bar._job.state));
+    this.#sum = { ...summary(seen.map((bar) => bar._job)), open };
     this.#show();
   }
 
@@ -1019,12 +1029,12 @@ export class BatchProgress extends HTMLElement {
     const over = ["completed", "failed", "cancelled"].includes(status);
     const percent = status === "completed" ? 100 : numberOf(progress_percentage);
     const cancelled = status === "cancelled" ? Math.max(0, all - done) : 0;
-    this.#sum = { total: all, done, failed: numberOf(failed) ?? 0, cancelled, percent, runs: !over, over };
+    this.#sum = { total: all, done, failed: numberOf(failed) ?? 0, cancelled, percent, runs: !over, over, open: !over };
     this.#show();
   }
 
   #show() {
-    const { total, done, failed, cancelled, percent, runs, over = total > 0 && done === total } = this.#sum;
+    const { total, done, failed, cancelled, percent, runs, open, over = total > 0 && done === total } = this.#sum;
     const name = this.getAttribute("label") || labels.batch;
     const number = (n) => formatOf(this, { maximumFractionDigits: 2 }).format(n);
     const words = [filled(labels.batch_finished, { done: number(done), total: number(total) })];
@@ -1042,8 +1052,8 @@ export class BatchProgress extends HTMLElement {
       state,
     });
     if (over && this.#open) this.#bar.announce(`${name} – ${state}`);
-    else if (!over && total) this.#bar.announce("");
-    this.#open = !over && total > 0;
+    else if (!over) this.#bar.announce("");
+    this.#open = !over && (this.#open || Boolean(open));
   }
 }
 
