@@ -30,6 +30,7 @@ from weakref import WeakMethod
 from .. import publisher
 from ..broker import clients
 from ..conf import settings
+from ..history import get_store
 from ..history.shares import Report, Share, Standing
 from ..logs import describe, outages
 from ..messages import JobProgress, Notice
@@ -143,6 +144,7 @@ class Reporter:
         self._share, self._attempt = share, secrets.token_hex(4)
         self._seen = 0
         self._untold = self._quiet = False
+        self._store = get_store()
         self._newest = WeakMethod(newest)
         self.clock = clock
         self._interval = 1 / settings.PROGRESS_RATE
@@ -227,8 +229,15 @@ class Reporter:
         if standing.counts == "many":
             logger.warning("%s has more shares than it says: one is not counted", self._topic)
 
-    def _question(self, share: Share, message: JobProgress) -> Report:
-        """Return a report that says nothing of the share, which another may do meanwhile, to ask for a turn."""
+    def _question(self, share: Share, message: JobProgress) -> Report | None:
+        """
+        Return a report that asks for a turn for all that waits for it; None in another test than the job's.
+
+        It says nothing of the share, which another may do meanwhile.
+        """
+        self._seen = waiting.take(self._topic)
+        if get_store() is not self._store:
+            return None
         asked = self._report(message, news=False)
         return asked._replace(share=share._replace(key="", needed=False), state="waiting", done=0, error="")
 

@@ -158,8 +158,8 @@ class TaskReporter(Reporter):
             try:
                 await asyncio.sleep(wait_for_turn(standing, self._interval))
             finally:
-                self._seen = waiting.take(self._topic)
-            standing = await self._reported(self._question(share, last.message))
+                question = self._question(share, last.message)
+            standing = None if question is None else await self._reported(question)
             if standing is not None and standing.turn:
                 await self._publish_standing(last.message, standing)
         return None

@@ -161,8 +161,8 @@ class ThreadReporter(Reporter):
             publish()
         elif self._untold and waiting.add(self._topic, self._seen):
             time.sleep(wait_for_turn(standing, self._interval))
-            self._seen = waiting.take(self._topic)
-            standing = self._reported(self._question(share, last.message))
+            question = self._question(share, last.message)
+            standing = None if question is None else self._reported(question)
             if standing is not None and standing.turn:
                 self._publish_standing(last.message, standing)
         return None

@@ -25,6 +25,7 @@ from notifications import (
 )
 from notifications.history import get_store
 from notifications.history.memory import MemoryStore
+from notifications.history.redis import RedisStore
 from notifications.history.shares import MAX_SHARES, OVER, WHOLE, Job, Report, Standing
 from notifications.messages import JobProgressPayload
 from notifications.reporting.reporter import Ending, Waiting, waiting
@@ -316,6 +317,21 @@ async def test_no_share_of_a_coroutine_waits_for_its_turn(sent, settings):
     assert time.monotonic() - began < scaled(0.8)
     await await_for(lambda: told(sent, "done")[-1:] == [5])
     assert told(sent, "done") == [0, 5]
+
+
+def test_what_is_told_late_ends_with_the_block_that_captures(monkeypatch):
+    """Tests of sites have no Redis that could be asked."""
+    asked = []
+    monkeypatch.setattr(RedisStore, "report_share", lambda *given: asked.append(given))
+    with captured() as sent:
+        for key in "12":
+            with Progress(JOB, share=Share(key, 3)):
+                pass
+    settle()
+
+    assert told(sent, "done") == [0]
+    assert asked == []
+    assert waiting._seen == {}
 
 
 def test_one_thread_tells_what_all_did_last():
