@@ -71,9 +71,22 @@ def retry(self, number):
         raise self.retry(countdown=0.5)
 
 
-@shared_task(autoretry_for=(LookupError,), default_retry_delay=0)
+@shared_task(bind=True)
 @progress("job:{number}")
-def retried(number):
+def retry_and_return(self, number):
+    if not self.request.retries:
+        self.retry(countdown=0, throw=False)
+
+
+@shared_task(autoretry_for=(LookupError,), default_retry_delay=0, max_retries=1)
+@progress("job:{number}")
+def retried_once(number):
+    raise LookupError
+
+
+@shared_task(bind=True, autoretry_for=(LookupError,), default_retry_delay=0)
+@progress("job:{number}")
+def retried(self, number):
     if first_time(number):
         raise LookupError
 
@@ -147,6 +160,13 @@ def too_long(number):
     threading.Event().wait()
 
 
+@shared_task(time_limit=1, acks_late=True, acks_on_failure_or_timeout=False)
+@progress("job:{number}")
+def too_long_at_first(number):
+    if first_time(number):
+        threading.Event().wait()
+
+
 @shared_task(soft_time_limit=1)
 @progress("job:{number}")
 def long(number):
@@ -199,6 +219,11 @@ def takes_long():
 def goes_wrong_once(self, *_):
     if not self.request.retries:
         raise self.retry(countdown=0)
+
+
+@shared_task(bind=True)
+def replaces(self):
+    raise self.replace(goes_wrong.s())
 
 
 @shared_task
@@ -304,6 +329,8 @@ def test_a_task_is_told_from_its_sending_to_its_end(celery: CelerySite, pool: st
         "by_its_id.apply_async(task_id='own')": ["waiting", "running", "succeeded"],
         "fail.delay('bad')": ["waiting", "running", "failed"],
         "retry.delay('again')": ["waiting", "running", "waiting", "running", "succeeded"],
+        "retry_and_return.delay('quietly')": ["waiting", "running", "waiting", "running", "succeeded"],
+        "retried_once.delay('in-vain')": ["waiting", "running", "waiting", "running", "failed"],
         "retried.delay('by-itself')": ["waiting", "running", "waiting", "running", "succeeded"],
         "ignore.delay('ignored')": ["waiting", "running", "cancelled"],
         "replace.delay('replaced')": ["waiting", "running", "waiting", "running", "succeeded"],
@@ -331,6 +358,7 @@ def test_a_killed_task_has_failed_unless_it_is_delivered_again(celery: CelerySit
         "killed_once": ("succeeded", None),
         "leave": ("failed", "WorkerLostError"),
         "too_long": ("failed", "TimeLimitExceeded"),
+        "too_long_at_first": ("succeeded", None),
         "long": ("cancelled", None),
     }
     with celery.working():
@@ -396,10 +424,13 @@ def test_without_redis_tasks_go_on(celery: CelerySite) -> None:
     with (celery.site.directory / "mysite/settings.py").open("a") as settings:
         settings.write("NOTIFICATIONS['REDIS_URL'] = 'redis://127.0.0.1:1/0'\n")
     with celery.working():
-        wanted = "from shop.tasks import *; results = [import_rows.delay(1), fail.delay(2)]"
-        assert celery.tell(f"{wanted}; print([r.get(timeout=60, propagate=False) for r in results])") == (
-            "[None, LookupError('not for everybody')]"
-        )
+        code = """
+            from shop.tasks import *
+            canvas = track_canvas(chord([square.s(1), square.s(2)], add_up.s()), "job:3")
+            results = [import_rows.delay(1), fail.delay(2), canvas.delay()]
+            print([result.get(timeout=60, propagate=False) for result in results])
+        """
+        assert celery.tell(cleandoc(code)) == "[None, LookupError('not for everybody'), 5]"
 
 
 def test_what_a_transaction_sends_waits_with_its_commit(celery: CelerySite) -> None:
@@ -493,6 +524,7 @@ def test_a_canvas_ends_as_its_tasks_do(celery: CelerySite) -> None:
         "killed": ("group(is_killed.s(), square.s(1))", "failed", 2, "WorkerLostError"),
         "killed-once": ("group(killed_at_first.s('share'), square.s(1))", "succeeded", 2, None),
         "killed-decorated": ("group(killed.s('killed-decorated'), square.s(1))", "failed", 2, "WorkerLostError"),
+        "replaced": ("group(replaces.s(), square.s(1))", "failed", 2, "LookupError"),
         "ignored": ("group(ignores.s(), square.s(1))", "succeeded", 2, None),
         "ignored-link": ("chain(ignores.s(), square.s())", "cancelled", None, None),
     }
