@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from .. import publisher
 from ..history import get_store
-from ..history.shares import Report, Share, Standing
+from ..history.shares import OVER, Report, Share, Standing
 from ..history.store import OvertakenError
 from ..messages import JobProgress, Message
 from ..tasks import new_task
@@ -138,7 +138,7 @@ class TaskReporter(Reporter):
             key = self._notice_key(last)
             if not await self._insist(partial(self._publish, last.user, last.notice(told), key)):
                 return
-        if self._share is None:
+        if self._share is None and last.message.payload.state in OVER:
             with suppress(Exception):
                 await get_store().adrop_cancel(self._topic)
 

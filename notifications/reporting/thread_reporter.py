@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from django.db import connections
 
 from .. import publisher
 from ..history import get_store
-from ..history.shares import Report, Share, Standing
+from ..history.shares import OVER, Report, Share, Standing
 from ..history.store import OvertakenError
 from ..messages import JobProgress, Message
 from ..topics import Topic
@@ -61,7 +62,7 @@ class ThreadReporter(Reporter):
 
     def end(self, last: Ending) -> None:
         """Publish what ends the job, and wait for it, within its patience; of a share, until its end is noted."""
-        if self._thread is None or self.muted:
+        if self._thread is None or self.muted or sys.is_finalizing():  # then threads do not run any more
             return
         with self._condition:
             self._last = last
@@ -142,7 +143,7 @@ class ThreadReporter(Reporter):
             key = self._notice_key(last)
             if not self._insist(partial(self._publish, last.user, last.notice(told), key)):
                 return
-        if self._share is None:
+        if self._share is None and last.message.payload.state in OVER:
             with suppress(Exception):
                 get_store().drop_cancel(self._topic)
 

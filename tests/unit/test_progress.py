@@ -1022,6 +1022,22 @@ async def test_an_end_that_is_announced_forgets_the_request_to_cancel(sent, sett
     for state, forgotten in (("waiting", False), ("cancelled", True), ("failed", True), ("succeeded", True)):
         cancel(JOB)
         announce(JOB, state=state)
+async def test_a_job_that_is_tried_again_is_still_to_be_cancelled(sent):
+    """A queue runs it again: the attempt has ended, and the job, which was to be cancelled, has not."""
+    with leaves(Retry), Progress(JOB):
+        cancel(JOB)
+        raise Retry
+    with leaves(Retry):
+        async with Progress(JOB):
+            raise Retry
+    with leaves(Cancelled), Progress(JOB) as p:
+        p.check()
+
+    assert told(sent, "state")[-1] == "cancelled"
+    with Progress(JOB) as p:
+        p.check()
+
+
         assert get_store().cancel_requested(Topic.parse(JOB)) != forgotten
         cancel(JOB)
         await aannounce(JOB, state=state)
