@@ -53,6 +53,8 @@ QUEUES_OWN: Final[dict[tuple[str, str], State]] = {
     ("rq", "BaseTimeoutException"): "cancelled",
 }
 """What the exceptions mean by which a queue stops a job, by top-level module and name: none need be installed."""
+QUEUES_WAYS: Final = ("delay", "send", "enqueue")
+"""How a queue's decorator lets a task be sent, which would bypass one above it."""
 _current: ContextVar[ref[Progress] | None] = ContextVar("notifications.progress", default=None)
 _open: Final = WeakValueDictionary[int, "Progress"]()
 """Those that are open in this process, by their ``id``. Neither keeps one alive that was dropped and not ended."""
@@ -69,7 +71,7 @@ class Part:
     _parent: Part | None
 
     def __init__(self, weight: float, total: float | None, done: float, stage: str | None) -> None:
-        self._weight = weight
+        self._weight = as_number(weight) or 0
         self._total = as_number(total)
         self._done = as_number(done) or 0
         self._stage = as_text(stage)
@@ -102,6 +104,8 @@ class Part:
     def advance(self, by: float = 1) -> None:
         """Add to what is done; costs a microsecond or less."""
         root = self._root
+        if type(by) is not int:
+            by = as_number(by) or 0
         with root._lock:
             self._done += by
         root._change()
@@ -410,10 +414,15 @@ class Progress(Part):
             if state == "succeeded" and self._total is not None:
                 self._done = self._total = max(self._done, self._total)
             if state == "failed" and error is not None and self._left_early is None:
-                text = as_text(error) if self._show_errors else None
-                self._error = text or type(error).__name__
+                self._error = (self._text_of(error) if self._show_errors else None) or type(error).__name__
             self._state = state
         return None if reporter.muted else reporter
+
+    def _text_of(self, error: BaseException) -> str | None:
+        try:
+            return as_text(error)
+        except Exception:  # noqa: BLE001  its __str__ raises whatever it likes, and the job has to end
+            return None
 
     def _leave(self, state: State) -> None:
         """End the job, without waiting for its last message: its loop in a coroutine was left early."""
@@ -482,13 +491,15 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
         **options: As for ``Progress``.
 
     Raises:
-        TypeError: The function has no such argument.
+        TypeError: The function has no such argument, or is what the decorator of a queue has returned.
         TopicError: In a call: the topic is not valid.
 
     """
     names = {name.split(".")[0].split("[")[0] for _, name, _, _ in Formatter().parse(topic) if name is not None}
 
     def decorate(function: F) -> F:
+        if _is_task(inspect.unwrap(function, stop=_is_task)):
+            raise TypeError(f"{function!r} is a task: progress stands below the decorator of the queue")
         signature = inspect.signature(function)
         if unknown := names - signature.parameters.keys():
             raise TypeError(f"{function.__qualname__} has no argument {', '.join(sorted(unknown))!r}")
@@ -555,6 +566,10 @@ def job_of(
     if inspect.ismethod(function):
         arguments = (function.__self__, *arguments)
     return None if job is None else job(arguments, named, **more)
+
+
+def _is_task(function: Any) -> bool:
+    return any(hasattr(function, way) for way in QUEUES_WAYS)
 
 
 def _state_after(error: BaseException) -> State:

@@ -11,7 +11,7 @@ import asyncio
 import dis
 import sys
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sized
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import CodeType, FrameType
 from typing import Any, Final, Generic, Self, TypeVar
 
@@ -42,7 +42,7 @@ class Track(Generic[T]):
                     yield item
                 except GeneratorExit:
                     if root is job:
-                        root._left_early = _state_left(sys._getframe(1), loop)
+                        root._left_early = _state_left(sys._getframe().f_back, loop)
                     raise
                 part.advance()
 
@@ -52,7 +52,8 @@ class Track(Generic[T]):
     def _job(self, *, sized: bool = True) -> Any:
         total = self._total
         if total is None and sized and isinstance(self._items, Sized):
-            total = len(self._items)
+            with suppress(TypeError, NotImplementedError, OverflowError):  # streams, and ranges that are too long
+                total = len(self._items)
         if isinstance(self._to, Part):
             if total is not None:
                 self._to.total = total
@@ -98,7 +99,7 @@ class _Steps(Generic[T]):
     def __del__(self) -> None:
         job = self._job
         if job is not None and job is self._part and isinstance(job, Progress):
-            job._leave("cancelled" if _is_cancelled() else _state_left(sys._getframe(1), self._loop))
+            job._leave("cancelled" if _is_cancelled() else _state_left(sys._getframe().f_back, self._loop))
         elif job is not None:
             job.__exit__(GeneratorExit, GeneratorExit(), None)
 
@@ -147,17 +148,19 @@ def track(
     return Track(items, to, total, options)
 
 
-def _state_left(frame: FrameType, loop: CodeType | None) -> State:
+def _state_left(frame: FrameType | None, loop: CodeType | None) -> State:
     """
     Return how a job has ended whose loop was left early: on purpose, or by an exception.
 
     An exception drops the loop's iterator while its frame executes what has raised it.
 
     Args:
-        frame: Where the iterator was dropped.
+        frame: Where the iterator was dropped; None at the end of the interpreter.
         loop: The code in which the loop is; somewhere else nobody knows.
 
     """
+    if frame is None:
+        return "failed"
     code, at = frame.f_code.co_code, frame.f_lasti
     on_purpose = frame.f_code is loop and 0 <= at < len(code) and dis.opname[code[at]] in LEFT
     return "cancelled" if on_purpose else "failed"

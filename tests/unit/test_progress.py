@@ -1,5 +1,6 @@
 """The progress of jobs: what is told, how often, and how every job ends."""
 
+import _thread
 import asyncio
 import gc
 import io
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from decimal import Decimal
 from fractions import Fraction
+from functools import wraps
 from itertools import pairwise
 from types import GeneratorType
 
@@ -180,6 +182,19 @@ def test_the_text_of_an_exception_is_told_if_the_site_says_so(sent):
     assert told(sent, "error")[1::2] == ["row 7 has no date", "ValueError"]
 
 
+def test_an_exception_without_a_text_is_told_by_its_class(sent):
+    """Its ``__str__`` raises, which must not hide it from the site, nor leave its job running."""
+
+    class BrokenError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    with leaves(BrokenError), Progress(JOB, show_errors=True):
+        raise BrokenError
+
+    assert told(sent, "state", "error")[-1] == ("failed", "BrokenError")
+
+
 def test_a_repeated_job_begins_again(sent):
     """A retry on the same topic, and the same object, start from the beginning."""
     p = Progress(JOB, total=2)
@@ -289,6 +304,23 @@ def test_numbers_may_be_of_any_class(sent):
     assert told(sent, "done")[0] == 0
 
 
+@pytest.mark.parametrize("number", [Decimal("0.5"), Fraction(1, 2)])
+def test_steps_and_weights_may_be_of_any_class(sent, number):
+    """A database counts in Decimal, which neither adds to a float nor divides by one: that must not fail a job."""
+    with Progress(JOB, total=4) as p:
+        p.advance(0.25)
+        p.advance(number)
+        with p.part(number, total=2) as part:
+            part.advance(number)
+            assert p._effective() == 0.875
+    with Progress(JOB) as p:
+        p.advance(number)
+    with Progress(JOB, total=2.5) as p, p.part(number):
+        pass
+
+    assert told(sent, "state").count("succeeded") == 3
+
+
 # A loop that is left.
 
 
@@ -323,6 +355,32 @@ def test_what_leaves_a_loop_ends_its_job(sent):
         ("failed", None, 1),
         ("failed", None, 0),
     ]
+
+
+def test_a_loop_that_nobody_has_left_ends_its_job(sent):
+    """No code of Python runs where its iterator is dropped, as at the end of the interpreter."""
+    loop = iter(track("abc", JOB))
+    assert next(loop) == "a"
+    _thread.start_new_thread(loop.close, ())
+    wait_for(lambda: told(sent, "state")[-1] != "running")
+
+    assert told(sent, "state") == ["running", "failed"]
+
+
+def test_items_may_refuse_to_tell_their_number(sent):
+    """A stream may have a ``__len__`` and no length, and a range may be too long: the loop goes on without."""
+
+    class Stream:
+        def __len__(self):
+            raise TypeError("a stream has no length")
+
+        def __iter__(self):
+            return iter("ab")
+
+    assert list(track(Stream(), JOB)) == ["a", "b"]
+    assert next(iter(track(range(10**20), JOB))) == 0
+
+    assert told(sent, "total")[:3] == [None, None, None]
 
 
 def test_an_exception_of_the_items_fails_the_job(sent):
@@ -808,6 +866,21 @@ def test_names_that_the_function_does_not_have_are_refused():
         progress("job:{pk}")(lambda pk: None)()
 
 
+@pytest.mark.parametrize("way", ["delay", "send", "enqueue"])
+def test_what_a_queue_has_made_of_a_function_is_refused(way):
+    """The decorators are in the wrong order: what the queue has would not be a job, and nothing would say so."""
+
+    class Task:
+        def __call__(self, import_id):
+            pytest.fail("was called")
+
+    task = Task()
+    setattr(task, way, lambda import_id: None)
+    for made in (task, wraps(task)(lambda import_id: None)):  # that of Celery wraps what it is given once more
+        with pytest.raises(TypeError, match="below the decorator of the queue"):
+            progress("job:{import_id}")(made)
+
+
 def test_generator_functions_are_jobs(sent):
     """The job lasts as long as somebody reads, and its value is returned."""
 
@@ -949,6 +1022,22 @@ def test_a_job_that_waits_can_be_cancelled(sent):
     assert told(sent, "state") == ["running", "cancelled"]
 
 
+async def test_a_job_that_is_tried_again_is_still_to_be_cancelled(sent):
+    """A queue runs it again: the attempt has ended, and the job, which was to be cancelled, has not."""
+    with leaves(Retry), Progress(JOB):
+        cancel(JOB)
+        raise Retry
+    with leaves(Retry):
+        async with Progress(JOB):
+            raise Retry
+    with leaves(Cancelled), Progress(JOB) as p:
+        p.check()
+
+    assert told(sent, "state")[-1] == "cancelled"
+    with Progress(JOB) as p:
+        p.check()
+
+
 @in_virtual_time
 async def test_an_asynchronous_job_can_be_cancelled():
     """``acheck`` waits for the first answer; later ones are a second old at most."""
@@ -1022,22 +1111,6 @@ async def test_an_end_that_is_announced_forgets_the_request_to_cancel(sent, sett
     for state, forgotten in (("waiting", False), ("cancelled", True), ("failed", True), ("succeeded", True)):
         cancel(JOB)
         announce(JOB, state=state)
-async def test_a_job_that_is_tried_again_is_still_to_be_cancelled(sent):
-    """A queue runs it again: the attempt has ended, and the job, which was to be cancelled, has not."""
-    with leaves(Retry), Progress(JOB):
-        cancel(JOB)
-        raise Retry
-    with leaves(Retry):
-        async with Progress(JOB):
-            raise Retry
-    with leaves(Cancelled), Progress(JOB) as p:
-        p.check()
-
-    assert told(sent, "state")[-1] == "cancelled"
-    with Progress(JOB) as p:
-        p.check()
-
-
         assert get_store().cancel_requested(Topic.parse(JOB)) != forgotten
         cancel(JOB)
         await aannounce(JOB, state=state)
