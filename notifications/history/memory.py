@@ -257,7 +257,7 @@ class MemoryStore:
             was_over = job.over
             standing = job.report(report, self._now(), cancelled=self.cancel_requested(topic))
             if standing.counts == "yes" and not was_over:
-                self._jobs[topic] = job, time.monotonic() + (ENDED_TTL if job.over else SHARES_TTL)
+                self._jobs[topic] = job, time.monotonic() + (ENDED_TTL if job.over and not run else SHARES_TTL)
                 if job.over:
                     self.drop_cancel(topic)
             return standing

@@ -207,7 +207,8 @@ def _reporting(topic: Topic, report: Report) -> tuple[list[str], list[Any]]:
     share = report.share
     arguments = [share.run, share.of, share.key, int(share.needed), report.attempt, report.state, report.done]
     arguments += [report.error, int(report.news), report.seen, report.interval, report.silence]
-    return [_job_key(topic), _cancel_key(topic)], [*arguments, SHARES_TTL * 1000, ENDED_TTL * 1000]
+    ended_ttl = SHARES_TTL if share.run else ENDED_TTL
+    return [_job_key(topic), _cancel_key(topic)], [*arguments, SHARES_TTL * 1000, round(ended_ttl * 1000)]
 
 
 def _standing(reply: list[Any]) -> Standing:

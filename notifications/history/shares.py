@@ -25,7 +25,9 @@ MAX_KEY: Final = 200
 SHARES_TTL: Final = 86_400
 """Seconds that the standing of a job is remembered after its last report."""
 ENDED_TTL: Final = 3_600
-"""Seconds that it is remembered that a job has ended: a share that was done twice may report later than that end."""
+"""Seconds that it is remembered that a job without a run has ended, before it may begin again on the same topic: a
+share that was done twice may report later than that end. The end of a run is remembered for ``SHARES_TTL``: queues give
+to another worker what was not acknowledged for an hour, and another run need not wait."""
 OVER: Final = ("succeeded", "failed", "cancelled")
 """The states in which a job is over."""
 

@@ -226,8 +226,8 @@ class Store(Protocol):
         Note how far a share of the job of a topic is, and return how the job stands: ``Job.report``, in one step.
 
         The first report of a later run begins it. What is reported of an earlier one, or after the end, is ignored.
-        It is remembered for ``SHARES_TTL`` seconds after the last report, and for ``ENDED_TTL`` after the end. With
-        the end, a request to cancel the job is forgotten. The same report may be repeated.
+        It is remembered for ``SHARES_TTL`` seconds after the last report, and for ``ENDED_TTL`` after the end if it
+        has no run. With the end, a request to cancel the job is forgotten. The same report may be repeated.
         """
         ...
 

@@ -1114,7 +1114,7 @@ async def test_a_share_sees_that_it_is_cancelled(store):
 
 
 async def test_what_was_reported_is_forgotten(store, monkeypatch):
-    """A day after the last report, and an hour after the end; before that nothing begins anew."""
+    """A day after the last report, and an hour after the end without a run; before that nothing begins anew."""
     module = type(store).__module__
     monkeypatch.setattr(f"{module}.SHARES_TTL", 1)
     monkeypatch.setattr(f"{module}.ENDED_TTL", 2)
@@ -1126,6 +1126,31 @@ async def test_what_was_reported_is_forgotten(store, monkeypatch):
     await await_for(lambda: store.report_share(OTHER, report("1", of=2)).of == 2)
     assert first > 0.9
     assert time.monotonic() - began > 1.9
+
+
+async def test_the_end_of_a_run_is_remembered_for_a_day(store, monkeypatch):
+    """A queue may deliver a share again after an hour, as Celery's does: that must not begin the run anew."""
+    monkeypatch.setattr(f"{type(store).__module__}.ENDED_TTL", 0.1)
+    for topic, run in ((TOPIC, "1"), (OTHER, "")):
+        for key in ("1", "2"):
+            store.report_share(topic, report(key, of=2, state="succeeded", run=run))
+    await await_for(lambda: store.report_share(OTHER, report("1", of=2)).state == "running")
+
+    assert numbers_of(store.report_share(TOPIC, report("1", of=2, run="1"))) == ("succeeded", 2, 2, 2 * WHOLE)
+    assert numbers_of(store.report_share(TOPIC, report("1", of=2, run="2"))) == ("running", 0, 2, 0)
+
+
+async def test_no_share_is_remembered_after_the_end(live_redis):
+    """Nobody asks for them any more, and there may be 100,000 of them for another day."""
+    store = RedisStore()
+    for key in "123":
+        end = store.report_share(TOPIC, report(key, state="succeeded"))
+    (name,) = live_redis.keys("*:progress:*")
+    assert set(live_redis.hkeys(name)) == {b"job", b"told"}
+
+    assert end.turn
+    assert store.publish(TOPIC, data(1), version=end.version)
+    assert not store.report_share(TOPIC, report("1", state="succeeded")).turn
 
 
 reports = st.builds(

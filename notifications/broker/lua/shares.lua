@@ -9,7 +9,7 @@
 --       12 silence after which a message is due (ms)   13 ttl (ms)   14 ttl after the end (ms)
 -- Returns the fields of Standing, in their order.
 --
--- One write at the end, so that Redis refuses all of it or nothing. All numbers are whole and below 1e14.
+-- It writes at the end, so that Redis refuses all of it or nothing. All numbers are whole and below 1e14.
 
 local call, WHOLE = redis.call, 1000000
 local key, run, name, state, attempt = KEYS[1], ARGV[1], ARGV[3], ARGV[6], ARGV[5]
@@ -134,6 +134,10 @@ else
   end
 end
 if not was_over then
+  if over() then
+    call('DEL', key)  -- the shares: nobody asks for them any more
+    fields = {}
+  end
   call('HSET', key, 'job', cmsgpack.pack(job), 'told', told, unpack(fields))
   call('PEXPIRE', key, over() and ARGV[14] or ARGV[13])
   if over() then
