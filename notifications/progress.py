@@ -378,8 +378,9 @@ class Progress(Part):
                 raise RuntimeError(f"the progress of {self._topic} is open already")
             return None
         self._continues = found
+        shares = found._share_of_job is not None  # their job counts them, in whatever unit this one counts
         for name, value in self._given.items():
-            if value is not None:
+            if value is not None and not (shares and name == "unit"):
                 setattr(found, name, value)
         if self._given["total"] is not None:
             found.done = self._begin_with

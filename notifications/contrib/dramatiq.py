@@ -7,6 +7,8 @@ The progress of dramatiq's messages: that one waits, runs, is tried again, and h
     @progress("job:{import_id}")
     def run_import(import_id): ...
 
+    track(group([read.message(name) for name in names]), "job:7").run()
+
 ``progress`` is that of ``notifications``: without the middleware it tells what it can see from within the actor.
 """
 
@@ -14,22 +16,29 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from dramatiq.broker import Broker, MessageProxy
+from dramatiq.composition import group, pipeline
 from dramatiq.errors import Retry
 from dramatiq.message import Message
 from dramatiq.middleware import Middleware
 
 from ..exceptions import Cancelled
 from ..jobs import announce
-from ..logs import describe
+from ..logs import LogBudget, describe
 from ..progress import Progress, job_of, progress
+from ..topics import Topic
+from .tracked import Marks, Tracked, end
 
-__all__ = ["ProgressMiddleware", "progress"]
+__all__ = ["ProgressMiddleware", "progress", "track"]
 
-logger = logging.getLogger(__name__)
+_log: Final = LogBudget(logging.getLogger(__name__))
+
+Tasks = TypeVar("Tasks", Message[Any], pipeline, group)
+
+OPTION: Final = "notifications_share"
+"""The option of a message that is a share of a job."""
 
 
 class RetriesExceededError(Exception):
@@ -71,17 +80,20 @@ class ProgressMiddleware(Middleware):  # type: ignore[misc]  # it is untyped for
 
     def before_enqueue(self, broker: Broker, message: Message[Any], delay: int | None) -> None:
         """Tell that a job waits: before another process can tell that it runs."""
-        if self._end(message.message_id, Retry()) or getattr(self._thread, "passes_on", False):
+        if self._end(message.message_id, None, waits=True) or getattr(self._thread, "passes_on", False):
             return
-        for job in self._jobs(broker, message):
+        tracked, job = _jobs_of(broker, message)
+        if tracked is not None:
+            tracked.begin()
+        if job is not None:
             announce(job.topic)
 
     def before_process_message(self, broker: Broker, message: MessageProxy) -> None:
         """Begin the job, in which the actor goes on with it."""
-        jobs = []
-        for job in self._jobs(broker, message):
-            job.__enter__()
-            jobs.append(job)
+        tracked, job = _jobs_of(broker, message)
+        jobs = [each for each in (tracked and tracked.progress(), job) if each is not None]
+        for each in jobs:
+            each.__enter__()
         self._thread.attempt, self._thread.error = _Attempt(message.message_id, jobs), None
 
     def after_process_message(
@@ -94,10 +106,13 @@ class ProgressMiddleware(Middleware):  # type: ignore[misc]  # it is untyped for
 
     def after_skip_message(self, broker: Broker, message: MessageProxy) -> None:
         """End a job that is not done."""
-        skipped = Cancelled("dramatiq has skipped it")
-        if not self._end(message.message_id, skipped):
-            for job in self._jobs(broker, message):
-                announce(job.topic, state="cancelled")
+        if self._end(message.message_id, Cancelled("dramatiq has skipped it")):
+            return
+        tracked, job = _jobs_of(broker, message)
+        if tracked is not None:
+            tracked.announce("cancelled")
+        if job is not None:
+            announce(job.topic, state="cancelled")
 
     def before_nack(self, broker: Broker, message: MessageProxy) -> None:
         """End a job that has failed and is not tried again."""
@@ -109,22 +124,74 @@ class ProgressMiddleware(Middleware):  # type: ignore[misc]  # it is untyped for
 
     before_ack = before_nack  # without the middleware Retries, what has failed is done
 
-    def _end(self, message_id: str, error: BaseException | None) -> bool:
+    def _end(self, message_id: str, error: BaseException | None, *, waits: bool = False) -> bool:
         """End what this thread does for a message; return whether it did anything."""
         attempt: _Attempt | None = getattr(self._thread, "attempt", None)
         if attempt is None or attempt.message_id != message_id:
             return False
         self._thread.attempt = None
         for job in reversed(attempt.jobs):
-            job.__exit__(None if error is None else type(error), error, None if error is None else error.__traceback__)
+            end(job, error, "waiting" if waits else None)
         return True
 
-    def _jobs(self, broker: Broker, message: Message[Any] | MessageProxy) -> Iterator[Progress]:
-        """Yield the jobs that a message is, not begun."""
-        try:
-            job = job_of(broker.get_actor(message.actor_name).fn, message.args, message.kwargs)
-        except Exception as error:  # noqa: BLE001  the actor does not take these arguments, or is not there: it says so
-            logger.warning("progress of a message is not told (%s): %s", message.actor_name, describe(error))
-        else:
-            if job is not None:
-                yield job
+
+def _jobs_of(broker: Broker, message: Message[Any] | MessageProxy) -> tuple[Tracked | None, Progress | None]:
+    """Return the share of a job that a message is, and the job that it is by itself, not begun."""
+    tracked, job = None, None
+    try:
+        if (carried := message.options.get(OPTION)) is not None:
+            tracked = Tracked.read(carried)
+        job = job_of(broker.get_actor(message.actor_name).fn, message.args, message.kwargs)
+    except Exception as error:  # noqa: BLE001  the actor does not take these arguments, or is not there: it says so
+        _log.warning("progress of a message is not told (%s): %s", message.actor_name, describe(error))
+    if tracked is not None and job is not None and job.topic == tracked.topic:
+        job = None  # the actor goes on with the share
+    return tracked, job
+
+
+def track(tasks: Tasks, topic: Topic | str, **texts: Any) -> Tasks:
+    """
+    Return a copy of a group or pipeline, all messages of which are shares of one job: it has one bar.
+
+    The job waits from when it is run. Its count is that of the messages that are done, and it has succeeded when all
+    are. It fails at once if a message fails for which others wait: an earlier one of a pipeline, or one of a group with
+    completion callbacks, which count as well. Otherwise it has failed in the end if one has. If one is skipped or ends
+    with ``Cancelled``, the job is cancelled.
+
+    All actors count, also those that ``progress`` does not decorate. An actor that is decorated with the same topic, or
+    that gives ``Progress.current()`` to ``notifications.track``, also tells how far it is itself. What actors send
+    themselves, also by ``on_success``, does not count. The broker needs ``ProgressMiddleware``.
+
+    Call it once for each time that you run a group: each is a run of the job, and a later one replaces an earlier.
+
+    Args:
+        tasks: A group, pipeline or message; groups may have groups and pipelines in them.
+        topic: Where to publish, such as ``"job:42"``.
+        **texts: ``unit``, ``stage``, ``message`` and ``url`` of the job, as for ``notifications.Progress``.
+
+    Raises:
+        TopicError: The topic is not valid.
+        TypeError: It is none of these.
+        ValueError: It has no message, or more than a job can have shares.
+
+    """
+    marks = Marks(topic, texts)
+    marked: Tasks = _marked(tasks, marks, needed=False)
+    marks.close()
+    return marked
+
+
+def _marked(part: Any, marks: Marks, *, needed: bool) -> Any:
+    if isinstance(part, Message):
+        return part.copy(options={OPTION: marks.mark(needed=needed)})
+    if isinstance(part, pipeline):
+        last = len(part.messages) - 1
+        messages = [_marked(each, marks, needed=needed or place < last) for place, each in enumerate(part.messages)]
+        return pipeline(messages, broker=part.broker)
+    if isinstance(part, group):
+        waited_for = needed or bool(part.completion_callbacks)
+        found = group([_marked(each, marks, needed=waited_for) for each in part.children], broker=part.broker)
+        for callback in part.completion_callbacks:
+            found.add_completion_callback(_marked(Message(**callback), marks, needed=needed))
+        return found
+    raise TypeError(f"{part!r} is no message, pipeline or group")

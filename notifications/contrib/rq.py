@@ -7,30 +7,37 @@ The progress of RQ's jobs: that one waits, runs, is tried again, and how it has 
     @progress("job:{import_id}")
     def run_import(import_id): ...
 
+    queue.enqueue_many(track([Queue.prepare_data(read, [name]) for name in names], "job:7"))
+
 ``progress`` is that of ``notifications``: with RQ's own ``Job`` it tells what it can see from within the function.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from rq import job as rq
 from rq.job import JobStatus
+from rq.queue import EnqueueData
 
 from ..exceptions import Cancelled
 from ..jobs import announce
-from ..logs import describe
+from ..logs import LogBudget, describe
 from ..messages import State
 from ..progress import Progress, job_of, progress
+from ..topics import Topic
+from .tracked import Marks, Tracked, end
 
-__all__ = ["Job", "progress"]
+__all__ = ["Job", "progress", "track"]
 
-logger = logging.getLogger(__name__)
+_log: Final = LogBudget(logging.getLogger(__name__))
 
 META: Final = "notifications_progress"
 """Where a job's ``meta`` has its topic: whoever cancels it, or finds it killed, need not have its function."""
+SHARE: Final = "notifications_share"
+"""Where it has the share of a job that it is."""
 KILLED: Final = "Work-horse terminated unexpectedly"
 """The error of a job whose process was killed, in RQ's words."""
 
@@ -53,7 +60,7 @@ class Job(rq.Job):  # type: ignore[misc]  # it is untyped for us
     nobody is told that their process was killed.
     """
 
-    _attempt: Progress | None = None
+    _attempt: Sequence[Progress] = ()
     _error: BaseException | None = None
     _told: State | None = None
 
@@ -108,34 +115,50 @@ class Job(rq.Job):  # type: ignore[misc]  # it is untyped for us
 
     def _begin(self) -> None:
         self._error = None
+        tracked = self._tracked()
         try:
-            function: Callable[..., Any] = self.func
+            job = _progress_of(self.func, self.args, self.kwargs)
         except Exception:  # noqa: BLE001  it cannot be imported, which running it says as well
             return
-        self._attempt = _progress_of(function, self.args, self.kwargs)
-        if self._attempt is not None:
-            self._attempt.__enter__()
+        if tracked is not None and job is not None and job.topic == tracked.topic:
+            job = None  # the function goes on with the share
+        self._attempt = [each for each in (tracked and tracked.progress(), job) if each is not None]
+        for each in self._attempt:
+            each.__enter__()
             self._told = "running"
 
     def _tell(self, state: State) -> None:
         """Tell a state once: of the attempt, if this process has one that is open, otherwise beside it."""
-        if state == self._told:
+        before, self._told = self._told, state
+        if state == before:
             return
-        attempt, self._attempt = self._attempt, None
-        if attempt is not None:
+        if self._attempt:
             failed = state == "failed" and self._error is not None
-            reporter = attempt._ended(self._error, None if failed else state)
-            if reporter is not None:
-                reporter.end(attempt._last())
-        elif (topic := self.meta.get(META)) is not None:
-            error = KILLED if state == "failed" and self._told is None else None
-            if state == "failed" and self._error is not None:
-                error = type(self._error).__name__
+            for each in reversed(self._attempt):
+                end(each, self._error, None if failed else state)
+            self._attempt = ()
+            return
+        error = KILLED if state == "failed" and before is None else None
+        if state == "failed" and self._error is not None:
+            error = type(self._error).__name__
+        tracked, topic = self._tracked(), self.meta.get(META)
+        if tracked is not None:
+            if state == "waiting" and self.started_at is None:
+                tracked.begin()
+            else:
+                tracked.announce(state, error)
+        if topic is not None and (tracked is None or topic != str(tracked.topic)):
             try:
                 announce(topic, state=state, error=error)
             except Exception as failure:  # noqa: BLE001  somebody has written nonsense there
-                logger.warning("progress of a job is not told (%s): %s", self.id, describe(failure))
-        self._told = state
+                _log.warning("progress of a job is not told (%s): %s", self.id, describe(failure))
+
+    def _tracked(self) -> Tracked | None:
+        try:
+            return None if (carried := self.meta.get(SHARE)) is None else Tracked.read(carried)
+        except Exception as failure:  # noqa: BLE001  as above
+            _log.warning("progress of a job is not told (%s): %s", self.id, describe(failure))
+        return None
 
 
 NOT_CANCELLED: Final = (JobStatus.STARTED, JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED)
@@ -147,5 +170,48 @@ def _progress_of(function: Any, arguments: Sequence[Any], named: dict[str, Any])
     try:
         return job_of(function, arguments, named)
     except Exception as error:  # noqa: BLE001  the function does not take these arguments: it says so
-        logger.warning("progress of a job is not told (%s): %s", function, describe(error))
+        _log.warning("progress of a job is not told (%s): %s", function, describe(error))
     return None
+
+
+def track(jobs: Iterable[EnqueueData], topic: Topic | str, **texts: Any) -> list[EnqueueData]:
+    """
+    Return what ``enqueue_many`` of a queue or ``rq.group.Group`` takes, all jobs of which are shares of one: one bar.
+
+    The job waits from when they are enqueued. Its count is that of the jobs that are done, and it has succeeded when
+    all are. It fails at once if a job fails on which another of them depends by its ``job_id``; otherwise it has failed
+    in the end if one has. If one is stopped or cancelled, all are for the bar, but the others go on unless they look.
+
+    All functions count, also those that ``progress`` does not decorate. A function that is decorated with the same
+    topic, or that gives ``Progress.current()`` to ``notifications.track``, also tells how far it is itself. The queues
+    and workers need ``Job`` as their ``job_class``.
+
+    Call it once for each time that you enqueue them: each is a run of the job, and a later one replaces an earlier.
+
+    Args:
+        jobs: What ``Queue.prepare_data`` returns, for each.
+        topic: Where to publish, such as ``"job:42"``.
+        **texts: ``unit``, ``stage``, ``message`` and ``url`` of the job, as for ``notifications.Progress``.
+
+    Raises:
+        TopicError: The topic is not valid.
+        TypeError: There is no such text.
+        ValueError: There is no job, or there are more than a job can have shares.
+
+    """
+    marks, jobs = Marks(topic, texts), list(jobs)
+    waited_for = {name for each in jobs if each.depends_on for name in _names_of(each.depends_on)}
+    found = [
+        each._replace(meta={**(each.meta or {}), SHARE: marks.mark(needed=each.job_id in waited_for)}) for each in jobs
+    ]
+    marks.close()
+    return found
+
+
+def _names_of(depends_on: Any) -> Iterable[str]:
+    """Return the ids of the jobs on which one depends, that have to succeed."""
+    if isinstance(depends_on, rq.Dependency):
+        return () if depends_on.allow_failure else _names_of(depends_on.dependencies)
+    if isinstance(depends_on, list | tuple):
+        return [name for each in depends_on for name in _names_of(each)]
+    return [depends_on.id if isinstance(depends_on, rq.Job) else str(depends_on)]

@@ -24,7 +24,8 @@ import os
 import dramatiq
 from django.conf import settings
 from dramatiq.brokers.redis import RedisBroker
-from dramatiq.middleware import AsyncIO
+from dramatiq.middleware import AsyncIO, GroupCallbacks
+from dramatiq.rate_limits.backends import RedisBackend
 
 from notifications.contrib.dramatiq import ProgressMiddleware
 
@@ -34,6 +35,7 @@ broker = RedisBroker(
     url=settings.BROKER_URL, namespace=namespace, heartbeat_timeout=1000, maintenance_chance=1_000_000
 )
 broker.add_middleware(AsyncIO())
+broker.add_middleware(GroupCallbacks(RedisBackend(url=settings.BROKER_URL)))
 broker.add_middleware(ProgressMiddleware())
 dramatiq.set_broker(broker)
 """,
@@ -49,7 +51,8 @@ import asyncio, os, time
 import dramatiq
 from mysite.broker import broker
 from notifications import Cancelled, Progress, track
-from notifications.contrib.dramatiq import progress
+from notifications.contrib.dramatiq import progress, track as track_all
+from dramatiq import group, pipeline
 
 def again(retries, error):
     return retries < 2
@@ -110,6 +113,29 @@ async def sleep(pk, error):
     if error:
         raise LookupError
 
+@dramatiq.actor(min_backoff=1, max_backoff=1, max_retries=2)
+def count(pk, times=0):
+    fail_until(pk, times)
+
+@dramatiq.actor
+@progress("job:{pk}", unit="rows")
+def count_far(pk, part):
+    for _ in track(range(4), f"job:{pk}"):
+        pass
+
+@dramatiq.actor
+@progress("job:{pk}-{part}")
+def count_both(pk, part):
+    pass
+
+def unpiped(*arguments):
+    return count_far.message_with_options(args=arguments, pipe_ignore=True)
+
+def with_callback(messages, callback):
+    found = group(messages)
+    found.add_completion_callback(callback)
+    return found
+
 @dramatiq.actor
 @progress("job:{pk}")
 def be_watched(pk):
@@ -136,6 +162,21 @@ SENT = {
     "coroutine-that-fails": "sleep.send('coroutine-that-fails', True)",
 }
 """What a web process sends, by the id of the job."""
+TRACKED = {
+    "group": "group([count.message(f'group-{n}') for n in range(5)])",
+    "group-tried-again": "group([count.message(f'tried-{n}', n) for n in range(3)])",
+    "group-that-fails": "group([count.message('never', 9), count.message('ever')])",
+    "group-cancelled": "group([be_cancelled.message('of-a-group'), count.message('more')])",
+    "group-too-slow": "group([take_too_long.message('of-a-group-too')])",
+    "group-of-both": "group([count_both.message('group-of-both', n) for n in range(2)])",
+    "same-topic": "group([count_far.message('same-topic', n) for n in range(3)])",
+    "pipeline": "pipeline([unpiped('of-pipeline', n) for n in range(3)])",
+    "pipeline-that-fails": "pipeline([throw.message('of-pipeline-2'), count.message('not-reached')])",
+    "nested": "group([count.message('n-0'), group([count.message('n-1')]),"
+    " pipeline([count.message('n-2'), count.message_with_options(args=('n-3',), pipe_ignore=True)])])",
+    "with-callback": "with_callback([count.message(f'c-{n}') for n in range(2)], count.message('c-2'))",
+}
+"""Of which groups and pipelines there is one bar, by the id of its job."""
 
 
 @pytest.fixture(scope="module")
@@ -151,10 +192,11 @@ def site(redis_server: LocalRedis, project: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def told(site: QueueSite) -> dict[str, list[dict[str, Any]]]:
     """Return all that was told of each of ``SENT``: a worker of one thread has done another message after them."""
-    code = "\n".join(["from shop.tasks import *", *SENT.values()])
+    shares = [f"found = track_all({code}, 'job:{pk}', unit='parts')\nfound.run()" for pk, code in TRACKED.items()]
+    code = "\n".join(["from shop.tasks import *", *SENT.values(), *shares])
     with site.working(*WORKER, ready=READY, NAMESPACE="told"):
         site.run(f"{code}\nfail.send_with_options(args=('no-argument',), max_retries=0)", NAMESPACE="told")
-        heard = {pk: site.hear(f"job:{pk}") for pk in SENT}
+        heard = {pk: site.hear(f"job:{pk}") for pk in (*SENT, *TRACKED)}
         site.run("from shop.tasks import *; import_rows.send('the-last')", NAMESPACE="told")
         site.hear("job:the-last")
     assert site.heard("job:no-argument") == []
@@ -218,6 +260,38 @@ def test_the_time_limit_cancels_the_last_attempt(told: dict[str, list[dict[str, 
 def test_a_message_that_is_too_old_is_cancelled(told: dict[str, list[dict[str, Any]]]) -> None:
     """It was never running."""
     assert gist(told["too-old"]) == ["waiting", "cancelled"]
+
+
+@pytest.mark.parametrize(
+    ("pk", "parts"),
+    [
+        *(("group", 5), ("group-tried-again", 3), ("group-of-both", 2), ("same-topic", 3), ("pipeline", 3)),
+        *(("nested", 4), ("with-callback", 3)),
+    ],
+)
+def test_a_group_is_one_bar(told: dict[str, list[dict[str, Any]]], pk: str, parts: int) -> None:
+    """
+    It counts the messages that are done, each once, in whatever way they are composed.
+
+    What is tried again is no news of the job, which goes on.
+    """
+    assert gist(told[pk]) == ["waiting", "running", "succeeded"]
+    assert (told[pk][-1]["done"], told[pk][-1]["total"]) == (parts, parts)
+    assert {payload["unit"] for payload in told[pk]} == {"parts"}
+
+
+def test_a_group_has_failed_when_all_have_ended(told: dict[str, list[dict[str, Any]]]) -> None:
+    """One message has failed, and the others are done; a time limit of one does not cancel all."""
+    assert gist(told["group-that-fails"]) == ["waiting", "running", "failed"]
+    assert (told["group-that-fails"][-1]["done"], told["group-that-fails"][-1]["error"]) == (2, "LookupError")
+    assert gist(told["group-too-slow"]) == ["waiting", "running", "failed"]
+    assert told["group-too-slow"][-1]["error"] == "TimeLimitExceeded"
+
+
+def test_a_job_ends_at_once_if_the_rest_will_not_run(told: dict[str, list[dict[str, Any]]]) -> None:
+    """An earlier message of a pipeline has failed, or somebody has cancelled one of a group."""
+    assert gist(told["pipeline-that-fails"]) == ["waiting", "running", "failed"]
+    assert gist(told["group-cancelled"]) == ["waiting", "running", "cancelled"]
 
 
 def test_a_worker_that_is_told_to_stop_tries_again_later(site: QueueSite) -> None:

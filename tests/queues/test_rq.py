@@ -35,7 +35,9 @@ from rq import Callback, Queue, Retry
 from rq.command import send_stop_job_command
 from rq.registry import StartedJobRegistry
 from notifications import Cancelled, Progress, track
-from notifications.contrib.rq import Job, progress
+from notifications.contrib.rq import Job, progress, track as track_all
+from rq.group import Group
+from rq.job import Dependency
 from shop.queue import connection, queue
 
 @progress("job:{pk}", unit="rows")
@@ -74,6 +76,18 @@ def be_cancelled(pk):
 def take_too_long(pk):
     while True:
         time.sleep(0.01)
+
+def count(pk, times=0):
+    if connection.incr(f"tries:{pk}") <= times:
+        raise LookupError
+
+@progress("job:{pk}", unit="rows")
+def count_far(pk, part):
+    for _ in track(range(4), f"job:{pk}"):
+        pass
+
+def data(*arguments, func=count, **options):
+    return Queue.prepare_data(func, arguments, **options)
 
 @progress("job:{pk}")
 def be_watched(pk):
@@ -118,6 +132,17 @@ SENT = {
     "unknown": "queue.enqueue('shop.missing.gone', 'unknown', meta={'notifications_progress': 'job:unknown'})",
 }
 """What a web process enqueues, by the id of the job."""
+TRACKED = {
+    "many-of-one": "data('n-0'), data('n-1', 1, retry=Retry(max=1)), data('n-2')",
+    "same-topic": "data('same-topic', 0, func=count_far), data('same-topic', 1, func=count_far)",
+    "one-fails": "data('never', 9), data('ever')",
+    "one-too-slow": "data('of-many', func=take_too_long, timeout=1)",
+    "one-cancelled": "data('of-many-too', func=be_cancelled), data('more')",
+    "needed": "data('never-1', 9, job_id='first'), data('never-2', depends_on='first')",
+    "allowed": "data('never-3', 9, job_id='may-fail'),"
+    " data('d-2', depends_on=Dependency('may-fail', allow_failure=True))",
+}
+"""Of which jobs there is one bar, by its id."""
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +158,14 @@ def site(redis_server: LocalRedis, project: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def told(site: QueueSite) -> dict[str, list[dict[str, Any]]]:
     """Return all that was told of each of ``SENT``: the worker has done another job after them."""
-    code = "\n".join(["from shop.tasks import *", *SENT.values(), "queue.enqueue(fail, 'no-argument')"])
+    shares = [
+        f"Group(connection).enqueue_many(queue, track_all([{datas}], 'job:{pk}', unit='parts'))"
+        for pk, datas in TRACKED.items()
+    ]
+    code = "\n".join(["from shop.tasks import *", *SENT.values(), *shares, "queue.enqueue(fail, 'no-argument')"])
     with site.working("worker.py", "Worker", ready=READY, QUEUE="told"):
         site.run(code, QUEUE="told")
-        heard = {pk: site.hear(f"job:{pk}") for pk in SENT}
+        heard = {pk: site.hear(f"job:{pk}") for pk in (*SENT, *TRACKED)}
         site.run("from shop.tasks import *; queue.enqueue(import_rows, 'the-last')", QUEUE="told")
         site.hear("job:the-last")
     assert site.heard("job:no-argument") == []
@@ -197,6 +226,44 @@ def test_what_fails_around_the_function_is_told(told: dict[str, list[dict[str, A
     assert gist(told["callback"]) == ["waiting", "running", "succeeded", "failed"]
     assert gist(told["unknown"]) == ["waiting", "failed"]
     assert told["unknown"][-1]["error"] == "ValueError"
+
+
+@pytest.mark.parametrize(("pk", "parts"), [("many-of-one", 3), ("same-topic", 2)])
+def test_many_jobs_are_one_bar(told: dict[str, list[dict[str, Any]]], pk: str, parts: int) -> None:
+    """It counts those that are done, each once; what is tried again is no news of the whole, which goes on."""
+    assert gist(told[pk]) == ["waiting", "running", "succeeded"]
+    assert (told[pk][-1]["done"], told[pk][-1]["total"]) == (parts, parts)
+    assert {payload["unit"] for payload in told[pk]} == {"parts"}
+
+
+def test_many_jobs_have_failed_when_all_have_ended(told: dict[str, list[dict[str, Any]]]) -> None:
+    """One has failed, and the others are done; a time-out of one does not cancel all."""
+    for pk, done, error in [("one-fails", 2, "LookupError"), ("allowed", 2, "LookupError")]:
+        assert gist(told[pk]) == ["waiting", "running", "failed"]
+        assert (told[pk][-1]["done"], told[pk][-1]["error"]) == (done, error)
+    assert told["one-too-slow"][-1]["error"] == "JobTimeoutException"
+
+
+def test_many_jobs_end_at_once_if_the_rest_will_not_run(told: dict[str, list[dict[str, Any]]]) -> None:
+    """One has failed on which another depends, or somebody has cancelled one."""
+    assert gist(told["needed"]) == ["waiting", "running", "failed"]
+    assert gist(told["one-cancelled"]) == ["waiting", "running", "cancelled"]
+
+
+def test_a_share_whose_process_was_killed_has_failed(site: QueueSite) -> None:
+    """The worker tells it; the others go on."""
+    with (
+        redis.Redis.from_url(site.environment["REDIS_URL"]) as client,
+        site.working("worker.py", "Worker", ready=READY, QUEUE="share"),
+    ):
+        datas = "data('share-1', func=be_watched, retry=Retry(max=1)), data('share-2')"
+        site.run(f"from shop.tasks import *; queue.enqueue_many(track_all([{datas}], 'job:shares'))", QUEUE="share")
+        for _ in range(2):
+            os.kill(horse_of(client, "share-1"), signal.SIGKILL)
+
+        heard = site.hear("job:shares")
+        assert gist(heard) == ["waiting", "running", "failed"]
+        assert (heard[-1]["done"], heard[-1]["error"]) == (2, "Work-horse terminated unexpectedly")
 
 
 @pytest.mark.parametrize("kind", ["SpawnWorker", "SimpleWorker"])

@@ -105,6 +105,14 @@ def expect_jobs(queue: Queue, uploads: list[str]) -> None:
     assert [gist for topic, gist in heard if topic == "user:42"] == [DONE] * len(uploads)
 
 
+def expect_one_bar(queue: Queue) -> None:
+    """Expect that several tasks are told of as one job."""
+    heard = [queue.hear()]
+    while heard[-1][1]["state"] != "succeeded":
+        heard.append(queue.hear())
+    assert {topic for topic, _ in heard} == {"job:whole"}
+
+
 @pytest.mark.parametrize("queue", ["celery"], indirect=True)
 def test_celery_publishes_from_children_of_a_parent_that_has_published(queue: Queue) -> None:
     """A prefork worker publishes from its children, also if the parent had connections before it forked."""
@@ -123,10 +131,7 @@ def test_celery_publishes_from_children_of_a_parent_that_has_published(queue: Qu
         )
         expect_jobs(queue, uploads)
         queue.run("from uploads.tasks import analyze_in_parts; analyze_in_parts('whole')")
-        heard = [queue.hear()]
-        while heard[-1][1]["state"] != "succeeded":
-            heard.append(queue.hear())
-        assert {topic for topic, _ in heard} == {"job:whole"}
+        expect_one_bar(queue)
 
 
 @pytest.mark.parametrize("queue", ["dramatiq"], indirect=True)
@@ -137,6 +142,8 @@ def test_dramatiq_publishes_from_processes_and_threads(queue: Queue) -> None:
     with queue.working(*command_of("dramatiq"), "-p", "2", "-t", "2", ready="ready for action"):
         queue.run(f"from uploads.tasks import analyze; [analyze.send(u, 42) for u in {uploads}]")
         expect_jobs(queue, uploads)
+        queue.run("from uploads.tasks import analyze_in_parts; analyze_in_parts('whole')")
+        expect_one_bar(queue)
 
 
 @pytest.mark.parametrize("queue", ["rq"], indirect=True)
@@ -147,6 +154,8 @@ def test_rq_publishes_from_forked_jobs(queue: Queue) -> None:
     with queue.working(*command_of("rq"), ready="Listening on default"):
         queue.run(f"from mysite.queue import enqueue; [enqueue(u, 42) for u in {uploads}]")
         expect_jobs(queue, uploads)
+        queue.run("from mysite.queue import enqueue_pages; enqueue_pages('whole')")
+        expect_one_bar(queue)
 
 
 TOKENS = """

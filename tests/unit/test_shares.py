@@ -496,19 +496,20 @@ def test_more_shares_than_there_are_is_logged(sent, caplog):
 
 
 def test_a_loop_within_a_share_continues_it(sent):
-    """As in a job: what a task calls may track on the topic without knowing of shares."""
+    """As in a job: what a task calls may track on the topic without knowing of shares, and count in its own unit."""
 
-    @progress(JOB, share=Share("1", 2))
+    @progress(JOB, share=Share("1", 2), unit="files")
     def work():
-        for _ in track(range(4), JOB, stage="Reading"):
+        for _ in track(range(4), JOB, stage="Reading", unit="rows"):
             pass
         assert Progress.current().total == 4
 
     work()
-    with Progress(JOB, share=Share("2", 2)):
+    with Progress(JOB, share=Share("2", 2), unit="files"):
         pass
 
     assert told(sent, "state", "done", "total")[-1] == ("succeeded", 2, 2)
+    assert set(told(sent, "unit")) == {"files"}
 
 
 def test_a_share_within_another_counts_by_itself(sent):
