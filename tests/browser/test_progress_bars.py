@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Locator, Page, Route, expect
 
-from notifications import Cancelled, Progress
+from notifications import Cancelled, Progress, revoke
 from tests.axe import violations
 from tests.browser.test_elements import (
     CONNECTED,
@@ -395,6 +395,62 @@ def test_page_that_slept_is_not_stalled(tab: Tab) -> None:
     expect(shown(page, "state")).to_have_text("Running")
     pass_time(page, 15)
     expect(shown(page, "state")).to_have_text("Stalled")
+
+
+def test_job_out_of_sight_is_not_stalled(tab: Tab, settings: SimpleNamespace) -> None:
+    """Of a job that the page may not see any more nothing can be heard; seen again, it goes on."""
+    point_to(settings, tab.site.redis.url)
+    job = new_job(tab)
+    page = tab.open(task(job), before=lambda page: page.clock.install())
+    stop_clock(page)
+    report(tab, job, percent=40, eta=300)
+    expect(shown(page, "left")).to_have_text("about 5 min left")
+
+    revoke(job, tab.user.pk)
+    expect(shown(page, "stage")).to_have_text("Not available")
+    expect(shown(page, "left")).to_be_hidden()
+    pass_time(page, 70)
+    assert not page.evaluate("document.querySelector('task-progress').state.stalled")
+    expect(page.get_by_role("status")).to_have_text("")
+
+    page.evaluate("notifications.then((connection) => { connection.close(); connection.open(); })")
+    expect(shown(page, "state")).to_have_text("Running")
+    expect(shown(page, "stage")).to_be_hidden()
+    page.evaluate(CONNECTED)
+    pass_time(page, 70)
+    expect(shown(page, "state")).to_have_text("Stalled")
+
+
+def test_bar_that_was_removed_follows_nothing(tab: Tab) -> None:
+    """Whatever a framework does to an element that it has taken off the page, or a handler as soon as it is there."""
+    first, second, third = (new_job(tab) for _ in range(3))
+    page = tab.open(task(first))
+    page.evaluate(
+        """async (topics) => {
+            const connection = await notifications;
+            window.asked = new Set();
+            connection.addEventListener("frame", ({ detail: { direction, text } }) => {
+                const { action, topic } = JSON.parse(text);
+                if (direction === "out" && action === "subscribe") asked.add(topic);
+                if (direction === "out" && action === "unsubscribe") asked.delete(topic);
+            });
+            window.bar = document.querySelector("task-progress");
+            bar.remove();
+            bar.setAttribute("topic", topics[0]);
+            bar.setAttribute("state", "running");
+            document.addEventListener("progress-change", ({ target }) => target.remove(), { once: true });
+            const other = document.createElement("task-progress");
+            other.setAttribute("topic", topics[1]);
+            document.body.append(other);
+        }""",
+        [second, third],
+    )
+    page.evaluate(ANSWERED)
+    assert page.evaluate("[...asked]") == []
+
+    page.evaluate("document.body.append(bar)")
+    report(tab, second, percent=7)
+    expect(shown(page, "percent")).to_have_text("7%")
 
 
 def test_page_without_anything_to_count_has_no_timer(tab: Tab) -> None:

@@ -253,7 +253,10 @@ class Feed {
         this.#inquiry.miss();
         this.#on.gap();
       },
-      subscribed: () => this.#answered(),
+      subscribed: () => {
+        this.#answered();
+        this.#on.live();
+      },
       error: (detail) => {
         this.#answered(); // nothing more will come
         this.#on.error(detail);
@@ -295,7 +298,6 @@ class Feed {
     this.#live = this.#known = true;
     places.answered(this, this.#topic);
     this.#look();
-    this.#on.live();
   }
 
   #look() {
@@ -672,7 +674,7 @@ class JobElement extends HTMLElement {
   }
 
   #follow() {
-    if (!this.#topic || this._over(this.#job) || this.#feed.running) return;
+    if (!this.isConnected || !this.#topic || this._over(this.#job) || this.#feed.running) return;
     this.#heard = performance.now();
     this.#feed.start(this.#topic, { grant: this.getAttribute("grant"), since: this._since });
   }
@@ -687,15 +689,22 @@ class JobElement extends HTMLElement {
     this.#become(next, true, next.eta);
   }
 
+  /** Nothing is heard of the job from now on, however well it runs. */
   #refuse() {
     this.#refused = true;
+    if (this.#stalled) this.#stall(false);
     this._show();
+    this.#keepTime();
   }
 
   /** From now on it can be heard: time begins anew. */
   #listen() {
     this.#heard = performance.now();
     if (this.#stalled) this.#stall(false);
+    if (!this.#refused) return;
+    this.#refused = false;
+    this._show();
+    this.#keepTime();
   }
 
   #become(next, told = true, eta = null) {
@@ -710,7 +719,7 @@ class JobElement extends HTMLElement {
     if (was && !is) this._bar.announce(""); // it begins again
     this._show();
     if (before !== null && before !== next.state && is) this._bar.announce(`${this._name} – ${this._words(next).outcome}`);
-    if (this.isConnected && !is) this.#follow();
+    if (!is) this.#follow();
     if (this._over(next)) this.#feed.stop();
     else this.#feed.resting = is && this._beats;
     this.#keepTime();
@@ -720,7 +729,7 @@ class JobElement extends HTMLElement {
   // Time
 
   #keepTime() {
-    const runs = this.isConnected && this.#job.state === "running" && this.#feed.running;
+    const runs = this.isConnected && this.#job.state === "running" && this.#feed.running && !this.#refused;
     if (runs && (this.#due !== undefined || (this._beats && stale > 0))) clock.add(this);
     else clock.delete(this);
   }
@@ -745,7 +754,8 @@ class JobElement extends HTMLElement {
   }
 
   #showLeft() {
-    const known = this.#due !== undefined && this.#job.state === "running" && !this.#stalled && !this.#feed.words;
+    const runs = this.#job.state === "running" && !this.#stalled && !this.#refused && !this.#feed.words;
+    const known = runs && this.#due !== undefined;
     if (!known) return this._bar.showLeft("");
     this.#left = roughly(Math.max(0, (this.#due - performance.now()) / 1000), this.#left);
     if (this.#left === 0) return this._bar.showLeft(labels.nearly_done);
