@@ -148,7 +148,7 @@ def progress(
 
     """
     rendered, user = Topic(kind, id), _user(context)
-    can_cancel = cancel_url is not None and user is not None
+    can_cancel = bool(cancel_url) and user is not None  # {% url … as cancel_url %} is empty where there is no view
     values = {
         "topic": rendered.told,
         "grant": _grant(user, rendered, even_public=can_cancel) if grant else None,

@@ -252,6 +252,19 @@ def test_page_shows_what_the_site_knew(tab: Tab) -> None:
     expect(bar(page).first).to_have_attribute("aria-valuenow", "20")
 
 
+def test_frameworks_set_the_state_as_a_property(tab: Tab) -> None:
+    """React and Vue do so for each attribute of whose name the element has a property."""
+    page = tab.open(task(new_job(tab)))
+    set_state = """(state) => { "use strict"; document.querySelector("task-progress").state = state; }"""
+
+    page.evaluate(set_state, "running")
+
+    expect(shown(page, "state")).to_have_text("Running")
+    assert page.evaluate("document.querySelector('task-progress').state.state") == "running"
+    page.evaluate(set_state, None)
+    assert not page.evaluate("document.querySelector('task-progress').hasAttribute('state')")
+
+
 def test_job_is_in_the_language_of_the_page(tab: Tab) -> None:
     """Numbers and units of time are written as in the page's language."""
     job = new_job(tab)
@@ -531,7 +544,8 @@ def test_button_says_that_it_did_not_cancel(tab: Tab, fault: str) -> None:
     button = page.get_by_role("button", name="Cancel")
     button.click()
 
-    words = "It cannot be cancelled" if fault == "refused" else "The site did not answer: try again"
+    refused = "The site refused: reload the page and try again"
+    words = refused if fault in ("refused", "login page") else "The site did not answer: try again"
     expect(shown(page, "answer")).to_have_text(words)
     expect(page.get_by_role("status")).to_have_text(words)
     expect(shown(page, "cancel")).to_have_text("Cancel")
@@ -543,6 +557,18 @@ def test_button_says_that_it_did_not_cancel(tab: Tab, fault: str) -> None:
     page.wait_for_timeout(200)
     expect(shown(page, "cancel")).to_have_text("Cancelling…")
     tab.complaints[:] = [text for text in tab.complaints if "Failed to load resource" not in text]
+
+
+def test_button_needs_an_address(tab: Tab) -> None:
+    """Where the site has no view to cancel jobs there is no button: an empty address would be the page itself."""
+    page = tab.open("{% url 'no:such' as cancel_url %}" + task(new_job(tab), "state='running' cancel_url=cancel_url"))
+    expect(shown(page, "state")).to_have_text("Running")
+    expect(page.get_by_role("button")).to_have_count(0)
+
+    page.evaluate("document.querySelector('task-progress').setAttribute('cancel-url', '')")
+    expect(page.get_by_role("button")).to_have_count(0)
+    page.evaluate("document.querySelector('task-progress').setAttribute('cancel-url', '/a')")
+    expect(page.get_by_role("button")).to_have_count(1)
 
 
 def test_button_is_there_only_while_there_is_something_to_cancel(tab: Tab) -> None:

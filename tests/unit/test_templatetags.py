@@ -303,6 +303,8 @@ def test_token_is_rendered_only_with_a_button(no_redis: None) -> None:
     """A page without a button, or of nobody, may be cached, and has no token."""
     assert "csrf" not in render("{% progress 'job' 7 %}")
     assert render("{% progress 'job' 7 cancel_url='/a' %}", user=AnonymousUser()).count("=") == 1
+    nowhere = "{% url 'no:such' as cancel_url %}{% progress 'job' 7 cancel_url=cancel_url %}"
+    assert set(attributes_of(render(nowhere), "task-progress")) == {"topic", "grant"}
 
 
 def test_job_is_escaped_and_what_is_not_known_is_left_out(no_redis: None) -> None:

@@ -24,7 +24,7 @@ const labels = {
   batch_cancelled: "{n} cancelled",
   cancel: "Cancel",
   cancelling: "Cancelling…",
-  cancel_refused: "It cannot be cancelled",
+  cancel_refused: "The site refused: reload the page and try again",
   cancel_failed: "The site did not answer: try again",
   upload: "Upload",
   queued: "Waiting",

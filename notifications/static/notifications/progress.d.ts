@@ -45,7 +45,9 @@ export interface UploadChange extends UploadState {
 }
 
 export class TaskProgress extends HTMLElement {
-  readonly state: JobState;
+  get state(): JobState;
+  /** Sets the attribute: frameworks set properties where an element has some. */
+  set state(word: JobState["state"] | null | undefined);
 }
 
 export class UploadProgress extends HTMLElement {

@@ -531,7 +531,7 @@ class CancelButton {
   }
 
   show(possible, name) {
-    possible &&= this.#element.hasAttribute("cancel-url");
+    possible &&= Boolean(this.#element.getAttribute("cancel-url")); // empty, it would be the page itself
     if (!possible) {
       if (this.#button.matches(":focus")) this.#bar.focus(); // or the next Tab would begin at the top of the page
       this.#request?.abort();
@@ -563,11 +563,11 @@ class CancelButton {
       mode: "same-origin",
       credentials: "same-origin",
       referrerPolicy: "same-origin", // Django wants to know from where
-      redirect: "error",
+      redirect: "manual", // to a login page: status 0
       signal: request.signal,
     }).then(
       (answer) => (answer.ok ? "asked" : answer.status < 500 && answer.status !== 429 ? "cancel_refused" : "cancel_failed"),
-      () => "cancel_failed", // unreachable, too late, or a login page
+      () => "cancel_failed", // unreachable, or too late
     );
     clearTimeout(timer);
     if (request !== this.#request || status === "asked") return;
@@ -820,6 +820,12 @@ export class TaskProgress extends JobElement {
   /** What is shown: `topic`, `stalled`, and what a message has; null and "" for what is not known. */
   get state() {
     return { topic: this._topic(), ...(this._job ?? UNKNOWN), stalled: this._stalled };
+  }
+
+  /** The attribute: frameworks set a property instead of an attribute where there is one of its name. */
+  set state(word) {
+    if (word === null || word === undefined) this.removeAttribute("state");
+    else this.setAttribute("state", word);
   }
 
   get _word() {

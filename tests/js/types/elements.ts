@@ -19,6 +19,9 @@ document.addEventListener("upload-gap", ({ detail }) => console.log(detail.uploa
 
 const bar = document.querySelector("task-progress")!;
 const job: JobState = bar.state;
+bar.state = "running";
+// @ts-expect-error no state has this name
+bar.state = "completed";
 document.addEventListener("progress-change", ({ detail }) => console.log(detail.percent?.toFixed(), detail.before === "failed", detail.label));
 bar.addEventListener("progress-gap", ({ detail }) => console.log(detail.topic, detail.stalled, job.eta));
 
