@@ -79,25 +79,16 @@ class QueueSite:
 
     def run(self, code: str, **env: str) -> str:
         """Run code as a web process of the site would, and return what it prints."""
-        done = self._run("-c", f"import mysite.asgi\n{code}", env=env)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def manage(self, *arguments: str) -> str:
-        """Run a management command to its end, and return what it prints."""
-        done = self._run("manage.py", *arguments, env={})
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def _run(self, *arguments: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, *arguments],
+        done = subprocess.run(
+            [sys.executable, "-c", f"import mysite.asgi\n{code}"],
             env=self.environment | env,
             cwd=self.directory,
             capture_output=True,
             text=True,
             timeout=scaled(60),
         )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     def hear(
         self, topic: str, *, until: Sequence[str] = ENDS, times: int = 1, seconds: float = 30

@@ -4,11 +4,15 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import wraps
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +27,7 @@ from notifications.history.position import Position
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.faults import paused
-from tests.guides import command_of, write
+from tests.guides import command_of, environment, write
 from tests.ports import free_port
 from tests.processes import Process
 from tests.queues.site import QueueSite, states
@@ -272,7 +276,7 @@ def test_a_redis_that_is_away_breaks_no_commit(dummy: None, settings: object) ->
 
 
 @pytest.fixture
-def guide(make_site: Callable[..., QueueSite]) -> QueueSite:
+def guide(make_site: Callable[..., QueueSite], database: Path) -> QueueSite:
     """Return a site that has followed docs/how-to/django-tasks.md."""
     site = make_site({})
     write("django-tasks", site.directory)
@@ -282,7 +286,7 @@ def guide(make_site: Callable[..., QueueSite]) -> QueueSite:
         for name in ("tasks", "archives"):
             file = site.directory / f"uploads/{name}.py"
             file.write_text(file.read_text().replace("from django.tasks", "from django_tasks"))
-    site.manage("migrate", "-v", "0")
+    shutil.copy(database, site.directory)
     return site
 
 
@@ -376,11 +380,20 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="session")
+def database(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a migrated database of the project with django-tasks-db, to be copied."""
+    directory = Path(shutil.copytree(project, tmp_path_factory.mktemp("migrated") / "site"))
+    with (directory / "mysite/settings.py").open("a") as settings:
+        settings.write(SETTINGS["django_tasks_db"])
+    subprocess.run([sys.executable, "manage.py", "migrate", "-v", "0"], cwd=directory, env=environment(), check=True)
+    return directory / "db.sqlite3"
+
+
 @pytest.fixture
-def site(make_site: Callable[..., QueueSite], backend: str) -> QueueSite:
+def site(make_site: Callable[..., QueueSite], backend: str, database: Path) -> QueueSite:
     site = make_site(FILES, SETTINGS[backend])
-    if backend == "django_tasks_db":
-        site.manage("migrate", "-v", "0")
+    shutil.copy(database, site.directory)
     return site
 
 
