@@ -94,10 +94,19 @@ def ended(visitor: Visitor, name: str) -> dict[str, str]:
     return wait_until(look, f"the end of {name}")
 
 
-def watch(socket: Any, bar: dict[str, str]) -> list[dict[str, Any]]:
-    """Return all that is told of a job from now on, until it ends."""
+def subscribe(socket: Any, bar: dict[str, str]) -> None:
     socket.send(json.dumps({"action": "subscribe", "topic": bar["topic"], "since": "last", "grant": bar["grant"]}))
-    told = []
+
+
+def watch(socket: Any, bar: dict[str, str]) -> list[dict[str, Any]]:
+    """Return all that is told of a job from its latest message on, until it ends."""
+    subscribe(socket, bar)
+    return rest_of(socket)
+
+
+def rest_of(socket: Any) -> list[dict[str, Any]]:
+    """Return all that is told of a job from now on, until it ends."""
+    told: list[dict[str, Any]] = []
     while not told or told[-1]["state"] in ("waiting", "running"):
         told.append(receive(socket, "progress")["payload"])
     return told
@@ -341,6 +350,40 @@ def test_import_that_was_taken_by_another_is_left_alone(site: dict[str, str]):
     end(heir)
     assert rows(site, "status, done") == [("succeeded", 200)]
     assert len(rows(site, "1", table="imports_place")) == 200
+
+
+def test_bar_goes_on_where_its_worker_was_lost(tmp_path: Path):
+    """
+    After kill -9 of the worker the bar stays where it is, and another worker takes it from there to its end.
+
+    So it is if the worker only hangs, and wakes up afterwards: the end of the other is what is shown.
+    """
+    with running_demo(tmp_path, CLAIM_LEASE="1", DEMO_PACE="0.05") as demo:
+        visitor = Visitor(demo.url)
+        visitor.log_in()
+        env = environment(tmp_path, REDIS_URL=demo.redis_url, CLAIM_LEASE="1", DEMO_PACE="0.05")
+        heir = demo.child("run_worker")
+        for lost in (signal.SIGKILL, signal.SIGSTOP):
+            with socket_of(visitor) as socket, paused(heir):
+                worker = start_worker(env)
+                (bar, *_) = bars(send(visitor, f"{lost.name}.csv", table(200))[1])
+                subscribe(socket, bar)
+                told = [receive(socket, "progress")["payload"]]
+                while not told[-1]["done"]:
+                    told.append(receive(socket, "progress")["payload"])
+                worker.send_signal(lost)
+                os.kill(heir.pid, signal.SIGCONT)
+                told += rest_of(socket)
+            if lost is signal.SIGKILL:
+                worker.communicate()
+            else:
+                worker.send_signal(signal.SIGCONT)
+                assert "lost: import " in end(worker)
+            numbers = [each["done"] for each in told if each["done"] is not None]
+            assert numbers == sorted(numbers)
+            assert (told[-1]["state"], told[-1]["done"]) == ("succeeded", 200)
+            with socket_of(visitor) as socket:
+                assert watch(socket, bar)[-1]["state"] == "succeeded"
 
 
 # The command
