@@ -508,8 +508,7 @@ def test_button_cancels_the_job(tab: Tab, settings: SimpleNamespace) -> None:
         expect(shown(page, "cancel")).to_have_text("Cancelling…")
         expect(shown(page, "cancel")).to_have_attribute("aria-disabled", "true")
         expect(shown(page, "cancel")).to_be_focused()
-        while not running.cancelled:
-            page.wait_for_timeout(50)
+        wait_for(lambda: running.cancelled, what="the job sees it")
         running.check()
 
     expect(shown(page, "state")).to_have_text("Cancelled")
