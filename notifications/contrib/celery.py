@@ -75,7 +75,8 @@ class Tracked(NamedTuple):
         if header is None:
             return None
         share = Share(header["key"], of=header["of"], run=header["run"], needed=header["needed"])
-        return cls(Topic.parse(header["topic"]), share, header["texts"])
+        texts = {name: text for name, text in header["texts"].items() if name in TEXTS}
+        return cls(Topic.parse(header["topic"]), share, texts)
 
     def announce(self, state: State, error: str | None = None) -> None:
         announce(self.topic, state=state, error=error, share=self.share, **self.texts)
