@@ -34,7 +34,8 @@ class Tracked(NamedTuple):
     def read(cls, carried: Mapping[str, Any]) -> Self:
         """Read what a task carries; raises anything if that is nonsense."""
         share = Share(carried["key"], of=carried["of"], run=carried["run"], needed=carried["needed"])
-        return cls(Topic.parse(carried["topic"]), share, carried["texts"])
+        texts = {name: text for name, text in carried["texts"].items() if name in TEXTS}
+        return cls(Topic.parse(carried["topic"]), share, texts)
 
     def progress(self) -> Progress:
         """Return the progress of the share, not begun."""

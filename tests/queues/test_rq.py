@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import redis
 
+from notifications.testing import captured
 from project.local_redis import LocalRedis
 from tests.queues.site import QueueSite
 
@@ -341,6 +342,21 @@ def test_a_job_that_is_cancelled_in_its_queue_says_so(site: QueueSite) -> None:
         site.run(f"from shop.tasks import *; Job.fetch('{pk.strip()}', connection).cancel()", QUEUE="cancel")
         client.rpush("go:goes-on", 1)
         assert gist(site.hear("job:goes-on")) == ["waiting", "running", "succeeded"]
+
+
+def test_what_a_job_carries_fails_no_job(redis_server: LocalRedis) -> None:
+    """A later version may write what this one does not know; and nobody gets a notice because a job says so."""
+    from notifications.contrib.rq import SHARE, Job
+    from notifications.contrib.tracked import Tracked
+
+    texts = {"stage": "Reading", "later": 1, "user": 1, "title": "You have won"}
+    carried = {"topic": "job:1", "key": "0", "of": 1, "run": "1", "needed": False, "texts": texts}
+    assert Tracked.read(carried).texts == {"stage": "Reading"}
+
+    with closing(redis.Redis.from_url(redis_server.url)) as connection, captured() as sent:
+        for meta in (carried, {**carried, "run": "2", "texts": [1]}, {}):
+            assert Job.create(abs, (-1,), connection=connection, meta={SHARE: meta}).perform() == 1
+        assert [each.message["payload"]["state"] for each in sent] == ["running", "succeeded"]
 
 
 def test_jobs_without_a_worker_are_told(site: QueueSite) -> None:
