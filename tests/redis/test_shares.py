@@ -10,7 +10,7 @@ from notifications import Cancelled, Progress, Share, Topic, announce, cancel, t
 from notifications.broker.clients import FAILURES, breaker
 from notifications.history import get_store
 from notifications.history.position import Position
-from notifications.history.shares import WHOLE, Report
+from notifications.history.shares import SHARES_TTL, WHOLE, Report
 from tests.conftest import point_to
 from tests.faults import paused
 from tests.redis.test_progress import JOB, SECOND, run, server, told
@@ -73,7 +73,7 @@ print(time.monotonic() - began)
     with late:
         late.advance()
     assert len(told("state")) == len(states)
-    assert 3000 < live_redis.ttl("notifications:progress:job:42") <= 3600
+    assert SHARES_TTL - 600 < live_redis.ttl("notifications:progress:job:42") <= SHARES_TTL
 
 
 def test_a_redis_that_hangs_costs_a_share_one_second(server):
