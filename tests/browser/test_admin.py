@@ -145,3 +145,6 @@ def test_change_list_looks_right(context: BrowserContext, pages: tuple[Site, Web
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
     assert [found for found in violations(page) if "progress" in found] == []
+    tell(site, group, state="succeeded", percent=100, done=50, url="/admin/")
+    expect(page.get_by_role("link", name=f"Open: Rebuilding Ushers {scheme} {width}")).to_be_visible()
+    assert [found for found in violations(page) if "progress" in found] == []

@@ -302,6 +302,18 @@ def test_hostile_job_is_only_text(tab: Tab) -> None:
 # Who may watch
 
 
+def test_numbers_beyond_counting_are_not_known(tab: Tab) -> None:
+    """A double of 300 digits would be written out, and half a page of zeros told nobody anything."""
+    job = new_job(tab)
+    page = tab.open(task(job))
+
+    report(tab, job, percent=12, done=1e300, total=1e308, eta=1e306)
+
+    expect(shown(page, "percent")).to_have_text("12%")
+    expect(shown(page, "count")).to_be_hidden()
+    expect(shown(page, "left")).to_be_hidden()
+
+
 def test_tag_opens_the_topic(tab: Tab) -> None:
     """The page has a grant for what its view has checked; without it AUTHORIZE is asked, which says no."""
     page = tab.open(task("job:somebody") + task("job:somebody-2", "grant=False") + task("closed:7"))

@@ -387,10 +387,10 @@ const UNKNOWN = {
   state: "waiting", percent: null, done: null, total: null, unit: "", stage: "", message: "", error: "", url: "", eta: null,
 };
 
-/** A number from 0, or null: attributes are texts, and a message may come from any program. */
+/** A number from 0 that one can count to, or null: attributes are texts, and a message may come from any program. */
 function numberOf(value) {
   const number = Number.parseFloat(textOf(value));
-  return number >= 0 && number < Infinity ? number : null;
+  return number >= 0 && number <= Number.MAX_SAFE_INTEGER ? number : null;
 }
 
 /** A job with what is given of it; what is missing, or no value, stays as it is. */
