@@ -225,7 +225,7 @@ class Progress(Part):
         self._share_of_job = share
         self._root, self._parent = self, None
         self._topic = Topic.parse(topic) if isinstance(topic, str) else topic
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what interrupts the job, such as a signal's handler, may report as well
         self._unit, self._stage, self._message = as_text(unit), as_text(stage), as_text(message)
         self._url = None if url is None else str(url)
         self._error: str | None = None
@@ -592,7 +592,7 @@ def _innermost() -> Progress | None:
 def _mute() -> None:
     """Say nothing of the parent's jobs in a process that was just forked."""
     for job in list(_open.values()):
-        job._lock = threading.Lock()  # another thread of the parent may have held it
+        job._lock = threading.RLock()  # another thread of the parent may have held it
         if job._reporter is not None:
             job._reporter.mute()
     _open.clear()

@@ -797,6 +797,26 @@ def test_no_step_of_any_thread_is_lost(sent):
         assert p.done == 8000
 
 
+def test_what_interrupts_a_job_may_report_as_well(sent):
+    """A signal's handler, or what the garbage collector ends, runs wherever it likes, also where the count changes."""
+
+    class Interrupted:
+        def __float__(self):
+            Progress.current().advance(2)
+            return 1.0
+
+    def job():
+        with Progress(JOB) as p:
+            p.done = Interrupted()
+            p.advance(3)
+
+    thread = threading.Thread(target=job, daemon=True)
+    thread.start()
+    wait_for(lambda: not thread.is_alive())
+
+    assert told(sent, "done")[-1] == 4
+
+
 async def test_parts_of_tasks_add_up(sent):
     """The asynchronous forms count the same."""
     async with Progress(JOB, total=2) as p:
