@@ -29,10 +29,11 @@ from dramatiq.rate_limits.backends import RedisBackend
 
 from notifications.contrib.dramatiq import ProgressMiddleware
 
-# a worker that is killed is missed after a second, not after a minute, and whoever fetches messages looks for it
+# a worker that is killed is missed after five seconds, not after a minute, and whoever fetches messages looks for it;
+# after one second, on a busy machine, living ones were missed, too
 namespace = os.environ.get("NAMESPACE", "dramatiq")
 broker = RedisBroker(
-    url=settings.BROKER_URL, namespace=namespace, heartbeat_timeout=1000, maintenance_chance=1_000_000
+    url=settings.BROKER_URL, namespace=namespace, heartbeat_timeout=5000, maintenance_chance=1_000_000
 )
 broker.add_middleware(AsyncIO())
 broker.add_middleware(GroupCallbacks(RedisBackend(url=settings.BROKER_URL)))

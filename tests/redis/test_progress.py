@@ -15,6 +15,7 @@ from notifications import Cancelled, Progress, Topic, acancel, cancel, track
 from notifications.broker.clients import breaker
 from notifications.history import get_store
 from notifications.history.position import Position
+from notifications.reporting import reporter
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.faults import paused
@@ -94,8 +95,9 @@ def test_a_job_that_ends_when_redis_has_just_hung_is_told(server):
     assert (states[-1], states.count("succeeded")) == ("succeeded", 1)
 
 
-def test_a_job_that_ends_while_redis_restarts_is_told(server):
+def test_a_job_that_ends_while_redis_restarts_is_told(server, monkeypatch):
     """The last message is tried for as long as the job may wait."""
+    monkeypatch.setattr(reporter, "PATIENCE", scaled(10))  # on a busy machine a Redis takes longer to restart
     with Progress(JOB):
         wait_for(lambda: told("state"))
         server.kill()
@@ -217,9 +219,10 @@ import gevent
 
 def work(number):
     with Progress(f"job:{number}", total=10**9) as p:
-        until = time.monotonic() + 1.1
-        while time.monotonic() < until:
+        began, until = time.monotonic(), time.process_time() + 1.1  # so much work, however busy the machine is
+        while time.process_time() < until:
             p.advance()
+    sys.stdout.write(f"{time.monotonic() - began} ")
 
 gevent.joinall([gevent.spawn(work, 1)], raise_error=True)
 gevent.joinall([gevent.spawn(work, 2)], raise_error=True)
@@ -230,11 +233,11 @@ sys.stdout.write(" ".join(thread.name for thread in threading.enumerate()))
     )
 
     assert "progress" not in said
-    for number in (1, 2):
+    for number, seconds in zip((1, 2), map(float, said.split()[:2]), strict=True):
         states = told("state", topic=f"job:{number}")
         assert states[0] == "running"
         assert states[-1] == "succeeded"
-        assert 4 <= len(states) <= 8
+        assert 4 <= len(states) <= 4 * seconds + 4
 
 
 def test_a_program_that_ends_at_once_has_told_its_end(live_redis, redis_server):
