@@ -105,7 +105,7 @@ class MemoryStore:
     ) -> str | None:
         with self._lock:
             job = self._job(topic) if version else None
-            if version and (job is None or job.told[0] > version):
+            if job is not None and job.told[0] > version:
                 raise OvertakenError
             if job is not None and job.told[0] == version:
                 return job.told[1]

@@ -198,6 +198,9 @@ class Job:
 
         """
         seen = report.seen
+        self.version = max(
+            self.version, self.told[0]
+        )  # a store may have lost the job, and been told a version of before
         if not self.over:
             part = self._parts.get(report.share.key)
             if part is None and report.share.key and len(self._parts) == self._of:

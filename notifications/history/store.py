@@ -71,7 +71,7 @@ class Raw(NamedTuple):
 
 
 class OvertakenError(Exception):
-    """A message was not published, because one with a later ``version`` was before, or the job is forgotten."""
+    """A message was not published, because one with a later ``version`` was before."""
 
 
 class Store(Protocol):

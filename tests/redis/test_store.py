@@ -1081,8 +1081,6 @@ async def test_no_message_overtakes_another(place):
         with pytest.raises(OvertakenError):
             await store.apublish(TOPIC, data(1), version=early)
         assert store.publish(TOPIC, data(3), version=late) == id_
-    with pytest.raises(OvertakenError):
-        store.publish(OTHER, data(1), version=1)
     end = store.report_share(TOPIC, report("1", state="cancelled")).version
     store.publish(TOPIC, data(4), "key", version=end)
     with pytest.raises(OvertakenError):
@@ -1090,6 +1088,23 @@ async def test_no_message_overtakes_another(place):
 
     assert numbers(place.heard()) == [2, 4]
     assert store.publish(OTHER, data(1)), "other messages need no version"
+
+
+async def test_a_redis_that_loses_its_data_silences_no_job(live_redis):
+    """What was to be told goes out though Redis has lost the job, and whatever comes after that is told as well."""
+    store = RedisStore()
+    for done in range(9):
+        version = store.report_share(TOPIC, report("1", of=2, done=done)).version
+    live_redis.flushall()
+    assert store.publish(TOPIC, data(1), version=version)
+    assert not live_redis.keys("*:progress:*"), "which would never expire"
+
+    store.report_share(TOPIC, report("1", of=2))
+    assert store.publish(TOPIC, data(2), version=version)
+    store.report_share(TOPIC, report("1", of=2, state="succeeded"))
+    end = store.report_share(TOPIC, report("2", of=2, state="succeeded"))
+    assert end.turn
+    assert store.publish(TOPIC, data(3), version=end.version)
 
 
 async def test_a_message_of_a_job_needs_no_history(place, settings):

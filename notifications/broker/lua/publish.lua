@@ -10,7 +10,7 @@
 --       11 when it was published (µs), for a message that is timed   12 ttl of the idempotency key (ms)
 --       13 the version of the job, if the message tells how it stands
 -- Returns the id, which is empty without history; and with it Redis's error if it refused to publish to the group; or
--- an empty list, if a later version was published before, or the job is forgotten.
+-- an empty list, if a later version was published before.
 --
 -- What is rarely needed comes last and is left out: an argument takes Redis 0.1 µs.
 
@@ -19,7 +19,9 @@ local once = KEYS[3] ~= job and KEYS[3]
 if job then
   local version, earlier = string.match(call('HGET', job, 'told') or '', '^(%d+) (.*)$')
   version = tonumber(version)
-  if not version or version > tonumber(ARGV[13]) then
+  if not version then
+    job = nil  -- Redis has lost it since it was reported: nobody else can tell this
+  elseif version > tonumber(ARGV[13]) then
     return {}
   elseif version == tonumber(ARGV[13]) then
     return earlier

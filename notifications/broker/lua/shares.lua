@@ -50,6 +50,10 @@ if fresh then
   }
 end
 
+local last_told = tonumber(string.match(told, '^%d+'))
+-- Redis may have lost the job, and then been told a version from before: what comes now is later.
+job.version = math.max(job.version, last_told)
+
 local function over()
   return job.state ~= 'waiting' and job.state ~= 'running'
 end
@@ -108,7 +112,7 @@ local function count(part)
   return began or name ~= '' and (was ~= done or how ~= state) or over()
 end
 
-local was_over, last_told = over(), tonumber(string.match(told, '^%d+'))
+local was_over = over()
 local seen, turn, wait = tonumber(ARGV[10]), 0, 0
 if not was_over then
   local part = name ~= '' and call('HGET', key, 'p:' .. name)
