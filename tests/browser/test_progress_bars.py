@@ -722,6 +722,9 @@ def test_upload_shows_messages_of_a_job(tab: Tab, settings: SimpleNamespace) -> 
     expect(shown(page, "title")).to_have_text("spring.jpg – Completed")
     assert page.evaluate("seen.at(-1)") == ["running", "completed", 100]
     expect(page.locator("upload-progress").get_by_role("status")).to_have_text("spring.jpg – Completed")
+    report(tab, f"upload:{upload}", percent=2)  # somebody has it done again
+    expect(bar(page)).to_have_attribute("aria-valuenow", "2")
+    expect(page.locator("upload-progress").get_by_role("status")).to_have_text("")
 
 
 # Looks

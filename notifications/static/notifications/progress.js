@@ -920,7 +920,7 @@ export class UploadProgress extends JobElement {
         this._beats = true;
         const next = told(Object(payload), job);
         this.#status = STATUS_OF[next.state] ?? next.state;
-        this.#over = ENDS.includes(next.state);
+        this.#over = false; // it may begin again, as any job
         return next;
       }
       case "upload_progress": {
@@ -946,7 +946,7 @@ export class UploadProgress extends JobElement {
     return { ...next, percent: next.percent === null ? null : Math.max(job.percent ?? 0, next.percent) };
   }
 
-  /** Nothing more arrives after the end of an upload, and a connection has a limited number of topics. */
+  /** Nothing more arrives after the `upload_` messages of an end, and a connection has a limited number of topics. */
   _over() {
     return this.#over;
   }
