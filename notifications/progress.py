@@ -50,6 +50,7 @@ QUEUES_OWN: Final[dict[tuple[str, str], State]] = {
     ("celery", "TaskRevokedError"): "cancelled",
     ("dramatiq", "Interrupt"): "cancelled",  # its time limit, and when its worker stops
     ("dramatiq", "Retry"): "waiting",
+    ("greenlet", "GreenletExit"): "cancelled",  # somebody has killed its greenlet, such as a worker that is to stop
     ("rq", "BaseTimeoutException"): "cancelled",
 }
 """What the exceptions mean by which a queue stops a job, by top-level module and name: none need be installed."""

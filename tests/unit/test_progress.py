@@ -142,6 +142,7 @@ class Shutdown(type("Interrupt", (BaseException,), {"__module__": "dramatiq.midd
 
 
 Retry = type("Retry", (Exception,), {"__module__": "celery.exceptions"})
+Killed = type("GreenletExit", (BaseException,), {"__module__": "greenlet"})
 
 
 @cases(
@@ -158,6 +159,7 @@ Retry = type("Retry", (Exception,), {"__module__": "celery.exceptions"})
         (SoftTimeLimitExceeded(), "cancelled", None),
         (OurLimit(), "cancelled", None),
         (Shutdown(), "cancelled", None),
+        (Killed(), "cancelled", None),
         (Retry(), "waiting", None),
         (type("Retry", (Exception,), {})(), "failed", "Retry"),
     ],
