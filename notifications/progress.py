@@ -20,7 +20,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from functools import wraps
 from string import Formatter
@@ -529,8 +529,10 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
         @wraps(function)
         async def asteps(*arguments: Any, **named: Any) -> Any:
             async with job(arguments, named), aclosing(function(*arguments, **named)) as items:
-                async for item in items:
-                    yield item
+                answer = None
+                with suppress(StopAsyncIteration):
+                    while True:
+                        answer = yield await items.asend(answer)
 
         found: Any = call
         if inspect.isasyncgenfunction(function):

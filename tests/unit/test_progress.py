@@ -925,6 +925,23 @@ def test_generator_functions_are_jobs(sent):
     assert told(sent, "state") == ["running", "succeeded", "running", "cancelled"]
 
 
+async def test_an_asynchronous_generator_gets_what_is_sent_to_it(sent):
+    """It is called like the function, so whoever reads may answer."""
+
+    @progress(JOB)
+    async def echo():
+        said = None
+        while said != "end":
+            said = yield said
+
+    steps = echo()
+    assert [await anext(steps), await steps.asend("a"), await steps.asend("b")] == [None, "a", "b"]
+    with pytest.raises(StopAsyncIteration):
+        await steps.asend("end")
+
+    assert told(sent, "state") == ["running", "succeeded"]
+
+
 async def test_coroutine_functions_are_jobs(sent):
     """As synchronous functions are, and asynchronous generators."""
 
