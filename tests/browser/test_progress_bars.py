@@ -394,6 +394,11 @@ def test_job_of_which_nothing_is_heard_is_stalled(tab: Tab) -> None:
     assert page.evaluate("document.querySelector('task-progress').state.stalled")
     pass_time(page, 50)
     expect(shown(page, "state")).to_have_text(["Stalled", "Stalled", "Waiting"])
+    page.evaluate("notifications.then((connection) => { connection.close(); connection.open(); })")
+    page.evaluate(CONNECTED)
+    page.evaluate(ANSWERED)  # for all that was asked before, too
+    expect(shown(page, "state")).to_have_text(["Stalled", "Stalled", "Waiting"])
+    expect(page.get_by_role("status").first).to_have_text("Import – Stalled")
     assert page.evaluate("told.length") == 5  # three messages, and that two have stalled
     report(tab, job, percent=41)
     expect(shown(page, "state")).to_have_text(["Running", "Stalled", "Waiting"])

@@ -697,10 +697,9 @@ class JobElement extends HTMLElement {
     this.#keepTime();
   }
 
-  /** From now on it can be heard: time begins anew. */
+  /** From now on it can be heard: time begins anew. What has stalled did nothing by that. */
   #listen() {
     this.#heard = performance.now();
-    if (this.#stalled) this.#stall(false);
     if (!this.#refused) return;
     this.#refused = false;
     this._show();
@@ -715,7 +714,7 @@ class JobElement extends HTMLElement {
     if (eta !== null || is) this.#due = is ? undefined : performance.now() + eta * 1000;
     else if (next.eta === null) this.#due = undefined;
     if (this.#due === undefined) this.#left = undefined;
-    if (is) this.#stalled = false;
+    if (next.state !== "running") this.#stalled = false;
     if (was && !is) this._bar.announce(""); // it begins again
     this._show();
     if (before !== null && before !== next.state && is) this._bar.announce(`${this._name} – ${this._words(next).outcome}`);
