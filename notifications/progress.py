@@ -504,7 +504,8 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
             raise TypeError(f"{function!r} is a task: progress stands below the decorator of the queue")
         signature = inspect.signature(function)
         if unknown := names - signature.parameters.keys():
-            raise TypeError(f"{function.__qualname__} has no argument {', '.join(sorted(unknown))!r}")
+            name = getattr(function, "__qualname__", function)
+            raise TypeError(f"{name} has no argument {', '.join(sorted(unknown))!r}")
 
         def job(arguments: Sequence[Any], named: Mapping[str, Any], **more: Any) -> Progress:
             given = signature.bind(*arguments, **named)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from decimal import Decimal
 from fractions import Fraction
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
 from types import GeneratorType
 
@@ -882,8 +882,9 @@ def test_functions_are_jobs(sent):
 
 def test_names_that_the_function_does_not_have_are_refused():
     """A misspelled argument shows when the function is defined, and a wrong call is Python's own error."""
-    with pytest.raises(TypeError, match="import_id"):
-        progress("job:{import_id}")(lambda pk: None)
+    for function in (lambda pk: None, partial(lambda pk: None, 1)):  # the second has no name
+        with pytest.raises(TypeError, match="import_id"):
+            progress("job:{import_id}")(function)
     with pytest.raises(TypeError, match="missing"):
         progress("job:{pk}")(lambda pk: None)()
 
