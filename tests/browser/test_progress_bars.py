@@ -777,6 +777,11 @@ def test_bars_in_every_state_can_be_seen_and_heard(tab: Tab, scheme: Any, direct
 
     assert violations(page) == []
     assert page.evaluate(STUCK_OUT) == []
+    for button in page.get_by_role("button").all():
+        button.click()
+    expect(shown(page, "cancel").first).to_have_text("Cancelling…")
+    assert page.evaluate(STUCK_OUT) == []
+    assert all(label.bounding_box()["width"] >= 80 for label in shown(page, "label").all())
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -1075,8 +1075,8 @@ export class BatchProgress extends HTMLElement {
 const BAR_CSS = `
 :host { display: block; position: relative; margin-block: 0.75em; font-variant-numeric: tabular-nums; }
 [part="head"], [part="detail"] { display: flex; gap: 0 0.75em; }
-[part="head"] { align-items: baseline; }
-[part="label"] { flex: 1; }
+[part="head"] { align-items: baseline; flex-wrap: wrap; } /* before the name is too narrow to be read */
+[part="label"] { flex: 1 1 5.5rem; }
 [part="detail"] { font-size: 0.875em; flex-wrap: wrap; }
 [part="label"], [part="message"], [part~="stage"], [part="count"], [part="error"] {
   min-inline-size: 0; overflow-wrap: anywhere; text-align: -webkit-match-parent; text-align: match-parent;
