@@ -34,7 +34,7 @@ else:
 MAX_BARS: Final = 5
 """Bars that a session remembers, of all its change lists: the newest. A session in a cookie has about 4,000 bytes."""
 MAX_AGE: Final = 3600
-"""Seconds after which a bar is no longer shown; as long as a grant is valid by default."""
+"""Seconds after which a bar is no longer shown. The page signs its grant anew each time."""
 MAX_LABEL: Final = 100
 """Characters of a label."""
 
