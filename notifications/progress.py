@@ -63,7 +63,7 @@ _open: Final = WeakValueDictionary[int, "Progress"]()
 
 class Part:
     """
-    A share of a job, with a count of its own: what ``Progress.part`` returns, and what ``Progress`` itself is.
+    A step of a job, with a count of its own: what ``Progress.part`` returns, and what ``Progress`` itself is.
 
     All methods may be called from any thread. None waits for Redis, and none raises because of it.
     """
@@ -91,7 +91,7 @@ class Part:
         with self._root._lock:
             if parent is not None and self in parent._parts:
                 parent._parts.remove(self)
-                parent._done += self._weight * (1 if error is None else self._share())
+                parent._done += self._weight * (1 if error is None else self._fraction())
         self._root._change()
 
     async def __aenter__(self) -> Self:
@@ -135,9 +135,9 @@ class Part:
 
     def part(self, weight: float = 1, *, total: float | None = None, stage: str | None = None) -> Part:
         """
-        Return a context manager for a share of this job or part, with a count of its own.
+        Return a context manager for a step of this job or part, with a count of its own.
 
-        While it is open, ``weight`` times the share of it that is done counts as done here, and when it is left without
+        While it is open, ``weight`` times what is done of it counts as done here, and when it is left without
         an exception, all of ``weight``. So the weights of all parts should add up to the ``total`` of what they are
         parts of. Parts may be nested, and open in several threads at the same time.
 
@@ -151,15 +151,15 @@ class Part:
         part._root, part._parent = self._root, self
         return part
 
-    def _share(self) -> float:
-        """Return the share that is done, from 0 to 1."""
+    def _fraction(self) -> float:
+        """Return how much of it is done, from 0 to 1."""
         if self._total is None or not self._total > 0:
             return 0.0
         return min(1.0, max(0.0, self._effective() / self._total))
 
     def _effective(self) -> float:
         """Return how much is done, open parts included."""
-        return self._done + sum(part._weight * part._share() for part in self._parts)
+        return self._done + sum(part._weight * part._fraction() for part in self._parts)
 
 
 class Progress(Part):
@@ -409,7 +409,7 @@ class Progress(Part):
         if reporter is None or self._state != "running":
             return None
         with self._lock:
-            self._done += sum(part._weight * part._share() for part in self._parts)
+            self._done += sum(part._weight * part._fraction() for part in self._parts)
             self._parts = []
             if state is None:
                 state = "succeeded" if error is None else self._left_early or _state_after(error)
@@ -573,6 +573,31 @@ def job_of(
     return None if job is None else job(arguments, named, **more)
 
 
+def end_job(job: Progress, error: BaseException | None, state: State | None = None) -> None:
+    """
+    End a job that ``__enter__`` has begun, for a queue, which knows better than an exception what comes of it.
+
+    A share of a job that is interrupted, such as by a time limit, has failed: only ``Cancelled`` cancels the others.
+
+    Args:
+        job: The job. If it continues another, or has ended, nothing happens.
+        error: What has left it; None if nothing has.
+        state: How it has ended, if ``error`` does not say so.
+
+    """
+    interrupted = error is not None and not isinstance(error, Cancelled) and _state_after(error) == "cancelled"
+    if state is None and interrupted and job._share_of_job is not None:
+        state = "failed"
+    if isinstance(reporter := job._ended(error, state), ThreadReporter):
+        reporter.end(job._last())
+
+
+def mute_job(job: Progress) -> None:
+    """Let this process say nothing of a job any more, because another one does."""
+    if job._reporter is not None:
+        job._reporter.mute()
+
+
 def _is_task(function: Any) -> bool:
     return any(hasattr(function, way) for way in QUEUES_WAYS)
 
@@ -597,8 +622,7 @@ def _mute() -> None:
     """Say nothing of the parent's jobs in a process that was just forked."""
     for job in list(_open.values()):
         job._lock = threading.RLock()  # another thread of the parent may have held it
-        if job._reporter is not None:
-            job._reporter.mute()
+        mute_job(job)
     _open.clear()
     waiting.forget()
 

@@ -21,33 +21,32 @@ from __future__ import annotations
 
 import inspect
 import logging
-import secrets
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from billiard import current_process
 from celery import Task, current_app, current_task, signals
 from celery.app.task import Context
 from celery.canvas import Signature, maybe_signature
-from celery.exceptions import Ignore, Reject, Retry, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Ignore, Reject, Retry, TimeLimitExceeded, WorkerLostError
 from celery.states import FAILURE, SUCCESS
 from celery.utils.functional import maybe_list
 
-from .. import Share
-from .. import progress as job_progress
 from ..exceptions import Cancelled
 from ..jobs import announce
-from ..logs import describe
+from ..logs import LogBudget, describe
 from ..messages import State
-from ..progress import Progress, job_of
+from ..progress import Progress, end_job, job_of, mute_job
+from ..progress import progress as job_progress
 from ..topics import Topic
+from .tracked import Marks, Tracked
 
-logger = logging.getLogger(__name__)
+__all__ = ["progress", "track"]
+
+_log: Final = LogBudget(logging.getLogger(__name__))
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -55,37 +54,8 @@ MARK: Final = "told_by_celery"
 """The attribute of a decorated function. Celery's own wrappers copy it."""
 HEADER: Final = "notifications_share"
 """The header of a task that is a share of a job."""
-TEXTS: Final = frozenset({"unit", "stage", "message", "url"})
-"""What ``track`` may be given besides."""
 CONTAINERS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
 """The names of signatures that are no tasks, but of several."""
-
-
-class Tracked(NamedTuple):
-    """What a task is told, in its header, of the job that it is a share of."""
-
-    topic: Topic
-    share: Share
-    texts: Mapping[str, Any]
-
-    @classmethod
-    def read(cls, headers: Mapping[str, Any] | None) -> Tracked | None:
-        """Return what the headers of a task say; None if it is no share of a job."""
-        header = (headers or {}).get(HEADER)
-        if header is None:
-            return None
-        share = Share(header["key"], of=header["of"], run=header["run"], needed=header["needed"])
-        texts = {name: text for name, text in header["texts"].items() if name in TEXTS}
-        return cls(Topic.parse(header["topic"]), share, texts)
-
-    def announce(self, state: State, error: str | None = None) -> None:
-        announce(self.topic, state=state, error=error, share=self.share, **self.texts)
-
-    def begin(self) -> None:
-        """Tell that the job waits, once in a process, before any task of it is sent."""
-        if self.share.run not in _begun:
-            _begun.appendleft(self.share.run)
-            announce(self.topic, share=Share("", of=self.share.of, run=self.share.run), **self.texts)
 
 
 class Execution:
@@ -116,8 +86,6 @@ _executions: Final[WeakKeyDictionary[Context, Execution]] = WeakKeyDictionary()
 """The executions in this process, by their requests."""
 _received: Final[WeakValueDictionary[str, Any]] = WeakValueDictionary()
 """In the main process of a worker: the requests by their ids, while it has them and nobody has told how they ended."""
-_begun: Final[deque[str]] = deque(maxlen=100)
-"""The runs of which this process has told that they wait, the newest first."""
 
 
 def progress(topic: str, **options: Any) -> Callable[[F], F]:
@@ -209,49 +177,45 @@ def track(canvas: Signature, topic: Topic | str, **texts: Any) -> Signature:
         ValueError: It has no task, or more than a job can have shares.
 
     """
-    if unknown := texts.keys() - TEXTS:
-        raise TypeError(f"track takes no {', '.join(sorted(unknown))}")
-    said = {name: str(text) for name, text in texts.items() if text is not None}
-    topic = Topic.parse(topic) if isinstance(topic, str) else topic
-    run = f"{time.time_ns():020}-{secrets.token_hex(4)}"  # later ones sort after earlier ones
-    headers: list[dict[str, Any]] = []
-
-    def mark(given: Any, needed: bool) -> Signature:
-        if not isinstance(given, Mapping) or "task" not in given:
-            raise TypeError(f"{given!r} is no signature")
-        part = maybe_signature(given).clone()
-        name = part.task
-        if name == "celery.chunks":
-            raise TypeError("the tasks of chunks are not known before it is sent: give track its group()")
-        links = maybe_list(part.options.get("link")) or []
-        if links:
-            part.options["link"] = [mark(link, needed) for link in links]
-            needed = True
-        if name not in CONTAINERS:
-            header = {"topic": str(topic), "key": str(len(headers)), "run": run, "needed": needed, "texts": said}
-            headers.append(header)
-            part.options["headers"] = {**(part.options.get("headers") or {}), HEADER: header}
-        elif "headers" in part.options:
-            raise TypeError(f"the headers of this {name} would replace those of its tasks: give them to the tasks")
-        elif name == "celery.group":
-            part.tasks = [mark(task, needed) for task in part.tasks]
-        elif name == "celery.chain":
-            *earlier, last = part.tasks or [None]
-            part.tasks = [*(mark(task, True) for task in earlier), *([mark(last, needed)] if last else [])]
-        elif part.body is None:
-            raise TypeError("a chord needs its body before it is tracked")
-        else:
-            part.tasks = [mark(task, True) for task in getattr(part.tasks, "tasks", part.tasks)]
-            part.body = mark(part.body, needed)
-        return part
-
-    marked = mark(canvas, False)
-    for header in headers:
-        header["of"] = len(headers)
-    if not headers:
-        raise ValueError("a canvas without a task is no job")
-    Share("", of=len(headers), run=run).check()
+    marks = Marks(topic, texts)
+    marked = _marked(canvas, marks, needed=False)
+    marks.close()
     return marked
+
+
+def _marked(given: Any, marks: Marks, *, needed: bool) -> Signature:
+    if not isinstance(given, Mapping) or "task" not in given:
+        raise TypeError(f"{given!r} is no signature")
+    part = maybe_signature(given).clone()
+    name = part.task
+    if name == "celery.chunks":
+        raise TypeError("the tasks of chunks are not known before it is sent: give track its group()")
+    after = needed
+    links = maybe_list(part.options.get("link")) or []
+    needed = needed or bool(links)
+    if name not in CONTAINERS:
+        part.options["headers"] = {**(part.options.get("headers") or {}), HEADER: marks.mark(needed=needed)}
+    elif "headers" in part.options:
+        raise TypeError(f"the headers of this {name} would replace those of its tasks: give them to the tasks")
+    elif name == "celery.group":
+        part.tasks = [_marked(task, marks, needed=needed) for task in part.tasks]
+    elif name == "celery.chain":
+        last = len(part.tasks) - 1
+        part.tasks = [_marked(task, marks, needed=needed or place < last) for place, task in enumerate(part.tasks)]
+    elif part.body is None:
+        raise TypeError("a chord needs its body before it is tracked")
+    else:
+        part.tasks = [_marked(task, marks, needed=True) for task in getattr(part.tasks, "tasks", part.tasks)]
+        part.body = _marked(part.body, marks, needed=needed)
+    if links:
+        part.options["link"] = [_marked(link, marks, needed=after) for link in links]
+    return part
+
+
+def _tracked(headers: Mapping[str, Any] | None) -> Tracked | None:
+    """Return which share of a job the headers of a task say that it is; None if it is none."""
+    carried = (headers or {}).get(HEADER)
+    return None if carried is None else Tracked.read(carried)
 
 
 def _revoke(error: Cancelled) -> None:
@@ -263,7 +227,7 @@ def _revoke(error: Cancelled) -> None:
     try:
         current_task.backend.mark_as_revoked(request.id, str(error), request=request, store_result=store)
     except Exception as failure:  # noqa: BLE001  whatever a backend raises: the task fails then
-        logger.warning("task %s was cancelled, and its backend does not know: %s", request.id, describe(failure))
+        _log.warning("task %s was cancelled, and its backend does not know: %s", request.id, describe(failure))
         return
     raise Ignore(str(error)) from error
 
@@ -278,11 +242,9 @@ def _leave(job: Progress, error: BaseException | None, execution: Execution) -> 
     elif isinstance(error, Reject) and error.requeue and current_task.acks_late:
         error = Retry()
     elif isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != "MainProcess":
-        _say_nothing(job)  # the process ends, and the main process of the worker says why
+        mute_job(job)  # the process ends, and the main process of the worker says why
         return
-    elif tracked and isinstance(error, SoftTimeLimitExceeded):
-        error = type(type(error).__name__, (Exception,), {})()  # nobody has cancelled the whole job
-    job.__exit__(None if error is None else type(error), error, None)
+    end_job(job, error)
 
 
 def _is_retried(error: BaseException) -> bool:
@@ -295,11 +257,6 @@ def _is_retried(error: BaseException) -> bool:
     limit = getattr(task, "override_max_retries", limit)
     left = limit is None or task.request.retries < limit
     return left and isinstance(error, kinds) and not isinstance(error, others)
-
-
-def _say_nothing(job: Progress) -> None:
-    if job._reporter is not None:
-        job._reporter.mute()
 
 
 def _current_execution() -> Execution | None:
@@ -326,7 +283,7 @@ def _job(task: Task, context: Context) -> Progress:
 
 def _tell(task: Task, context: Context, state: State, error: str | None = None) -> None:
     """Tell the state of a task that does not run."""
-    tracked = Tracked.read(context.headers)
+    tracked = _tracked(context.headers)
     if tracked is not None:
         tracked.announce(state, error)
     if _is_job(task) and ((job := _job(task, context)).topic != getattr(tracked, "topic", None)):
@@ -345,7 +302,7 @@ def _quietly(receiver: Callable[..., None]) -> Callable[..., None]:
         try:
             receiver(*arguments, **named)
         except Exception as error:  # noqa: BLE001  whatever it is, the task goes on
-            logger.warning("progress of a task is not told (%s): %s", receiver.__name__.strip("_"), describe(error))
+            _log.warning("progress of a task is not told (%s): %s", receiver.__name__.strip("_"), describe(error))
 
     return call
 
@@ -370,7 +327,7 @@ def _before_publish(
         execution.replaced = True
         if execution.tracked and about["id"] == current_task.request.id:
             headers.setdefault(HEADER, current_task.request.headers[HEADER])
-    tracked, own = Tracked.read(headers), None
+    tracked, own = _tracked(headers), None
     if _is_job(task):
         args, kwargs = (body["args"], body["kwargs"]) if first else body[:2]
         own = _job(task, Context(id=about["id"], args=args or (), kwargs=kwargs or {}))
@@ -381,7 +338,7 @@ def _before_publish(
         handed_on = goes_on or (begins and execution is not None and job is not execution.share)
         if handed_on and job.topic in topics and job.state == "running":
             # Now: another worker may begin before this one has ended.
-            job.__exit__(Retry, Retry(), None)
+            end_job(job, None, "waiting")
     if own is not None and (tracked is None or own.topic != tracked.topic):
         states = [job.state for job in running if job.topic == own.topic]
         if not states or states[0] not in ("running", "waiting"):
@@ -399,12 +356,12 @@ def _is_continued(about: Mapping[str, Any]) -> bool:
 
 @_quietly
 def _prerun(task: Task, **_: Any) -> None:
-    tracked = Tracked.read(task.request.headers)
+    tracked = _tracked(task.request.headers)
     if tracked is None and not _is_job(task):
         return
     _executions[task.request] = execution = Execution(tracked)
     if tracked is not None:
-        share = Progress(tracked.topic, share=tracked.share, **tracked.texts)
+        share = tracked.progress()
         if share.__enter__() is share:  # else it goes on with the job of whoever runs it here
             execution.share = share
 

@@ -27,9 +27,9 @@ from dramatiq.middleware import Middleware
 from ..exceptions import Cancelled
 from ..jobs import announce
 from ..logs import LogBudget, describe
-from ..progress import Progress, job_of, progress
+from ..progress import Progress, end_job, job_of, progress
 from ..topics import Topic
-from .tracked import Marks, Tracked, end
+from .tracked import Marks, Tracked
 
 __all__ = ["ProgressMiddleware", "progress", "track"]
 
@@ -131,7 +131,7 @@ class ProgressMiddleware(Middleware):  # type: ignore[misc]  # it is untyped for
             return False
         self._thread.attempt = None
         for job in reversed(attempt.jobs):
-            end(job, error, "waiting" if waits else None)
+            end_job(job, error, "waiting" if waits else None)
         return True
 
 

@@ -26,9 +26,9 @@ from ..exceptions import Cancelled
 from ..jobs import announce
 from ..logs import LogBudget, describe
 from ..messages import State
-from ..progress import Progress, job_of, progress
+from ..progress import Progress, end_job, job_of, progress
 from ..topics import Topic
-from .tracked import Marks, Tracked, end
+from .tracked import Marks, Tracked
 
 __all__ = ["Job", "progress", "track"]
 
@@ -135,7 +135,7 @@ class Job(rq.Job):  # type: ignore[misc]  # it is untyped for us
         if self._attempt:
             failed = state == "failed" and self._error is not None
             for each in reversed(self._attempt):
-                end(each, self._error, None if failed else state)
+                end_job(each, self._error, None if failed else state)
             self._attempt = ()
             return
         error = KILLED if state == "failed" and before is None else None

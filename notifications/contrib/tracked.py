@@ -11,12 +11,10 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
-from ..exceptions import Cancelled
 from ..history.shares import Share
 from ..jobs import announce
 from ..messages import State
 from ..progress import Progress
-from ..reporting.thread_reporter import ThreadReporter
 from ..topics import Topic
 
 TEXTS: Final = frozenset({"unit", "stage", "message", "url"})
@@ -86,23 +84,8 @@ class Marks:
 
         """
         of = len(self._carried)
+        if not of:
+            raise ValueError("there is no task to track, and so no job")
         Share("", of=of, run=self._run).check()
         for carried in self._carried:
             carried["of"] = of
-
-
-def end(job: Progress, error: BaseException | None, state: State | None = None) -> None:
-    """
-    End a job of this thread that has been begun by ``__enter__``.
-
-    Args:
-        job: The job.
-        error: What has left it.
-        state: How it has ended, if its error does not say so. Of a share nothing but ``Cancelled`` cancels the whole
-            job, such as a time limit of one task.
-
-    """
-    if state is None and job._share_of_job is not None and error is not None and not isinstance(error, Cancelled):
-        state = "failed"
-    if isinstance(reporter := job._ended(error, state), ThreadReporter):
-        reporter.end(job._last())

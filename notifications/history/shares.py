@@ -34,12 +34,12 @@ OVER: Final = ("succeeded", "failed", "cancelled")
 
 class Share(NamedTuple):
     """
-    One of several parts of one job, each of which may be done by another process, such as the tasks of a group.
+    What one of several processes does of a job, such as one task of a group.
 
     Attributes:
-        key: Names the part, in up to ``MAX_KEY`` characters: the same each time it is tried, so that one that is
+        key: Names the share, in up to ``MAX_KEY`` characters: the same each time it is tried, so that one that is
             retried, or delivered twice by its queue, counts once.
-        of: How many parts the job has, up to ``MAX_SHARES``.
+        of: How many shares the job has, up to ``MAX_SHARES``.
         run: Which run of the job, if its topic is used again, in up to ``MAX_KEY`` characters. Later runs sort after
             earlier ones, by their bytes in UTF-8. What is reported of an earlier one than the current is ignored, as
             is what is reported after the end of a run.

@@ -582,18 +582,6 @@ def test_an_eager_canvas_is_one_bar(celery: CelerySite) -> None:
     assert (said[-1]["done"], said[-1]["total"]) == (3, 3)
 
 
-def test_a_header_gives_a_share_its_texts_and_nothing_else() -> None:
-    """A later version may send what this one does not know; and nobody gets a notice because a header says so."""
-    from notifications.contrib.celery import HEADER, Tracked
-
-    texts = {"stage": "Reading", "user": 1, "title": "You have won", "show_errors": True, "later": 1}
-    header = {"topic": "job:1", "key": "0", "of": 1, "run": "1", "needed": False, "texts": texts, "later": 1}
-    tracked = Tracked.read({HEADER: header})
-
-    assert tracked is not None
-    assert tracked.texts == {"stage": "Reading"}
-
-
 def test_what_cannot_be_counted_is_refused() -> None:
     """The tasks of a canvas are known, or an exception says what to do; and what was given is not changed."""
     from celery import Celery, chord, group
