@@ -47,8 +47,8 @@ from tests.unit.test_readme import (
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-MESSAGES, OPERATIONS, PROTOCOL, SECURITY = (
-    ROOT / "docs" / name for name in ("messages.md", "operations.md", "protocol.md", "security.md")
+MESSAGES, OPERATIONS, PROGRESS, PROTOCOL, SECURITY = (
+    ROOT / "docs" / name for name in ("messages.md", "operations.md", "progress.md", "protocol.md", "security.md")
 )
 TIMEOUT = 30
 """Seconds for what takes one or two on an idle machine."""
@@ -407,7 +407,11 @@ urlpatterns += [path("import/", page)]
 
 @pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
 def test_bar_of_the_readme_works_in_a_browser(site: Site, tmp_path: Path) -> None:
-    """After the four steps, and nothing else, the two lines of the README show the job of its other example."""
+    """
+    After the four steps, and nothing else, the two lines of the README show the job of its other example.
+
+    So does the page of docs/progress.md on which one can try it.
+    """
     from playwright.sync_api import expect, sync_playwright
 
     bare = dataclasses.replace(site, directory=tmp_path / "project")
@@ -417,6 +421,8 @@ def test_bar_of_the_readme_works_in_a_browser(site: Site, tmp_path: Path) -> Non
     (bare.directory / "mysite/permissions.py").unlink()
     with (bare.directory / "mysite/urls.py").open("a") as urls:
         urls.write(BAR.format(template="<!doctype html><title>Import</title>" + marked("example: template")))
+        urls.write('from mysite import views\n\nurlpatterns += [path("try/", views.bar)]\n')
+    (bare.directory / "mysite/views.py").write_text(marked("file: mysite/views.py", PROGRESS))
     (bare.directory / "mysite/imports.py").write_text(marked("example: job"))
     work = (
         "from types import SimpleNamespace; from mysite.imports import import_rows;"
@@ -437,6 +443,12 @@ def test_bar_of_the_readme_works_in_a_browser(site: Site, tmp_path: Path) -> Non
 
         expect(bar).to_have_attribute("aria-valuenow", "100", timeout=TIMEOUT * 1000)
         expect(page.locator("task-progress")).to_contain_text("420")
+
+        page.goto(f"{url}/try/")
+        job = marked("example: progress-try", PROGRESS).replace("0.1", "0.001")
+        bare.run(f"python manage.py shell -v 0 -c {shlex.quote(job)}")
+
+        expect(page.locator("task-progress")).to_contain_text("100 of 100 steps", timeout=TIMEOUT * 1000)
     assert "no issues (0 silenced)" in bare.run("python manage.py check --fail-level WARNING")
 
 
