@@ -182,7 +182,8 @@ def cancel(topic: Topic | str) -> None:
     Ask the job of a topic to end. It does when it next looks, with ``check``, ``cancelled`` or in ``track``.
 
     The request is remembered for an hour, so that a job can see it that has not begun yet, and forgotten when the job
-    ends.
+    ends. Where the topic's latest message says that its job is over, nothing is remembered: whoever asks too late does
+    not mean the job that comes next.
 
     Raises:
         TopicError: The topic is not valid.

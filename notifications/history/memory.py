@@ -17,11 +17,13 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
+import msgspec
+
 from ..conf import settings
 from ..topics import Topic
 from .changes import SIZE, WIDTH, Changes, place_of
 from .position import Frame, Page, Position, Where
-from .shares import ENDED_TTL, SHARES_TTL, Job, Report, Standing
+from .shares import ENDED_TTL, OVER, SHARES_TTL, Job, Report, Standing
 from .stamped import Stamped, head, tail
 from .store import CANCEL_TTL, DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, OvertakenError, Raw
 
@@ -220,6 +222,8 @@ class MemoryStore:
 
     def request_cancel(self, topic: Topic) -> None:
         with self._lock:
+            if self._tells_an_end(topic):
+                return
             now = time.monotonic()
             self._cancels = {other: expires for other, expires in self._cancels.items() if expires > now}
             self._cancels[topic] = now + CANCEL_TTL
@@ -264,6 +268,14 @@ class MemoryStore:
 
     async def areport_share(self, topic: Topic, report: Report) -> Standing:
         return self.report_share(topic, report)
+
+    def _tells_an_end(self, topic: Topic) -> bool:
+        """Return whether the latest message of a topic says that its job is over."""
+        if self._where(topic).last is None:
+            return False
+        message = msgspec.json.decode(self._histories[topic].frames[-1].text)
+        payload = message.get("payload")
+        return message.get("action") == "progress" and isinstance(payload, dict) and payload.get("state") in OVER
 
     def _job(self, topic: Topic) -> Job | None:
         """Return what was reported of the shares of a job; None if that is nothing, or has expired."""

@@ -22,7 +22,7 @@ from ..logs import LogBudget
 from ..topics import Topic, internal_name
 from .changes import Changes, place_of
 from .position import Frame, Page, Position, Where
-from .shares import ENDED_TTL, SHARES_TTL, Report, Standing
+from .shares import ENDED_TTL, OVER, SHARES_TTL, Report, Standing
 from .stamped import STAMPED, Stamped, head, layer_message, meta, tail
 from .store import CANCEL_TTL, IDEMPOTENCY_TTL, PAGE_BYTES, OvertakenError, Raw, term_key
 
@@ -59,6 +59,7 @@ end
 _PUBLISH: Final = Script("stamp", "publish", prelude=_event())
 _BATCH: Final = Script("stamp", "batch", prelude=_event())
 _SHARES: Final = Script("shares")
+_CANCEL: Final = Script("cancel")
 _LOOK: Final = Script("look")
 _PAGE: Final = Script("page")
 _CHANGES: Final = Script("changes")
@@ -165,11 +166,11 @@ class RedisStore:
 
     def request_cancel(self, topic: Topic) -> None:
         with clients.breaker.guarding():
-            clients.call("SET", _cancel_key(topic), 1, "EX", CANCEL_TTL, again=True)
+            clients.run(_CANCEL, *_cancelling(topic), again=True)
 
     async def arequest_cancel(self, topic: Topic) -> None:
         with clients.breaker.guarding():
-            await pipeline.acall("SET", _cancel_key(topic), 1, "EX", CANCEL_TTL, again=True)
+            await pipeline.arun(_CANCEL, *_cancelling(topic), again=True)
 
     def cancel_requested(self, topic: Topic) -> bool:
         with clients.breaker.guarding():
@@ -220,6 +221,11 @@ def _standing(reply: list[Any]) -> Standing:
 
 def _cancel_key(topic: Topic) -> str:
     return internal_name(f"cancel:{topic}")
+
+
+def _cancelling(topic: Topic) -> tuple[list[str], list[Any]]:
+    """Return the keys and arguments of ``cancel.lua``."""
+    return [_cancel_key(topic), topic.history_key], [CANCEL_TTL, *OVER]
 
 
 def _revoked_key(user: str, topic: Topic) -> str:

@@ -198,11 +198,16 @@ class Store(Protocol):
         ...
 
     def request_cancel(self, topic: Topic) -> None:
-        """Remember for ``CANCEL_TTL`` seconds that the job of a topic is to be cancelled."""
+        """
+        Remember for ``CANCEL_TTL`` seconds that the job of a topic is to be cancelled.
+
+        Nothing is remembered if the topic's latest message says that its job is over: who asks too late does not mean
+        the job that comes next.
+        """
         ...
 
     async def arequest_cancel(self, topic: Topic) -> None:
-        """Remember for ``CANCEL_TTL`` seconds that the job of a topic is to be cancelled."""
+        """Remember that the job of a topic is to be cancelled; see ``request_cancel``."""
         ...
 
     def cancel_requested(self, topic: Topic) -> bool:

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -878,6 +879,32 @@ async def test_a_request_to_cancel_is_remembered_until_it_is_dropped(place):
     await store.adrop_cancel(OTHER)
     await store.adrop_cancel(OTHER)
     assert not store.cancel_requested(OTHER)
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "cancelled"])
+async def test_a_request_to_cancel_that_comes_too_late_is_not_for_the_next_job(place, state):
+    """What ended and what did not is known from the topic's latest message."""
+    store = place.store
+
+    def tell(state):
+        store.publish(TOPIC, msgspec.json.encode({"action": "progress", "payload": {"id": "7", "state": state}}))
+
+    tell(state)
+    store.request_cancel(TOPIC)
+    await store.arequest_cancel(TOPIC)
+    assert not store.cancel_requested(TOPIC)
+    for again in ("waiting", "running"):
+        tell(state)
+        tell(again)
+        store.request_cancel(TOPIC)
+        assert store.cancel_requested(TOPIC)
+        store.drop_cancel(TOPIC)
+    tell(state)
+    for other in (b"{}", b'{"action":"progress"}', b'{"action":"progress","payload":[1]}', b'{"action":[]}'):
+        store.publish(TOPIC, other)
+        await store.arequest_cancel(TOPIC)
+        assert store.cancel_requested(TOPIC), "the latest message is no end"
+        store.drop_cancel(TOPIC)
 
 
 async def test_when_grants_were_revoked_is_remembered(place):

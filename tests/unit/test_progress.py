@@ -1090,12 +1090,13 @@ async def test_an_asynchronous_job_can_be_cancelled():
                 await asyncio.sleep(1.1)
                 assert p.cancelled
                 await p.acheck()
+        await aannounce(JOB)
         await acancel(JOB)
         with leaves(Cancelled):
             async for _ in track("abc", JOB):
                 pytest.fail("goes on")
 
-    assert told(sent, "state") == ["running", "cancelled"] * 2
+    assert told(sent, "state") == ["running", "cancelled", "waiting", "running", "cancelled"]
 
 
 @in_virtual_time
