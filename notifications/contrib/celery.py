@@ -58,9 +58,9 @@ CONTAINERS: Final = frozenset({"celery.chain", "celery.group", "celery.chord"})
 """The names of signatures that are no tasks, but of several."""
 
 
-class Execution:
+class Attempt:
     """
-    What this process knows of a task that it is doing.
+    What this process knows of a task that it is doing now.
 
     Attributes:
         tracked: Which share of a job it is.
@@ -82,8 +82,8 @@ class Execution:
         return self.tracked is not None and self.tracked.share.run == run
 
 
-_executions: Final[WeakKeyDictionary[Context, Execution]] = WeakKeyDictionary()
-"""The executions in this process, by their requests."""
+_attempts: Final[WeakKeyDictionary[Context, Attempt]] = WeakKeyDictionary()
+"""The attempts in this process, by their requests."""
 _received: Final[WeakValueDictionary[str, Any]] = WeakValueDictionary()
 """In the main process of a worker: the requests by their ids, while it has them and nobody has told how they ended."""
 
@@ -119,17 +119,17 @@ def progress(topic: str, **options: Any) -> Callable[[F], F]:
 
         @wraps(function)
         def within(*arguments: Any, **named: Any) -> Any:
-            execution = _current_execution() or Execution()
-            execution.told = True
-            execution.job = job = Progress.current()
-            if job is not None and job is execution.share and execution.tracked is not None:
-                job.unit = execution.tracked.texts.get("unit")  # what the whole job counts
+            attempt = _current_attempt() or Attempt()
+            attempt.told = True
+            attempt.job = job = Progress.current()
+            if job is not None and job is attempt.share and attempt.tracked is not None:
+                job.unit = attempt.tracked.texts.get("unit")  # what the whole job counts
             try:
                 return function(*arguments, **named)
             except BaseException as error:
                 if job is not None:
                     # Celery's wrapper around this one retries it, when this one has ended.
-                    _leave(job, Retry() if _is_retried(error) else error, execution)
+                    _leave(job, Retry() if _is_retried(error) else error, attempt)
                 raise
 
         told = tells(within)
@@ -220,7 +220,7 @@ def _tracked(headers: Mapping[str, Any] | None) -> Tracked | None:
 
 def _revoke(error: Cancelled) -> None:
     """Tell Celery that somebody has cancelled the running task; it would retry it if it retries any exception."""
-    if _current_execution() is None:
+    if _current_attempt() is None:
         return
     request = current_task.request
     store = not (request.ignore_result or current_task.ignore_result)
@@ -232,13 +232,13 @@ def _revoke(error: Cancelled) -> None:
     raise Ignore(str(error)) from error
 
 
-def _leave(job: Progress, error: BaseException | None, execution: Execution) -> None:
+def _leave(job: Progress, error: BaseException | None, attempt: Attempt) -> None:
     """End the progress of a task as the task ends for Celery."""
-    tracked = execution.tracked if job is execution.share else None
+    tracked = attempt.tracked if job is attempt.share else None
     if isinstance(error, Ignore) and isinstance(error.__cause__, Cancelled):
         error = error.__cause__
     elif isinstance(error, Ignore):  # without it, the others of a group go on, and those that wait for it never begin
-        error = None if execution.replaced or (tracked and not tracked.share.needed) else Cancelled()
+        error = None if attempt.replaced or (tracked and not tracked.share.needed) else Cancelled()
     elif isinstance(error, Reject) and error.requeue and current_task.acks_late:
         error = Retry()
     elif isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != "MainProcess":
@@ -249,7 +249,7 @@ def _leave(job: Progress, error: BaseException | None, execution: Execution) -> 
 
 def _is_retried(error: BaseException) -> bool:
     """Return whether Celery retries the running task by itself: ``autoretry_for``."""
-    if _current_execution() is None or isinstance(error, Cancelled | Retry):
+    if _current_attempt() is None or isinstance(error, Cancelled | Retry):
         return False
     task = current_task
     kinds, others = (tuple(getattr(task, name, ())) for name in ("autoretry_for", "dont_autoretry_for"))
@@ -259,8 +259,8 @@ def _is_retried(error: BaseException) -> bool:
     return left and isinstance(error, kinds) and not isinstance(error, others)
 
 
-def _current_execution() -> Execution | None:
-    return _executions.get(current_task.request) if current_task else None
+def _current_attempt() -> Attempt | None:
+    return _attempts.get(current_task.request) if current_task else None
 
 
 def _is_job(task: Task | None) -> bool:
@@ -268,7 +268,7 @@ def _is_job(task: Task | None) -> bool:
 
 
 def _job(task: Task, context: Context) -> Progress:
-    """Return the progress of an execution of a task, which says its topic; raises whatever formatting that does."""
+    """Return the progress of an attempt at a task, which says its topic; raises whatever formatting that does."""
     # job_of gives its task to a method, but not to a function that wraps one, as autoretry_for does.
     wraps_method = not inspect.ismethod(task.run) and inspect.ismethod(inspect.unwrap(task.run, stop=inspect.ismethod))
     arguments = (task, *context.args) if wraps_method else context.args
@@ -321,21 +321,21 @@ def _before_publish(
     first = isinstance(body, dict)  # protocol 1
     about = body if first else headers
     task = current_app.tasks.get(sender)
-    execution = _current_execution()
-    goes_on = execution is not None and _is_continued(about)
-    if execution is not None and goes_on:
-        execution.replaced = True
-        if execution.tracked and about["id"] == current_task.request.id:
+    attempt = _current_attempt()
+    goes_on = attempt is not None and _is_continued(about)
+    if attempt is not None and goes_on:
+        attempt.replaced = True
+        if attempt.tracked and about["id"] == current_task.request.id:
             headers.setdefault(HEADER, current_task.request.headers[HEADER])
     tracked, own = _tracked(headers), None
     if _is_job(task):
         args, kwargs = (body["args"], body["kwargs"]) if first else body[:2]
         own = _job(task, Context(id=about["id"], args=args or (), kwargs=kwargs or {}))
     topics = {each.topic for each in (tracked, own) if each is not None}
-    begins = tracked is not None and (execution is None or not execution.is_of(tracked.share.run))
-    running = [] if execution is None else [job for job in (execution.job, execution.share) if job is not None]
+    begins = tracked is not None and (attempt is None or not attempt.is_of(tracked.share.run))
+    running = [] if attempt is None else [job for job in (attempt.job, attempt.share) if job is not None]
     for job in running:
-        handed_on = goes_on or (begins and execution is not None and job is not execution.share)
+        handed_on = goes_on or (begins and attempt is not None and job is not attempt.share)
         if handed_on and job.topic in topics and job.state == "running":
             # Now: another worker may begin before this one has ended.
             end_job(job, None, "waiting")
@@ -359,29 +359,29 @@ def _prerun(task: Task, **_: Any) -> None:
     tracked = _tracked(task.request.headers)
     if tracked is None and not _is_job(task):
         return
-    _executions[task.request] = execution = Execution(tracked)
+    _attempts[task.request] = attempt = Attempt(tracked)
     if tracked is not None:
         share = tracked.progress()
         if share.__enter__() is share:  # else it goes on with the job of whoever runs it here
-            execution.share = share
+            attempt.share = share
 
 
 @_quietly
 def _postrun(task: Task, task_id: str, retval: Any, state: str | None, **_: Any) -> None:
     """Tell the end of a share; and that of a task that could not even begin, or not be retried."""
-    execution = _executions.pop(task.request, None)
+    attempt = _attempts.pop(task.request, None)
     _received.pop(task_id, None)
-    if execution is None:
+    if attempt is None:
         return
-    job, share = execution.job, execution.share
+    job, share = attempt.job, attempt.share
     failure = type(retval).__name__ if state == FAILURE else None
-    if share is not None and execution.tracked is not None:
+    if share is not None and attempt.tracked is not None:
         if failure and share.state == "waiting":
-            execution.tracked.announce("failed", failure)
+            attempt.tracked.announce("failed", failure)
         else:
             error = retval if isinstance(retval, BaseException) and state != SUCCESS else sys.exc_info()[1]
-            _leave(share, error, execution)
-    if failure and _is_job(task) and (not execution.told or (job and job is not share and job.state == "waiting")):
+            _leave(share, error, attempt)
+    if failure and _is_job(task) and (not attempt.told or (job and job is not share and job.state == "waiting")):
         own = _job(task, task.request)
         if share is None or own.topic != share.topic:
             _announce(own, "failed", failure)

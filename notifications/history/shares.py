@@ -149,7 +149,7 @@ class Standing(NamedTuple):
         return self.state in OVER
 
 
-class Part(NamedTuple):
+class ShareState(NamedTuple):
     """What is remembered of a share."""
 
     done: int = 0
@@ -172,7 +172,7 @@ class Job:
         """Begin a run; its versions follow those of the run before."""
         self.run, self.version, self.told = run, version, told
         self._of = of
-        self._parts: dict[str, Part] = {}
+        self._shares: dict[str, ShareState] = {}
         self._state: State = "waiting"
         self._began: int | None = None
         self._gate = self._ended = self._failed = self._done = self._lost = 0
@@ -202,10 +202,10 @@ class Job:
             self.version, self.told[0]
         )  # a store may have lost the job, and been told a version of before
         if not self.over:
-            part = self._parts.get(report.share.key)
-            if part is None and report.share.key and len(self._parts) == self._of:
+            known = self._shares.get(report.share.key)
+            if known is None and report.share.key and len(self._shares) == self._of:
                 return Standing("many", cancelled)
-            changed = self._count(report, part or Part(), now) or self._fresh
+            changed = self._count(report, known or ShareState(), now) or self._fresh
             self._fresh = False
             last = min(self._gate - report.interval, now)
             if changed or report.news or now - last >= report.silence:
@@ -226,12 +226,12 @@ class Job:
             "yes", cancelled, turn, wait, self.version, seen, self.told[0], self._state, *counted, elapsed, self._error
         )
 
-    def _count(self, report: Report, part: Part, now: int) -> bool:
+    def _count(self, report: Report, known: ShareState, now: int) -> bool:
         """Note what is reported of a share; return whether that changes anything."""
         state, done, key = report.state, report.done, report.share.key
-        if part.state == "succeeded":
+        if known.state == "succeeded":
             return False  # done twice
-        if state == "running" and part.state in ("waiting", "failed") and part.attempt == report.attempt:
+        if state == "running" and known.state in ("waiting", "failed") and known.attempt == report.attempt:
             return False  # late: it was sent before its end
         began = state != "waiting" and self._began is None
         if began:
@@ -240,14 +240,14 @@ class Job:
             done = 0
         elif state == "succeeded":
             done = WHOLE
-        elif part.state == "running" or (part.state == "failed" and state == "failed"):
-            done = max(done, part.done)  # if two do it, the one that is further
+        elif known.state == "running" or (known.state == "failed" and state == "failed"):
+            done = max(done, known.done)  # if two do it, the one that is further
         if key:
-            self._ended += (state in ("succeeded", "failed")) - (part.state == "failed")
-            self._lost += (WHOLE - done) * (state == "failed") - (WHOLE - part.done) * (part.state == "failed")
-            self._done += done - part.done
-            self._failed -= part.state == "failed"
-            self._parts[key] = Part(done, state, report.attempt)
+            self._ended += (state in ("succeeded", "failed")) - (known.state == "failed")
+            self._lost += (WHOLE - done) * (state == "failed") - (WHOLE - known.done) * (known.state == "failed")
+            self._done += done - known.done
+            self._failed -= known.state == "failed"
+            self._shares[key] = ShareState(done, state, report.attempt)
         if state == "failed":
             self._error = self._error if self._failed else report.error
             self._failed += 1
@@ -257,4 +257,4 @@ class Job:
             self._state = state
         elif self._ended == self._of:
             self._state = "failed" if self._failed else "succeeded"
-        return began or (bool(key) and (part.done, part.state) != (done, state)) or self.over
+        return began or (bool(key) and (known.done, known.state) != (done, state)) or self.over

@@ -123,9 +123,9 @@ def test_whatever_happens_a_job_goes_forward_and_ends_once(events):
         percents = [whole(JobProgressPayload(id="1", state="running"), each).payload.percent for each in out]
         assert all(percent < 100 for percent in percents[:-1])
     assert 0 <= job._done <= 3 * WHOLE
-    assert job._lost == sum(WHOLE - part.done for part in job._parts.values() if part.state == "failed")
-    assert job._done == sum(part.done for part in job._parts.values())
-    assert job._ended == sum(part.state in OVER for part in job._parts.values())
+    assert job._lost == sum(WHOLE - part.done for part in job._shares.values() if part.state == "failed")
+    assert job._done == sum(part.done for part in job._shares.values())
+    assert job._ended == sum(part.state in OVER for part in job._shares.values())
 
 
 @given(st.lists(st.tuples(st.sampled_from("12345"), st.integers(0, 120)), min_size=2, max_size=60))
