@@ -12,6 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import partial, wraps
 from itertools import pairwise
+from queue import SimpleQueue
 from types import GeneratorType
 
 import pytest
@@ -1261,11 +1262,11 @@ def test_the_examples_of_the_documentation_run(sent):
     shown("parts")["rebuild"](42, rows, rows)
     shown("command")["Command"]().handle()
     shown("test")["test_the_import_says_how_far_it_is"]()
-    task = type("Task", (), {"delay": lambda *_: None})
-    shown("waiting")["enqueue"](task, 42)
-    shared, given = shown("share"), []
-    shared["begin"](43, ["a.csv", "b.csv"], type("Task", (), {"delay": lambda *them: given.append(them)}))
-    for import_id, _, *share in given:
+    shown("waiting")["enqueue"](SimpleQueue(), 42)
+    shared, queue = shown("share"), SimpleQueue()
+    shared["begin"](queue, 43, ["a.csv", "b.csv"])
+    while not queue.empty():
+        import_id, _, *share = queue.get()
         shared["read_file"](import_id, rows, *share)
 
     assert_notified(7, level="success", title="Import")
