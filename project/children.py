@@ -92,7 +92,8 @@ class Child:
 
     def send_signal(self, number: signal.Signals) -> None:
         if self.returncode is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended, and its guard is about to
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """End the child without any chance to clean up, as ``kill -9`` does."""

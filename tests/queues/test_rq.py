@@ -321,7 +321,7 @@ def test_a_job_whose_worker_was_killed_is_told_by_whoever_finds_it(site: QueueSi
         horse = horse_of(client, "abandoned")
         worker.send_signal(signal.SIGKILL)
         os.kill(horse, signal.SIGKILL)
-        worker.kill()
+        worker.wait()
         code = "from shop.tasks import *; StartedJobRegistry(queue.name, connection, job_class=Job).cleanup(2**40)"
         site.run(code, QUEUE="abandoned")
 
