@@ -1,5 +1,6 @@
 """Bars of jobs in a real Chromium: ``{% progress %}`` and ``<task-progress>``."""
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
@@ -407,6 +408,22 @@ def test_job_of_which_nothing_is_heard_is_stalled(tab: Tab) -> None:
     expect(shown(page, "state")).to_have_text(["Running", "Failed", "Waiting"])
 
 
+def test_site_is_asked_about_a_job_that_has_stalled(tab: Tab) -> None:
+    """The site's database may know that its worker is gone."""
+    job = new_job(tab)
+    page = tab.open(task(job, "label='Import' status_url='/asked/'"), before=lambda page: page.clock.install())
+    stop_clock(page)
+    page.route("**/asked/", lambda route: route.fulfill(json={"state": "failed", "error": "The worker is gone"}))
+    report(tab, job, percent=40)
+    expect(shown(page, "state")).to_have_text("Running")
+
+    pass_time(page, 65)
+    pass_time(page, 5)
+
+    expect(shown(page, "state")).to_have_text("Failed")
+    expect(shown(page, "error")).to_have_text("The worker is gone")
+
+
 def test_page_that_slept_is_not_stalled(tab: Tab) -> None:
     """Time in which the browser ran no timers does not count, because nothing could be heard in it."""
     job = new_job(tab)
@@ -624,11 +641,15 @@ def test_batch_says_how_far_its_bars_are(tab: Tab) -> None:
     assert overall(page).get_attribute("aria-valuenow") is None
 
     report(tab, jobs[0], percent=50)
+    report(tab, jobs[1], percent=10)
+    expect(page.locator("task-progress").nth(1).locator("[part~=percent]")).to_have_text("10%")
     report(tab, jobs[1], "succeeded")
     expect(overall(page)).to_have_attribute("aria-valuetext", "37%, 1 of 4 finished")
+    expect(page.locator("task-progress").nth(1).get_by_role("status")).to_have_text("")
     report(tab, jobs[0], "failed", percent=60)
     tab.complete(upload)
     expect(summary(page)).to_have_text("3 of 4 finished, 1 failed")
+    expect(page.locator("task-progress").first.get_by_role("status")).to_have_text(re.compile("Failed"))
     expect(page.locator("batch-progress").get_by_role("status").first).to_have_text("")
     report(tab, jobs[2], "cancelled")
 

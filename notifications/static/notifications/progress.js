@@ -282,6 +282,11 @@ class Feed {
     places.leave(this);
   }
 
+  /** Nothing has come for too long: the site may know why. */
+  doubt() {
+    this.#inquiry.miss();
+  }
+
   /** Whether what it follows has ended; it may begin again. */
   set resting(resting) {
     if (resting && this.running) places.keep(this);
@@ -717,7 +722,10 @@ class JobElement extends HTMLElement {
     if (next.state !== "running") this.#stalled = false;
     if (was && !is) this._bar.announce(""); // it begins again
     this._show();
-    if (before !== null && before !== next.state && is) this._bar.announce(`${this._name} – ${this._words(next).outcome}`);
+    const counted = next.state === "succeeded" && this.closest("batch-progress"); // which announces the end of all
+    if (before !== null && before !== next.state && is && !counted) {
+      this._bar.announce(`${this._name} – ${this._words(next).outcome}`);
+    }
     if (!is) this.#follow();
     if (this._over(next)) this.#feed.stop();
     else this.#feed.resting = is && this._beats;
@@ -741,7 +749,10 @@ class JobElement extends HTMLElement {
 
   _tick(now) {
     const silent = this._beats && stale > 0 && this.#feed.live && now - this.#heard >= stale;
-    if (silent && !this.#stalled) this.#stall(true);
+    if (silent && !this.#stalled) {
+      this.#stall(true);
+      this.#feed.doubt();
+    }
     this.#showLeft();
   }
 
