@@ -226,9 +226,11 @@ def test_the_account_of_a_site_may_share_jobs(live_redis, redis_server, settings
         for key in "12":
             for _ in track(range(3), topic, share=Share(key, 2), user=7, title="Import"):
                 pass
+        announce(topic)  # the next job
         cancel(topic)
         with pytest.raises(Cancelled):
             list(track("ab", topic, share=Share("1", 2, "again")))
+        announce(topic)
         cancel(topic)
         with pytest.raises(Cancelled):
             list(track("ab", topic))
