@@ -7,6 +7,8 @@ Published messages are one script call each; raw ones are stamped in batches, as
 to the groups of this app's layer, or announced to listeners that forward them. A plain ``PUBLISH`` of the same bytes,
 which keeps nothing, is the measure of all. The figures are Redis's own
 (``INFO commandstats``): its work inside the commands, without reading and answering.
+
+What each step of the script costs is what the script takes less without it, by medians.
 """
 
 from __future__ import annotations
@@ -22,9 +24,22 @@ from project.local_redis import LocalRedis
 MESSAGES = 10_000
 TOPICS = 1000
 ROUNDS = 3
+STEP_ROUNDS = 9
 BATCHES = (1, 10, 50, 200)
 PIPELINE = 200
 TOKEN = "benchmark"
+STEPS = {
+    "look up the last id": (
+        ("pcall_('XREVRANGE', key, '+', '-', 'COUNT', 1)", "{}"),
+        ("size, id, run, frame)", "size, '*', run, frame)"),
+    ),
+    "keep the message": (("pcall_('XADD', key, 'MAXLEN', '=', size, id, run, frame)", "id"),),
+    "let it expire": (("call('PEXPIRE', key, ttl)", ""),),
+    "mark that something has changed": (("\n      mark(marks, offset, name, id)", ""),),
+    "publish it to the layer's group": (("deliver(group, event(topic, frame, ARGV[1], epoch, n, at))", "nil"),),
+    "publish it on its own channel": (("call('PUBLISH', ARGV[6] .. topic, frame)\nreturn", "return"),),
+}
+"""The steps of ``publish.lua``, and what to replace in it to leave each of them out."""
 
 
 def main() -> None:
@@ -81,6 +96,10 @@ async def _measure() -> None:
     roads |= {f"published, {PIPELINE} at once": (pipelined, PIPELINE)}
     roads |= {f"raw, batches of {size}": (stamp(size), size) for size in BATCHES}
     found: dict[str, list[float]] = {}
+    steps: dict[str, list[float]] = {}
+    for _ in range(STEP_ROUNDS):
+        for name, taken in (await _steps(client, topics, data, groups)).items():
+            steps.setdefault(name, []).append(taken)
     for _ in range(ROUNDS):
         for name, (call, size) in roads.items():
             await _empty(client)
@@ -96,9 +115,44 @@ async def _measure() -> None:
     print(f"{len(data)} bytes a message, {TOPICS} topics, {ROUNDS} rounds of {MESSAGES} messages\n")
     for name, figures in found.items():
         print(f"{name:26} {median(figures):6.2f} µs ({min(figures):.2f}–{max(figures):.2f})")
+    nothing, whole = (median(steps.pop(name)) for name in ("nothing", "whole"))
+    print(f"\npublished, {PIPELINE} at once, step by step: {whole:.2f} µs")
+    print(f"  {'a script that does nothing':32} {nothing:6.2f} µs")
+    for name, figures in steps.items():
+        print(f"  {name:32} {whole - median(figures):6.2f} µs")
     print()
     for kept in (1, 10, 100):
         print(f"{kept:4} kept a topic: {await _bytes_kept(client, topics, data, kept):.0f} bytes of Redis a message")
+
+
+async def _steps(client: Any, topics: list[Any], data: bytes, groups: list[Any]) -> dict[str, float]:
+    """Return the µs of the script that publishes a message: whole, without each of its steps, and of an empty one."""
+    from notifications.broker.script import RUN
+    from notifications.history import redis as store
+
+    calls = [store._publishing(topic, data, None, 0, group, 0) for topic, group in zip(topics, groups, strict=True)]
+    calls = [(keys, ["run" if each is RUN else each for each in arguments]) for keys, arguments in calls]
+
+    async def taken(source: str) -> float:
+        await _empty(client)
+        sha = await client.script_load(source)
+        await client.config_resetstat()
+        for start in range(0, MESSAGES, PIPELINE):
+            pipeline = client.pipeline(transaction=False)
+            for number in range(start, start + PIPELINE):
+                keys, arguments = calls[number % TOPICS]
+                pipeline.evalsha(sha, len(keys), *keys, *arguments)
+            await pipeline.execute()
+        return float((await client.info("commandstats"))["cmdstat_evalsha"]["usec"]) / MESSAGES
+
+    found = {"nothing": await taken("return ''"), "whole": await taken(store._PUBLISH.source)}
+    for name, replacements in STEPS.items():
+        source = store._PUBLISH.source
+        for text, instead in replacements:
+            assert text in source, f"publish.lua has changed: {text}"
+            source = source.replace(text, instead)
+        found[name] = await taken(source)
+    return found
 
 
 async def _empty(client: Any) -> None:
