@@ -90,7 +90,7 @@ def test_taken_port_is_passed_over(tmp_path: Path):
 def test_lost_child_ends_the_demo(tmp_path: Path):
     """If a part dies, the demo says which and ends with an error, instead of showing half a site."""
     with running_demo(tmp_path) as demo:
-        demo.expect("waiting for uploads")
+        demo.expect("waiting for uploads and imports")
         family = demo.family()
 
         demo.child("run_worker").kill()

@@ -15,6 +15,6 @@ class Command(BaseCommand):
         worker = Worker()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: worker.stop())
-        logger.info("waiting for uploads")
+        logger.info("waiting for uploads and imports")
         worker.run()
         logger.info("stopped")
