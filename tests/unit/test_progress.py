@@ -1031,7 +1031,7 @@ def test_the_names_of_module_and_decorator_do_not_collide():
 
 def test_a_loop_ends_when_its_job_is_cancelled(sent, monkeypatch):
     """The loop raises Cancelled at its next step; a job that follows on the topic is not cancelled."""
-    monkeypatch.setattr("notifications.reporting.reporter.LOOK", 0.02)
+    monkeypatch.setattr("notifications.reporting.thread_reporter.LOOK", 0.02)
     steps = []
     with leaves(Cancelled, match="job:42"):
         for each in track(range(10**9), JOB):

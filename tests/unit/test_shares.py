@@ -411,8 +411,9 @@ def test_a_job_fails_at_its_end_if_a_share_did(sent):
     assert len(sent) == count
 
 
-def test_shares_that_are_still_running_see_that_the_job_was_cancelled(sent):
+def test_shares_that_are_still_running_see_that_the_job_was_cancelled(sent, monkeypatch):
     """The request is forgotten with the end of the job, and not with that of a share."""
+    monkeypatch.setattr("notifications.reporting.thread_reporter.LOOK", 0.02)
     started, seen = threading.Barrier(2), []
 
     def other():
