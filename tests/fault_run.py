@@ -640,7 +640,7 @@ class Run:
             if message.key.topic in topics
             and message.key not in browser.arrived
             and self._heard(message)
-            and message.sent > told.get(message.key.topic, 0.0)
+            and message.begun > told.get(message.key.topic, 0.0)  # what was under way then may be part of the gap
             and not self._cut_off(message)
         }
         for topic in browser.states:
