@@ -161,8 +161,10 @@ class ThreadReporter(Reporter):
         if standing.turn:
             publish()
         elif self._untold and waiting.add(self._topic, self._seen):
-            time.sleep(wait_for_turn(standing, self._interval))
-            question = self._question(share, last.message)
+            try:
+                time.sleep(wait_for_turn(standing, self._interval))
+            finally:  # a greenlet may be killed here, and no later share would be told while this one is thought to be
+                question = self._question(share, last.message)
             standing = None if question is None else self._reported(question)
             if standing is not None and standing.turn:
                 self._publish_standing(last.message, standing)

@@ -290,6 +290,25 @@ def test_what_a_share_did_last_is_told(sent):
     assert waiting._seen == {}
 
 
+def test_a_greenlet_that_is_killed_before_its_turn_leaves_it_to_others(sent, monkeypatch):
+    """Threads may be greenlets, which can be killed while they wait; the next share that ends is told all the same."""
+
+    def killed(standing, interval):
+        raise KilledError
+
+    class KilledError(BaseException):
+        pass
+
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    monkeypatch.setattr("notifications.reporting.thread_reporter.wait_for_turn", killed)
+    with Progress(JOB, share=Share("1", 3)):
+        pass
+    wait_for(lambda: not reporters())
+    monkeypatch.undo()
+
+    assert waiting._seen == {}
+
+
 def test_no_share_waits_for_its_turn(sent, settings):
     """It ends when its end is noted; what is then to be told, one thread tells for all when the gate opens."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 0.5}
