@@ -201,7 +201,9 @@ def work(key):
         time.sleep(0.01)
 
 gevent.joinall([gevent.spawn(work, key) for key in range(6)], raise_error=True)
-time.sleep(0.5)  # as long as what is told late may take
+until = time.monotonic() + 10
+while any(thread.name == "progress" for thread in threading.enumerate()) and time.monotonic() < until:
+    time.sleep(0.01)  # what is told late ends by itself
 sys.stdout.write(" ".join(thread.name for thread in threading.enumerate()))
 """,
         redis_server.url,
