@@ -15,6 +15,8 @@ demo: $(STAMP)
 test: $(STAMP) lint docs
 	@tests/install_browsers
 	@tests/install_proxies
+	@tests/install_databases
+	@tests/install_redis
 	@tests/js/run
 	@$(MAKE) --no-print-directory guides
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore-glob='tests/*/test_how_to*.py' --ignore=tests/queues
@@ -23,9 +25,9 @@ test: $(STAMP) lint docs
 unit: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --hypothesis-profile=quick tests/unit
 
-# Half an hour: every fault on both web servers, alone and many at once. FAULT_TABLE=path writes the table to a file, too.
+# Forty minutes: every fault on both web servers, alone and many at once. FAULT_TABLE=path writes the table to a file, too.
 test-faults: $(STAMP)
-	$(BIN)/python -m pytest tests/site/test_faults.py -p no:randomly -m faults_long
+	$(BIN)/python -m pytest tests/site tests/browser --ignore-glob='tests/*/test_how_to*.py' -p no:randomly -m faults_long
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -81,7 +83,7 @@ $(DJANGO6_STAMP): requirements.txt tests/queues/requirements.txt tests/find_pyth
 	  $(DJANGO6_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/queues/requirements.txt; \
 	  touch $@; fi
 
-# Breaks the pure modules in a thousand small ways, one at a time, and looks whether a test notices: a quarter of an hour.
+# Breaks the pure modules in two thousand small ways, one at a time, and looks whether a test notices: ten minutes.
 # pyproject.toml says which modules and tests, tests/mutants.md why some faults cannot be noticed.
 MUTANTS_VENV := .venv-mutants
 MUTANTS_STAMP := $(MUTANTS_VENV)/.installed
@@ -123,6 +125,7 @@ bench-full: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks.servers --never-reads --rounds 1
 	$(BENCH_VENV)/bin/python -m benchmarks.stamping
 	$(BENCH_VENV)/bin/python -m benchmarks.bridge
+	$(BENCH_VENV)/bin/python -m benchmarks.shards
 	$(BENCH_VENV)/bin/python -m benchmarks.page
 
 $(BENCH_STAMP): requirements.txt benchmarks/requirements.txt benchmarks/node/package-lock.json

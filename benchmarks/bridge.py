@@ -12,16 +12,18 @@ from __future__ import annotations
 
 import os
 import re
+import selectors
 import socket
 import time
+import zlib
 from collections.abc import Sequence
+from contextlib import closing
 from statistics import median
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 import hiredis
 
 from benchmarks.contestants import REFERENCE, named
-from benchmarks.machine import cpu_seconds
 from benchmarks.publishing import Raw, message
 from benchmarks.stage import Stage
 
@@ -35,29 +37,66 @@ PATIENCE = 5.0
 
 
 class Reader:
-    """A subscriber to everything that the listener sends to groups."""
+    """A subscriber to everything that is sent to the groups of the topics, on every node that sends it."""
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        self._socket = socket.create_connection((parts.hostname, parts.port))
-        self._parser = hiredis.Reader()
-        self._socket.sendall(hiredis.pack_command(("PSUBSCRIBE", "asgi?group?*")))
-        self._socket.settimeout(PATIENCE)
-        self._socket.recv(1024)
+    def __init__(self, stage: Stage) -> None:
         self.received = self.out_of_order = 0
         self._last: dict[bytes, int] = {}
+        self._selector = selectors.DefaultSelector()
+        for port, commands in _subscriptions(stage).items():
+            connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
+            connection.sendall(b"".join(map(hiredis.pack_command, commands)))
+            _take(connection, parser := hiredis.Reader(), sum(len(command) - 1 for command in commands))
+            self._selector.register(connection, selectors.EVENT_READ, parser)
+
+    def close(self) -> None:
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()
+        self._selector.close()
 
     def read_until(self, wanted: int) -> None:
         while self.received < wanted:
-            try:
-                self._parser.feed(self._socket.recv(262_144))
-            except TimeoutError:
+            if not (ready := self._selector.select(PATIENCE)):
                 return
-            while (reply := self._parser.gets()) is not False:
-                seq = int(SEQ.search(reply[3])[1])
-                self.out_of_order += seq != self._last.get(reply[2], 0) + 1
-                self._last[reply[2]] = seq
-                self.received += 1
+            for key, _ in ready:
+                key.data.feed(key.fileobj.recv(262_144))
+                while (reply := key.data.gets()) is not False:
+                    *_, channel, data = reply
+                    seq = int(SEQ.search(data)[1])
+                    self.out_of_order += seq != self._last.get(channel, 0) + 1
+                    self._last[channel] = seq
+                    self.received += 1
+
+
+def _subscriptions(stage: Stage) -> dict[int, list[tuple[str, ...]]]:
+    """Return the commands that subscribe to the groups, by the port of the node that sends to them."""
+    if stage.cluster is None:
+        return {stage.redis.port: [("PSUBSCRIBE", "asgi?group?*")]}
+    shards: dict[int, list[str]] = {}
+    for topic in range(TOPICS):
+        group = f"user.{topic}"
+        shard = zlib.crc32(group.encode()) % stage.shards
+        shards.setdefault(shard, []).append(f"asgi/{{notifications:{shard}}}/group/{group}")
+    nodes: dict[int, list[tuple[str, ...]]] = {}
+    for names in shards.values():
+        nodes.setdefault(stage.cluster.node_of(names[0]).port, []).append(("SSUBSCRIBE", *names))
+    return nodes
+
+
+def _take(connection: socket.socket, parser: hiredis.Reader, answers: int) -> None:
+    """
+    Read the answers of a subscription.
+
+    Raises:
+        RuntimeError: One is an error.
+
+    """
+    while answers:
+        parser.feed(connection.recv(65536))
+        while answers and (reply := parser.gets()) is not False:
+            if isinstance(reply, Exception):
+                raise RuntimeError(f"Redis refuses a subscription: {reply}")
+            answers -= 1
 
 
 def main() -> None:
@@ -80,36 +119,64 @@ def main() -> None:
 
 
 def _bridge(road: str) -> dict[str, float]:
-    with Stage(named(REFERENCE)) as stage:
-        reader, publisher = Reader(stage.redis.url), _publisher(stage, road)
-        publisher.send([(f"user:{topic}", 1) for topic in range(TOPICS)])
-        reader.read_until(TOPICS)
-        if reader.received < TOPICS:
-            raise SystemExit(f"{reader.received} of {TOPICS} messages came through: has a name or the format changed?")
-        chunks = [
-            (first, publisher.packed([(f"user:{at % TOPICS}", at // TOPICS + 1) for at in range(first, first + CHUNK)]))
-            for first in range(TOPICS, MESSAGES + TOPICS, CHUNK)
-        ]
-        before, began = _cpu(stage), time.monotonic()
-        for first, commands in chunks:
-            publisher.write(commands)
-            reader.read_until(first - CHUNK)
-        reader.read_until(MESSAGES + TOPICS)
-        seconds, after = time.monotonic() - began, _cpu(stage)
-    listener, redis, own = (now - then for now, then in zip(after, before, strict=True))
+    with Stage(named(REFERENCE)) as stage, closing(Reader(stage)) as reader:
+        carried = carry(stage, reader, _publisher(stage, road), MESSAGES)
+    listener, redis = (sum(carried.cpu[role]) for role in ("listener", "redis"))
     return {
-        "rate": MESSAGES / seconds,
+        "rate": MESSAGES / carried.seconds,
         "µs": listener * 1e6 / MESSAGES,
-        "busy": 100 * listener / seconds,
-        "redis": 100 * redis / seconds,
-        "load": 100 * own / seconds,
-        "lost": MESSAGES + TOPICS - reader.received,
-        "disorder": reader.out_of_order,
+        "busy": 100 * listener / carried.seconds,
+        "redis": 100 * redis / carried.seconds,
+        "load": 100 * carried.own / carried.seconds,
+        "lost": carried.lost,
+        "disorder": carried.out_of_order,
     }
 
 
-def _cpu(stage: Stage) -> tuple[float, float, float]:
-    return cpu_seconds(stage.listener.pid), cpu_seconds(stage.redis.child.pid), time.process_time()
+class Carried(NamedTuple):
+    """
+    What it took to carry messages.
+
+    Attributes:
+        seconds: From the first to the last.
+        cpu: Seconds of CPU of each process, by role.
+        own: Seconds of CPU of this process, which publishes and counts.
+        lost: How many did not come.
+        out_of_order: How many came after a later one of their topic, or again.
+
+    """
+
+    seconds: float
+    cpu: dict[str, list[float]]
+    own: float
+    lost: int
+    out_of_order: int
+
+
+def carry(stage: Stage, reader: Reader, publisher: Raw, messages: int) -> Carried:
+    """
+    Have messages carried, as fast as listeners and Redis take them, and see that each comes once and in order.
+
+    Raises:
+        RuntimeError: Not even the first came through.
+
+    """
+    publisher.send([(f"user:{topic}", 1) for topic in range(TOPICS)])
+    reader.read_until(TOPICS)
+    if reader.received < TOPICS:
+        raise RuntimeError(f"{reader.received} of {TOPICS} messages came through: has a name or the format changed?")
+    chunks = [
+        (first, publisher.packed([(f"user:{at % TOPICS}", at // TOPICS + 1) for at in range(first, first + CHUNK)]))
+        for first in range(TOPICS, messages + TOPICS, CHUNK)
+    ]
+    before, own, began = stage.cpu_of_each(), time.process_time(), time.monotonic()
+    for first, commands in chunks:
+        publisher.write(commands)
+        reader.read_until(first - CHUNK)
+    reader.read_until(messages + TOPICS)
+    seconds, own, after = time.monotonic() - began, time.process_time() - own, stage.cpu_of_each()
+    cpu = {role: [now - then for now, then in zip(after[role], before[role], strict=True)] for role in after}
+    return Carried(seconds, cpu, own, messages + TOPICS - reader.received, reader.out_of_order)
 
 
 def _publisher(stage: Stage, road: str) -> Raw:

@@ -20,7 +20,7 @@ from statistics import median
 from textwrap import fill
 from typing import Final, NamedTuple
 
-from benchmarks import report
+from benchmarks import report, simulation
 from benchmarks.contestants import PUBLISHED, RAW
 from benchmarks.report import Result, Row, markdown, short, spread
 from benchmarks.scenarios import DEPTHS, LATENCY, UNICAST, named
@@ -200,6 +200,11 @@ BLOCKS: Final[Mapping[str, Mapping[str, Callable[[Result], str]]]] = {
     "idle": {"restart": with_machine(tables("restart"))},
     "restart": {"come-back": with_machine(tables("come back"))},
     "day": {"day": with_machine(tables("day"))},
+    "shards": {
+        "listeners": with_machine(tables("raw messages", "PUBLISH")),
+        "shards": tables("unicast", "fan-out"),
+        "simulated": simulation.told,
+    },
     "servers": {"servers": with_machine(tables(""))},
     "never-reads": {"never-reads": with_machine(tables("never reads"))},
 }
@@ -228,16 +233,10 @@ def written(text: str, result: Result) -> str:
 
 def main() -> None:
     text = PAGE.read_text()
-    for path in newest(sys.argv[1:] or list(BLOCKS)):
+    for path in report.newest(sys.argv[1:] or list(BLOCKS)):
         text = written(text, report.load(path))
         print(f"{PAGE.name} has the tables of {path}")
     PAGE.write_text(text)
-
-
-def newest(runs: Sequence[str]) -> list[Path]:
-    """Return the newest result of each of these runs that has one."""
-    found = {path.stem.split("-", 3)[3]: path for path in sorted(report.RESULTS.glob("*.json"))}  # by their time
-    return [path for name, path in found.items() if name in runs]
 
 
 if __name__ == "__main__":

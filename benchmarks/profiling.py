@@ -25,10 +25,10 @@ def profiled(stage: Stage, scenario: str, directory: Path | None) -> Iterator[No
         raise RuntimeError("--profile needs py-spy: pip install py-spy")
     directory.mkdir(parents=True, exist_ok=True)
     name = f"{stage.contestant.name}-{scenario.replace(' ', '-')}"
-    roles = {"server": stage.servers[0], "listener": stage.listener}
+    roles = {"server": stage.servers[:1], "listener": stage.listeners[:1]}
     watchers = []
-    for role, process in roles.items():
-        if process is not None:
+    for role, processes in roles.items():
+        for process in processes:
             output = directory / f"{name}-{role}.txt"
             options = ["--format", "raw", "--rate", "500", "--nonblocking", "--output", output]
             command = [spy, "record", "--pid", str(process.pid), *options]

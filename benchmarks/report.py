@@ -30,6 +30,11 @@ COLUMNS: Final = {
         *("messages", "lost", "repeated", "out of order", "told", "closed", "comings", "recovered"),
     ),
     "never reads": ("MiB more", "MiB published"),
+    "raw messages": (
+        *("rate/s", "of a core %", "other core busy %"),
+        *("listeners µs", "a listener carries/s", "redis µs", "a primary carries/s", "lost", "out of order"),
+    ),
+    "PUBLISH": ("node µs", "another node µs"),
     "a write": ("reader asleep: µs", "reader awake: µs"),
     "": ("server µs", "listener µs", "redis µs", "sum µs", "deliveries/s"),
 }
@@ -138,6 +143,12 @@ def save(path: Path, result: Result) -> None:
     """Write all figures so far."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(asdict(result), indent=1, ensure_ascii=False) + "\n")
+
+
+def newest(runs: Sequence[str]) -> list[Path]:
+    """Return the newest result of each of these runs that has one."""
+    found = {path.stem.split("-", 3)[3]: path for path in sorted(RESULTS.glob("*.json"))}  # by their time
+    return [path for name, path in found.items() if name in runs]
 
 
 def load(path: Path) -> Result:

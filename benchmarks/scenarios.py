@@ -80,7 +80,7 @@ def seconds(contestant: Contestant, plan: Plan) -> float:
 
 
 def run(
-    contestant: Contestant, plan: Plan, profile: Path | None = None, web_processes: int = 1
+    contestant: Contestant, plan: Plan, profile: Path | None = None, **processes: int
 ) -> Iterator[tuple[str, Figures]]:
     """
     Run a round, and give (scenario, figures) when each is over.
@@ -89,12 +89,12 @@ def run(
         contestant: Whom.
         plan: How much.
         profile: A directory for what py-spy sees; the figures are then worth little.
-        web_processes: Among which the sockets are divided.
+        processes: How many of each, for ``Stage``.
 
     """
     roads = [road for road in contestant.roads if any(road in step.scenarios for step in plan.steps)]
     with ExitStack() as stack:
-        stage = stack.enter_context(Stage(contestant, web_processes))
+        stage = stack.enter_context(Stage(contestant, **processes))
         publishers = {road: stack.enter_context(closing(start_publisher(stage, road))) for road in roads}
         memory, connected = memory_before(stage), 0
         load = stack.enter_context(closing(Load(stage.ports, contestant.login)))

@@ -14,7 +14,7 @@ from django.conf import settings
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 settings.configure(
-    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "notifications"],
+    INSTALLED_APPS=["django.contrib.auth", "django.contrib.contenttypes", "notifications", "notifications.inbox"],
     NOTIFICATIONS={"REDIS_URL": "redis://127.0.0.1:6379/0"},
 )
 django.setup()  # the reference is made of the docstrings of imported modules
@@ -30,7 +30,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/**", "benchmarks/README.md"]
 exclude_patterns = ["**/requirements.txt"]
-myst_heading_anchors = 3  # the anchors that GitHub makes
+myst_heading_anchors = 4  # the anchors that GitHub makes
 myst_links_external_new_tab = False
 
 autodoc_member_order = "bysource"

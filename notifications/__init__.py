@@ -8,10 +8,14 @@ from .positions import aposition, position
 from .progress import Part, Progress, progress
 from .publisher import (
     apublish,
+    apublish_many,
     apublish_progress,
+    apublish_to_all,
     apublish_to_user,
     publish,
+    publish_many,
     publish_progress,
+    publish_to_all,
     publish_to_user,
 )
 from .topics import Topic
@@ -34,7 +38,9 @@ __all__ = [
     "announce",
     "aposition",
     "apublish",
+    "apublish_many",
     "apublish_progress",
+    "apublish_to_all",
     "apublish_to_user",
     "arevoke",
     "cancel",
@@ -42,7 +48,9 @@ __all__ = [
     "position",
     "progress",
     "publish",
+    "publish_many",
     "publish_progress",
+    "publish_to_all",
     "publish_to_user",
     "revoke",
     "track",

@@ -1,3 +1,4 @@
+import sys
 from importlib.util import find_spec
 
 from django.apps import AppConfig
@@ -8,8 +9,13 @@ class NotificationsConfig(AppConfig):
     verbose_name = "Notifications"
 
     def ready(self) -> None:
-        from . import checks  # noqa: F401  both register themselves
+        from . import (
+            checks,  # noqa: F401  both register themselves
+            devserver,
+        )
         from .access import receivers  # noqa: F401  both register themselves
+
+        devserver.accompany(sys.argv)
 
         if find_spec("prometheus_client") is not None:
             from .monitoring import prometheus

@@ -18,6 +18,7 @@ from django.core.checks import CheckMessage, Error, Tags, register
 from django.utils.module_loading import import_string
 
 from . import address
+from .broker import embedded
 from .conf import find_problems, load
 from .logs import describe
 from .mount import stream_path
@@ -59,6 +60,8 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
         wanted[f"TOPICS[{name!r}]['AUTHORIZE_MANY']"] = kind.AUTHORIZE_MANY
         wanted[f"TOPICS[{name!r}]['CLEAN_ID']"] = kind.CLEAN_ID
         wanted[f"TOPICS[{name!r}]['JOIN']"] = kind.JOIN
+        if isinstance(kind.JOIN, list | tuple) and all(isinstance(id_, str) for id_ in kind.JOIN):
+            del wanted[f"TOPICS[{name!r}]['JOIN']"]  # ids for all users
         closed = kind.AUTHORIZE is kind.AUTHORIZE_MANY is kind.JOIN is None and not kind.PUBLIC
         if closed and name in raw.get("TOPICS", {}) and name not in OPENED_BY_GRANTS:
             found.append(
@@ -69,6 +72,14 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
                     id="notifications.W001",
                 )
             )
+    if settings.GUESTS and not any(kind.PUBLIC for kind in settings.kinds.values()):
+        found.append(
+            checks.Warning(
+                "GUESTS is on, but there is nothing for guests to read: no kind is PUBLIC.",
+                hint='Add "site": {} to TOPICS for publish_to_all, set PUBLIC of a kind, or leave GUESTS out.',
+                id="notifications.W009",
+            )
+        )
     for key, value in wanted.items():
         try:
             target = import_string(value) if isinstance(value, str) else value
@@ -107,6 +118,8 @@ def check_redis_urls(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
         Error(f"{where} {problem}.", hint=f"Write [REDIS_URL]. {address.QUOTE}", id="notifications.E015")
         for problem in problems
     ]
+    if address.EMBEDDED in urls.values():
+        found += _check_embedded()
     for where, url in urls.items():
         with suppress(address.AddressError):
             if unused := address.read(url).unused:
@@ -121,15 +134,35 @@ def check_redis_urls(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> 
     return found
 
 
+def _check_embedded() -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    if not embedded.is_allowed():
+        found.append(
+            Error(
+                "An embedded Redis is for development, and DEBUG is off.",
+                hint="Set REDIS_URL to the address of a Redis server that all processes of the site reach.",
+                id="notifications.E023",
+            )
+        )
+    if embedded.find_server() is None:
+        found.append(Error("There is no Redis to embed.", hint=embedded.HINT, id="notifications.E024"))
+    return found
+
+
 def _problems_of_hosts(hosts: Any, only_one: bool) -> list[str]:
     if isinstance(hosts, str | bytes) or not isinstance(hosts, Sequence):
         return ["is not a list"]
     problems = ["has several hosts, and this layer takes one"] if only_one and len(hosts) > 1 else []
+    if any(isinstance(host, Mapping) and "sentinels" in host and "master_name" not in host for host in hosts):
+        problems.append("has an entry with sentinels and no master_name")
     for url in filter(None, map(_url_of, hosts)):
         try:
-            address.read(url)
+            found = address.read(url)
         except address.AddressError as error:
             problems.append(f"has an entry that is not the URL of a Redis server: {error}")
+        else:
+            if not only_one and found.sort is not address.Sort.SERVER:
+                problems.append(f"names {found.sort.value}, which only {OWN_LAYER} understands")
     return problems
 
 
@@ -212,10 +245,17 @@ def check_daphne(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
     ]
 
 
-@cache  # it reads what every installed distribution consists of
-def _owners(path: tuple[str, ...]) -> Sequence[str]:
+@cache  # it asks every installed distribution
+def _owners(path: tuple[str, ...]) -> list[str]:
     """Name the distributions on a search path that have a package of our name."""
-    return metadata.packages_distributions().get("notifications", ())
+    return [each.metadata["Name"] for each in metadata.distributions() if _has_our_package(each)]
+
+
+def _has_our_package(distribution: metadata.Distribution) -> bool:
+    """Answer as ``metadata.packages_distributions`` does, which takes a tenth of a second of each command."""
+    if top_level := (distribution.read_text("top_level.txt") or "").split():
+        return "notifications" in top_level
+    return bool(re.search(r"^notifications(/|\.py,)", distribution.read_text("RECORD") or "", re.MULTILINE))
 
 
 @register("notifications")
@@ -272,7 +312,7 @@ def check_hosts(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[
     ]
 
 
-@register("notifications", Tags.urls)
+@register("notifications", Tags.urls, deploy=True)
 def check_stream(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     if not getattr(django_settings, "ROOT_URLCONF", None):
         return []  # a process without pages

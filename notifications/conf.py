@@ -8,7 +8,7 @@ under its field below; ``checks.py`` reports what is wrong with the dict before 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache, cached_property
 from typing import Any, Final, NamedTuple, cast
@@ -29,13 +29,21 @@ MAY_BE_NONE: Final = frozenset(
         "MAX_CONNECTIONS_PER_USER",
         "MAX_CONNECTIONS_PER_ADDRESS",
         "MAX_UNAUTHENTICATED",
+        "MAX_GUESTS",
     }
 )
 """Numbers that may be 0, for none."""
+MAX_SHARDS: Final = 64
 RESERVED_KIND: Final = "notifications"
 """The app's own keys and channels begin with ``<PREFIX>notifications:``."""
 OWN_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {"upload": {"STATE": True}, "job": {"STATE": True}}
 """Kinds whose options have different defaults."""
+EVERYBODY: Final = ("site", "all")
+"""Kind and id of the topic of ``publish_to_all``."""
+FOR_EVERYBODY: Final[Mapping[str, Any]] = {"PUBLIC": True, "JOIN": (EVERYBODY[1],)}
+"""Defaults of that kind. As soon as a site sets one of the options that say who may read it, all of them are the
+site's: a topic that was not everybody's must not become so."""
+WHO_MAY_READ: Final = ("AUTHORIZE", "AUTHORIZE_MANY", "PUBLIC", "JOIN")
 
 
 class Problem(NamedTuple):
@@ -77,11 +85,11 @@ class Kind:
     true for ``upload`` and ``job``."""
 
     PUBLIC: bool = False
-    """Any authenticated user may subscribe; ``AUTHORIZE`` is not called."""
+    """Any authenticated user may subscribe, and with ``GUESTS`` any visitor; ``AUTHORIZE`` is not called."""
 
-    JOIN: str | Callable[..., Any] | None = None
+    JOIN: str | Callable[..., Any] | Sequence[str] | None = None
     """``(user) -> ids``, sync or async, or its dotted path: the topics of this kind that each connection of the user
-    has without asking for them. Asked again with ``REAUTHORIZE_INTERVAL``."""
+    has without asking for them. Asked again with ``REAUTHORIZE_INTERVAL``. Or a list of ids, for all users."""
 
     @cached_property
     def authorize(self) -> Callable[..., Any] | None:
@@ -93,7 +101,12 @@ class Kind:
 
     @cached_property
     def join(self) -> Callable[..., Any] | None:
-        return _load(self.JOIN)
+        return None if isinstance(self.JOIN, list | tuple) else _load(self.JOIN)  # type: ignore[arg-type]  # no others
+
+    @cached_property
+    def joined_by_all(self) -> tuple[str, ...]:
+        """The ids, where ``JOIN`` is a list of them."""
+        return tuple(self.JOIN) if isinstance(self.JOIN, list | tuple) else ()
 
     @cached_property
     def clean_id(self) -> Callable[[str], str] | None:
@@ -105,7 +118,15 @@ class Settings:
     """The dict ``NOTIFICATIONS``, with defaults."""
 
     REDIS_URL: str = ""
-    """Where messages are published: ``redis://``, ``rediss://`` (TLS) or ``unix://``. Required."""
+    """Where messages are published: ``redis://``, ``rediss://`` (TLS), ``unix://``, ``redis+sentinel://``,
+    ``redis+cluster://``, or ``embedded``, a server of the checkout's own for development. Required."""
+
+    SHARDS: int = 1
+    """Into how many shards the topics are divided: a power of two, up to 64. Listeners divide the shards among them,
+    and so the work; on a cluster each shard is on one of its nodes. All processes of a site must agree."""
+
+    DEV_LISTENER: bool | None = None
+    """Whether ``manage.py runserver`` runs a listener beside itself while ``DEBUG`` is on. None: with ``embedded``."""
 
     TOPICS: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {kind: {} for kind in OWN_DEFAULTS})
     """Kinds of topics besides ``user``, each with the options of ``Kind``. ``user`` may be listed to set
@@ -162,6 +183,13 @@ class Settings:
     Each has ``AUTH_TIMEOUT`` to do so and takes about 30 KiB. When there is no room, the oldest are closed first.
     Sockets with a session are not counted."""
 
+    GUESTS: bool = False
+    """Whether visitors who have not logged in may connect. They may read the topics of ``PUBLIC`` kinds, and nothing
+    else."""
+
+    MAX_GUESTS: int = 1000
+    """Sockets of such visitors in one web process; 0 for any number. What is beyond is told to come back."""
+
     MAX_SUBSCRIPTIONS: int = 100
     """Topics that one socket may have besides its user's own. A page may want more: its client then requests the rest
     when it has left some. Each costs a call of ``AUTHORIZE``, and a place in a group of the channel layer."""
@@ -176,6 +204,10 @@ class Settings:
     MAX_MESSAGE_SIZE: int = 65536
     """Maximum size of one published message, in bytes. Anything larger is a document: publish a link to it."""
 
+    INLET_SIZE: int = 100_000
+    """Entries that may wait in the inlet, to which other programs append what must not be lost though no listener runs.
+    A listener drops the oldest beyond that. One with a message of 200 bytes takes 225 bytes of Redis memory."""
+
     PROGRESS_RATE: float = 4.0
     """Messages a second in which a job tells its progress, besides its first and its last. More is more than the eye
     needs, and each is kept in the history."""
@@ -189,16 +221,33 @@ class Settings:
     it nobody can."""
 
     @cached_property
+    def address(self) -> address.Address:
+        """Where messages are published."""
+        return address.read(self.REDIS_URL)
+
+    @cached_property
+    def is_divided(self) -> bool:
+        """Whether the names of keys and channels say to which shard they belong."""
+        return self.SHARDS > 1 or self.address.sort is address.Sort.CLUSTER
+
+    @cached_property
     def kinds(self) -> Mapping[str, Kind]:
         """Every kind by its name."""
         defaults = {"HISTORY_SIZE": self.HISTORY_SIZE, "HISTORY_TTL": self.HISTORY_TTL}
         kinds: dict[str, Mapping[str, Any]] = {"user": {}, **self.TOPICS}
-        return {name: Kind(**{**defaults, **OWN_DEFAULTS.get(name, {}), **options}) for name, options in kinds.items()}
+        return {
+            name: Kind(**{**defaults, **_own_defaults(name, options), **options}) for name, options in kinds.items()
+        }
 
     @cached_property
     def joining(self) -> tuple[str, ...]:
-        """The kinds that have a ``JOIN``."""
-        return tuple(name for name, kind in self.kinds.items() if kind.JOIN is not None)
+        """The kinds whose ``JOIN`` is asked for each user."""
+        return tuple(name for name, kind in self.kinds.items() if kind.join is not None)
+
+    @cached_property
+    def joined_by_all(self) -> tuple[tuple[str, str], ...]:
+        """Kind and id of each topic that every connection has."""
+        return tuple((name, id_) for name, kind in self.kinds.items() for id_ in kind.joined_by_all)
 
     @cached_property
     def authenticate_token(self) -> Callable[..., Any]:
@@ -211,6 +260,12 @@ class Settings:
     @cached_property
     def tenant_context(self) -> Callable[[str], Any] | None:
         return _load(self.TENANT_CONTEXT)
+
+
+def _own_defaults(kind: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
+    if kind == EVERYBODY[0] and not any(name in options for name in WHO_MAY_READ):
+        return FOR_EVERYBODY
+    return OWN_DEFAULTS.get(kind, {})
 
 
 def _load(value: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
@@ -232,7 +287,8 @@ def find_problems(raw: Any) -> list[Problem]:
             Problem(
                 "E003",
                 "NOTIFICATIONS has no REDIS_URL.",
-                'Add "REDIS_URL": "redis://127.0.0.1:6379/0", or the address of your Redis server.',
+                'Add "REDIS_URL": "redis://127.0.0.1:6379/0", or the address of your Redis server; in development, '
+                '"embedded" starts one.',
             )
         )
     elif problem := _problem_of_url(raw["REDIS_URL"]):
@@ -255,7 +311,16 @@ def find_problems(raw: Any) -> list[Problem]:
         problems.append(
             Problem("E014", "NOTIFICATIONS['METRICS_TOKEN'] is not a text.", "Set it to a long random text.")
         )
+    problems += [
+        Problem("E021", f"NOTIFICATIONS[{name!r}] is not valid.", f"Set {name} to True or False.")
+        for name in ("GUESTS", "DEV_LISTENER")
+        if not isinstance(raw.get(name, False), bool) and (name, raw[name]) != ("DEV_LISTENER", None)
+    ]
     problems += _problems_of_numbers("NOTIFICATIONS", raw, Settings)
+    if (shards := raw.get("SHARDS", 1)) not in [2**n for n in range(MAX_SHARDS.bit_length())]:
+        problems.append(
+            Problem("E022", f"NOTIFICATIONS['SHARDS'] is {shards!r}.", f"Set it to a power of two, up to {MAX_SHARDS}.")
+        )
     problems += _problems_of_topics(raw.get("TOPICS", {}))
     return problems
 

@@ -33,18 +33,26 @@ class PublishError(NotificationsError):
     Redis did not confirm that it accepted the message, which may or may not have been published.
 
     Attributes:
-        topic: Where the message should have gone, as ``"kind:id"``.
+        topic: Where the message should have gone, as ``"kind:id"``; of several, the first that is missing.
         reason: What Redis or the network said.
+        missing: The indexes of those messages in the list of ``publish_many`` that are not known to be published. All
+            others were published. For one message it is ``(0,)``.
+        total: How many messages the list has.
 
     """
 
-    def __init__(self, topic: str, reason: str) -> None:
-        super().__init__(topic, reason)
+    def __init__(self, topic: str, reason: str, missing: tuple[int, ...] = (0,), total: int = 1) -> None:
+        super().__init__(topic, reason, missing, total)
         self.topic = topic
         self.reason = reason
+        self.missing = missing
+        self.total = total
 
     def __str__(self) -> str:
-        return f"not known to be published on {self.topic!r}: {self.reason}"
+        if self.total == 1:
+            return f"not known to be published on {self.topic!r}: {self.reason}"
+        which = f"{len(self.missing)} of {self.total} messages"
+        return f"{which} are not known to be published, the first of them on {self.topic!r}: {self.reason}"
 
 
 class Cancelled(NotificationsError):  # noqa: N818  it is no error, but a job's way to its end

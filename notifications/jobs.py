@@ -147,9 +147,8 @@ class _Reporting(NamedTuple):
         interval, silence = 1 / settings.PROGRESS_RATE, settings.PROGRESS_STALE / 3
         return cls(topic, report_of(share, said.payload, "", news=True, seen=0, interval=interval, silence=silence))
 
-    @property
-    def where(self) -> str:
-        return str(self.topic)
+    def failure(self, reason: str) -> PublishError:
+        return PublishError(str(self.topic), reason)
 
     def send(self) -> Standing:
         return get_store().report_share(self.topic, self.report)
@@ -164,9 +163,8 @@ class _Cancelling(NamedTuple):
     topic: Topic
     over: bool = False
 
-    @property
-    def where(self) -> str:
-        return str(self.topic)
+    def failure(self, reason: str) -> PublishError:
+        return PublishError(str(self.topic), reason)
 
     def send(self) -> None:
         store = get_store()

@@ -14,18 +14,22 @@ and every queue is bounded, dead connections are detected, and consumers can be 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, Final
 
 from channels.layers import BaseChannelLayer
 from channels_redis.utils import create_pool, decode_hosts
+from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
-from .address import AddressError, read
+from .address import Address, AddressError, Sort, read
 from .aio import PerLoop
 from .broker.clients import async_options
+from .broker.nodes import nodes_of
+from .broker.primary import Service, leading
 from .broker.wire import POOL_OPTIONS
+from .channel_layer.cluster_layer import ClusterLayer, cluster_group_key
 from .channel_layer.loop_layer import LoopLayer, group_key
 from .conf import settings
 
@@ -33,18 +37,43 @@ CAPACITY: Final = 1000
 """Messages that may wait for one consumer: about as many small ones as one read from the socket returns."""
 
 
+_OF_SENTINELS: Final = ("sentinels", "master_name", "sentinel_kwargs")
+
+
+def _hosts_of_the_site() -> list[Any] | None:
+    """Return ``REDIS_URL`` as the only host; None in a project that has this layer, but not the app's settings."""
+    own = getattr(django_settings, "NOTIFICATIONS", None)
+    return [own["REDIS_URL"]] if isinstance(own, Mapping) and own.get("REDIS_URL") else None
+
+
 def _connecting(host: dict[str, Any]) -> dict[str, Any]:
-    """Parse the URL of a host, if it has one, because redis-py's errors about a malformed one may show its password."""
-    rest = {name: value for name, value in host.items() if name != "address"}
+    """Return the options of a host's connections; redis-py's errors about a malformed URL may show its password."""
+    rest = {name: value for name, value in host.items() if name not in {"address", *_OF_SENTINELS}}
+    if "sentinels" in host:
+        own = dict(host.get("sentinel_kwargs") or {})
+        scheme, scheme_of_sentinels = ("rediss" if options.pop("ssl", False) else "redis" for options in (rest, own))
+        return {**rest, **leading(Service(host["master_name"], host["sentinels"], scheme_of_sentinels, own), scheme)}
     try:
         return {**rest, **async_options(host["address"])} if "address" in host else rest
     except AddressError as error:
         raise ImproperlyConfigured(f"the host in CHANNEL_LAYERS is not the URL of a Redis server: {error}") from None
 
 
+def _cluster_of(host: dict[str, Any]) -> str:
+    """Return the URL of a host if it is that of a cluster, otherwise an empty text."""
+    url = host.get("address", "")
+    return url if url and read(url).sort is Sort.CLUSTER else ""
+
+
+def _account(where: Address) -> str:
+    return where.options.get("username") or "default"
+
+
 def _server(options: dict[str, Any]) -> tuple[Any, ...]:
     """Return what tells servers and accounts apart. Databases share all channels."""
     account = options.get("username") or "default"
+    if "service" in options:
+        return account, options["service"].name, frozenset(options["service"].sentinels)
     if "path" in options:
         return account, options["path"]
     return account, options.get("host", "localhost"), int(options.get("port", 6379))
@@ -80,7 +109,7 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
 
         Args:
             hosts: One entry, as for channels_redis: a URL, a ``(host, port)`` pair, or a dict with ``address`` or
-                with ``sentinels`` and ``master_name``, and redis-py's connection options.
+                with ``sentinels`` and ``master_name``, and redis-py's connection options. By default ``REDIS_URL``.
             prefix: Prefix of every Redis channel; sites on one Redis server need different ones.
             capacity: Messages that may wait for one channel.
             channel_capacity: Different capacities, by glob pattern of channel names.
@@ -94,13 +123,16 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         super().__init__(expiry=expiry, capacity=capacity)
         self.channel_capacity = self.compile_capacities(channel_capacity or {})
         self.prefix = prefix
-        decoded = decode_hosts(hosts)
+        decoded = decode_hosts(hosts or _hosts_of_the_site())
         if len(decoded) != 1:
             raise ImproperlyConfigured("notifications.layers takes one host in CHANNEL_LAYERS, not several")
         self._host = {**POOL_OPTIONS, **_connecting(decoded[0])}
+        self._cluster = _cluster_of(decoded[0])
         self._here = PerLoop(self._make, LoopLayer.flush)
 
     def _make(self) -> LoopLayer:
+        if self._cluster:
+            return ClusterLayer(self.prefix, nodes_of(self._cluster), self._host, self.get_capacity)
         return LoopLayer(self.prefix, partial(create_pool, self._host), self.get_capacity)
 
     async def send(self, channel: str, message: dict[str, Any]) -> None:
@@ -199,11 +231,22 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
         None if scripts cannot reach it: they run on the server of ``REDIS_URL``, with its account. A subclass that
         sends or encodes otherwise must return None; a listener then calls its ``group_send``.
         """
+        if self._cluster:
+            return cluster_group_key(self.prefix, group) if self._is_on_the_sites_cluster else None
         return group_key(self.prefix, group) if self._is_on_the_sites_redis else None
 
     @cached_property
     def _is_on_the_sites_redis(self) -> bool:
-        return "sentinels" not in self._host and _server(self._host) == _server(read(settings.REDIS_URL).options)
+        where = read(settings.REDIS_URL)
+        return where.sort is not Sort.CLUSTER and _server(self._host) == _server(async_options(settings.REDIS_URL))
+
+    @cached_property
+    def _is_on_the_sites_cluster(self) -> bool:
+        ours, sites = read(self._cluster), read(settings.REDIS_URL)
+        if sites.sort is not Sort.CLUSTER or _account(ours) != _account(sites):
+            return False
+        # Otherwise it is another cluster, or one of which the two URLs name different nodes.
+        return not set(ours.hosts).isdisjoint(sites.hosts)
 
     async def flush(self) -> None:
         """Forget all channels and groups of this event loop and close its connections."""

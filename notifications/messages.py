@@ -18,7 +18,7 @@ from uuid import UUID
 
 import msgspec
 from django.utils.functional import Promise
-from msgspec import Meta, Struct
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .exceptions import MessageError
 from .protocol.surrogates import mend_json, mend_values
@@ -76,6 +76,9 @@ Percent = Annotated[int, Meta(ge=0, le=100)]
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[int, Meta(ge=0)] | Annotated[float, Meta(ge=0)]
 """A number that may have a fraction; whole numbers are written without one."""
+Unread = Annotated[
+    int, Meta(ge=0, le=100, description="How many notices of the user are unread; 100: at least so many, shown as 99+.")
+]
 Timestamp = Annotated[datetime, Meta(tz=True, description="When this was the case: ISO 8601, with an offset.")]
 
 
@@ -120,10 +123,14 @@ def _check(name: str, value: Any, annotation: Any) -> Any:
     if get_origin(annotation) is Literal:  # msgspec would quote the value without saying which are valid
         words = get_args(annotation)
         if value not in words:
-            raise TypeError(f"Expected one of {', '.join(words)}")
+            raise TypeError(f"Expected one of {', '.join(map(str, words))}")
         return value
-    if isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, Checked):
-        return annotation(**value)
+    if value is UNSET or annotation is Any:
+        return value
+    if isinstance(value, Mapping):
+        for type_ in get_args(annotation) or (annotation,):
+            if isinstance(type_, type) and issubclass(type_, Checked):
+                return type_(**value)
     value = msgspec.convert(value, annotation)
     return value.astimezone(UTC) if isinstance(value, datetime) else value
 
@@ -226,6 +233,16 @@ class FileProgress(Checked, tag="file_progress", tag_field="action"):
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 
+class NoticeInbox(Checked):
+    """What a notice that is kept says beside its text: where it is in its user's inbox."""
+
+    id: Annotated[str, Meta(description="The notice: in the list, and to mark it.")]
+    unread: Unread
+    group: Annotated[str, Meta(description="Of notices of one group a list shows the newest; empty: of none.")] = ""
+    actor: Annotated[Any, Meta(description="Whoever did something, in the site's own form.")] = None
+    target: Annotated[Any, Meta(description="What it was done to, in the site's own form.")] = None
+
+
 class Notice(Checked, tag="notice", tag_field="action"):
     """A notice from the site to a user."""
 
@@ -233,6 +250,29 @@ class Notice(Checked, tag="notice", tag_field="action"):
     level: Literal["info", "success", "warning", "error"] = "info"
     body: Annotated[str | None, PLAIN] = None
     url: Annotated[str | None, LINK] = None
+    timestamp: Timestamp = msgspec.field(default_factory=now)
+    inbox: NoticeInbox | UnsetType = UNSET
+    """Set by ``notifications.inbox.notify``, and absent from a notice that is not kept."""
+
+
+class InboxChangedPayload(Checked):
+    """The payload of ``inbox``."""
+
+    unread: Unread
+    change: Annotated[
+        Literal["seen", "read", "unread", "archived", "restored", None],
+        Meta(description="What happened to the notices; null: only the number is corrected."),
+    ] = None
+    ids: Annotated[list[str] | None, Meta(description="The notices that have changed; null: see `until`.")] = None
+    until: Annotated[
+        str | None, Meta(description="If `ids` is null: all notices of the user up to this one have changed.")
+    ] = None
+
+
+class InboxChanged(Checked, tag="inbox", tag_field="action"):
+    """Kept notices of a user have changed, or the number of those that are unread."""
+
+    payload: InboxChangedPayload
     timestamp: Timestamp = msgspec.field(default_factory=now)
 
 
@@ -244,6 +284,7 @@ Message = (
     | BatchProgress
     | FileProgress
     | Notice
+    | InboxChanged
     | Mapping[str, Any]
 )
 """What ``publish`` accepts: a typed message, or any mapping that can be written as JSON."""

@@ -108,12 +108,23 @@ class Listening:
     Attributes:
         state: As in ``health.Report``; empty in other processes.
         waiting: Returns how many messages have been read but not forwarded yet.
+        leading, shards: How many shards it leads, and how many there are.
+        inlets: For each shard whose inlet it empties: how many entries wait there, and for how many seconds the oldest
+            has, when they were last read.
 
     """
 
     def __init__(self) -> None:
         self.state = ""
         self.waiting: Callable[[], int] = int
+        self.leading, self.shards = 0, 1
+        self.inlets: dict[int, tuple[int, float]] = {}
+
+    @property
+    def inlet(self) -> tuple[int, float]:
+        """How many entries wait in all of them, and for how many seconds the oldest of all has."""
+        amounts, ages = zip((0, 0.0), *tuple(self.inlets.values()), strict=True)
+        return sum(amounts), max(ages)
 
 
 listening = Listening()

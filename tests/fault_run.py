@@ -518,7 +518,7 @@ class Run:
         """Pipeline ``PUBLISH`` by hand. What is not answered is not sent again: nobody knows whether it was heard."""
         answered = 0
         try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.site.redis.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.site.raw_port)
         except OSError:
             for message in due:
                 message.receivers = 0
@@ -536,7 +536,7 @@ class Run:
                 if not line.startswith(b":"):
                     break
                 answered += 1
-                message.receivers = int(line[1:])
+                message.receivers = self.site.listeners_of(int(line[1:]))
                 message.sent = time.monotonic()
         except OSError:
             pass

@@ -12,12 +12,15 @@ import socket
 import ssl
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import redis
 
+from notifications.broker import pipeline
+from notifications.broker.script import Script
 from project.local_redis import LocalRedis
 from tests.clients import Tab, open_tab
 from tests.processes import Site, User, WebServer
@@ -41,6 +44,25 @@ def paused(process: HasPid) -> Iterator[None]:
     finally:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGCONT)
+
+
+@contextmanager
+def no_more_threads(*, after: int = 0) -> Iterator[None]:
+    """Let this process start so many threads, and no more: as when the interpreter ends, or there are too many."""
+    start, left = threading.Thread.start, after
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    threading.Thread.start = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        threading.Thread.start = start  # type: ignore[method-assign]
 
 
 @contextmanager
@@ -68,6 +90,64 @@ def restart_redis(site: Site, *, keep_data: bool) -> None:
     if not keep_data:
         (site.database.parent / "dump.rdb").unlink(missing_ok=True)
     site.redis.start()
+
+
+def evict(client: redis.Redis, *keys: str | bytes) -> None:
+    """
+    Let a Redis with an evicting policy run out of memory until each of these keys was gone once, then give it room.
+
+    The pressure is other keys that expire, which are newer. What else is old and expires goes as well.
+    """
+    deadline = time.monotonic() + scaled(20)
+    client.config_set("maxmemory", client.info("memory")["used_memory"] + 512 * 1024)
+    filler, left = b"x" * 4096, set(keys)
+    try:
+        while left := {key for key in left if client.exists(key)}:
+            assert time.monotonic() < deadline, "Redis does not evict"
+            with client.pipeline(transaction=False) as pipeline:
+                for _ in range(50):
+                    pipeline.set(f"filler:{random.getrandbits(64)}", filler, ex=3600)
+                pipeline.execute(raise_on_error=False)
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+# Calls of scripts.
+
+
+class HeldUp(asyncio.Event):
+    """Set when a call is held up; ``go_on`` lets it, and ``let_others_pass`` those that come after the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+        self.passes = False
+
+    def let_others_pass(self) -> None:
+        self.passes = True
+
+
+@asynccontextmanager
+async def held_up(script: Script) -> AsyncIterator[HeldUp]:
+    """
+    Hold up this process's calls of a script from an event loop before they are sent.
+
+    What a listener has done by then is done: cancel it there, and it has died between two steps.
+    """
+    arun, held = pipeline.arun, HeldUp()
+
+    async def arun_later(called: Script, *arguments: Any, **options: Any) -> Any:
+        if called is script and not (held.passes and held.is_set()):
+            held.set()
+            await held.go_on.wait()
+        return await arun(called, *arguments, **options)
+
+    pipeline.arun = arun_later
+    try:
+        yield held
+    finally:
+        pipeline.arun = arun
+        held.go_on.set()
 
 
 # Connections, as Redis sees them.

@@ -292,6 +292,15 @@ class Site:
             "PYTHONUNBUFFERED": "1",
         }
 
+    @property
+    def raw_port(self) -> int:
+        """Where other programs publish."""
+        return self.redis.port
+
+    def listeners_of(self, receivers: int) -> int:
+        """Return how many listeners may have heard a message, given what its ``PUBLISH`` was answered."""
+        return receivers
+
     def client(self) -> redis.Redis:
         """Return a Redis client that retries nothing; it is closed with the site."""
         client = redis.Redis.from_url(self.redis.url, socket_timeout=scaled(5), retry=Retry(NoBackoff(), 0))

@@ -16,6 +16,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "channels",
     "notifications",
+    "notifications.inbox",
     "tests.testsite",
 ]
 MIDDLEWARE = [
@@ -25,6 +26,7 @@ MIDDLEWARE = [
 TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
         "OPTIONS": {
             "context_processors": [
                 "django.template.context_processors.request",
@@ -71,3 +73,6 @@ for _name, _value in json.loads(os.environ.get("TEST_SETTINGS", "{}")).items():
     globals()[_name] = {**NOTIFICATIONS, **_value} if _name == "NOTIFICATIONS" else _value
     if _name == "CHANNEL_LAYER_BACKEND":
         CHANNEL_LAYERS["default"]["BACKEND"] = _value
+
+if any("mysql" in _database["ENGINE"] for _database in DATABASES.values()):
+    import tests.mysqldb  # noqa: F401  Django's backend imports what it puts in place

@@ -7,6 +7,8 @@ Several faults at once, at random, and the same ones again with the same seed.
 The seed decides what breaks when, for how long and where; what the machine makes of it is its own.
 """
 
+from __future__ import annotations
+
 import asyncio
 import os
 import random
@@ -43,17 +45,21 @@ class Gust(NamedTuple):
     choice: float
 
 
+Faults = dict[str, tuple[Callable[[Any, Gust], Awaitable[None]], int, float]]
+
+
 class Storm:
     """A plan of gusts, and their coming."""
 
-    def __init__(self, seed: int, seconds: float) -> None:
+    def __init__(self, seed: int, seconds: float, faults: Faults | None = None) -> None:
         self.seed = seed
+        self._faults = faults = FAULTS if faults is None else faults
         chance = random.Random(seed)
         self.gusts: list[Gust] = []
         at = 0.0
         while (at := at + chance.expovariate(1 / PAUSE)) < seconds:
-            fault = chance.choices(list(FAULTS), [weight for _, weight, _ in FAULTS.values()])[0]
-            longest = FAULTS[fault][2]
+            fault = chance.choices(list(faults), [weight for _, weight, _ in faults.values()])[0]
+            longest = faults[fault][2]
             self.gusts.append(Gust(at, fault, chance.uniform(0.2, 1) * longest, chance.random()))
 
     @property
@@ -71,7 +77,7 @@ class Storm:
 
     async def _come(self, run: Run, gust: Gust) -> None:
         await asyncio.sleep(gust.at)
-        await FAULTS[gust.fault][0](run, gust)
+        await self._faults[gust.fault][0](run, gust)
 
 
 async def ask(run: Run, command: Callable[[redis.Redis], Any]) -> Any:
@@ -174,7 +180,7 @@ async def drop_browsers(run: Run, gust: Gust) -> None:
         browser.drop()
 
 
-FAULTS: dict[str, tuple[Callable[[Run, Gust], Awaitable[None]], int, float]] = {
+FAULTS: Faults = {
     "kill a listener": (kill_a_listener, 3, 2.0),
     "kill the web server": (kill_the_web_server, 1, 0.0),
     "pause a listener": (pause_a_listener, 3, 6.0),

@@ -24,6 +24,7 @@ LAYER = os.environ.get("BENCH_LAYER", "notifications.layers.RedisPubSubLayer")
 AUTHORIZE, _, FUNCTION = os.environ.get("BENCH_AUTHORIZE", "AUTHORIZE=may_watch").partition("=")
 NOTIFICATIONS = {
     "REDIS_URL": REDIS_URL,
+    "SHARDS": int(os.environ.get("BENCH_SHARDS", "1")),
     # No state: clients begin with nothing, as those of the peers do.
     "TOPICS": {"upload": {AUTHORIZE: f"benchmarks.peers.ours.{FUNCTION}", "STATE": False}},
 }

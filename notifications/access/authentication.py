@@ -38,6 +38,16 @@ _HTTP: Final = {"ws": "http", "wss": "https"}
 _refusals: Final = LogBudget(logger)
 
 
+class Guest:
+    """Whoever has not logged in. Without a primary key there is no topic, no grant and no token of theirs."""
+
+    pk = None
+    is_authenticated = is_active = False
+
+
+GUEST: Final = Guest()
+
+
 class AuthUnavailableError(NotificationsError):
     """The user could not be determined: the database or another service did not answer."""
 

@@ -197,6 +197,17 @@ async def _joined(user: Any, kind: str) -> list[Topic]:
     return list(topics)
 
 
+def joined_by_all() -> list[Topic]:
+    """Return the topics that every connection has, where ``JOIN`` is a list of ids."""
+    topics = []
+    for kind, id_ in settings.joined_by_all:
+        try:
+            topics.append(Topic(kind, id_))
+        except TopicError as error:
+            _refusals.warning("JOIN of kind %r names something that is not a topic: %s", kind, error)
+    return topics
+
+
 def _read_at_once(join: Callable[..., Any]) -> Callable[..., Any]:
     """Have a function that returns a queryset read it where it runs: the database may not be asked elsewhere."""
     if is_async(join):

@@ -15,7 +15,7 @@ from django.core import signing
 
 from .. import sending, signed
 from ..broker import clients, pipeline
-from ..exceptions import NotificationsError, TopicError
+from ..exceptions import NotificationsError, PublishError, TopicError
 from ..history import get_store
 from ..metrics import count
 from ..topics import Topic, internal_name
@@ -51,21 +51,20 @@ class Control(NamedTuple):
     user: str
     what: str = ""
 
-    @property
-    def where(self) -> str:
-        return channel()
+    def failure(self, reason: str) -> PublishError:
+        return PublishError(channel(), reason)
 
     def send(self) -> None:
         if self.do == "revoke":  # first: whoever is told may ask again at once
             get_store().revoke_grants(self.user, Topic.checked_elsewhere(self.what))
-        with clients.breaker.guarding():
+        with clients.guarding():
             clients.tell(channel(), self.sign())
         count("control", self.do)
 
     async def asend(self) -> None:
         if self.do == "revoke":
             await get_store().arevoke_grants(self.user, Topic.checked_elsewhere(self.what))
-        with clients.breaker.guarding():
+        with clients.guarding():
             await pipeline.atell(channel(), self.sign())
         count("control", self.do)
 

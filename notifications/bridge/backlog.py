@@ -1,13 +1,14 @@
 """
-Raw messages that have been read but have not come back stamped yet. Pure.
+Raw messages that have been read but are not known to be stamped yet. Pure.
 
-Every listener keeps them, and removes each when it arrives stamped on the internal channel. So the
-listener that takes over the lease knows what its predecessor has left.
+The holder of a shard keeps them here, and removes them when their batch is acknowledged on the
+internal channel. So does every listener with what it read before a gap. See ``standby.py`` for the rest.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from ..topics import Topic
@@ -30,25 +31,35 @@ class Entry:
     Attributes:
         tail: The rest of its frame, as ``stamped.tail`` writes it.
         at: When it was read.
-        done: Whether it has come back stamped, or was given up.
-        stamped: Whether Redis has confirmed that it is stamped; it has yet to come back.
-        kept: Whether it was read before the subscription had a gap, in which it may have come back.
+        digest: As ``stamped.digest`` returns it.
+        done: Whether it was acknowledged, or given up.
+        stamped: Whether Redis has confirmed that it is stamped; it has yet to be acknowledged.
+        kept: Whether it was read before the subscription had a gap, in which it may have been acknowledged.
 
     """
 
-    __slots__ = ("at", "done", "kept", "stamped", "tail", "topic")
+    __slots__ = ("at", "digest", "done", "kept", "stamped", "tail", "topic")
 
-    def __init__(self, topic: Topic, tail: bytes, at: float) -> None:
+    def __init__(self, topic: Topic, tail: bytes, at: float, digest: int) -> None:
         self.topic = topic
         self.tail = tail
         self.at = at
+        self.digest = digest
         self.done = self.stamped = self.kept = False
 
 
 class Backlog:
     """Raw messages in the order of their arrival."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: int = 1) -> None:
+        """Be empty; ``MAX_BYTES`` is divided by ``share``."""
+        self._share = share
+        self._clear()
+        self.overtaken = 0
+        """How many were given up because a later one of their topic was stamped; reset when they
+        are logged."""
+
+    def _clear(self) -> None:
         self._entries: deque[Entry] = deque()
         self._next: deque[Entry] = deque()
         self._by_topic: dict[str, deque[Entry]] = {}
@@ -56,24 +67,31 @@ class Backlog:
         self._left = 0
         self.kept = 0
         """How many messages are kept from before a gap."""
-        self.overtaken = 0
-        """How many were given up because a later one of their topic was stamped; reset when they
-        are logged."""
 
     def __len__(self) -> int:
         return self._left
 
-    def add(self, topic: Topic, tail: bytes, now: float) -> bool:
+    def add(self, topic: Topic, tail: bytes, now: float, digest: int) -> bool:
         """Keep a message; return False if there is no room."""
-        if self._bytes + len(tail) + ENTRY_BYTES > MAX_BYTES:
+        return self.put_back(Entry(topic, tail, now, digest))
+
+    def put_back(self, entry: Entry) -> bool:
+        """Keep a message that was kept before; return False if there is no room."""
+        size = len(entry.tail) + ENTRY_BYTES
+        if self._bytes + size > MAX_BYTES // self._share:
             return False
-        entry = Entry(topic, tail, now)
         self._entries.append(entry)
         self._next.append(entry)
-        self._by_topic.setdefault(str(topic), deque()).append(entry)
-        self._bytes += len(tail) + ENTRY_BYTES
+        self._by_topic.setdefault(str(entry.topic), deque()).append(entry)
+        self._bytes += size
         self._left += 1
         return True
+
+    def withdraw(self) -> list[Entry]:
+        """Return all messages in order, and forget them; none may be kept from before a gap."""
+        left = [entry for entry in self._entries if not entry.done]
+        self._clear()
+        return left
 
     @property
     def all_stamped(self) -> bool:
@@ -91,9 +109,22 @@ class Backlog:
         Those of the topic that were read before it are given up, and counted as ``overtaken``: the
         holder has not received them, and later they would be out of order.
         """
+        return self._remove_first(topic, lambda entry: entry.tail == tail)
+
+    def acknowledge(self, topic: str, digest: int) -> Entry | None:
+        """Remove the oldest message of a topic that has this digest; see ``remove``."""
+        return self._remove_first(topic, lambda entry: entry.digest == digest)
+
+    def finish(self, batch: list[Entry]) -> None:
+        """Remove what ``take`` returned, as it is acknowledged."""
+        for entry in batch:
+            if not entry.done:
+                self._remove(entry)
+
+    def _remove_first(self, topic: str, wanted: Callable[[Entry], bool]) -> Entry | None:
         entries = self._by_topic.get(topic, ())
         for before, entry in enumerate(entries):
-            if entry.tail == tail:
+            if wanted(entry):
                 if before:
                     for earlier in list(entries)[:before]:
                         self._remove(earlier)

@@ -59,9 +59,6 @@ class Forwarder:
 
     def add(self, stamped: Stamped) -> None:
         """Queue a message that its group has not had; when the queue is full it is dropped, counted and logged."""
-        if stamped.delivered:
-            self._count(stamped)
-            return
         if self._bytes > MAX_BYTES:
             self._log.lost("the channel layer is too slow")
             return
@@ -69,6 +66,13 @@ class Forwarder:
             self._wake.set()
         self._queue.append(stamped)
         self._bytes += len(stamped.frame) + ENTRY_BYTES
+
+    def delivered(self, amount: int, at: int) -> None:
+        """Count raw messages that a script has delivered; ``at`` as in ``Stamped``, of the first."""
+        self.forwarded += amount
+        tally.bridged += amount
+        if at:
+            bridging.since(at)
 
     async def wait_sent(self) -> None:
         """Wait until the layer has taken all that is queued now."""
@@ -120,13 +124,7 @@ class Forwarder:
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it must cost this message only
             self._log.lost(f"the channel layer failed: {type(error).__name__}")
         else:
-            self._count(stamped)
-
-    def _count(self, stamped: Stamped) -> None:
-        self.forwarded += 1
-        tally.bridged += 1
-        if stamped.at and stamped.road != "p":
-            bridging.since(stamped.at)
+            self.delivered(1, 0 if stamped.road == "p" else stamped.at)
 
     async def _send(self, sending: Awaitable[None], group: str, message: dict[str, Any], *, again: bool) -> None:
         """Send; retry a stamped message (``again``) after a failure, because sockets drop duplicates."""

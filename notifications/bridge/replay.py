@@ -49,11 +49,6 @@ class Recent:
     def add(self, stamped: Stamped, now: float) -> None:
         if stamped.position is None:
             return  # without an id no socket could recognise a duplicate
-        if stamped.delivered:
-            if (earlier := self._frames.pop(stamped.topic, None)) is not None:
-                self._bytes -= len(earlier[1].frame)  # sockets that miss it notice by the later one
-            self._note(stamped.topic, stamped.position)
-            return
         frames, topic = self._frames, stamped.topic
         self._bytes += len(stamped.frame)
         if (earlier := frames.pop(topic, None)) is not None:

@@ -1,5 +1,5 @@
 """
-The states of a listener, and the transitions between them.
+The states of a shard of a listener, and the transitions between them.
 
 Everything that a listener does follows from its state: whether it asks for the lease, stamps and
 forwards, and what it reports. There is no separate flag that could disagree.
@@ -17,20 +17,21 @@ class State(Enum):
     """
     What a listener is doing.
 
-    ============  ========================================  =================================================
-    state         may be followed by                        meaning
-    ============  ========================================  =================================================
-    CONNECTING    SETTLING, DISCONNECTED, STOPPING          Has not been subscribed yet.
-    SETTLING      STAND_BY, DISCONNECTED, STOPPING          Subscribed; determines what a gap left.
-    STAND_BY      TAKING_OVER, DISCONNECTED, STOPPING       Ready to take over; asks for the lease.
-    TAKING_OVER   HOLDER, STAND_BY, DISCONNECTED, STOPPING  Has the lease; waits for its marker.
-    HOLDER        STAND_BY, HANDING_OVER, DRAINING          Stamps and forwards.
-    HANDING_OVER  DISCONNECTED, DRAINING                    A holder cut off; stamps what it has read.
-    DISCONNECTED  SETTLING, DISCONNECTED, STOPPING          Receives nothing; reconnects.
-    DRAINING      STOPPING                                  A holder that stops; finishes what it has read.
-    STOPPING      STOPPED                                   Forwards what is queued, then ends.
-    STOPPED                                                 ``run`` has returned.
-    ============  ========================================  =================================================
+    ============  ============================================  =================================================
+    state         may be followed by                            meaning
+    ============  ============================================  =================================================
+    CONNECTING    SETTLING, DISCONNECTED, STOPPING              Has not been subscribed yet.
+    SETTLING      STAND_BY, DISCONNECTED, STOPPING              Subscribed; determines what a gap left.
+    STAND_BY      TAKING_OVER, DISCONNECTED, STOPPING           Ready to take over; asks for the lease.
+    TAKING_OVER   HOLDER, STAND_BY, DISCONNECTED, STOPPING      Has the lease; waits for its marker.
+    HOLDER        STAND_BY, PASSING_ON, HANDING_OVER, DRAINING  Stamps and forwards.
+    PASSING_ON    STAND_BY, HANDING_OVER, DRAINING              A holder of too much; stamps what it had read.
+    HANDING_OVER  DISCONNECTED, DRAINING                        A holder cut off; stamps what it has read.
+    DISCONNECTED  SETTLING, DISCONNECTED, STOPPING              Receives nothing; reconnects.
+    DRAINING      STOPPING                                      A holder that stops; finishes what it has read.
+    STOPPING      STOPPED                                       Forwards what is queued, then ends.
+    STOPPED                                                     ``run`` has returned.
+    ============  ============================================  =================================================
 
     DISCONNECTED may follow itself, with another reason, after each attempt that failed.
     """
@@ -40,6 +41,7 @@ class State(Enum):
     STAND_BY = "stand-by"
     TAKING_OVER = "taking over"
     HOLDER = "holder"
+    PASSING_ON = "passing on"
     HANDING_OVER = "handing over"
     DISCONNECTED = "disconnected"
     DRAINING = "draining"
@@ -52,7 +54,8 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
     State.SETTLING: frozenset({State.STAND_BY, State.DISCONNECTED, State.STOPPING}),
     State.STAND_BY: frozenset({State.TAKING_OVER, State.DISCONNECTED, State.STOPPING}),
     State.TAKING_OVER: frozenset({State.HOLDER, State.STAND_BY, State.DISCONNECTED, State.STOPPING}),
-    State.HOLDER: frozenset({State.STAND_BY, State.HANDING_OVER, State.DRAINING}),
+    State.HOLDER: frozenset({State.STAND_BY, State.PASSING_ON, State.HANDING_OVER, State.DRAINING}),
+    State.PASSING_ON: frozenset({State.STAND_BY, State.HANDING_OVER, State.DRAINING}),
     State.HANDING_OVER: frozenset({State.DISCONNECTED, State.DRAINING}),
     State.DISCONNECTED: frozenset({State.SETTLING, State.DISCONNECTED, State.STOPPING}),
     State.DRAINING: frozenset({State.STOPPING}),
@@ -63,14 +66,15 @@ TRANSITIONS: Final[dict[State, frozenset[State]]] = {
 
 WITHOUT_LEASE: Final = {
     State.HOLDER: State.STAND_BY,
+    State.PASSING_ON: State.STAND_BY,
     State.HANDING_OVER: State.DISCONNECTED,
     State.DRAINING: State.STOPPING,
 }
 """The state that follows each state in which a listener stamps when it loses the lease."""
 
-LEADING: Final = frozenset({State.HOLDER, State.HANDING_OVER, State.DRAINING})
+LEADING: Final = frozenset({State.HOLDER, State.PASSING_ON, State.HANDING_OVER, State.DRAINING})
 """The states in which a listener stamps, and forwards what comes back."""
-ASKING: Final = frozenset({State.STAND_BY, State.HOLDER, State.DRAINING})
+ASKING: Final = frozenset({State.STAND_BY, State.HOLDER, State.PASSING_ON, State.DRAINING})
 """The states in which it asks for the lease or renews it: subscribed, and certain of what it has
 read."""
 SETTLED: Final = ASKING | {State.TAKING_OVER}
@@ -81,6 +85,7 @@ REPORTS: Final = {
     State.STAND_BY: "stand-by",
     State.TAKING_OVER: "stand-by",
     State.HOLDER: "holder",
+    State.PASSING_ON: "holder",
     State.DRAINING: "holder",
     State.HANDING_OVER: "disconnected",
     State.DISCONNECTED: "disconnected",
@@ -94,7 +99,7 @@ class IllegalTransitionError(RuntimeError):
 
 class StateMachine:
     """
-    The state of one listener.
+    The state of one shard of a listener.
 
     Attributes:
         state: What it is doing now.

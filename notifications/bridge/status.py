@@ -39,6 +39,17 @@ CONNECTED: Final = frozenset(REPORTS[state] for state in SETTLED)
 """The reports of listeners that receive what is published."""
 
 _KEY: Final = "listeners"
+_TIME: Final = "return redis.call('TIME')"
+"""Asks the server that has the key, which in a cluster is one of several, each with a clock of its own."""
+
+_WRITE: Final = """
+local time = redis.call('TIME')
+local now = time[1] .. string.format('.%06d', time[2])
+redis.call('HSET', KEYS[1], ARGV[1], string.sub(ARGV[2], 1, -2) .. ',"at":' .. now .. '}')
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+return {now, redis.call('HGETALL', KEYS[1])}
+"""
+"""Writes a report with the time, and returns that and all reports: one command, as services may bill each."""
 
 
 class Report(msgspec.Struct, kw_only=True):
@@ -51,6 +62,8 @@ class Report(msgspec.Struct, kw_only=True):
         id: Random; the field of the hash.
         state: ``"holder"`` (stamps and forwards), ``"stand-by"`` (ready to take over), or why it receives nothing.
         forwarded: Messages handed to the channel layer since it started.
+        shards: Those that it leads.
+        of: How many shards it could lead; 0 once it stops.
         at: Redis time of the report, in seconds.
 
     """
@@ -61,11 +74,19 @@ class Report(msgspec.Struct, kw_only=True):
     forwarded: int
     at: float = 0.0
     place: str = ""
+    shards: list[int] = []
+    of: int = 0
     id: str = msgspec.field(default_factory=partial(secrets.token_hex, 8))
 
     @property
     def name(self) -> str:
         return f"{self.host}:{self.pid}"
+
+    @property
+    def role(self) -> str:
+        """The state for display, with the shards if there are several."""
+        led = " ".join(map(str, self.shards)) if self.of > 1 else ""
+        return f"{self.state} of shards {led}" if led else self.state
 
     @property
     def healthy(self) -> bool:
@@ -75,6 +96,11 @@ class Report(msgspec.Struct, kw_only=True):
 def new_report(state: str) -> Report:
     """Create the report of a listener in this process."""
     return Report(host=socket.gethostname(), pid=os.getpid(), place=this_place(), state=state, forwarded=0)
+
+
+def same_shard(one: Report, other: Report) -> bool:
+    """Return whether two holders say that they lead the same shard; a report of an older version names none."""
+    return not one.shards or not other.shards or not set(one.shards).isdisjoint(other.shards)
 
 
 def this_place() -> str:
@@ -96,17 +122,22 @@ class Status:
     """The state of this process's listener, and its report in Redis, which a task keeps fresh."""
 
     def __init__(self, state: str, forwarded: Callable[[], int]) -> None:
+        self.report = new_report(state)
         self.state = metrics.listening.state = state
         self._forwarded = forwarded
         self._changed = asyncio.Event()
 
     def now(self, state: str) -> None:
         self.state = metrics.listening.state = state
+        self.changed()
+
+    def changed(self) -> None:
+        """Report soon what has changed in ``report``."""
         self._changed.set()
 
     async def keep_reported(self) -> None:
         """Report every second and at every change, until cancelled; then sign off."""
-        report = new_report(self.state)
+        report = self.report
         client = await async_client()
         try:
             while True:
@@ -129,10 +160,10 @@ class Status:
 async def write(client: Any, report: Report) -> None:
     """Write a report, and remove those of listeners that died long ago."""
     key = internal_name(_KEY)
-    report.at = await _now(client)
-    await client.hset(key, report.id, msgspec.json.encode(report))
-    await client.expire(key, int(FORGET_AFTER))
-    for field, other in await _read(client):
+    facts = {name: value for name, value in msgspec.to_builtins(report).items() if name != "at"}
+    time, found = await client.eval(_WRITE, 1, key, report.id, msgspec.json.encode(facts), int(FORGET_AFTER))
+    report.at = float(time)
+    for field, other in _parse(dict(zip(found[::2], found[1::2], strict=True))):
         # A report from the future was written before Redis's clock was set back, or by another listener just now.
         if not -MAX_AGE <= report.at - other.at <= FORGET_AFTER:
             await client.hdel(key, field)
@@ -160,14 +191,19 @@ async def reports(client: Any) -> list[tuple[Report, float]]:
 
 
 async def _now(client: Any) -> float:
-    seconds, microseconds = await client.time()
-    return float(seconds + microseconds / 1e6)
+    seconds, microseconds = await client.eval(_TIME, 1, internal_name(_KEY))
+    return float(seconds) + float(microseconds) / 1e6
 
 
 async def _read(client: Any) -> list[tuple[bytes, Report]]:
-    """Read all fields and reports, in a stable order, which a Redis hash does not have."""
+    """Read all fields and reports."""
+    return _parse(await client.hgetall(internal_name(_KEY)))
+
+
+def _parse(found: dict[bytes, bytes]) -> list[tuple[bytes, Report]]:
+    """Return all fields and reports, in a stable order, which a Redis hash does not have."""
     reports = []
-    for field, value in (await client.hgetall(internal_name(_KEY))).items():
+    for field, value in found.items():
         try:
             reports.append((field, msgspec.json.decode(value, type=Report)))
         except msgspec.DecodeError:  # written by another version

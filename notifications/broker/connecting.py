@@ -9,10 +9,11 @@ restart or a failover no connection can name the wrong one.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -20,7 +21,8 @@ from typing import Any, Final, NamedTuple
 import redis
 import redis.asyncio
 
-from . import resolver
+from ..address import EMBEDDED
+from . import embedded, resolver
 
 CONNECT_TIMEOUT: Final = 0.5
 """Seconds; a Redis server that takes longer to be found and to accept is not in this data centre."""
@@ -28,6 +30,8 @@ SOCKET_TIMEOUT: Final = 1.0
 """Seconds that one answer, a handshake, or the wait for a free connection may take."""
 MOMENT: Final = 0.05
 """Minimum time-out in seconds for a step that begins late."""
+FAILURES: Final = (redis.RedisError, OSError, TimeoutError)
+"""The errors of a call when Redis is not reachable, does not answer, or refuses."""
 
 KEEPALIVE: Final[dict[int, int]] = {
     getattr(socket, name): seconds
@@ -38,31 +42,93 @@ KEEPALIVE: Final[dict[int, int]] = {
 peer has gone. Not every system has all three."""
 
 
+class GroupChannel(str):
+    """
+    The Redis channel of a channel-layer group on a cluster: one of sharded pub/sub.
+
+    Attributes:
+        classic: The channel where the servers have no sharded pub/sub.
+
+    """
+
+    __slots__ = ("classic",)
+
+    classic: str
+
+    def __new__(cls, sharded: str, classic: str) -> GroupChannel:
+        channel = super().__new__(cls, sharded)
+        channel.classic = classic
+        return channel
+
+
 class Server(NamedTuple):
     """
     What a connection knows about its server.
 
     Attributes:
-        run: The first 12 of the 40 digits of its ``run_id``, which two servers of one site will not share.
+        run: The first 12 of the 40 digits of its ``run_id``, which two servers of one site will not share, and behind
+            Sentinels the failover in which it became the primary. In a cluster those of its replication.
         started: The latest time at which it may have started, in ms of its clock. It has no data from before.
+        channel_of: In a cluster, which channel of a group its scripts publish on; it returns an empty text for none.
+        evicts: 1 if it may throw keys away when it is full, otherwise 0.
 
     """
 
     run: str
     started: int
+    channel_of: Callable[[GroupChannel], str] | None = None
+    evicts: int = 0
 
 
-def _server(info: bytes) -> Server:
+UNNAMED: Final = "0" * 12
+"""The ``run`` of servers that do not say which they are, as those of some services. Then it is not noticed if one takes
+over from another without the latest messages of a history; that a history is gone as a whole is, as ever."""
+
+
+def server_of(info: bytes, time: Sequence[bytes], term: str | None = "") -> Server:
+    """
+    Judge a server by what it says of itself, of which services may leave out anything.
+
+    Args:
+        info: Its answers to ``INFO``.
+        time: Its answer to ``TIME``.
+        term: Behind Sentinels, the failover in which it became the primary; None for a node of a cluster.
+
+    """
     facts = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    started = int(facts[b"server_time_usec"]) // 1000
-    if not facts.get(b"master_replid2", b"").strip(b"0"):
+    seconds, microseconds = time
+    # Of the same answer as the uptime, if it is there: on a busy host another is asked for noticeably later.
+    started = int(facts.get(b"server_time_usec", int(seconds) * 1_000_000 + int(microseconds))) // 1000
+    if b"master_replid2" in facts and not facts[b"master_replid2"].strip(b"0"):
         # The uptime is rounded down, so the server may be up to a second older, which is on the safe side.
-        started -= int(facts[b"uptime_in_seconds"]) * 1000
+        started -= int(facts.get(b"uptime_in_seconds", 0)) * 1000
     # Otherwise it was promoted at an unknown time; before, it only had what had been replicated to it.
-    return Server(facts[b"run_id"][:12].decode(), started)
+    names = (facts.get(b"run_id", b""), facts.get(b"master_replid", b""))
+    name = next((each[:12].decode() for each in names if each.strip(b"0")), UNNAMED)
+    run = (run_of(info) or name) if term is None else name + term
+    return Server(run, started, evicts=int(facts.get(b"maxmemory_policy") != b"noeviction"))
 
 
-_SECTIONS: Final = ("server", "replication")
+def run_of(replication: bytes) -> str:
+    """
+    Return the ``run`` of a node of a cluster, given what ``INFO replication`` says; empty if it does not tell.
+
+    A promotion begins a new one, also that of a node which was the primary before: it has lost by then what had not
+    been replicated, and must not count on from there.
+    """
+    return replication.partition(b"master_replid:")[2][:12].decode()
+
+
+_QUESTIONS: Final = (("INFO", "server"), ("INFO", "replication"), ("INFO", "memory"), ("TIME",))
+
+
+def _judge(answers: list[Any], term: str | None) -> Server:
+    *sections, time = answers
+    for answer in answers:
+        # A service may not know INFO; an account that may not use it has to be told, as it can be given the right.
+        if isinstance(answer, redis.exceptions.NoPermissionError) or (answer is time and isinstance(time, Exception)):
+            raise answer
+    return server_of(b"\n".join(each for each in sections if isinstance(each, bytes)), time, term)
 
 
 class _Timed:
@@ -73,6 +139,8 @@ class _Timed:
         server: The server that answers.
         answered: When it last answered (``time.monotonic``).
         fresh: Nothing has been sent on it since it was connected.
+        term: Tells apart the times in which a server was the primary, where Sentinels count them; None in a cluster,
+            whose nodes do so themselves.
         deadline: When the next attempt to connect must be done; if that is past, after ``SOCKET_TIMEOUT``.
 
     """
@@ -80,6 +148,7 @@ class _Timed:
     server: Server
     answered = 0.0
     fresh = True
+    term: str | None = ""
     deadline = 0.0
     _until = 0.0
     _sock: Any
@@ -93,6 +162,16 @@ class _Timed:
         self._until = self.deadline if self.deadline > now else now + SOCKET_TIMEOUT
         super().connect()  # type: ignore[misc]  # of redis-py's class behind this one
 
+    def probe(self) -> None:
+        """Find out whether it is alive, and in a cluster whether its server still is what it was."""
+        connection: Any = self
+        if self.term is None:
+            connection.send_command("INFO", "replication")
+            self.server = self.server._replace(run=run_of(connection.read_response()) or self.server.run)
+        else:
+            connection.send_command("PING")
+            connection.read_response()
+
     def limit(self, seconds: float) -> None:
         """Set the time-out of each answer from now on, in seconds."""
         self._sock.settimeout(max(MOMENT, seconds))
@@ -102,9 +181,15 @@ def greet(connection: Any) -> None:
     """Log in on a connection, and note what its server says of itself."""
     connection.limit(connection._until - time.monotonic())
     connection.on_connect()
-    for section in _SECTIONS:
-        connection.send_command("INFO", section)
-    connection.server = _server(b"".join([connection.read_response() for _ in _SECTIONS]))
+    for question in _QUESTIONS:
+        connection.send_command(*question)
+    answers: list[Any] = []
+    for _ in _QUESTIONS:
+        try:
+            answers.append(connection.read_response())
+        except redis.ResponseError as error:
+            answers.append(error)
+    connection.server = _judge(answers, connection.term)
     connection.answered, connection.fresh = time.monotonic(), True
     connection.limit(SOCKET_TIMEOUT)
 
@@ -135,11 +220,47 @@ class _Unix(_Timed, redis.UnixDomainSocketConnection):
     pass
 
 
-CLASSES: Final[dict[str, type]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix}
+class _Embedded(_Unix):
+    """Connects to the checkout's own server, which it starts if necessary."""
+
+    def connect(self) -> None:
+        self.path = embedded.ready()
+        super().connect()
+
+
+CLASSES: Final[dict[str, type]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix, EMBEDDED: _Embedded}
 """The classes of synchronous connections, by scheme."""
 
 
-class _Named:
+class _Asynchronous:
+    """
+    An asyncio connection that, once it is lost, says so to whoever writes.
+
+    A transport that was closed raises RuntimeError on uvloop, and AttributeError on asyncio in Python 3.12, which
+    nobody takes for the loss of a connection. redis-py writes in the first of these methods, or with a time-out in the
+    second, which may run a moment later.
+    """
+
+    _writer: Any
+
+    async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+        """Send a command; raises the errors of redis-py."""
+        if self._is_lost:
+            await self.disconnect(nowait=True)  # type: ignore[attr-defined]  # of redis-py's class behind this one
+            raise redis.ConnectionError("closed by Redis")
+        await super().send_packed_command(*arguments, **options)  # type: ignore[misc]  # as above
+
+    async def _send_packed_command(self, command: Any) -> None:
+        if self._is_lost:
+            raise redis.ConnectionError("closed by Redis")
+        await super()._send_packed_command(command)  # type: ignore[misc]  # as above
+
+    @property
+    def _is_lost(self) -> bool:
+        return self._writer is not None and bool(self._writer.transport.is_closing())
+
+
+class _Named(_Asynchronous):
     """An asyncio connection whose host name is looked up with a time-out."""
 
     host: str
@@ -171,10 +292,23 @@ def named(kind: Any) -> Any:
     return type(kind.__name__, (_Named, kind), {})
 
 
+class _AsyncUnix(_Asynchronous, redis.asyncio.UnixDomainSocketConnection):
+    pass
+
+
+class _AsyncEmbedded(_AsyncUnix):
+    """Connects to the checkout's own server; while that starts, the event loop runs on."""
+
+    async def _connect(self) -> None:
+        self.path = await asyncio.to_thread(embedded.ready)
+        await super()._connect()  # type: ignore[no-untyped-call]  # it has no types
+
+
 ASYNC_CLASSES: Final[dict[str, type]] = {
     "redis": named(redis.asyncio.Connection),
     "rediss": named(redis.asyncio.SSLConnection),
-    "unix": redis.asyncio.UnixDomainSocketConnection,
+    "unix": _AsyncUnix,
+    EMBEDDED: _AsyncEmbedded,
 }
 """The classes of asyncio connections, by scheme."""
 
@@ -205,8 +339,9 @@ def _second_handle(connection: Any) -> Iterator[int | None]:
     When a write fails, asyncio closes its own handle at once, and the server's error would be lost unread.
     """
     handle = None
+    its = connection._writer.get_extra_info("socket")  # a transport that is closed by now may have none
     with suppress(OSError):  # Windows duplicates no sockets this way
-        handle = os.dup(connection._writer.get_extra_info("socket").fileno())
+        handle = None if its is None else os.dup(its.fileno())
     try:
         yield handle
     finally:
@@ -224,9 +359,15 @@ def _rest(handle: int | None) -> bytes:
 async def agreet_server(connection: Any) -> None:
     """Log in on a connection, and note what its server says of itself."""
     await agreet(connection)
-    for section in _SECTIONS:
-        await connection.send_command("INFO", section)
-    connection.server = _server(b"".join([await connection.read_response() for _ in _SECTIONS]))
+    for question in _QUESTIONS:
+        await connection.send_command(*question)
+    answers: list[Any] = []
+    for _ in _QUESTIONS:
+        try:
+            answers.append(await connection.read_response())
+        except redis.ResponseError as error:
+            answers.append(error)
+    connection.server = _judge(answers, getattr(connection, "term", ""))
 
 
 def last_words(reader: Any) -> str:

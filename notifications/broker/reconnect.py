@@ -17,6 +17,7 @@ from typing import Final, NoReturn, TypeVar
 import redis.asyncio
 
 from ..logs import describe
+from . import primary
 from .clients import FAILURES
 from .wire import Wire
 
@@ -30,7 +31,11 @@ connections and closes them at once must not be called ten times a second by all
 site."""
 
 
-def backoff(first: float = 0.2, longest: float = 3.0) -> Iterator[float]:
+LONGEST: Final = 3.0
+"""Seconds that a pause lasts at most."""
+
+
+def backoff(first: float = 0.2, longest: float = LONGEST) -> Iterator[float]:
     """Yield seconds to wait before each next try: exponential, with full jitter, so that clients spread out."""
     limit = first
     while True:
@@ -53,6 +58,7 @@ async def keep_connected(
     lost: Callable[[str, float], Awaitable[None]],
     *,
     steady: float = STEADY,
+    longest: float = LONGEST,
 ) -> NoReturn:
     """
     Keep a connection until cancelled.
@@ -63,9 +69,10 @@ async def keep_connected(
         lost: Called after each connection that ended or could not be opened, with the reason and
             the seconds until the next attempt.
         steady: Seconds that a connection has to last before the pauses are short again.
+        longest: Seconds that a pause lasts at most.
 
     """
-    loop, delays = asyncio.get_running_loop(), backoff()
+    loop, delays = asyncio.get_running_loop(), backoff(longest=longest)
     while True:
         since: float | None = None
         try:
@@ -82,7 +89,7 @@ async def keep_connected(
             logger.exception("a connection to Redis could not be opened or kept")
             reason = type(error).__name__
         if since is not None and loop.time() - since >= steady:
-            delays = backoff()
+            delays = backoff(longest=longest)
         delay = next(delays)
         await lost(reason, delay)
-        await asyncio.sleep(delay)
+        await primary.pause(delay)

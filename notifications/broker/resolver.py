@@ -39,7 +39,7 @@ def addresses(host: str, within: float) -> list[str]:
 
     Raises:
         redis.TimeoutError: The name server does not answer.
-        OSError: There is no such host.
+        OSError: There is no such host, or no thread can be started to ask.
 
     """
     if _is_address(host):
@@ -78,8 +78,13 @@ def _ask(host: str) -> _Answer:
         if answer is None or (came and time.monotonic() - came > ANSWER_TTL):
             answer = Future()
             answer.set_running_or_notify_cancel()  # one caller giving up must not cancel it for others
+            thread = threading.Thread(target=_look_up, args=(host, answer), name=f"look up {host}", daemon=True)
             _asked[host] = answer, 0.0
-            threading.Thread(target=_look_up, args=(host, answer), name=f"look up {host}", daemon=True).start()
+            try:
+                thread.start()
+            except RuntimeError as error:  # the interpreter ends, or there are too many threads
+                del _asked[host]
+                answer.set_exception(OSError(f"{host} cannot be looked up: {error}"))
         return answer
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .connecting import Server
+from .connecting import GroupChannel, Server
 
 
 class Script:
@@ -40,10 +40,22 @@ RUN: Final = object()
 """Placeholder for the server's ``run`` in a script's arguments."""
 STARTED: Final = object()
 """Placeholder for the server's ``started`` in a script's arguments."""
+EVICTS: Final = object()
+"""Placeholder for 1 if the server may throw keys away, otherwise 0."""
 
 
 def filled_in(arguments: Sequence[Any], server: Server) -> list[Any]:
-    """Replace ``RUN`` and ``STARTED`` by the values of the server."""
-    return [
-        server.run if argument is RUN else server.started if argument is STARTED else argument for argument in arguments
+    """Replace the placeholders by the values of the server, and each ``GroupChannel`` by what it has there."""
+    filled: list[Any] = [
+        server.run
+        if argument is RUN
+        else server.started
+        if argument is STARTED
+        else server.evicts
+        if argument is EVICTS
+        else argument
+        for argument in arguments
     ]
+    if (channel_of := server.channel_of) is not None:
+        filled = [channel_of(each) if isinstance(each, GroupChannel) else each for each in filled]
+    return filled

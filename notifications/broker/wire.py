@@ -19,8 +19,12 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 
 from ..conf import settings
+from . import clients
 from .clients import IDLE, PROOF, async_options
 from .connecting import CONNECT_TIMEOUT, agreet, keep_alive, last_words, named, refused
+from .nodes import async_options_of
+from .primary import Service
+from .slots import Node
 
 PING_INTERVAL: Final = 1.0
 """Seconds between two pings."""
@@ -29,6 +33,8 @@ MAX_SILENCE: Final = 3.5
 then has to finish, a stand-by takes over within five."""
 HANDSHAKE_TIMEOUT: Final = 2.0
 """Seconds that connecting, authentication and the confirmation of subscriptions may each take."""
+DOUBT: Final = 1.5
+"""Seconds of silence after which a server that Sentinels may have replaced meanwhile is heard only if they have not."""
 PACKET: Final = 64 * 1024
 """Bytes written in one iteration of the event loop after which a writer should let others run."""
 
@@ -40,9 +46,23 @@ POOL_OPTIONS: Final[dict[str, Any]] = {
 }
 
 
-def site_pool(**options: Any) -> redis.asyncio.ConnectionPool:
-    """Return a pool that knows how to connect to the site's Redis."""
-    return redis.asyncio.ConnectionPool(**{**POOL_OPTIONS, **options, **async_options(settings.REDIS_URL)})
+def site_pool(key: str | None = None, **options: Any) -> redis.asyncio.ConnectionPool:
+    """
+    Return a pool that knows how to connect to the site's Redis.
+
+    Args:
+        key: On a cluster, connect to the node that has this key at that moment; by default to any.
+        options: More options of redis-py's connections.
+
+    """
+    nodes = clients.nodes()
+    where = async_options(settings.REDIS_URL) if nodes is None else async_options_of(nodes, key=key)
+    return make_pool(where, **options)
+
+
+def make_pool(connecting: dict[str, Any], **options: Any) -> redis.asyncio.ConnectionPool:
+    """Return a pool, given the options that say how to connect."""
+    return redis.asyncio.ConnectionPool(**{**POOL_OPTIONS, **options, **connecting})
 
 
 class Wire(asyncio.Protocol):
@@ -65,6 +85,9 @@ class Wire(asyncio.Protocol):
         self._this_turn = 0
         self._writable: asyncio.Future[None] | None = None
         self._hearing: asyncio.Future[None] | None = None
+        self._service: Service | None = None
+        self._held: bytearray | None = None
+        self._retired = False
 
     async def connect(self, pool: redis.asyncio.ConnectionPool) -> None:
         """
@@ -76,9 +99,6 @@ class Wire(asyncio.Protocol):
         """
         kind: Any = pool.connection_class
         pool.connection_class = named(kind)
-        sentinels = getattr(getattr(pool, "sentinel_manager", None), "sentinels", ())
-        for sentinel in sentinels:
-            sentinel.connection_pool.connection_class = named(sentinel.connection_pool.connection_class)
         connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]  # it has no types
         connection.retry = redis.asyncio.retry.Retry(NoBackoff(), 0)
         connection.reader_at_first = None
@@ -90,6 +110,8 @@ class Wire(asyncio.Protocol):
                 await connection.send_command("PING")
                 with suppress(redis.ResponseError):  # it cannot save, or the account may not ping; but it accepts us
                     await connection.read_response()
+                if (confirm := getattr(connection, "confirm", None)) is not None:
+                    await confirm()
             if connection._writer.transport.is_closing():
                 raise redis.ConnectionError("closed by Redis")  # reported only to the protocol replaced here
         except BaseException as error:
@@ -97,10 +119,8 @@ class Wire(asyncio.Protocol):
             if isinstance(error, redis.ConnectionError) and (words := last_words(connection.reader_at_first)):
                 raise refused(words) from error
             raise
-        finally:
-            for sentinel in sentinels:
-                await sentinel.aclose()  # has said where the master is
         self._connection = connection
+        self._service = getattr(connection, "service", None)
         self._transport = connection._writer.transport  # the stream is idle: every reply has been read
         self._transport.set_protocol(self)
         keep_alive(self._transport)
@@ -121,6 +141,7 @@ class Wire(asyncio.Protocol):
         return (
             self._writable is None
             and self._this_turn < PACKET
+            and not self._retired
             and not self._closed.done()
             and self._loop.time() - self._worked < IDLE
         )
@@ -180,6 +201,10 @@ class Wire(asyncio.Protocol):
             self._connection._writer = self._connection._reader = None
             self._connection = None
 
+    def leave(self) -> None:
+        """Give up a server that is no longer the primary, though it answers."""
+        self.close("there was a failover")
+
     def _end_turn(self) -> None:
         self._this_turn = 0
         if not self._closed.done():
@@ -193,9 +218,17 @@ class Wire(asyncio.Protocol):
             self._heard = now  # this process slept; what Redis sent in the meantime has not been read yet
         if now - self._heard > MAX_SILENCE:
             self.close(f"nothing heard for {MAX_SILENCE:g} s")
+        elif self._service is not None and self._connection.outdated:
+            self.leave()
         else:
             self.ping()
             self._watching = self._loop.call_later(PING_INTERVAL, self._watch)
+
+    def note_move(self, error: Exception) -> None:
+        """Take note if a node of a cluster says that another one has the slot of the key."""
+        nodes = getattr(self._connection, "nodes", None)
+        if nodes is not None:
+            nodes.told(error, Node(self._connection.host, self._connection.port))
 
     def ping(self) -> None:
         """Make Redis send something."""
@@ -204,6 +237,8 @@ class Wire(asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
+        if self._service is not None and self._hold(data, self._service):
+            return
         self._heard = self._loop.time()
         if self._hearing is not None:
             self._worked = self._heard
@@ -216,6 +251,35 @@ class Wire(asyncio.Protocol):
                 got(reply)
         except hiredis.ProtocolError as error:
             self.close(f"not the Redis protocol: {error}")
+
+    def _hold(self, data: bytes, service: Service) -> bool:
+        """
+        Hold what a server says after a silence until the Sentinels have said whether it is still the primary.
+
+        Otherwise it executes now what callers have given up and sent to its successor, and all of that comes twice.
+        """
+        if self._held is not None:
+            self._held += data
+        elif self._loop.time() - self._heard > DOUBT:
+            self._held = bytearray(data)
+            self._transport.pause_reading()
+            service.ask(anew=True).add_done_callback(self._asked)
+        return self._held is not None
+
+    def _asked(self, _: object) -> None:
+        with suppress(RuntimeError):  # the loop has been closed
+            self._loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
+        held, self._held = self._held, None
+        if held is None or self._closed.done():
+            return
+        if self._connection.outdated:
+            self.close("there was a failover")
+            return
+        self._heard = self._loop.time()
+        self._transport.resume_reading()
+        self.data_received(bytes(held))
 
     def pause_writing(self) -> None:
         if self._writable is None:
@@ -256,8 +320,14 @@ class Subscription(Wire):
         """End subscriptions; see ``subscribe``."""
         return self._confirmed("PUNSUBSCRIBE" if are_patterns else "UNSUBSCRIBE", names)
 
-    def _confirmed(self, command: str, names: Sequence[str | bytes]) -> list[asyncio.Future[None]]:
-        confirmed = [self._loop.create_future() for _ in names]
+    def before(self, *words: str | bytes) -> list[asyncio.Future[None]]:
+        """Send a command that Redis answers with an array, ahead of subscriptions; see ``subscribe``."""
+        return self._confirmed(words[0], words[1:], answers=1)
+
+    def _confirmed(
+        self, command: str | bytes, names: Sequence[str | bytes], answers: int | None = None
+    ) -> list[asyncio.Future[None]]:
+        confirmed = [self._loop.create_future() for _ in range(len(names) if answers is None else answers)]
         if self.is_closed:
             self._fail(confirmed)
         elif names:

@@ -12,23 +12,23 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import lru_cache
 from typing import Any, Final
 
 from ..broker.reconnect import connected, keep_connected
-from ..broker.wire import HANDSHAKE_TIMEOUT, Publisher, Subscription, confirmed
+from ..broker.wire import HANDSHAKE_TIMEOUT, Publisher, Subscription
 from ..logs import LogBudget, describe
 from ..metrics import count
 from ..tasks import Supervised
+from . import feed
+from .feed import Feed
 from .queue import Box, Item
 from .serializer import decode, encode, encode_for, own, shareable
 
 logger = logging.getLogger(__name__)
 
-WAIT: Final = 5.0
-"""Seconds that a caller waits for Redis before ``TimeoutError``."""
 FINISH: Final = HANDSHAKE_TIMEOUT + 0.5
 """Seconds that a closing connection has to receive the replies to what it has sent."""
 
@@ -66,17 +66,12 @@ class LoopLayer:
         self._log = LogBudget(logger)
         self._boxes: dict[str, Box] = {}
         self._members: dict[bytes, dict[str, Box]] = {}
-        self._confirmations: dict[bytes, asyncio.Future[None] | None] = {}
-        """By Redis channel; None when it has been confirmed."""
         self._id = uuid.uuid4().hex
         self._own = self._key(self._id)
         self._group: Callable[[str], bytes] = lru_cache(maxsize=10_000)(lambda name: group_key(prefix, name).encode())
-        self._subscription: Subscription | None = None
+        self._feed = Feed(self._subscribed, self._wanted, lambda: self._resync(self._boxes.values()), self._lost)
         self._publisher: Publisher | None = None
-        self._connected = asyncio.Event()
         self._can_publish = asyncio.Event()
-        self._had_gap = False
-        self._subscribing = Supervised("channel layer", self._keep_subscribed)
         self._publishing = Supervised("channel layer", self._keep_publishing)
 
     def _key(self, *parts: str) -> bytes:
@@ -95,42 +90,32 @@ class LoopLayer:
         """Forget all channels and groups, and close the connections."""
         self._boxes.clear()
         self._members.clear()
-        await self._subscribing.end(FINISH)
+        await self._feed.end(FINISH)
         await self._publishing.end(FINISH)
-        self._had_gap = False
 
     # Connections.
 
-    async def _keep_subscribed(self) -> None:
-        await keep_connected(self._subscribed, self._disconnected)
+    async def _lost(self, reason: str, delay: float) -> None:
+        count("layer_gap")
+        self._log.warning("the channel layer is not connected (%s); trying again in %.1f s", reason, delay)
+
+    def _subscribed(self) -> AbstractAsyncContextManager[Subscription]:
+        return connected(Subscription(self._received), self._pool())
+
+    def _wanted(self) -> list[bytes]:
+        return [self._own, *self._members]
+
+    def _feed_of(self, _key: bytes) -> Feed:
+        """Return what is subscribed to a Redis channel."""
+        return self._feed
+
+    @staticmethod
+    def _resync(boxes: Iterable[Box]) -> None:
+        for box in list(boxes):
+            box.resync()
 
     async def _keep_publishing(self) -> None:
-        await keep_connected(self._publishes, self._disconnected)
-
-    async def _disconnected(self, reason: str, delay: float) -> None:
-        count("layer_gap")
-        logger.warning("the channel layer is not connected (%s); trying again in %.1f s", reason, delay)
-
-    @asynccontextmanager
-    async def _subscribed(self) -> AsyncIterator[Subscription]:
-        async with connected(Subscription(self._received), self._pool()) as subscription:
-            names = [self._own, *self._members]
-            futures = subscription.subscribe(*names)
-            self._confirmations = dict(zip(names, futures, strict=True))
-            self._subscription = subscription
-            self._connected.set()
-            try:
-                await confirmed(futures)
-                if self._had_gap:
-                    self._had_gap = False
-                    for box in list(self._boxes.values()):
-                        box.resync()
-                yield subscription
-            finally:
-                self._had_gap = True
-                self._connected.clear()
-                self._subscription = None
-                self._confirmations = {}
+        await keep_connected(self._publishes, self._lost)
 
     @asynccontextmanager
     async def _publishes(self) -> AsyncIterator[Publisher]:
@@ -151,30 +136,7 @@ class LoopLayer:
                     self._log.lost("the connection ended before Redis confirmed", publisher.unanswered)
 
     async def _confirmed(self, key: bytes) -> None:
-        """
-        Wait until Redis has confirmed the subscription, however often the connection breaks in the meantime.
-
-        Also return when the subscription is no longer wanted, because then it would never be confirmed.
-        """
-        if self._confirmations.get(key, key) is None:
-            return
-        self._subscribing.start(now=True)
-        async with asyncio.timeout(WAIT):
-            while key in self._members or key == self._own:
-                subscription = self._subscription
-                if subscription is None or subscription.is_closed:
-                    self._connected.clear()  # the task that reconnects notices a moment later
-                    await self._connected.wait()
-                    continue
-                if key not in self._confirmations:
-                    [self._confirmations[key]] = subscription.subscribe(key)
-                confirmation = self._confirmations[key]
-                if confirmation is None:
-                    return
-                with suppress(ConnectionError):
-                    await asyncio.shield(confirmation)
-                    if self._confirmations.get(key) is confirmation:
-                        self._confirmations[key] = None
+        await self._feed_of(key).confirmed(key, lambda: key in self._members or key == self._own)
 
     # Receiving.
 
@@ -296,9 +258,7 @@ class LoopLayer:
         members = self._members.get(key)
         if members is not None and members.pop(channel, None) is not None and not members:
             del self._members[key]
-            self._confirmations.pop(key, None)
-            if self._subscription is not None:
-                self._subscription.unsubscribe(key)
+            self._feed_of(key).leave(key)
 
     # Sending.
 
@@ -320,7 +280,7 @@ class LoopLayer:
 
     async def _ready_publisher(self) -> Publisher:
         """Wait before anything is written, so that an error means that nothing was sent."""
-        async with asyncio.timeout(WAIT):
+        async with asyncio.timeout(feed.WAIT):
             while True:
                 self._publishing.start(now=True)
                 await self._can_publish.wait()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -35,7 +36,16 @@ from ..tenants import NO_TENANT, Tenant
 from ..topics import Topic
 from .closing import Closing
 from .heartbeat import Heartbeat
-from .limits import MAX_INVALID_FRAMES, MAX_REFUSED_FRAMES, MAX_WAITING_FRAMES, Pace, Strangers, addresses
+from .limits import (
+    GUEST_SUBSCRIPTIONS,
+    MAX_INVALID_FRAMES,
+    MAX_REFUSED_FRAMES,
+    MAX_WAITING_FRAMES,
+    Pace,
+    Strangers,
+    addresses,
+    guests,
+)
 from .transport import Transport
 from .worklist import Worklist
 
@@ -89,7 +99,10 @@ class Connection:
     ``docs/protocol.md`` describes the wire protocol, and ``protocol/frames.py`` defines the frames.
 
     Attributes:
-        user: Its user; None until it has authenticated. Replaced when the account is read again.
+        user: Its user; None until it has authenticated. Replaced when the account is read again. A guest's is
+            ``authentication.GUEST``, about which none of the site's functions is asked.
+        is_guest: Whether it has been admitted as a guest. Nobody watches over it, because it has no access that could
+            end.
         is_account_old: Whether something was revoked since ``user`` was read.
         credentials: What its access depends on.
         authorized: The topics that ``AUTHORIZE`` has allowed, each with the time at which it was
@@ -119,6 +132,7 @@ class Connection:
         "authorized",
         "credentials",
         "is_account_old",
+        "is_guest",
         "joins",
         "unanswered",
         "user",
@@ -136,6 +150,7 @@ class Connection:
 
         """
         self.user: Any = None
+        self.is_guest = False
         self.is_account_old = False
         self.credentials: Credentials
         self.authorized: dict[str, float] = {}
@@ -214,18 +229,18 @@ class Connection:
         if self._closing.begun:
             return
         self._heartbeat.heard()
-        frame: frames.Auth | frames.Action | FrameError
+        frame: frames.Auth | frames.Guest | frames.Action | FrameError
         try:
             frame = frames.decode(text)
         except FrameError as error:
             frame = error
-        if self._nobody_yet() and not isinstance(frame, frames.Auth):
+        if self._nobody_yet() and not isinstance(frame, frames.Auth | frames.Guest):
             no_json = isinstance(frame, frames.NotJSONError)
             code = CloseCode.INVALID_MESSAGES if no_json else CloseCode.AUTH_REQUIRED
             await self._closing.refuse(code, 'the first frame is {"type":"auth","token":…}')
         elif isinstance(frame, frames.Pong) and self._delivery.pong(frame.n):
             self._heartbeat.confirmed()
-        elif not self._pace.take(self._own.full_id if self._own is not None else None, self._address):
+        elif not self._pace.take(self._whose, self._address, guest=self.is_guest):
             await self._hasty_frame()
         elif isinstance(frame, frames.Ping) and self._work.is_aside:
             self._work.add_next(partial(self._handle, frame))  # the site may take long; the server is alive
@@ -235,7 +250,7 @@ class Connection:
             self._work.add(partial(self._handle, frame))
 
     async def request(
-        self, caller: Caller, auth: frames.Auth | None, subscriptions: Sequence[frames.Subscribe]
+        self, caller: Caller, auth: frames.Auth | frames.Guest | None, subscriptions: Sequence[frames.Subscribe]
     ) -> None:
         """
         Serve a client that was admitted and sends everything at once: instead of ``open`` and ``hear``.
@@ -275,6 +290,8 @@ class Connection:
         finally:
             self._end_auth_timer()
             addresses.give_back(self._address)
+            if self.is_guest:
+                guests.give_back()
             if self._own is not None and self._is_kept:
                 access().remove(self._own.full_id, self)
             self._heartbeat.end()
@@ -286,6 +303,11 @@ class Connection:
 
     # Frames from the client.
 
+    @property
+    def _whose(self) -> str | None:
+        """Whose allowance counts, besides the address's; None without a user."""
+        return self._own.full_id if self._own is not None else None
+
     def _nobody_yet(self) -> bool:
         """Return whether nobody has authenticated, and nobody is about to."""
         return self.user is None and not self._work.busy
@@ -294,13 +316,15 @@ class Connection:
         logger.error("a socket of user %s failed", getattr(self.user, "pk", None), exc_info=error)
         await self._closing.close(CloseCode.TRY_AGAIN)
 
-    async def _handle(self, frame: frames.Auth | frames.Action | FrameError) -> None:
+    async def _handle(self, frame: frames.Auth | frames.Guest | frames.Action | FrameError) -> None:
         if isinstance(frame, FrameError):
             await self._invalid_frame(frame)
             return
         self._invalid = 0
         if isinstance(frame, frames.Auth):
             await self._authenticate(frame)
+        elif isinstance(frame, frames.Guest):
+            await self._admit_guest()
         elif isinstance(frame, frames.Ping):
             if self._delivery.asked():
                 self._heartbeat.confirmed()
@@ -400,9 +424,33 @@ class Connection:
             self._heartbeat.begin()
         await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
         self._delivery.release(self._own)
+        await self._give_what_all_have()
         for kind in settings.joining:
             if not self._closing.begun:
                 await self._ask_join(kind)
+
+    async def _admit_guest(self) -> None:
+        """Serve whoever has no session: no topic of their own, no permissions, nothing to look up."""
+        if self.user is not None:
+            return  # the session has said who it is
+        if not settings.GUESTS:
+            await self._closing.refuse(CloseCode.AUTH_FAILED, "this site admits no guests")
+            return
+        if not guests.take(settings.MAX_GUESTS):
+            _crowd.warning("there are as many guests as MAX_GUESTS allows; others are told to come back")
+            await self._too_many("guests")
+            return
+        self.is_guest, self.user = True, authentication.GUEST
+        self._end_auth_timer()
+        try:
+            await self._delivery.open()
+        except Exception as error:  # noqa: BLE001  a layer may raise anything
+            await self._no_way_in(error)
+            return
+        if self._can_answer:
+            self._heartbeat.begin()
+        await self._say(frames.AuthSuccess(user_id=None, id=None, recovered=None))
+        await self._give_what_all_have()
 
     # Subscriptions.
 
@@ -419,12 +467,18 @@ class Connection:
             if name in self._given:
                 self._given[name] = True
             return
-        most = settings.MAX_SUBSCRIPTIONS
         self._forget_unanswered(name)  # it must not count against itself
-        if len(self._delivery.cursors) + len(self.unanswered) > most:  # the user's own is among them
+        if not self._has_room():
+            most = min(settings.MAX_SUBSCRIPTIONS, GUEST_SUBSCRIPTIONS) if self.is_guest else settings.MAX_SUBSCRIPTIONS
             await self._error("too_many_subscriptions", f"a socket has at most {most}", topic.told)
             return
         begin = Position.since(since)
+        if self.is_guest:  # first, because none of what follows knows of guests
+            if settings.kinds[topic.kind].PUBLIC:
+                await self._join(topic, begin)
+            else:
+                await self._forbid(topic)
+            return
         try:
             is_given = authorization.is_open(self.user, topic) or await authorization.has_grant(self.user, topic, grant)
         except FAILURES as error:
@@ -445,7 +499,17 @@ class Connection:
             if allowed is None:
                 self._ask_later(name)
         else:
-            await self._error("forbidden", "no such topic, or it is not yours to read", topic.told)
+            await self._forbid(topic)
+
+    def _has_room(self) -> bool:
+        """Return whether there may be one more topic."""
+        topics = len(self._delivery.cursors) + len(self.unanswered)
+        if self.is_guest:
+            return topics < min(settings.MAX_SUBSCRIPTIONS, GUEST_SUBSCRIPTIONS)
+        return topics <= settings.MAX_SUBSCRIPTIONS  # the user's own is among them
+
+    async def _forbid(self, topic: Topic) -> None:
+        await self._error("forbidden", "no such topic, or it is not yours to read", topic.told)
 
     async def _may_read(self, topic: Topic) -> bool | None:
         """Ask ``AUTHORIZE``; None for no answer, or one that may be older than a revocation."""
@@ -502,6 +566,15 @@ class Connection:
 
     # Topics that the client has without subscribing.
 
+    async def _give_what_all_have(self) -> None:
+        left_out: Counter[str] = Counter()
+        for topic in authorization.joined_by_all():
+            may_read = not self.is_guest or settings.kinds[topic.kind].PUBLIC
+            if may_read and not self._closing.begun and not await self._give(topic):
+                left_out[topic.kind] += 1
+        for kind, number in left_out.items():
+            _log_left_out(kind, number)
+
     async def _ask_join(self, kind: str) -> None:
         as_of = asyncio.get_running_loop().time()
         self.joins[kind] = NEVER
@@ -540,7 +613,7 @@ class Connection:
             if not self._closing.begun and not await self._give(topic):
                 left_out += 1
         if left_out:
-            _log.warning("JOIN of kind %r names more topics than a socket may have; %d left out", kind, left_out)
+            _log_left_out(kind, left_out)
 
     async def _give(self, topic: Topic) -> bool:
         """Subscribe to a topic of ``JOIN``; return False if there is no room."""
@@ -552,7 +625,7 @@ class Connection:
         elif (waiting := self._forget_unanswered(name)) is not None:
             self._given[name] = True
             await self._join(topic, waiting.since, unasked=True)
-        elif len(self._delivery.cursors) + len(self.unanswered) > settings.MAX_SUBSCRIPTIONS:
+        elif not self._has_room():
             return False
         else:
             self._given[name] = False
@@ -634,8 +707,7 @@ class Connection:
             await self._closing.close(CloseCode.TOO_SLOW)
 
     async def _pace_request(self, subscriptions: int) -> None:
-        own = self._own.full_id if self._own is not None else None
-        if not self._pace.take_request(own, self._address, subscriptions):
+        if not self._pace.take_request(self._whose, self._address, subscriptions, guest=self.is_guest):
             await self._closing.close(CloseCode.TOO_SLOW)
 
     def _stop(self) -> None:
@@ -651,3 +723,7 @@ def _checked(since: Any) -> tuple[Any, FrameError | None]:
     except FrameError as error:
         return None, error
     return since, None
+
+
+def _log_left_out(kind: str, number: int) -> None:
+    _log.warning("JOIN of kind %r names more topics than a socket may have; %d left out", kind, number)

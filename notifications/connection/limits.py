@@ -11,6 +11,8 @@ from ..conf import Settings, settings
 
 MAX_SUBSCRIPTIONS: Final = Settings.MAX_SUBSCRIPTIONS
 """Topics of one connection besides its user's own, unless the site sets another number."""
+GUEST_SUBSCRIPTIONS: Final = 20
+"""Topics of a guest's connection, or ``MAX_SUBSCRIPTIONS`` if that is less: nobody answers for a guest."""
 MAX_WAITING_FRAMES: Final = 200
 """Frames that may wait while a permission is checked; this app's client leaves at most 150 unanswered."""
 MAX_INVALID_FRAMES: Final = 10
@@ -109,12 +111,13 @@ class Pace:
         self._clock = clock
         self.refused = 0
 
-    def take(self, user: str | None, address: str | None) -> bool:
+    def take(self, user: str | None, address: str | None, *, guest: bool = False) -> bool:
         """Return whether one more frame is allowed now, and count it."""
         now = self._clock()
         if (
             self._bucket.take(now)
             and users_frames.take(user, settings.MAX_CONNECTIONS_PER_USER, now)
+            and (not guest or guests_frames.take(address, settings.MAX_CONNECTIONS_PER_USER, now))
             and addresses_frames.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS, now)
         ):
             if self._bucket.rested:
@@ -123,20 +126,44 @@ class Pace:
         self.refused += 1
         return False
 
-    def take_request(self, user: str | None, address: str | None, subscriptions: int) -> bool:
+    def take_request(self, user: str | None, address: str | None, subscriptions: int, *, guest: bool = False) -> bool:
         """
         Return whether a request over HTTP is allowed now, and count it.
 
         The connection's own limit does not apply, because it hears nothing else.
         """
         now, amount = self._clock(), REQUEST + subscriptions
-        return users_frames.take(user, settings.MAX_CONNECTIONS_PER_USER, now, amount) and addresses_frames.take(
-            address, settings.MAX_CONNECTIONS_PER_ADDRESS, now, amount
+        return (
+            users_frames.take(user, settings.MAX_CONNECTIONS_PER_USER, now, amount)
+            and (not guest or guests_frames.take(address, settings.MAX_CONNECTIONS_PER_USER, now, amount))
+            and addresses_frames.take(address, settings.MAX_CONNECTIONS_PER_ADDRESS, now, amount)
         )
 
 
 users_frames: Final = Senders()
 addresses_frames: Final = Senders()
+guests_frames: Final = Senders()
+"""By address: the guests of one have together what one user has."""
+
+
+class Guests:
+    """Counts the open connections of this process that are guests'."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def take(self, limit: int) -> bool:
+        """Return whether one more is allowed, and if so count it until ``give_back``; a limit of 0 is none."""
+        if limit and self.open >= limit:
+            return False
+        self.open += 1
+        return True
+
+    def give_back(self) -> None:
+        self.open -= 1
+
+
+guests: Final = Guests()
 
 
 class Addresses:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from math import inf
 from typing import Final
 
 from ..aio import PerLoop
 from ..broker.clients import FAILURES
+from ..conf import settings
 from ..history import get_store
 from ..history.changes import Changes, place_of
 from ..history.position import Page, Position, Where
@@ -55,6 +56,7 @@ class Watched:
     A topic that sockets have joined.
 
     Attributes:
+        shard: Its shard.
         bucket: Its bucket in ``history/changes.py``.
         cursors: Their cursors, and what to call when one has fallen behind.
         interval: Seconds within which a message that was lost has to be found.
@@ -64,12 +66,61 @@ class Watched:
 
     """
 
-    __slots__ = ("bucket", "cursors", "due", "interval", "joined", "trusted")
+    __slots__ = ("bucket", "cursors", "due", "interval", "joined", "shard", "trusted")
 
     def __init__(self, topic: Topic) -> None:
-        self.bucket = place_of(str(topic)).bucket
+        self.shard = topic.shard
+        self.bucket = place_of(str(topic), settings.SHARDS).bucket
         self.cursors: dict[Cursor, Behind] = {}
         self.interval = self.trusted = self.joined = self.due = 0.0
+
+
+class Looks:
+    """
+    Questions for the positions of one shard's topics.
+
+    When a thousand browsers come back at once, their requests are batched instead of waiting for connections: those
+    that arrive while an answer is pending go into the next query.
+    """
+
+    def __init__(self) -> None:
+        self._questions: list[tuple[Topic, asyncio.Future[Where]]] = []
+        self._answering: asyncio.Task[None] | None = None
+        self._waiting = 0
+
+    async def ask(self, topic: Topic) -> Where:
+        answer: asyncio.Future[Where] = asyncio.get_running_loop().create_future()
+        self._questions.append((topic, answer))
+        if self._answering is None:
+            self._answering = new_task(self._answer())
+        self._waiting += 1
+        try:
+            return await answer
+        finally:
+            self._waiting -= 1
+            if not self._waiting and self._answering is not None:
+                self._answering.cancel()  # the callers have gone
+                self._answering = None
+                self._questions.clear()
+
+    async def _answer(self) -> None:
+        try:
+            while self._questions:
+                asked = self._questions[:TOPICS_PER_LOOK]
+                del self._questions[:TOPICS_PER_LOOK]
+                try:
+                    found = await get_store().look([topic for topic, _ in asked])
+                except Exception as error:  # noqa: BLE001  the callers get it
+                    for _, answer in asked:
+                        if not answer.done():
+                            answer.set_exception(error)
+                else:
+                    for (_, answer), where in zip(asked, found, strict=True):
+                        if not answer.done():
+                            answer.set_result(where)
+        finally:
+            if self._answering is asyncio.current_task():
+                self._answering = None
 
 
 class Reconciler:
@@ -83,8 +134,8 @@ class Reconciler:
         self._topics: dict[Topic, Watched] = {}
         self._soon: dict[Topic, float] = {}
         """Which topics are compared before the next look for changes, and when."""
-        self._seen: Changes | None = None
-        """All topics are level with these, or due."""
+        self._seen: dict[int, Changes] = {}
+        """By shard: all its topics are level with these, or due."""
         self._next = inf
         """When to look for changes next."""
         self._stood: dict[Cursor, Position] = {}
@@ -92,9 +143,8 @@ class Reconciler:
         self._owned: set[asyncio.Task[Page]] = set()
         self._free = asyncio.Semaphore(MAX_READS)
         self._comparing = Supervised("reconciler", self._run)
-        self._questions: list[tuple[Topic, asyncio.Future[Where]]] = []
-        self._answering: asyncio.Task[None] | None = None
-        self._waiting = 0
+        self._looks: dict[int, Looks] = {}
+        """By shard: each may be on a server of its own, which may be away."""
 
     def add(self, cursor: Cursor, behind: Behind, interval: float) -> None:
         """
@@ -133,44 +183,11 @@ class Reconciler:
             self._soon[topic] = 0.0
 
     async def look(self, topic: Topic) -> Where:
-        """
-        Return the position of a topic's history, read no earlier than this call.
-
-        When a thousand browsers come back at once, their requests are batched instead of waiting for connections: those
-        that arrive while an answer is pending go into the next query.
-        """
-        answer: asyncio.Future[Where] = asyncio.get_running_loop().create_future()
-        self._questions.append((topic, answer))
-        if self._answering is None:
-            self._answering = new_task(self._answer())
-        self._waiting += 1
-        try:
-            return await answer
-        finally:
-            self._waiting -= 1
-            if not self._waiting and self._answering is not None:
-                self._answering.cancel()  # the callers have gone
-                self._answering = None
-                self._questions.clear()
-
-    async def _answer(self) -> None:
-        try:
-            while self._questions:
-                asked = self._questions[:TOPICS_PER_LOOK]
-                del self._questions[:TOPICS_PER_LOOK]
-                try:
-                    found = await get_store().look([topic for topic, _ in asked])
-                except Exception as error:  # noqa: BLE001  the callers get it
-                    for _, answer in asked:
-                        if not answer.done():
-                            answer.set_exception(error)
-                else:
-                    for (_, answer), where in zip(asked, found, strict=True):
-                        if not answer.done():
-                            answer.set_result(where)
-        finally:
-            if self._answering is asyncio.current_task():
-                self._answering = None
+        """Return the position of a topic's history, read no earlier than this call."""
+        looks = self._looks.get(topic.shard)
+        if looks is None:
+            looks = self._looks[topic.shard] = Looks()
+        return await looks.ask(topic)
 
     async def read(self, topic: Topic, after: Position | None) -> Page:
         """
@@ -205,29 +222,44 @@ class Reconciler:
             due = {topic for topic, at in self._soon.items() if at <= now}
             if now >= self._next:
                 due |= await self._find_changed(now)
-            topics = list(due)
-            for begin in range(0, len(topics), TOPICS_PER_LOOK):
-                try:
-                    await self._compare(topics[begin : begin + TOPICS_PER_LOOK])
-                except Exception:
-                    logger.exception("the comparison of positions failed")  # and continue: all sockets depend on it
+            by_shard: dict[int, list[Topic]] = {}  # each may be on a server of its own, which may be away
+            for topic in due:
+                by_shard.setdefault(topic.shard, []).append(topic)
+            await asyncio.gather(*map(self._compare_all, by_shard.values()))
+
+    async def _compare_all(self, topics: list[Topic]) -> None:
+        for begin in range(0, len(topics), TOPICS_PER_LOOK):
+            try:
+                await self._compare(topics[begin : begin + TOPICS_PER_LOOK])
+            except Exception:
+                logger.exception("the comparison of positions failed")  # and continue: all sockets depend on it
 
     async def _find_changed(self, now: float) -> set[Topic]:
         """Find the topics that may have had a message since the last time, and those that are in doubt."""
         self._next = now + AFTER_FAILURE
-        try:
-            changes = await get_store().changes()
-        except FAILURES as error:
-            logger.debug("could not look for changes: %s", describe(error))
-            return set()
-        moved, self._seen = changes.since(self._seen), changes
-        self._next = _at_next(now, min((watched.interval for watched in self._topics.values()), default=inf))
+        moved: dict[int, Set[int] | None] = {}
+        shards = {watched.shard for watched in self._topics.values()}
+
+        async def look(shard: int) -> None:
+            try:
+                changes = await get_store().changes(shard)
+            except FAILURES as error:
+                logger.debug("could not look for changes: %s", describe(error))
+            else:
+                moved[shard] = changes.since(self._seen.get(shard))
+                self._seen[shard] = changes
+
+        await asyncio.gather(*map(look, shards))
+        if moved.keys() == shards:
+            self._next = _at_next(now, min((watched.interval for watched in self._topics.values()), default=inf))
         changed = set()
         for topic, watched in self._topics.items():
-            if moved is None or watched.bucket in moved:
-                watched.due = 0.0  # until it has been compared, whatever happens meanwhile
-            if watched.due <= now:
-                changed.add(topic)
+            if watched.shard in moved:
+                buckets = moved[watched.shard]
+                if buckets is None or watched.bucket in buckets:
+                    watched.due = 0.0  # until it has been compared, whatever happens meanwhile
+                if watched.due <= now:
+                    changed.add(topic)
         return changed
 
     async def _compare(self, topics: list[Topic]) -> None:

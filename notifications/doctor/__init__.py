@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 
 from .. import tenants
@@ -73,11 +74,28 @@ async def examine(path: str | None = None, site: str | None = None, user: Any = 
             found += await road.examine()
             if isinstance(running, RunningSite) and user is not None:
                 found += await follow(running, user, idle)
+    found += await _examine_apps()
     return _complete(found)
+
+
+async def _examine_apps() -> list[Finding]:
+    """Return what optional apps report: those whose ``AppConfig`` has a method for it."""
+    found: list[Finding] = []
+    for config in apps.get_app_configs():
+        examine_app = getattr(config, "examine_notifications", None)
+        if examine_app is None:
+            continue
+        try:
+            found += await examine_app()
+        except Exception as error:  # noqa: BLE001  an app may raise anything, and all other findings are wanted then
+            text = f"{config.name} could not be examined: {describe(error, named=True)}"
+            found.append(Finding(config.label, Level.WARNING, text))
+    return found
 
 
 def _complete(found: list[Finding]) -> list[Finding]:
     done = {finding.check for finding in found}
     found += [Finding(check, Level.SKIPPED, "not examined") for check in ROAD if check not in done]
-    order = ["versions", *ROAD, "neighbours"]
+    order = ["versions", *ROAD, "inlet"]
+    order += [*sorted(done.difference(order, ["neighbours"])), "neighbours"]
     return sorted(found, key=lambda finding: order.index(finding.check))

@@ -62,8 +62,11 @@ def broken(found: list[Finding]) -> str | None:
 
 
 ACCOUNT: Final = 'docs/operations.md, "Redis accounts", has the line for the site\'s account'
-_NO_CLUSTER: Final = "Redis Cluster cannot be used: the scripts need keys of several slots. Take a server without it."
-PRIMARY: Final = "Give the address of the primary, or one that follows it; Sentinels cannot be REDIS_URL."
+_CLUSTER: Final = "It is a node of a Redis Cluster: write redis+cluster:// and some of its nodes in REDIS_URL."
+_DOWN: Final = "The cluster has lost a primary without a replica: CLUSTER NODES; cluster-require-full-coverage no."
+PRIMARY: Final = (
+    "Give the address of the primary, one that follows it, or that of its Sentinels: redis+sentinel://…/mymaster."
+)
 _FULL: Final = "Redis is full: raise maxmemory, or make room; maxmemory-policy stays noeviction."
 _REFUSALS: Final = {
     "OOM": _FULL,
@@ -71,11 +74,14 @@ _REFUSALS: Final = {
     "MISCONF": "Redis cannot save and refuses writes: look at its log, its disk and rdb_last_bgsave_status.",
     "READONLY": PRIMARY,
     "read only replica": PRIMARY,
+    "knows no service": "Look at the name behind the hosts in REDIS_URL; SENTINEL MASTERS lists those that exist.",
+    "Authentication required": "REDIS_URL needs a password; that of Sentinels is its option sentinel_password.",
+    "is a replica: no primary": "A failover is not finished, or the Sentinels name the wrong server; ask again.",
     "maxclients)": "Raise maxclients, or look at who holds connections: CLIENT LIST.",
     "LOADING": "Redis is loading its data; wait, and ask again.",
-    "CLUSTERDOWN": _NO_CLUSTER,
-    "CROSSSLOT": _NO_CLUSTER,
-    "MOVED": _NO_CLUSTER,
+    "CLUSTERDOWN": _DOWN,
+    "CROSSSLOT": _CLUSTER,
+    "MOVED": _CLUSTER,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from ..bridge import status
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT
+from ..conf import settings
 from ..history.stamped import STAMPED
 from ..topics import internal_name
 from .findings import Finding, Level, explain
@@ -25,7 +26,7 @@ async def examine_listeners(client: Any, *, direct: bool) -> list[Finding]:
         return [Finding("listeners", Level.ERROR, *explain(error))]
     hanging = [(report, age) for report, age in reports if _hangs(report, age, reports)]
     silent = [
-        f"{report.name} was {report.state} and has said nothing {_since(age)}: it hangs, or was killed"
+        f"{report.name} was {report.role} and has said nothing {_since(age)}: it hangs, or was killed"
         for report, age in hanging
     ]
     restart = "Look at its process and its log; a supervisor should restart it."
@@ -43,13 +44,17 @@ async def examine_listeners(client: Any, *, direct: bool) -> list[Finding]:
         text += f": what other programs publish is lost, and what publish_* send {late}"
         hint = restart if silent else "" if living else "Run manage.py run_listener."
         return [Finding("listeners", Level.ERROR, text, hint), *found]
-    names = ", ".join(f"{report.name} {report.state}" for report in healthy)
+    names = ", ".join(f"{report.name} {report.role}" for report in healthy)
+    led = {shard for report in healthy for shard in report.shards}
     if len(healthy) == 1:
         hint = "Run two: while none runs, what other programs publish is lost."
         found.append(Finding("listeners", Level.WARNING, f"only one listener: {names}", hint))
     elif all(report.state != "holder" for report in healthy):
         hint = "A takeover takes 3.5 s; ask again."
         found.append(Finding("listeners", Level.WARNING, f"nobody holds the lease: {names}", hint))
+    elif nobodys := sorted(set(range(settings.SHARDS)) - led) if settings.SHARDS > 1 else []:
+        text = f"nobody leads the shards {' '.join(map(str, nobodys))}: {names}"
+        found.append(Finding("listeners", Level.WARNING, text, "A takeover takes 3.5 s; ask again."))
     else:
         found.append(Finding("listeners", Level.OK, names))
     return found
@@ -64,7 +69,9 @@ def _hangs(report: status.Report, age: float, reports: list[tuple[status.Report,
     """
     if not status.is_fresh(age):
         return True
-    succeeded = report.state == "holder" and any(other.state == "holder" and at < age for other, at in reports)
+    succeeded = report.state == "holder" and any(
+        other.state == "holder" and at < age and status.same_shard(report, other) for other, at in reports
+    )
     return succeeded and age > SUCCEEDED_AFTER
 
 

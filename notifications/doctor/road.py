@@ -18,13 +18,14 @@ from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
 from ..broker.wire import Subscription, confirmed, site_pool
 from ..conf import settings
 from ..exceptions import MessageError, PublishError, TopicError
-from ..history.stamped import STAMPED
+from ..history.stamped import ACKNOWLEDGED, STAMPED
 from ..layers import RedisPubSubLayer, direct
 from ..logs import describe
 from ..mount import PATH, socket_path
 from ..publisher import apublish
 from ..topics import Topic, internal_name, patterns
 from .findings import ACCOUNT, Finding, Level, explain, missing_right
+from .inlet import examine_inlet
 from .listeners import examine_listeners
 from .server import describe_answer
 from .socket import ProbeSocket, ProbeUser, end, host_of, writes_sessions
@@ -63,7 +64,7 @@ class Road:
         self._host = host_of(site)
         self._tag = self.topic.id
         self._channel = self.topic.channel.encode()
-        self._stamped_channel = internal_name(STAMPED).encode()
+        self._stamped_channel = internal_name(STAMPED, self.topic.shard).encode()
         self._own_channels = [self._stamped_channel, control.channel().encode()]
         self._direct = False
         self._echoed = self._stamped = False
@@ -129,7 +130,7 @@ class Road:
     def _received(self, channel: bytes, data: bytes) -> None:
         if self._tag.encode() in channel or self._tag.encode() in data:
             self._echoed = self._echoed or (channel == self._channel and data.startswith(OWN_FRAME))
-            self._stamped = self._stamped or (channel == self._stamped_channel and f'"{RAW}"'.encode() in data)
+            self._stamped = self._stamped or (channel == self._stamped_channel and data.startswith(ACKNOWLEDGED))
             self._news.set()
         elif channel not in self._own_channels and not data.startswith(b'{"_meta":'):
             self._heard += 1
@@ -341,6 +342,7 @@ class Road:
             self._say("listener", Level.ERROR, text, "The log of run_listener says why; restart it.")
         self._judge_socket(took)
         self._judge_stream(took)
+        self._found += await examine_inlet(client)
         await self._judge_neighbours(client, began)
 
     def _arrived(self) -> bool:

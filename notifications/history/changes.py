@@ -1,8 +1,8 @@
 """
 Which topics may have had a message since: the comparison that comes before all others. Pure.
 
-Topics are divided into buckets. Each bucket has a mark, which names the last message that was kept on any of its
-topics. Where that is the same as before, nothing was published, so the histories need not be looked at.
+The topics of a shard are divided into buckets. Each bucket has a mark, which names the last message that was kept on
+any of its topics. Where that is the same as before, nothing was published, so the histories need not be looked at.
 
 The first mark belongs to no bucket. Who cannot write a mark in its place, as without the right to, writes that one over
 all others: what was published meanwhile is then not known, whoever marks what afterwards.
@@ -15,13 +15,13 @@ from collections.abc import Set
 from typing import Final, NamedTuple
 
 BUCKETS: Final = 4096
-"""Buckets of a site. Where 200 topics have had a message since, 5 % of the marks have changed, and so many of the quiet
-topics are looked at as well."""
+"""Buckets of a site, in all its shards. Where 200 topics have had a message since, 5 % of the marks have changed, and
+so many of the quiet topics are looked at as well."""
 _TOPIC_BYTES, _ID_BYTES = 4, 12
 WIDTH: Final = _TOPIC_BYTES + _ID_BYTES
 """Bytes of a mark."""
 SIZE: Final = (1 + BUCKETS) * WIDTH
-"""Bytes of all marks, 64 KiB, which a process reads each time."""
+"""Bytes of all marks of a site that is one shard, 64 KiB, which a process reads each time."""
 
 
 class Place(NamedTuple):
@@ -47,10 +47,10 @@ class Place(NamedTuple):
         return self.name + id_.encode()[-_ID_BYTES:].rjust(_ID_BYTES, b"0")
 
 
-def place_of(topic: str) -> Place:
-    """Return the place of a topic, given as text."""
+def place_of(topic: str, shards: int = 1) -> Place:
+    """Return the place of a topic, given as text, among the marks of its shard; there are so many shards."""
     digest = hashlib.sha256(topic.encode()).digest()
-    return Place(1 + int.from_bytes(digest[:2]) % BUCKETS, digest[2 : 2 + _TOPIC_BYTES])
+    return Place(1 + int.from_bytes(digest[:2]) % (BUCKETS // shards), digest[2 : 2 + _TOPIC_BYTES])
 
 
 class Changes(NamedTuple):

@@ -12,7 +12,7 @@ import errno
 import secrets
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
@@ -22,10 +22,22 @@ import msgspec
 from ..conf import settings
 from ..topics import Topic
 from .changes import SIZE, WIDTH, Changes, place_of
+from .inlet import MARGIN, MAX_DROPPED, MAX_ENTRIES, MAX_REFUSED, Checked, Entry, Outcome, Waiting, size_of
+from .inlet import MAX_BYTES as MAX_INLET_BYTES
 from .position import Frame, Page, Position, Where
 from .shares import ENDED_TTL, OVER, SHARES_TTL, Job, Report, Standing
 from .stamped import Stamped, head, tail
-from .store import CANCEL_TTL, DONE_BEFORE, IDEMPOTENCY_TTL, NOT_HOLDER, PAGE_BYTES, OvertakenError, Raw
+from .store import (
+    CANCEL_TTL,
+    DONE_BEFORE,
+    IDEMPOTENCY_TTL,
+    NOT_HOLDER,
+    PAGE_BYTES,
+    Answer,
+    Outgoing,
+    OvertakenError,
+    Raw,
+)
 
 MAX_BYTES: Final = 256 * 1024 * 1024
 """Bytes of frames that all histories keep together. What exceeds them is refused, as by a full
@@ -89,9 +101,12 @@ class MemoryStore:
         self._started = self._now()
         self._histories: dict[Topic, History] = {}
         self._bytes = 0
-        self._marks = bytearray(SIZE)
+        self._marks: defaultdict[int, bytearray] = defaultdict(lambda: bytearray(SIZE))
         self._once: dict[tuple[Topic, str], tuple[float, str | None]] = {}
         self._leases: dict[str, Tenure] = {}
+        self._inlets: defaultdict[int, dict[str, tuple[float, list[bytes]]]] = defaultdict(dict)
+        self._last_entry = Position(0, 0)
+        self._refused: deque[tuple[str, str]] = deque(maxlen=MAX_REFUSED)
         self._cancels: dict[Topic, float] = {}
         self._jobs: dict[Topic, tuple[Job, float]] = {}
         self._revoked: dict[tuple[str, Topic], float] = {}
@@ -141,6 +156,18 @@ class MemoryStore:
     ) -> str | None:
         return self.publish(topic, data, idempotency_key, at, group, version)
 
+    def publish_many(self, messages: Sequence[Outgoing]) -> list[Answer]:
+        answers: list[Answer] = []
+        for message in messages:
+            try:
+                answers.append(self.publish(*message))
+            except OSError as error:
+                answers.append(error)
+        return answers
+
+    async def apublish_many(self, messages: Sequence[Outgoing]) -> list[Answer]:
+        return self.publish_many(messages)
+
     def give_lease(self, lease: str, token: str) -> None:
         """Make ``token`` the holder; the previous holder loses the lease."""
         with self._lock:
@@ -152,7 +179,7 @@ class MemoryStore:
             return self._leases[lease].term if lease in self._leases else ""
 
     async def stamp_batch(
-        self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0
+        self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0, shard: int = 0
     ) -> tuple[int, str]:
         with self._lock:
             tenure = self._leases.get(lease)
@@ -161,7 +188,7 @@ class MemoryStore:
             if tenure.batch is not None and tenure.batch >= number:
                 return DONE_BEFORE, ""
             kept, refusal = 0, ""
-            for topic, rest, _ in messages:
+            for topic, rest, *_ in messages:
                 told = Stamped("u", str(topic), None, b"{" + rest.removeprefix(b","), at=at)
                 if settings.kinds[topic.kind].HISTORY_SIZE:
                     try:
@@ -178,13 +205,67 @@ class MemoryStore:
                 tenure.term = ""
             return kept, refusal
 
+    def append(self, *words: bytes, shard: int = 0) -> str:
+        """Append an entry to a shard's inlet, as ``XADD`` does: its fields and values in turn. Return its id."""
+        with self._lock:
+            last = self._last_entry
+            self._last_entry = Position(max(self._now(), last.epoch), last.n + 1)
+            id_ = str(self._last_entry)
+            self._inlets[shard][id_] = time.monotonic(), list(words)
+            return id_
+
+    def refused(self) -> list[tuple[str, str]]:
+        """List the entries that were set aside: the id of each, and why."""
+        return list(self._refused)
+
+    async def read_inlet(self, lease: str, token: str, shard: int = 0) -> Waiting | None:
+        with self._lock:
+            tenure = self._leases.get(lease)
+            if tenure is None or tenure.token != token:
+                return None
+            inlet = self._inlets[shard]
+            if (surplus := min(len(inlet) - settings.INLET_SIZE, MAX_DROPPED)) > 0:
+                for id_ in list(islice(inlet, surplus)):
+                    del inlet[id_]
+                return Waiting([], len(inlet), 0.0, surplus)
+            entries, left = list[Entry](), MAX_INLET_BYTES
+            for id_, (_, words) in islice(inlet.items(), MAX_ENTRIES):
+                size = size_of(words)
+                entries.append(Entry(id_, size, words if size <= settings.MAX_MESSAGE_SIZE + MARGIN else None))
+                left -= size
+                if left <= 0:
+                    break
+            age = time.monotonic() - inlet[entries[0].id][0] if entries else 0.0
+            return Waiting(entries, len(inlet), age)
+
+    async def publish_inlet(self, lease: str, token: str, entries: Sequence[Checked], shard: int = 0) -> Outcome | None:
+        with self._lock:
+            tenure = self._leases.get(lease)
+            if tenure is None or tenure.token != token:
+                return None
+            inlet, published, refused = self._inlets[shard], 0, list[str]()
+            for entry in entries:
+                if entry.id not in inlet:
+                    continue
+                if entry.topic is None:
+                    self._refused.append((entry.id, entry.refusal))
+                    refused.append(entry.id)
+                else:
+                    try:
+                        self.publish(entry.topic, b"{" + entry.tail.removeprefix(b","), entry.idempotency_key)
+                    except OSError as error:
+                        return Outcome(published, refused, str(error))
+                    published += 1
+                del inlet[entry.id]
+            return Outcome(published, refused)
+
     async def look(self, topics: Sequence[Topic]) -> list[Where]:
         with self._lock:
             return [self._where(topic) for topic in topics]
 
-    async def changes(self) -> Changes:
+    async def changes(self, shard: int = 0) -> Changes:
         with self._lock:
-            return Changes(self._run, bytes(self._marks))
+            return Changes(self._run, bytes(self._marks[shard]))
 
     async def read(self, topic: Topic, after: Position | None) -> Page:
         with self._lock:
@@ -204,7 +285,7 @@ class MemoryStore:
     async def aposition(self, topic: Topic) -> Position:
         return self.position(topic)
 
-    async def server(self) -> str:
+    async def server(self, shard: int = 0) -> str:
         return self._run
 
     def revoke_grants(self, user: str, topic: Topic) -> None:
@@ -309,8 +390,8 @@ class MemoryStore:
             history.frames.popleft()
         history.expires = now + kind.HISTORY_TTL
         self._histories[topic] = history
-        place = place_of(str(topic))
-        self._marks[place.offset : place.offset + WIDTH] = place.mark(str(position))
+        place = place_of(str(topic), settings.SHARDS)
+        self._marks[topic.shard][place.offset : place.offset + WIDTH] = place.mark(str(position))
         return position, data
 
     def _history(self, topic: Topic, now: float) -> History | None:

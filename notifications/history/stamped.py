@@ -7,6 +7,7 @@ Stamped messages: how a message and its id become a frame, and how that reaches 
 
 from __future__ import annotations
 
+import zlib
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +18,8 @@ from .position import Position
 
 STAMPED: Final = "stamped"
 """The internal channel on which scripts tell listeners what was stamped."""
+ACKNOWLEDGED: Final = b"a"
+"""What an ``Acknowledgement`` on that channel begins with."""
 LAYER_MESSAGE: Final = "notifications.message"
 """The ``type`` of messages to groups. Channels derives a method name from it, so it never comes from the payload."""
 
@@ -26,8 +29,7 @@ class Stamped(Struct, frozen=True, gc=False):
     A message on the internal channel; a struct, created in C, because there is one per message.
 
     Attributes:
-        road: How it was published: ``"p"`` by ``publish_*``, ``"r"`` raw, ``"u"`` not kept. A capital
-            letter says that the script has delivered it to its group.
+        road: How it was published: ``"p"`` by ``publish_*``, ``"r"`` raw, ``"u"`` not kept.
         topic: As text.
         position: None if it was not kept.
         frame: What browsers receive.
@@ -43,10 +45,43 @@ class Stamped(Struct, frozen=True, gc=False):
     run: str = ""
     at: int = 0
 
-    @property
-    def delivered(self) -> bool:
-        """Whether its group has had it, so that it is not to be forwarded."""
-        return self.road.isupper()
+
+class Acknowledgement(Struct, array_like=True, frozen=True, gc=False):
+    """
+    What a script tells all listeners of the raw messages that it has stamped in one step.
+
+    Attributes:
+        token: The lease of the listener that had them stamped.
+        number: Of its batch.
+        delivered: How many of them the script has delivered to their groups; the others follow as ``Stamped``.
+        topics: Of each message, as text.
+        ids: Of each message; empty if it was not kept.
+        digests: Of each message, see ``digest``.
+
+    """
+
+    token: str
+    number: int
+    delivered: int
+    topics: list[str]
+    ids: list[str]
+    digests: list[int]
+
+
+_ACKNOWLEDGEMENTS: Final = msgspec.msgpack.Decoder(Acknowledgement)
+
+
+def read_acknowledgement(data: bytes) -> Acknowledgement:
+    """Parse what begins with ``ACKNOWLEDGED`` on the internal channel; raise ValueError for anything else."""
+    told = _ACKNOWLEDGEMENTS.decode(memoryview(data)[len(ACKNOWLEDGED) :])
+    if not len(told.topics) == len(told.ids) == len(told.digests):
+        raise ValueError("an acknowledgement has a topic, an id and a digest of each message")
+    return told
+
+
+def digest(channel: bytes, data: bytes) -> int:
+    """Return a number by which listeners recognise a raw message that all of them have read."""
+    return zlib.crc32(data, zlib.crc32(channel))
 
 
 def meta(topic: str) -> bytes:

@@ -11,13 +11,18 @@ Everything above the store relies on these guarantees, and on nothing else of it
 * **Atomic.** A message is stamped, kept and announced in one step or not at all; listeners receive
   messages in the order of their ids.
 * **Direct.** Where the caller names the Redis channel of the topic's channel-layer group, the
-  message is delivered to the group in the same step. Listeners are then told of raw messages, which
-  they must not stamp again, and of others not. A store that cannot deliver, or may not, tells
-  listeners as if no group had been named; it never does both.
+  message is delivered to the group in the same step, and listeners do not get it. A store that
+  cannot deliver, or may not, sends it to listeners as if no group had been named; it never does
+  both.
+* **Acknowledged.** Listeners are told of all raw messages that were stamped, which they must not
+  stamp again: of those of one call together.
 * **Bounds.** The last ``HISTORY_SIZE`` messages of a topic are kept, until ``HISTORY_TTL`` seconds
   after the last of them. A kind of size 0 keeps nothing: its messages are announced without an id.
 * **No silent change.** Whatever is kept changes the mark of its topic's bucket (``changes.py``), in
   the same step, or the mark that belongs to none.
+* **Inlet.** An entry is published, or set aside, and is no longer in the inlet: in one step, or not
+  at all; if its topic is of another shard, in two, of which the first is not done twice. So each is
+  published once, and those of a topic in the order in which they were appended.
 * **Shares.** What processes report of the shares of one job adds up in one step each, and the job
   ends once. Of the messages that tell how it stands none goes out after a later one.
 * **No silent loss.** ``run`` and ``whole`` show when something may have been lost that no entry
@@ -34,6 +39,7 @@ from typing import Final, NamedTuple, Protocol
 
 from ..topics import Topic
 from .changes import Changes
+from .inlet import Checked, Outcome, Waiting
 from .position import Page, Position, Where
 from .shares import Report, Standing
 
@@ -62,12 +68,28 @@ class Raw(NamedTuple):
         topic: Where it was published.
         tail: The ``tail`` of its frame.
         group: As in ``Store.publish``.
+        digest: From ``stamped.digest``; listeners are told it.
 
     """
 
     topic: Topic
     tail: bytes
     group: str | None = None
+    digest: int = 0
+
+
+class Outgoing(NamedTuple):
+    """A message of ``Store.publish_many``: the arguments of ``Store.publish``."""
+
+    topic: Topic
+    data: bytes
+    idempotency_key: str | None = None
+    at: int = 0
+    group: str | None = None
+
+
+Answer = str | Exception | None
+"""What ``publish`` returns, or the error for which a message of ``publish_many`` is not known to be published."""
 
 
 class OvertakenError(Exception):
@@ -122,8 +144,25 @@ class Store(Protocol):
         """Stamp one message, keep it, and announce it; see ``publish``."""
         ...
 
+    def publish_many(self, messages: Sequence[Outgoing]) -> list[Answer]:
+        """
+        Stamp messages in their order, each of them as ``publish`` does, with one question and answer.
+
+        One that is refused does not keep the next from being published. Where not all have a key, those are not tried
+        again that may have been published.
+
+        Args:
+            messages: At least one. Others wait behind them, so they should be few and small.
+
+        """
+        ...
+
+    async def apublish_many(self, messages: Sequence[Outgoing]) -> list[Answer]:
+        """Stamp messages in their order; see ``publish_many``."""
+        ...
+
     async def stamp_batch(
-        self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0
+        self, lease: str, token: str, number: int, messages: Sequence[Raw], at: int = 0, shard: int = 0
     ) -> tuple[int, str]:
         """
         Stamp raw messages in their order, in one step, if ``token`` has the lease.
@@ -139,6 +178,7 @@ class Store(Protocol):
                 call again with the same number.
             messages: In the order in which they were read.
             at: When the first of them was read, in µs, if it is timed; otherwise 0.
+            shard: The shard of their topics, and of the lease.
 
         Returns:
             How many were kept, and why the others were not. ``NOT_HOLDER`` if another listener has
@@ -148,12 +188,42 @@ class Store(Protocol):
         """
         ...
 
+    async def read_inlet(self, lease: str, token: str, shard: int = 0) -> Waiting | None:
+        """
+        Read the oldest entries of a shard's inlet, a batch at most, if ``token`` has the lease; otherwise return None.
+
+        If there are more than ``INLET_SIZE``, the oldest are dropped and none is read.
+        """
+        ...
+
+    async def publish_inlet(self, lease: str, token: str, entries: Sequence[Checked], shard: int = 0) -> Outcome | None:
+        """
+        Publish entries of the inlet in their order and take them out of it, in one step, if ``token`` has the lease.
+
+        An entry that is not in the inlet any more is skipped: it is safe to call again. What is refused is set aside
+        in place of being published. Nothing is announced without an id, except on kinds without a history.
+
+        Entries of other shards are published there before the lease is looked at, at most once within
+        ``IDEMPOTENCY_TTL`` seconds after they were taken out: the caller must believe that it has the lease.
+
+        Args:
+            lease: Its name; see ``stamp_batch``.
+            token: The holder's.
+            entries: As they were read, oldest first.
+            shard: The shard of the inlet, and of the lease.
+
+        Returns:
+            What became of them; None if another listener has the lease: then nothing was taken out.
+
+        """
+        ...
+
     async def look(self, topics: Sequence[Topic]) -> list[Where]:
         """Return the ends of topics' histories; reads no frames, so it is cheap for many topics."""
         ...
 
-    async def changes(self) -> Changes:
-        """Return the marks of all buckets; costs the same for any number of topics."""
+    async def changes(self, shard: int = 0) -> Changes:
+        """Return the marks of a shard's buckets; costs the same for any number of topics."""
         ...
 
     async def read(self, topic: Topic, after: Position | None) -> Page:
@@ -177,8 +247,8 @@ class Store(Protocol):
         """Return the position of a reader that has received everything; see ``position``."""
         ...
 
-    async def server(self) -> str:
-        """Return the ``run`` of the server that answers; another one may have lost messages."""
+    async def server(self, shard: int = 0) -> str:
+        """Return the ``run`` of the server that answers for a shard; another one may have lost messages."""
         ...
 
     def revoke_grants(self, user: str, topic: Topic) -> None:

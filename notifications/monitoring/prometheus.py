@@ -89,6 +89,7 @@ COUNTS: Final = {
             "read before a gap, and not known to be stamped",
             "a later message of its topic was stamped first",
             "not forwarded in time before the end",
+            "the inlet is full",
         ),
     ),
     "refused": Shown(
@@ -98,6 +99,13 @@ COUNTS: Final = {
         ("MessageError", "TopicError", "layer message"),
     ),
     "unstamped": Shown("unstamped", "Raw messages delivered without an id, because Redis refused to keep them."),
+    "inlet_published": Shown("inlet_published", "Entries of the inlet that were published."),
+    "inlet_refused": Shown(
+        "inlet_refused",
+        "Entries of the inlet that could not be published, and were set aside.",
+        "reason",
+        ("MessageError", "TopicError"),
+    ),
     "listener_gap": Shown("listener_gaps", "Times that a listener lost its subscription."),
     "layer_gap": Shown("layer_gaps", "Times that a connection of notifications.layers was lost or failed."),
     "closed": Shown(
@@ -119,7 +127,7 @@ COUNTS: Final = {
         "connections_refused",
         "Sockets closed because there were too many.",
         "whose",
-        ("user", "address", "unauthenticated"),
+        ("user", "address", "unauthenticated", "guests"),
     ),
     "send_failed": Shown(
         "send_failures",
@@ -141,12 +149,23 @@ COUNTS: Final = {
             "permission checks",
             "unanswered permissions",
             "listener",
+            "inlet",
         ),
     ),
     "withdrawn": Shown("withdrawn", "Subscriptions that ended because the user may not read the topic any more."),
     "control": Shown("control", "Control messages sent to every web process.", "do", ("disconnect", "check", "revoke")),
     "control_gap": Shown("control_gaps", "Times that a web process lost its subscription to control messages."),
     "access_check_failed": Shown("access_checks_failed", "Times that the database could not say who still has access."),
+    "inbox_kept": Shown("inbox_kept", "Notices that were written to the database, committed or not."),
+    "inbox_told": Shown(
+        "inbox_told",
+        "Kept notices, and changes of them, that were published: by whoever committed, or by a listener.",
+        "when",
+        ("at once", "later"),
+    ),
+    "inbox_refused": Shown(
+        "inbox_refused", "Kept notices that cannot be published.", "reason", ("MessageError", "TopicError")
+    ),
     "frame_refused": Shown("frames_refused", "Frames of browsers that were answered with an error.", "code"),
 }
 """By the name in ``metrics.counts``."""
@@ -240,8 +259,19 @@ def _listener() -> Iterator[Metric]:
     for state in STATES:
         states.add_metric([state], metrics.listening.state.startswith(state))
     yield states
+    yield GaugeMetricFamily("notifications_listener_leading", "Shards that it leads.", metrics.listening.leading)
+    yield GaugeMetricFamily(
+        "notifications_listener_shards", "Shards of the site, that is SHARDS.", metrics.listening.shards
+    )
     yield GaugeMetricFamily(
         "notifications_listener_waiting", "Messages read but not delivered yet.", metrics.listening.waiting()
+    )
+    amount, age = metrics.listening.inlet
+    yield GaugeMetricFamily(
+        "notifications_inlet_waiting", "Entries that wait in the inlet, as the listener in charge knows.", amount
+    )
+    yield GaugeMetricFamily(
+        "notifications_inlet_oldest_seconds", "For how long the oldest entry had waited when it was last read.", age
     )
 
 

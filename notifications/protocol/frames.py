@@ -55,7 +55,7 @@ class CloseCode(IntEnum):
     TRY_AGAIN = 4101, "something the server needs did not answer, the session has another key, or the server restarts"
     TOO_MANY_CONNECTIONS = (
         4102,
-        "the user or the address has as many sockets as allowed, or too many have not authenticated",
+        "the user or the address has as many sockets as allowed, or too many are guests or have not authenticated",
     )
     SERVICE_RESTART = 1012, "the server restarts"
 
@@ -135,6 +135,16 @@ class Auth(Struct, tag="auth", tag_field="type"):
     """Not checked here: a browser with a malformed position still authenticates by its token."""
 
 
+class Guest(Struct, tag="auth", tag_field="type"):
+    """
+    The first frame of a socket of somebody who has not logged in, where the site admits guests.
+
+    It has no topic of its own, and may read what everybody may. Where a session says who it is, that counts.
+    """
+
+    guest: Literal[True]
+
+
 def check_since(since: Any) -> None:
     """Raise ``FrameError`` if a ``since`` is malformed."""
     if since is not None and not (isinstance(since, str) and SINCE.fullmatch(since)):
@@ -204,6 +214,7 @@ class Request(Since):
         token: As in an ``auth`` frame; None if there is a session.
         topics: The topics of the page.
         wait: Seconds that a poll may wait for news.
+        guest: As in the ``auth`` frame of a guest.
 
     """
 
@@ -211,11 +222,14 @@ class Request(Since):
     token: str | None = None
     topics: Annotated[list[Subscription], Meta(max_length=MAX_TOPICS)] = []
     wait: Annotated[float, Meta(ge=0, le=MAX_WAIT)] = MAX_WAIT
+    guest: bool = False
 
     @property
-    def auth(self) -> Auth | None:
-        """The frame that authenticates by token."""
-        return None if self.token is None else Auth(token=self.token, since=self.since)
+    def auth(self) -> Auth | Guest | None:
+        """The frame that says who the client is, unless its session does."""
+        if self.token is not None:
+            return Auth(token=self.token, since=self.since)
+        return Guest(guest=True) if self.guest else None
 
     @property
     def subscriptions(self) -> list[Subscribe]:
@@ -226,10 +240,12 @@ class Request(Since):
 class _Head(Struct):
     type: Any = None
     action: Any = None
+    guest: Any = None
 
 
 _head = msgspec.json.Decoder(_Head)
 _auth = msgspec.json.Decoder(Auth)
+_guest = msgspec.json.Decoder(Guest)
 _request = msgspec.json.Decoder(Request)
 _action: msgspec.json.Decoder[Action] = msgspec.json.Decoder(Action)
 _ACTIONS: Final = frozenset(
@@ -238,7 +254,7 @@ _ACTIONS: Final = frozenset(
 )
 
 
-def decode(text: str | None) -> Auth | Action:
+def decode(text: str | None) -> Auth | Guest | Action:
     """
     Decode a browser's frame.
 
@@ -256,7 +272,7 @@ def decode(text: str | None) -> Auth | Action:
     try:
         head = _head.decode(text)
         if head.type == "auth":
-            return _auth.decode(text)
+            return _guest.decode(text) if head.guest is True else _auth.decode(text)
         _check_size(size, MAX_FRAME_SIZE)
         if not isinstance(head.action, str):
             raise FrameError("invalid_message", 'a frame is {"type":"auth",…} or {"action":"…",…}')
@@ -283,8 +299,8 @@ def decode_request(body: bytes) -> Request:
         raise FrameError("invalid_message", f"{error}") from error
 
 
-def _without_topic(frame: Auth | Action) -> Auth | Action:
-    if isinstance(frame, Auth | Ping | Pong):
+def _without_topic(frame: Auth | Guest | Action) -> Auth | Guest | Action:
+    if isinstance(frame, Auth | Guest | Ping | Pong):
         return frame
     raise FrameError("invalid_message", "the frame contains half a character (a lone surrogate), which no topic does")
 
@@ -316,9 +332,9 @@ Recovered = Annotated[
 
 
 class AuthSuccess(Struct, tag="auth_success", tag_field="action"):
-    """The socket is this user's, and has the user's own topic."""
+    """The socket is this user's, and has the user's own topic; or it is a guest's, who has neither."""
 
-    user_id: str
+    user_id: Annotated[str | None, Meta(description="Null for a guest.")]
     id: Here
     recovered: Recovered
 

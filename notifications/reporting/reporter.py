@@ -266,7 +266,7 @@ class Reporter:
     def _prepare_last(self) -> None:
         """Ask a Redis once more that did not answer just now, if it did before: it may be back."""
         if self._reached:
-            clients.breaker.try_again()
+            clients.try_again()
 
     def _gives_up(self) -> bool:
         """Return whether the last message is not tried again: no time is left, or Redis was away all the time."""

@@ -99,7 +99,9 @@ def _payload(name: str) -> dict[str, Any]:
 
 def _operations() -> dict[str, Any]:
     return {
-        "authenticate": _receive("Who a client is.", [frames.Auth], [frames.AuthSuccess, frames.AuthError]),
+        "authenticate": _receive(
+            "Who a client is.", [frames.Auth, frames.Guest], [frames.AuthSuccess, frames.AuthError]
+        ),
         "subscribe": _receive(
             "Begin to receive a topic.",
             [frames.Subscribe, frames.SubscribeUpload],

@@ -28,7 +28,7 @@ class MessageMeta(Struct):
     id: frames.Position
 
 
-CLIENT_FRAMES: Final[tuple[type[Struct], ...]] = (frames.Auth, *get_args(frames.Action))
+CLIENT_FRAMES: Final[tuple[type[Struct], ...]] = (frames.Auth, frames.Guest, *get_args(frames.Action))
 SERVER_FRAMES: Final[tuple[type[Struct], ...]] = get_args(frames.ServerFrame)
 TYPED_MESSAGES: Final[tuple[type[Struct], ...]] = tuple(
     each
@@ -103,9 +103,10 @@ def json_schema() -> Schema:
 def _with_parts(structs: Iterable[type[Struct]]) -> Iterator[type[Struct]]:
     for struct in structs:
         yield struct
-        for part in get_type_hints(struct).values():
-            if isinstance(part, type) and issubclass(part, Struct):
-                yield part
+        for hint in get_type_hints(struct).values():
+            for part in get_args(hint) or (hint,):
+                if isinstance(part, type) and issubclass(part, Struct):
+                    yield part
 
 
 def _send_all_fields(struct: type[Struct], schema: Schema) -> None:

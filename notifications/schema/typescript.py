@@ -65,6 +65,10 @@ def _alternatives(schema: Schema) -> Iterator[str]:
     elif "anyOf" in schema:
         for each in schema["anyOf"]:
             yield from _alternatives(each)
+    elif schema.get("type") == "array":
+        yield f"readonly {_type_of(schema['items'])}[]"
+    elif "type" not in schema:
+        yield "unknown"
     else:
         types = schema["type"]
         yield from (WORDS[each] for each in ([types] if isinstance(types, str) else types))

@@ -18,6 +18,7 @@ from django.templatetags.static import static
 from django.utils.html import escape, format_html, format_html_join, json_script
 from django.utils.safestring import SafeString
 
+from notifications.access.authorization import joined_by_all
 from notifications.conf import settings
 from notifications.exceptions import PositionError
 from notifications.logs import LogBudget
@@ -42,8 +43,8 @@ def notifications(
     """
     Connect the page, and define the elements: bars, ``<notification-toasts>`` and ``<connection-status>``.
 
-    Nothing is rendered, and so nothing connects, for anonymous users and in templates without a request. The
-    scripts have the ``csp_nonce`` of the context or the request, if there is one.
+    Nothing is rendered, and so nothing connects, in templates without a request, and for anonymous users unless the
+    site admits ``GUESTS``. The scripts have the ``csp_nonce`` of the context or the request, if there is one.
 
     Args:
         context: The template's context.
@@ -53,11 +54,17 @@ def notifications(
         labels: Words of the elements in the language of the page; they may be lazy strings.
 
     """
-    user = _user(context)
-    if user is None:
+    user = user_of(context)
+    whose: dict[str, Any]
+    if user is not None:
+        topic = Topic.for_user(user)
+        whose = {"user_topic": topic.told, "since": page_position(context, topic)}
+    elif settings.GUESTS and getattr(context, "request", None) is not None:
+        whose = {"guest": True}
+    else:
         return SafeString("")
-    topic = Topic.for_user(user)
     config = {
+        **whose,
         "client": static("notifications/client.js"),
         "elements": static("notifications/elements.js"),
         "progress": static("notifications/progress.js"),
@@ -65,12 +72,11 @@ def notifications(
         "url": url or socket_path(),
         "stream_url": stream_path(),
         "token_url": token_url,
-        "user_topic": topic.told,
-        "since": _position(topic),
+        "positions": _positions_of_all(),
         "stale": settings.PROGRESS_STALE,
         "labels": labels or {},
     }
-    nonce = _attributes({"nonce": _nonce(context)})
+    nonce = attributes_of({"nonce": nonce_of(context)})
     # The modules are fetched in parallel with the script that imports them, not after it.
     return format_html(
         '<link rel="modulepreload" href="{}"{nonce}><link rel="modulepreload" href="{}"{nonce}>'
@@ -107,9 +113,9 @@ def upload_progress(
     """
     topic = Topic("upload", upload_id)
     values = {"upload": topic.id, "status-url": status_url, **attributes}
-    if grant and (user := _user(context)) is not None:
+    if grant and (user := user_of(context)) is not None:
         values["grant"] = make_grant(user, topic)
-    return format_html("<upload-progress{}></upload-progress>", _attributes(values))
+    return format_html("<upload-progress{}></upload-progress>", attributes_of(values))
 
 
 @register.simple_tag(takes_context=True)
@@ -147,7 +153,7 @@ def progress(
         TopicError: The topic is not valid.
 
     """
-    rendered, user = Topic(kind, id), _user(context)
+    rendered, user = Topic(kind, id), user_of(context)
     can_cancel = bool(cancel_url) and user is not None  # {% url … as cancel_url %} is empty where there is no view
     values = {
         "topic": rendered.told,
@@ -157,7 +163,7 @@ def progress(
         "csrf-token": get_token(context.request) if can_cancel else None,  # type: ignore[attr-defined]
         **attributes,
     }
-    return format_html("<task-progress{}></task-progress>", _attributes(values))
+    return format_html("<task-progress{}></task-progress>", attributes_of(values))
 
 
 class TopicAttributes(SafeString):
@@ -202,19 +208,23 @@ def topic(
         TopicError: The topic is not valid.
 
     """
-    rendered, user = Topic(kind, id), _user(context)
+    rendered, user = Topic(kind, id), user_of(context)
     values = {
         "topic": rendered.told,
-        "since": since if user is None else since or _position(rendered),
+        "since": since or _position(rendered) if user is not None or _is_for_guests(rendered) else since,
         "grant": _grant(user, rendered) if grant else None,
     }
-    attributes = TopicAttributes(_attributes({f"data-{name}": value for name, value in values.items()}).lstrip())
+    attributes = TopicAttributes(attributes_of({f"data-{name}": value for name, value in values.items()}).lstrip())
     for name, value in values.items():
         setattr(attributes, name, value)
     return attributes
 
 
-def _attributes(values: Mapping[str, Any]) -> SafeString:
+def _is_for_guests(topic: Topic) -> bool:
+    return settings.GUESTS and settings.kinds[topic.kind].PUBLIC
+
+
+def attributes_of(values: Mapping[str, Any]) -> SafeString:
     # Always escaped: what a filter has marked as safe may be HTML, and end an attribute.
     given = ((name, escape(value)) for name, value in values.items() if value is not None)
     return format_html_join("", ' {}="{}"', given)
@@ -227,7 +237,7 @@ def _grant(user: Any, topic: Topic, *, even_public: bool = False) -> str | None:
     return make_grant(user, topic)
 
 
-def _user(context: Context) -> Any:
+def user_of(context: Context) -> Any:
     """
     Return the user of the request, or None.
 
@@ -237,12 +247,33 @@ def _user(context: Context) -> Any:
     return user if getattr(user, "is_authenticated", False) else None
 
 
-def _nonce(context: Context) -> str | None:
+def nonce_of(context: Context) -> str | None:
     """Return the nonce of the page's policy; Django 6 has it in the context, django-csp on the request."""
     nonce = context.get("csp_nonce")
     if nonce is None:
         nonce = getattr(getattr(context, "request", None), "csp_nonce", None)
     return None if nonce is None else str(nonce)  # lazy, and falsy until it is used
+
+
+def _positions_of_all() -> dict[str, str]:
+    """Return the positions of the topics that every connection has: nothing falls between rendering and joining."""
+    found = ((topic.told, _position(topic)) for topic in joined_by_all())
+    return {name: since for name, since in found if since is not None}
+
+
+def page_position(context: Context, topic: Topic) -> str | None:
+    """
+    Return the position of the user's topic that a page begins at.
+
+    It is the same for all tags of a page, and taken by the first of them: what one of them then reads from the database
+    is not older, and what is published later reaches the page, whatever their order.
+    """
+    # On the request, because a template that is included, or extends another, has a context of its own.
+    request: Any = getattr(context, "request", None)
+    taken: dict[str, str | None] = request.__dict__.setdefault("_notifications_positions", {})
+    if topic.told not in taken:
+        taken[topic.told] = _position(topic)
+    return taken[topic.told]
 
 
 def _position(topic: Topic) -> str | None:

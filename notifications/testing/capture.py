@@ -52,9 +52,10 @@ class Outage:
     async def apublish(self, *_: object, **__: object) -> NoReturn:
         self.publish()
 
-    position = publish
+    position = publish_many = publish
     request_cancel = cancel_requested = drop_cancel = revoke_grants = grants_revoked_at = report_share = publish
-    aposition = stamp_batch = look = changes = read = server = apublish
+    aposition = apublish_many = stamp_batch = read_inlet = publish_inlet = apublish
+    look = changes = read = server = apublish
     arequest_cancel = acancel_requested = adrop_cancel = arevoke_grants = agrants_revoked_at = apublish
     areport_share = apublish
 

@@ -3,12 +3,15 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from django.conf import settings
 from django.db import transaction
 from django.forms import modelform_factory
 
 from notifications import Cancelled, Progress, announce
+from notifications.inbox import notify
+from notifications.messages import Notice
 from project.imports.models import Import, Place
 from project.imports.tables import COLUMNS, Row, TableError, read_table
 from project.queue import MAX_ATTEMPTS, ClaimLostError
@@ -67,8 +70,6 @@ def run_import(job: Import, *, rest: Callable[[], object], terminal: bool = Fals
         done=job.done,
         unit="rows",
         stage="Reading the file",
-        user=job.owner_id,
-        title=f"Import of {job.name}",
         show_errors=True,
         terminal=terminal,
     ) as progress:
@@ -133,8 +134,16 @@ def _tell_end(pk: object) -> None:
 
 
 def _finish(job: Import, status: Import.Status, error: str = "") -> None:
-    """Record the end. Without success nothing is left in the database."""
+    """Record the end, and keep a notice of it for the owner. Without success nothing else is left in the database."""
     with transaction.atomic():
         job.write(status=status.value, error=error[: Import._meta.get_field("error").max_length])
         if status != Import.Status.SUCCEEDED:
             job.places.all().delete()
+        notify(job.owner_id, _notice(job), key=f"import-{job.pk}", group="imports")
+
+
+def _notice(job: Import) -> Notice:
+    level: Literal["success", "error", "warning"] = "warning"
+    if job.status != Import.Status.CANCELLED:
+        level = "success" if job.status == Import.Status.SUCCEEDED else "error"
+    return Notice(title=f"Import of {job.name}", level=level, body=job.error or job.message, url=job.result_url)

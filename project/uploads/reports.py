@@ -11,6 +11,7 @@ from django.contrib.auth.models import AbstractBaseUser
 from django.db.models import Count, Q
 
 from notifications import publish_progress, publish_to_user
+from notifications.inbox import notify
 from notifications.messages import (
     BatchProgress,
     BatchProgressPayload,
@@ -85,7 +86,7 @@ def report_finished(upload: Upload) -> None:
 
 def report_batch(owner_id: int, batch_id: UUID) -> None:
     """
-    Tell the owner how far a batch is, and by a notice when it is finished.
+    Tell the owner how far a batch is, and by a notice when it is finished, which waits for those who are away.
 
     Call it in the transaction that finishes a file: the database lets one writer in at a time, so of two
     workers that finish the last two files of a batch exactly one sees that nothing is left.
@@ -109,7 +110,7 @@ def report_batch(owner_id: int, batch_id: UUID) -> None:
     )
     publish_to_user(owner_id, BatchProgress(payload=payload), on_commit=True, fail_silently=True)
     if processed == total:
-        publish_to_user(owner_id, _notice(total, failed), on_commit=True, fail_silently=True)
+        notify(owner_id, _notice(total, failed), key=f"batch-{batch_id}", group="uploads")
 
 
 def _notice(total: int, failed: int) -> Notice:

@@ -161,6 +161,10 @@ def tab_with_scrollbars(browser: Browser, pages: tuple[Site, WebServer]) -> Iter
         yield tab
 
 
+UNANSWERED = "WebSocket is closed before the connection is established"
+"""What Chromium complains of when a busy machine has not answered for 5 seconds, and the client tries again."""
+
+
 @contextmanager
 def open_tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
     site, server = pages
@@ -176,7 +180,7 @@ def open_tab(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Tab]:
             "addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.effectiveDirective, e.sample))"
         )
         yield tab
-    assert tab.complaints == []
+    assert [text for text in tab.complaints if UNANSWERED not in text] == []
 
 
 def bar(page: Page) -> Locator:

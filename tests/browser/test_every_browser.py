@@ -164,6 +164,36 @@ def test_bar_of_a_job(visit: Visit) -> None:
     assert moving == "move"
 
 
+def test_bell(visit: Visit) -> None:
+    """The bell counts a notice that is kept, shows it in its list, and marks it as read by its button and its link."""
+    visit.open(f"{{% load notifications_inbox %}}{{% notification_bell %}}{TOASTS}")
+    for title in ("One", "Two"):
+        visit.tab.run(
+            "await fetch('/keep/', { method: 'POST', body: new URLSearchParams(given[0]) });", {"title": title}
+        )
+    visit.tab.expect_texts("[part=number]", "2")
+    visit.tab.expect_texts(TITLE, "One", "Two")
+
+    visit.tab.click("notification-bell")
+    visit.tab.expect_texts(TITLE, "Two", "One")
+    visit.tab.wait_until("return shown('[part~=popover]')[0].matches(':focus');")
+    visit.tab.click("[part~=all]")
+    visit.tab.expect_texts("[part=number]")
+    visit.tab.expect_texts("[part~=mark]", "Mark as unread", "Mark as unread")
+    visit.tab.click("h1")
+    visit.tab.expect_texts("[part~=panel]")
+    url = visit.place.url + "page/?template=followed"
+    form = {"title": "Three", "url": url}
+    visit.tab.run("await fetch('/keep/', { method: 'POST', body: new URLSearchParams(given[0]) });", form)
+    visit.tab.expect_texts("[part=number]", "1")
+    visit.tab.click("notification-bell")
+    visit.tab.click("a[part=title]")
+
+    visit.tab.wait_until("return document.body.textContent === 'followed';")
+    visit.open("{% load notifications_inbox %}{% notification_bell %}")
+    visit.tab.expect_texts("[part=number]")
+
+
 @pytest.mark.parametrize("transport", ["websocket", "stream", "poll"])
 def test_killed_server(visit: Visit, transport: str) -> None:
     """

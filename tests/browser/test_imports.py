@@ -86,6 +86,28 @@ def test_sample_goes_through_in_both_tabs(page: Page, context: BrowserContext, d
     expect_done(page)
 
 
+def test_owner_who_was_away_finds_the_end_behind_the_bell(page: Page, context: BrowserContext, demo: Demo):
+    """An import that ends while no page is open is a notice behind the bell, whose link leads there and marks it."""
+    ended = demo.output.count("succeeded: import")
+    import_sample(page)
+    expect_begun(page)
+    before = unread(page)
+    page.goto("about:blank")
+    wait_until(lambda: demo.output.count("succeeded: import") > ended, "the end of the import")
+
+    page = open_page(context, demo)
+    wait_until(lambda: page.wait_for_timeout(50) or unread(page) == before + 1, "the number of now")
+    page.locator("notification-bell").get_by_role("button", name="Notices").click()
+    page.get_by_role("dialog", name="Notices").get_by_role("link", name="Import of places.csv").first.click()
+
+    expect(page.get_by_text("418 places of 420 rows.")).to_be_visible()
+    wait_until(lambda: page.wait_for_timeout(50) or unread(page) == before, "the number without it")
+
+
+def unread(page: Page) -> int:
+    return int(page.locator("notification-bell [part=number]").text_content() or 0)
+
+
 def test_killed_listener_loses_nothing(page: Page, demo: Demo):
     """The bar goes on to its end although the listener ends as by kill -9 while it moves."""
     listeners = demo.output.count("listening on")

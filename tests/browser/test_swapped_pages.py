@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, WebSocket, expect
+from playwright.sync_api import Browser, BrowserContext, Page, Route, WebSocket, expect
 
 from tests.browser.test_elements import browser, pytestmark, shown
 from tests.conftest import point_to
@@ -57,6 +57,7 @@ hx-select="main" hx-select:inherited="main" hx-swap="outerHTML" hx-swap:inherite
 <h1>{{% firstof request.user.pk 'nobody' %}}</h1>{forms}</main>
 <notification-toasts id="toasts" timeout="0" data-turbo-permanent></notification-toasts>"""
 TAG = "{% notifications %}"
+BELL = "{{% load notifications_inbox %}}{{% notification_bell %}}"
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,11 @@ class Visitor:
 
     def wait_until(self, page: Page, state: str) -> None:
         page.wait_for_function("async (state) => (await window.notifications)?.state === state", arg=state)
+
+    def keep(self, user: User, title: str) -> None:
+        """Have the site keep a notice for a user, whoever is logged in here."""
+        form = {"title": title, "user": str(user.pk)}
+        assert self.context.request.post(f"http://{self.server.address}/keep/", form=form).ok
 
     def notice(self, user: User, title: str) -> None:
         with self.site.client() as client:
@@ -213,6 +219,31 @@ def test_notices_that_no_page_replaces(visitor: Visitor, library: str, where: st
     expect(shown(page, "title")).to_have_text(["for bob"])
 
 
+@OWN_TOO
+def test_bell_of_the_next_user(visitor: Visitor, library: str, where: str) -> None:
+    """The bell of each page has the number of its user, and is live; nothing of the user before is in its list."""
+    log_in(visitor, visitor.ada)
+    page = visitor.open(library, where, BODY.replace("<h1>", BELL + "<h1>", 1))
+    visitor.wait_until(page, "open")
+    visitor.keep(visitor.ada, "for ada")
+    expect(shown(page, "number")).to_have_text("1")
+    page.locator("notification-bell").click()
+    expect(page.locator("[part~=notice] [part=title]")).to_have_text(["for ada"])
+    page.keyboard.press("Escape")
+
+    visitor.follow_link(page)
+    expect(shown(page, "number")).to_have_text("1")
+    visitor.press(page, "as bob", visitor.bob)
+    visitor.wait_until(page, "open")
+    expect(shown(page, "number")).to_be_hidden()
+    visitor.keep(visitor.bob, "for bob")
+    visitor.keep(visitor.bob, "for bob, too")
+
+    expect(shown(page, "number")).to_have_text("2")
+    page.locator("notification-bell").click()
+    expect(page.locator("[part~=notice] [part=title]")).to_have_text(["for bob, too", "for bob"])
+
+
 @pytest.mark.parametrize(("library", "where"), [("htmx 2", "body"), ("htmx 4", "body"), ("turbo", "head")])
 def test_first_login(visitor: Visitor, library: str, where: str) -> None:
     """A document that was opened by nobody, and so without the scripts, is told things after a login."""
@@ -232,13 +263,14 @@ def test_links_keep_the_connection(visitor: Visitor, library: str, where: str) -
     log_in(visitor, visitor.ada)
     page = visitor.open(library, where)
     visitor.wait_until(page, "open")
+    before = len(visitor.sockets)  # on a busy machine the first one may not have been answered in time
 
     for n in range(3):
         visitor.follow_link(page)
         visitor.notice(visitor.ada, f"notice {n}")
         expect(shown(page, "title").last).to_have_text(f"notice {n}")
 
-    assert len(visitor.sockets) == 1
+    assert len(visitor.sockets) == before
 
 
 @OWN_TOO
@@ -313,8 +345,14 @@ def test_previews_and_prefetched_pages(visitor: Visitor) -> None:
     visitor.notice(visitor.ada, "two")
     expect(shown(page, "title")).to_have_text(["one", "two"])
 
-    page.evaluate("(url) => Turbo.visit(url)", first)
-    page.wait_for_function("() => window.previewed && !document.documentElement.hasAttribute('data-turbo-preview')")
+    with page.expect_event("request", lambda request: request.url == first):
+        # Turbo shows no preview where the answer is there before the next frame: it is held until then.
+        held: list[Route] = []
+        page.route(lambda url: url == first, lambda route: held.append(route))
+        page.evaluate("(url) => Turbo.visit(url)", first)
+    page.wait_for_function("() => window.previewed")
+    held[0].continue_()
+    page.wait_for_function("() => !document.documentElement.hasAttribute('data-turbo-preview')")
     visitor.notice(visitor.ada, "three")
 
     expect(shown(page, "title")).to_have_text(["one", "two", "three"])

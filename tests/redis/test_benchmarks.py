@@ -26,6 +26,7 @@ from benchmarks import (
     rounds,
     scenarios,
     servers,
+    shards,
     wakeup,
     websocket,
 )
@@ -202,6 +203,15 @@ def test_servers_and_numbers_of_web_processes_can_be_compared(name: str) -> None
 
     for name in scenarios.BURSTS:
         assert faults(found[scenarios.named(name, 6, "raw")]) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("site", [shards.Site(1, 1, 2), shards.Site(3, 8, 2)], ids=lambda site: site.title)
+def test_listeners_and_primaries_can_be_compared(site: shards.Site) -> None:
+    """Each message comes once and in order through listeners that take turns on a core."""
+    ((_, figures),) = shards.run_bridge(site, 4000)
+
+    assert (figures["lost"], figures["out of order"]) == (0, 0)
+    assert 0 < figures["listeners µs"] * figures["a listener carries/s"] < len(shards.BRIDGES) * 1e6
 
 
 def test_contestant_that_cannot_run_is_left_out_and_named(capsys) -> None:

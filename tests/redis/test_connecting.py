@@ -16,6 +16,7 @@ import uvloop
 from notifications import PublishError, Topic, apublish, publish
 from notifications.broker.clients import async_client
 from notifications.broker.connecting import ASYNC_CLASSES, CLASSES, agreet, named
+from notifications.broker.primary import Service, leading
 from notifications.broker.wire import Wire, site_pool
 from notifications.layers import RedisPubSubLayer
 from project.local_redis import LocalRedis
@@ -60,6 +61,25 @@ def test_a_server_without_room_is_said_to_have_none(full, settings, caplog, run,
     run(use())
 
     assert "UNKNOWN" not in caplog.text
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("time_out", [5, None])
+def test_what_is_written_to_a_connection_that_was_lost_is_refused_as_such(live_redis, run, time_out):
+    """Both loops say of a closed transport something that nobody takes for the loss of a connection."""
+
+    async def use():
+        connection = site_pool(socket_timeout=time_out).make_connection()
+        await connection.connect()
+        connection._writer.transport.abort()  # as when the other side resets it
+        for _ in range(10):  # until it is closed, and has been told so
+            await asyncio.sleep(0)
+        with pytest.raises(redis.ConnectionError):  # as where it was lost after the call had begun
+            await connection._send_packed_command([b"PING\r\n"])
+        with pytest.raises(redis.ConnectionError):
+            await connection.send_command("PING")
+
+    run(use())
 
 
 async def test_a_connection_that_is_refused_many_times_says_it_each_time(full):
@@ -167,11 +187,10 @@ async def test_asyncio_connections_are_as_they_are_used(redis_server):
 
 
 async def test_a_pool_makes_connections_of_its_class(redis_server):
-    """Also one of Sentinel, whose connections are of a class of their own."""
-    sentinel = redis.asyncio.sentinel.Sentinel([("127.0.0.1", 1)])
-    for pool in (site_pool(), redis.asyncio.sentinel.SentinelConnectionPool("m", sentinel)):
+    """Also one for a primary, whose connections are of a class of their own."""
+    service = Service("main", [("127.0.0.1", 1)], "redis", {})
+    for pool in (site_pool(), redis.asyncio.ConnectionPool(**leading(service, "redis"))):
         kind = named(pool.connection_class)
         pool.connection_class = kind
         assert named(kind) is kind
         assert type(pool.make_connection()) is kind
-    assert sentinel.sentinels[0].connection_pool.connection_class is redis.asyncio.Connection

@@ -15,6 +15,7 @@ from channels_redis.core import RedisChannelLayer
 from channels_redis.pubsub import RedisPubSubChannelLayer
 
 from notifications.layers import RedisPubSubLayer
+from tests.redis_groups import RedisCluster
 from tests.waiting import await_for, scaled
 
 CAPACITY = 20
@@ -52,7 +53,8 @@ def make_layer(kind, client, url, prefix="asgi"):
     return RedisPubSubLayer(hosts=[url], prefix=prefix, capacity=CAPACITY)
 
 
-KINDS = ("memory", "channels_redis.pubsub", "channels_redis.core", "ours")
+OURS = ("ours", "ours on a cluster")
+KINDS = ("memory", "channels_redis.pubsub", "channels_redis.core", *OURS)
 
 
 def on(*kinds):
@@ -65,13 +67,24 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def cluster(redis_program):
+    """Three primaries."""
+    with RedisCluster(replicas=0) as cluster:
+        yield cluster
+
+
 @pytest.fixture
-def make(kind, live_redis, redis_server):
+def make(kind, live_redis, redis_server, request, settings):
     """Make layers of the kind; they are flushed after the test."""
+    url = redis_server.url
+    if kind == "ours on a cluster":
+        url = request.getfixturevalue("cluster").url
+        settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "SHARDS": 8}
 
     @asynccontextmanager
     async def make(prefix="asgi"):
-        layer = make_layer(kind, live_redis, redis_server.url, prefix)
+        layer = make_layer(kind, live_redis, url, prefix)
         try:
             yield layer
         finally:
@@ -134,7 +147,7 @@ async def test_each_message_goes_to_one_of_two_readers_of_a_channel(layer):
     assert sorted(message["n"] for message in await asyncio.gather(*readers)) == [1, 2]
 
 
-@on("memory", "channels_redis.core", "ours")
+@on("memory", "channels_redis.core", *OURS)
 async def test_new_channels_are_unique_and_belong_to_the_process(layer):
     """``new_channel`` never returns a name twice, and its names have the mark of process-specific ones."""
     names = [await layer.new_channel() for _ in range(100)]
@@ -155,7 +168,7 @@ async def test_channels_do_not_get_each_others_messages(layer):
     await expect_nothing_more(layer, first)
 
 
-@on("memory", "channels_redis.pubsub", "ours")
+@on("memory", "channels_redis.pubsub", *OURS)
 @pytest.mark.parametrize("name", ["worker", "a.worker-of_mine.7", "worker!", "worker!local"])
 async def test_a_channel_may_have_a_name_of_ones_own(layer, name):
     """Whoever receives on a valid name of their own choice gets what is sent to it, as Channels' workers do."""
@@ -174,14 +187,14 @@ OURS_ONLY = ["a\n", "\u0663", "a!\u00e9", "a!b\n"]
 """Channels' regular expressions let these pass: ``$`` stands before a line break, ``\\d`` and ``\\w`` know Unicode."""
 
 
-@on("memory", "channels_redis.core", "ours")
+@on("memory", "channels_redis.core", *OURS)
 @pytest.mark.parametrize("name", INVALID)
 async def test_invalid_names_are_refused(layer, name):
     """Names are under 100 ASCII letters, digits, hyphens, underscores and periods; others are a TypeError."""
     await refuses(layer, name)
 
 
-@on("ours")
+@on(*OURS)
 @pytest.mark.parametrize("name", OURS_ONLY)
 async def test_names_that_only_look_valid_are_refused(layer, name):
     """A line break at the end and characters beyond ASCII are as invalid as the specification says."""
@@ -278,7 +291,7 @@ async def test_tuples_become_lists(make, kind):
         assert (await take(layer, channel))["value"] == [1, [2]]
 
 
-@on("memory", "ours")
+@on("memory", *OURS)
 @pytest.mark.parametrize("message", ["text", ["list"], None])
 async def test_what_is_no_dict_is_refused(layer, message):
     """Messages are dicts; anything else is an error for the sender."""
@@ -290,7 +303,7 @@ async def test_what_is_no_dict_is_refused(layer, message):
         await layer.group_send("group", message)
 
 
-@on("channels_redis.pubsub", "channels_redis.core", "ours")
+@on("channels_redis.pubsub", "channels_redis.core", *OURS)
 @pytest.mark.parametrize("value", [object(), 2**70], ids=["an object", "more than 64 bits"])
 async def test_what_cannot_be_carried_is_the_senders_error(layer, value):
     """A value that no layer carries raises where it is sent, and the channel goes on."""
@@ -302,7 +315,7 @@ async def test_what_cannot_be_carried_is_the_senders_error(layer, value):
     await expect_nothing_more(layer, channel)
 
 
-@on("memory", "channels_redis.pubsub", "ours")  # the core layer gives the channels of one process the same dict
+@on("memory", "channels_redis.pubsub", *OURS)  # the core layer gives the channels of one process the same dict
 @pytest.mark.parametrize("value", ["flat", {"deep": [1, {"deeper": [2]}]}], ids=["flat", "nested"])
 async def test_consumers_may_change_what_they_get(layer, value):
     """What one consumer does to its message, on the surface or deep inside, no other consumer sees."""
@@ -446,7 +459,7 @@ async def test_flush_of_an_unused_layer_and_twice_is_no_error(layer):
 # Capacity.
 
 
-@on("memory", "ours")  # the core layer counts per process
+@on("memory", *OURS)  # the core layer counts per process
 async def test_a_full_channel_keeps_the_oldest_and_groups_go_on(layer):
     """``group_send`` to a full channel drops the new message without an error; the other members get it."""
     full, emptied = await layer.new_channel(), await layer.new_channel()
@@ -466,7 +479,7 @@ async def test_a_full_channel_keeps_the_oldest_and_groups_go_on(layer):
 # Prefix and cancellation, on Redis.
 
 
-@on("channels_redis.pubsub", "channels_redis.core", "ours")
+@on("channels_redis.pubsub", "channels_redis.core", *OURS)
 @pytest.mark.parametrize("other", ["two", "one.group", "one/group"])
 async def test_the_prefix_separates_two_sites(make, other):
     """Sites with different prefixes on one Redis do not hear each other, whatever they call their groups."""
@@ -484,7 +497,7 @@ async def test_the_prefix_separates_two_sites(make, other):
         assert [(await take(there, theirs))["type"] for _ in range(4)] == ["there"] * 4
 
 
-@on("channels_redis.pubsub", "ours")
+@on("channels_redis.pubsub", *OURS)
 async def test_a_cancelled_receive_forgets_the_channel(layer, kind, live_redis):
     """A consumer that goes leaves no subscription behind in Redis: not of its channel, not of its groups."""
     before = set(live_redis.pubsub_channels())

@@ -1,12 +1,13 @@
 """Which listener gets the lease."""
 
 import asyncio
+from typing import Any
 
 import pytest
 import redis
 
 from notifications import Topic
-from notifications.bridge.lease import Lease
+from notifications.bridge.lease import NEWCOMER, Lease
 from notifications.broker import pipeline
 from notifications.history import get_store
 from notifications.history.store import NOT_HOLDER, Raw
@@ -19,8 +20,8 @@ def lease_key(live_redis):
     return Lease().key
 
 
-def listening(**times: float) -> Lease:
-    lease = Lease(**times)
+def listening(**options: Any) -> Lease:
+    lease = Lease(**options)
     lease.subscribed()
     return lease
 
@@ -105,6 +106,20 @@ async def test_who_had_the_lease_and_heard_everything_since_is_no_newcomer(live_
     assert await first.take()
 
 
+async def test_who_gives_the_lease_back_and_stands_by_goes_before_a_newcomer_at_once(live_redis):
+    """It was passed on, and the next holder had a gap before the former one asked: only that one has heard all."""
+    former, holder = listening(), listening()
+    await former.take()
+    await former.release(stands_by=True)
+    live_redis.delete(former.key)
+    await holder.take()
+    await holder.release()
+    holder.subscribed()
+
+    assert not await holder.take()
+    assert await former.take()
+
+
 async def test_a_listener_that_starts_after_the_holder_died_leaves_the_lease_to_a_stand_by(live_redis, lease_key):
     """Whoever was restarted in place of a dead holder knows nothing of what it left, so the stand-by goes first."""
     holder, stand_by = listening(), listening()
@@ -154,9 +169,25 @@ async def test_an_announcement_takes_no_lease(live_redis, lease_key):
     assert not live_redis.exists(lease_key)
 
 
+async def test_an_announcement_takes_no_lease_from_its_heir(live_redis):
+    """A listener comes while a shard is handed over: it is announced as ever, and the named successor leads."""
+    former, heir, coming = listening(), listening(me="heir"), Lease(me="coming")
+    await former.take()
+    await heir.take()
+    await former.release("heir", stands_by=True)
+
+    live_redis.execute_command(*coming.announcement())
+
+    assert live_redis.hexists("notifications:candidates", "coming")
+    assert not await former.take()
+    assert await heir.take()
+
+
 async def test_a_stand_by_that_died_keeps_nobody_from_the_lease_for_long(live_redis, lease_key):
-    """A stand-by counts only as long as it asks."""
+    """A stand-by counts only as long as it asks, unless who asks has only just come."""
     holder, dead, living = (listening(candidate_ttl=-0.001) for _ in range(3))
+    for each, newcomers_ago in ((dead, 3), (living, 2)):
+        each._since -= newcomers_ago * NEWCOMER
     await holder.take()
     await dead.take()
     await living.take()
@@ -164,6 +195,50 @@ async def test_a_stand_by_that_died_keeps_nobody_from_the_lease_for_long(live_re
     await holder.release()
 
     assert await living.take()
+
+
+async def test_a_holder_with_a_gap_leaves_the_lease_to_a_stand_by_that_was_paused(live_redis):
+    """It has not asked for long and does not count; but it wakes up, reads what it has missed, and asks."""
+    holder, paused = listening(candidate_ttl=0.01), listening(candidate_ttl=0.01)
+    await holder.take()
+    await paused.take()
+    await asyncio.sleep(0.02)
+
+    await holder.release()
+    holder.subscribed()
+
+    assert not await holder.take()
+    assert await paused.take()
+
+
+async def test_a_holder_with_a_gap_leaves_the_lease_to_its_predecessor_that_was_paused(live_redis):
+    """Which has lost it by being paused, and has not asked since."""
+    holder, paused = listening(ttl=0.01), listening(ttl=0.01)
+    holder._since -= 2 * NEWCOMER
+    await paused.take()
+    await paused.take()
+    await asyncio.sleep(0.02)
+    assert await holder.take()
+
+    await holder.release()
+    holder.subscribed()
+
+    assert not await holder.take()
+    assert await paused.take()
+
+
+async def test_a_holder_with_a_gap_waits_only_for_a_moment_for_who_may_be_dead(live_redis, monkeypatch):
+    """Nobody else asks; what is published meanwhile waits."""
+    monkeypatch.setattr("notifications.bridge.lease.NEWCOMER", 0.05)
+    holder, dead = listening(candidate_ttl=0.01), listening(candidate_ttl=0.01)
+    await holder.take()
+    await dead.take()
+    await holder.release()
+    holder.subscribed()
+
+    async with asyncio.timeout(scaled()):
+        while not await holder.take():  # noqa: ASYNC110  as a stand-by does: Redis does not call
+            await asyncio.sleep(0.01)
 
 
 async def test_the_only_listener_gets_the_lease_back_at_once(live_redis):
@@ -325,6 +400,73 @@ async def test_batches_of_a_new_tenure_are_counted_anew(live_redis):
         await holder.take()
         assert await get_store().stamp_batch(holder.key, holder.token, 1, batch) == (1, "")
         await holder.release()
+
+
+async def test_who_is_named_gets_the_lease_next(live_redis):
+    """Though another stand-by was subscribed before, and asks first."""
+    holder, senior = listening(), listening()
+    await asyncio.sleep(0.02)  # between the two: who has listened longer is what counts
+    heir = Lease(me="heir")
+    heir.subscribed()
+    assert await holder.take()
+    for lease in (senior, heir):
+        assert not await lease.take()
+
+    await holder.release("heir")
+
+    assert not await senior.take()
+    assert not await holder.take()
+    assert await heir.take()
+    assert not await senior.take()
+
+
+async def test_who_is_named_and_has_had_a_gap_has_no_claim(live_redis):
+    """It has missed what the others have heard."""
+    holder, senior = listening(), listening()
+    heir = Lease(me="heir")
+    heir.subscribed()
+    assert await holder.take()
+    for lease in (senior, heir):
+        assert not await lease.take()
+    await holder.release("heir")
+
+    live_redis.execute_command(*heir.announcement())
+    heir.subscribed()
+
+    assert not await heir.take()
+    assert await senior.take()
+
+
+async def test_who_is_named_and_has_had_a_gap_while_a_shard_was_handed_over_has_no_claim(live_redis):
+    """What was published in that gap, the former holder has left to the others: it had begun before."""
+    holder, senior, heir = listening(), listening(), Lease(me="heir")
+    heir.subscribed()
+    assert await holder.take()
+    for lease in (senior, heir):
+        assert not await lease.take()
+
+    live_redis.execute_command(*heir.announcement())
+    heir.subscribed()
+    assert not await heir.take()
+    await holder.release("heir", handing_over=scaled(5))
+
+    assert not await heir.take()
+    assert await senior.take()
+
+
+async def test_who_is_named_and_does_not_come_is_not_waited_for_long(live_redis, lease_key, monkeypatch):
+    """It may have died a moment ago."""
+    monkeypatch.setattr("notifications.bridge.lease.HEIR_TTL", 0.2)
+    holder, other = listening(), listening()
+    assert await holder.take()
+    assert not await other.take()
+
+    await holder.release("nobody")
+
+    assert not await other.take()
+    async with asyncio.timeout(scaled()):
+        while not await other.take():  # noqa: ASYNC110  as a stand-by does: Redis does not call
+            await asyncio.sleep(0.02)
 
 
 async def test_only_the_holder_can_give_the_lease_back(live_redis, lease_key):

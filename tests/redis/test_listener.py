@@ -7,12 +7,12 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 
 from notifications import Topic, tasks
-from notifications.bridge import listener as bridge
+from notifications.bridge import shard
 from notifications.bridge.lease import Lease
 from notifications.bridge.listener import Listener
 from notifications.broker import pipeline
 from notifications.history import get_store
-from notifications.history.stamped import tail
+from notifications.history.stamped import digest, tail
 from notifications.history.store import Raw
 from notifications.metrics import counts
 from tests.faults import kill_type
@@ -47,7 +47,7 @@ async def test_what_was_published_without_an_id_is_not_published_again(live_redi
         live_redis.config_set("maxmemory", 1)
         live_redis.publish("user:1", '{"n":1}')
         await await_for(lambda: layer.texts)
-        await await_for(lambda: not len(listener._backlog))
+        await await_for(lambda: not len(listener.shards[0].backlog))
         live_redis.publish("user:1", '{"n":2}')
         await await_for(lambda: '{"n":2}' in layer.texts)
 
@@ -77,7 +77,7 @@ async def test_nothing_is_stamped_before_what_has_no_id_has_reached_its_group(li
         await await_for(lambda: len(listener._forwarder))
         live_redis.config_set("maxmemory", 0)
         live_redis.publish("user:1", '{"n":2}')
-        await await_for(lambda: len(listener._backlog) or len(listener._forwarder) > 1)
+        await await_for(lambda: len(listener.shards[0].backlog) or len(listener._forwarder) > 1)
         for _ in range(20):
             await asyncio.sleep(0)
             [where] = await get_store().look([Topic("user", "1")])
@@ -96,7 +96,7 @@ async def test_nothing_is_stamped_before_what_has_no_id_has_reached_its_group(li
 
 async def test_a_layer_that_takes_nothing_does_not_keep_later_messages_from_being_stamped(live_redis, monkeypatch):
     """The wait is bounded: in time, raw messages would be given up."""
-    monkeypatch.setattr(bridge, "UNSTAMPED_TIMEOUT", 0.1)
+    monkeypatch.setattr(shard, "UNSTAMPED_TIMEOUT", 0.1)
     layer, stuck = Layer(), asyncio.Event()
     layer.group_send = lambda group, message: stuck.wait()
     listener = Listener(layer)
@@ -164,11 +164,19 @@ class Holder:
 
     async def stamp(self, n):
         self._batches += 1
-        batch = [Raw(Topic("user", "1"), tail(b'{"n":%d}' % n))]
+        data = b'{"n":%d}' % n
+        batch = [Raw(Topic("user", "1"), tail(data), digest=digest(b"user:1", data))]
         await get_store().stamp_batch(self._lease.key, self._lease.token, self._batches, batch)
 
     async def stop(self):
         await self._lease.release()
+
+
+def waiting(listener):
+    """Return how many raw messages the listener has read of which it does not know that they are stamped."""
+    [shard] = listener.shards
+    shard.standby.settle(asyncio.get_running_loop().time())
+    return len(shard)
 
 
 @asynccontextmanager
@@ -181,7 +189,7 @@ async def a_stand_by(live_redis):
     try:
         await await_for(lambda: listener.status.state == "stand-by")
         live_redis.publish("user:1", '{"n":1}')
-        await await_for(lambda: len(listener._backlog) == 1)
+        await await_for(lambda: waiting(listener) == 1)
         yield listener, layer, holder
     finally:
         listener.stop()
@@ -247,11 +255,11 @@ async def test_what_was_published_in_a_gap_overtakes_what_was_read_before_it(liv
     """The holder stamps it when the stand-by listens again."""
     async with a_stand_by(live_redis) as (listener, layer, holder):
         live_redis.client_kill_filter(_type="pubsub")
-        await await_for(lambda: listener._backlog.kept == 1)
+        await await_for(lambda: listener.shards[0].backlog.kept == 1)
         await await_for(lambda: listener.status.state == "stand-by")
 
         await holder.stamp(2)
-        await await_for(lambda: not len(listener._backlog))
+        await await_for(lambda: not waiting(listener))
         await holder.stop()
 
         await await_for(lambda: listener.status.state == "holder", 10)
@@ -263,13 +271,13 @@ async def test_what_was_published_in_a_gap_overtakes_what_was_read_before_it(liv
 
 def recorded(listener):
     """List the states that a listener goes through, from now on."""
-    states, move = [], listener._machine.move
+    states, move = [], listener.shards[0].machine.move
 
     def record(to, reason=""):
         move(to, reason)
         states.append(to.name)
 
-    listener._machine.move = record
+    listener.shards[0].machine.move = record
     return states
 
 
@@ -448,15 +456,15 @@ async def test_a_holder_that_is_told_to_stop_and_then_cut_off_stamps_what_it_has
     with held_up(monkeypatch, get_store(), "stamp_batch") as (waiting, go_on):
         live_redis.publish("user:1", '{"n":1}')
         await await_for(lambda: waiting)
-        unsubscribe = listener._subscription.unsubscribe
+        unsubscribe = listener._shared.subscription.unsubscribe
 
         def be_cut_off(*names, **options):
             kill_type(live_redis, "pubsub")
             return unsubscribe(*names, **options)
 
-        monkeypatch.setattr(listener._subscription, "unsubscribe", be_cut_off)
+        monkeypatch.setattr(listener._shared.subscription, "unsubscribe", be_cut_off)
         listener.stop()
-        await await_for(lambda: listener._subscription is None)
+        await await_for(lambda: listener._shared.subscription is None)
         go_on.set()
         await running
 
@@ -511,7 +519,7 @@ async def test_a_lease_granted_before_a_gap_and_heard_of_after_it_is_given_back(
     monkeypatch.setattr(pipeline, "arun", grant_late)
     await holder.stop()
     await await_for(lambda: granted)
-    cut_off._subscription.close("cut off")
+    cut_off._shared.subscription.close("cut off")
     await await_for(lambda: "DISCONNECTED" in states)
     live_redis.publish("user:1", '{"n":1}')
     await await_for(lambda: states[-1] == "STAND_BY")

@@ -18,7 +18,7 @@ from django.core.exceptions import ImproperlyConfigured
 
 from notifications import tasks
 from notifications.broker import clients, wire
-from notifications.channel_layer import loop_layer, queue
+from notifications.channel_layer import queue
 from notifications.delivery.subscriber import Delivery
 from notifications.layers import RedisPubSubLayer
 from notifications.metrics import counts
@@ -259,7 +259,7 @@ async def test_a_layer_whose_tasks_are_cancelled_goes_on(breakable, monkeypatch,
             task.cancel()
 
         await everything_is_heard_again(layer, sender, told)
-        assert "a task that all sockets depend on ended (channel layer)" in caplog.text
+        assert "a task that others depend on ended (channel layer)" in caplog.text
 
 
 async def test_a_connection_that_has_silently_died_is_replaced(breakable, hasty, caplog):
@@ -527,7 +527,7 @@ async def send_for_ever(layer):
 
 async def test_calls_on_a_hung_redis_end_in_time(breakable, monkeypatch):
     """Where Redis answers nothing, sending and joining fail after a bounded wait, and a failed join is none."""
-    monkeypatch.setattr(loop_layer, "WAIT", 0.5)
+    monkeypatch.setattr("notifications.channel_layer.feed.WAIT", 0.5)
     async with opened(breakable.url) as layer:
         channel = await layer.new_channel()
         await layer.group_send("nobody", {"type": "x"})
@@ -544,7 +544,7 @@ async def test_calls_on_a_hung_redis_end_in_time(breakable, monkeypatch):
 
 async def test_calls_without_redis_end_in_time_and_work_when_it_comes(breakable, monkeypatch, caplog):
     """A layer that finds no Redis says so, fails each call after a bounded wait, and connects when there is one."""
-    monkeypatch.setattr(loop_layer, "WAIT", 0.3)
+    monkeypatch.setattr("notifications.channel_layer.feed.WAIT", 0.3)
     async with opened(breakable.url) as layer:
         with redis_down(breakable):
             for call in (layer.new_channel, lambda: layer.group_send("group", {"type": "x"})):
@@ -553,7 +553,7 @@ async def test_calls_without_redis_end_in_time_and_work_when_it_comes(breakable,
             with pytest.raises(TimeoutError):
                 await layer.receive("worker")
         assert "the channel layer is not connected" in caplog.text
-        monkeypatch.setattr(loop_layer, "WAIT", scaled())
+        monkeypatch.setattr("notifications.channel_layer.feed.WAIT", scaled())
         channel = await layer.new_channel()
         await layer.send(channel, {"type": "x"})
         assert await take(layer, channel) == {"type": "x"}
@@ -805,7 +805,7 @@ async def test_a_host_may_be_a_pair(redis_server, live_redis):
 )
 async def test_a_wrong_password_is_said_in_the_log(guarded, monkeypatch, caplog, user, said):
     """If logging in to Redis fails, the log has Redis's reason, without the password."""
-    monkeypatch.setattr(loop_layer, "WAIT", 0.2)
+    monkeypatch.setattr("notifications.channel_layer.feed.WAIT", 0.2)
     async with opened(f"redis://{user}@127.0.0.1:{guarded.port}/0") as layer:
         with pytest.raises(TimeoutError):
             await layer.group_send("group", {"type": "x"})
@@ -817,7 +817,7 @@ async def test_a_wrong_password_is_said_in_the_log(guarded, monkeypatch, caplog,
 
 async def test_an_option_that_does_not_exist_is_said_in_the_log(redis_server, monkeypatch, caplog):
     """A mistake in the options does not go unnoticed because a background task met it."""
-    monkeypatch.setattr(loop_layer, "WAIT", 0.1)
+    monkeypatch.setattr("notifications.channel_layer.feed.WAIT", 0.1)
     async with opened({"host": "127.0.0.1", "port": redis_server.port, "pasword": "x"}) as layer:
         with pytest.raises(TimeoutError):
             await layer.group_send("group", {"type": "x"})

@@ -509,7 +509,7 @@ async def test_a_redis_restarted_between_two_calls_is_not_noticed(own_redis, cal
 @pytest.mark.parametrize("pooled", [True, False], ids=["pooled connection", "new connection"])
 def test_a_hung_redis_costs_one_wait_and_then_nothing(own_redis, caller, monkeypatch, pooled):
     """A Redis that accepts and does not answer costs one caller about a second, the next ones nothing, for a while."""
-    monkeypatch.setattr(clients, "FAIL_FAST", 30.0)
+    monkeypatch.setattr("notifications.broker.breaker.FAIL_FAST", 30.0)
     if pooled:
         caller({})
     with frozen(own_redis):
@@ -520,7 +520,7 @@ def test_a_hung_redis_costs_one_wait_and_then_nothing(own_redis, caller, monkeyp
 @TWINS
 def test_a_hung_redis_is_used_again_when_it_answers(own_redis, caller, monkeypatch):
     """After FAIL_FAST seconds Redis is asked again, and used as before."""
-    monkeypatch.setattr(clients, "FAIL_FAST", 0.3)
+    monkeypatch.setattr("notifications.broker.breaker.FAIL_FAST", 0.3)
     with frozen(own_redis):
         caller.seconds_to_fail()
     assert not caller.works()

@@ -283,11 +283,11 @@ async def test_a_look_for_changes_that_failed_is_repeated_soon(live_redis, socke
     await quiet(live_redis)
     changes, failures = get_store().changes, []
 
-    async def failing():
+    async def failing(shard):
         if len(failures) < 3:
             failures.append(True)
             raise redis.ConnectionError
-        return await changes()
+        return await changes(shard)
 
     monkeypatch.setattr(get_store(), "changes", failing)
     publish(TOPIC, {})

@@ -36,7 +36,7 @@ class Bridge:
     def read(self, *messages):
         """Read raw messages, as every listener does."""
         for topic, n in messages:
-            assert self.backlog.add(topic, tail(n), 0.0)
+            assert self.backlog.add(topic, tail(n), 0.0, n)
 
     def gap(self):
         self.backlog.gap()

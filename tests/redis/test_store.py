@@ -27,12 +27,32 @@ from notifications.broker.clients import FAILURES
 from notifications.channel_layer.serializer import decode
 from notifications.history import get_store, put_in_place
 from notifications.history.changes import place_of
+from notifications.history.inlet import (
+    INLET,
+    MAX_BYTES,
+    MAX_DROPPED,
+    MAX_ENTRIES,
+    MAX_REFUSED,
+    REFUSED,
+    Checked,
+    Outcome,
+    Waiting,
+)
 from notifications.history.memory import MemoryStore
 from notifications.history.position import Position
 from notifications.history.redis import RedisStore
 from notifications.history.shares import WHOLE, Report, Share, Standing
-from notifications.history.stamped import STAMPED, Stamped, read_stamped, tail, tail_of
-from notifications.history.store import DONE_BEFORE, NOT_HOLDER, PAGE_BYTES, OvertakenError, Raw, Store, term_key
+from notifications.history.stamped import ACKNOWLEDGED, STAMPED, Stamped, read_stamped, tail, tail_of
+from notifications.history.store import (
+    DONE_BEFORE,
+    NOT_HOLDER,
+    PAGE_BYTES,
+    Outgoing,
+    OvertakenError,
+    Raw,
+    Store,
+    term_key,
+)
 from notifications.topics import internal_name
 from tests.strategies import ids, payloads
 from tests.waiting import await_for, scaled
@@ -58,6 +78,12 @@ class Place(Protocol):
 
     def delivered(self, group: str) -> list[dict[str, Any]]:
         """Return what a group was sent until listeners were asked last."""
+
+    def append(self, **fields: Any) -> str:
+        """Append an entry to the inlet, as another program does, and return its id."""
+
+    def refused(self) -> list[tuple[str, str]]:
+        """Return the entries that were set aside: the id of each, and why."""
 
     def full(self) -> Any:
         """Return a context manager while whose block is open there is no room for anything new."""
@@ -86,7 +112,8 @@ class InRedis:
             if channel.startswith("asgi/"):
                 self._delivered.append((channel, data))
             elif channel == internal_name(STAMPED):
-                heard.append(read_stamped(data))
+                if not data.startswith(ACKNOWLEDGED):
+                    heard.append(read_stamped(data))
             elif not data.startswith(b'{"_meta"'):  # an echo for whoever watches the channel
                 heard.append(Stamped("u", channel, None, data))
 
@@ -98,6 +125,13 @@ class InRedis:
 
     def term(self):
         return (self._client.get(term_key(LEASE)) or b"").decode()
+
+    def append(self, **fields):
+        return self._client.xadd(internal_name(INLET), fields).decode()
+
+    def refused(self):
+        entries = self._client.xrange(internal_name(REFUSED))
+        return [(fields[b"id"].decode(), fields[b"reason"].decode()) for _, fields in entries]
 
     @contextmanager
     def full(self):
@@ -128,6 +162,13 @@ class InMemory:
 
     def term(self):
         return self.store.term(LEASE)
+
+    def append(self, **fields):
+        words = [word for field in fields.items() for word in field]
+        return self.store.append(*(word if isinstance(word, bytes) else str(word).encode() for word in words))
+
+    def refused(self):
+        return self.store.refused()
 
     @contextmanager
     def full(self):
@@ -184,6 +225,40 @@ def numbers(stamped: Sequence[Stamped]) -> list[int]:
     return [json.loads(each.frame)["n"] for each in stamped]
 
 
+async def test_many_are_stamped_as_if_one_by_one(store, place, settings):
+    """In their order, sharing counts and keys with what is published alone; one without a history has no id."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": {"closed": {}, "order": {"HISTORY_SIZE": 0}}}
+    unkept = Topic("order", "7")
+    (first,) = publish(store)
+    outgoing = [
+        Outgoing(TOPIC, data(1)),
+        Outgoing(OTHER, data(2)),
+        Outgoing(unkept, data(3)),
+        Outgoing(TOPIC, data(4), "k"),
+    ]
+
+    ids = store.publish_many(outgoing)
+    again = await store.apublish_many(outgoing[-1:])
+
+    assert [ids[0], again] == [str(first._replace(n=2)), ids[-1:]]
+    assert (ids[2], ids[3]) == (None, str(first._replace(n=3)))
+    assert numbers(place.heard()) == [0, 1, 2, 3, 4]
+
+
+async def test_of_many_one_that_is_refused_is_named(store, place):
+    """And the others are told of: what is known under a key needs no room."""
+    id_ = store.publish(TOPIC, data(0), "k")
+    outgoing = [Outgoing(TOPIC, data(1)), Outgoing(TOPIC, data(0), "k"), Outgoing(OTHER, data(2))]
+    with place.full():
+        answers = [store.publish_many(outgoing), await store.apublish_many(outgoing)]
+
+    for refused, known, other in answers:
+        assert isinstance(refused, FAILURES)
+        assert known == id_
+        assert isinstance(other, FAILURES)
+    assert await kept(store) == [Position.parse(id_)]
+
+
 def test_no_store_lacks_an_operation():
     """Every operation of the protocol is there in each store, with the same arguments."""
     operations = {name for name in vars(Store) if not name.startswith("_")}
@@ -191,6 +266,8 @@ def test_no_store_lacks_an_operation():
     assert {
         "publish",
         "apublish",
+        "publish_many",
+        "apublish_many",
         "stamp_batch",
         "look",
         "changes",
@@ -538,7 +615,7 @@ async def test_kinds_without_a_history_go_out_without_an_id(place, settings):
 
 
 async def test_what_a_store_delivers_is_not_announced_for_delivery(place):
-    """A message that went to the group named is told to listeners at most as one that they only strike off."""
+    """A message that went to the group named is not sent to listeners as well."""
     place.give_lease("mine")
     group = "asgi/group/closed.7"
     at = 1_795_703_150_003_123
@@ -548,10 +625,9 @@ async def test_what_a_store_delivers_is_not_announced_for_delivery(place):
 
     told, delivered = place.heard(), place.delivered(group)
 
-    assert [message["text"] for message in delivered] + [
-        each.frame.decode() for each in told if not each.delivered
-    ] == [frame.text for frame in (await place.store.read(TOPIC, Position(0, 0))).frames]
-    assert [tail_of(each) for each in told if each.road in "rR"] == [each.tail for each in batch]
+    assert [message["text"] for message in delivered] + [each.frame.decode() for each in told] == [
+        frame.text for frame in (await place.store.read(TOPIC, Position(0, 0))).frames
+    ]
     timed = [message.get("at", 0) for message in delivered] or [each.at for each in told]
     assert timed == [at, at, 0]
 
@@ -603,6 +679,196 @@ async def test_a_batch_that_is_refused_goes_out_without_ids(place):
     ]
     assert await store.stamp_batch(LEASE, "mine", 3, raw(3)) == (1, "")
     assert [told.position.n for told in place.heard()] == [2]
+
+
+# The inlet.
+
+
+def waiting(place: Place, *numbers: int, topic: Topic = TOPIC, key: str | None = None) -> list[Checked]:
+    """Append messages to the inlet, and return them as the listener has checked them."""
+    return [
+        Checked(place.append(topic=str(topic), data=data(number)), topic, tail(data(number)), None, key)
+        for number in numbers
+    ]
+
+
+async def amount(place: Place) -> int:
+    """Return how many entries wait in the inlet."""
+    read = await place.store.read_inlet(LEASE, "mine")
+    assert read is not None
+    return read.amount
+
+
+async def test_the_oldest_entries_of_the_inlet_are_read_first(place):
+    """In the order in which they were appended, with their fields, how many there are and since when."""
+    place.give_lease("mine")
+    assert await place.store.read_inlet(LEASE, "mine") == Waiting([])
+    first = place.append(topic="user:1", data="{}")
+    second = place.append(data=b"\xff", idempotency_key="k")
+
+    read = await place.store.read_inlet(LEASE, "mine")
+
+    assert [(entry.id, entry.words) for entry in read.entries] == [
+        (first, [b"topic", b"user:1", b"data", b"{}"]),
+        (second, [b"data", b"\xff", b"idempotency_key", b"k"]),
+    ]
+    assert (read.amount, read.dropped) == (2, 0)
+    assert 0 <= read.age < scaled()
+
+
+async def test_a_batch_of_the_inlet_is_bounded(place, settings):
+    """By the number of entries and by their bytes; an entry that is larger than a message may be is not returned."""
+    configure_site(settings, MAX_MESSAGE_SIZE=100_000)
+    place.give_lease("mine")
+    for _ in range(MAX_ENTRIES + 1):
+        place.append(topic="user:1", data="{}")
+    assert len((await place.store.read_inlet(LEASE, "mine")).entries) == MAX_ENTRIES
+
+    await take_all(place)
+    for size in (100_000, 100_000, 100_000, 100_000):
+        place.append(topic="user:1", data="x" * size)
+    assert len((await place.store.read_inlet(LEASE, "mine")).entries) == MAX_BYTES // 100_000 + 1
+
+    await take_all(place)
+    place.append(topic="user:1", data="x" * 200_000)
+    place.append(**{f"f{number}": "" for number in range(2000)})
+    entries = (await place.store.read_inlet(LEASE, "mine")).entries
+    assert [entry.words for entry in entries] == [None, None]
+    assert entries[0].size > 200_000
+
+
+async def take_all(place: Place) -> None:
+    """Refuse whatever is in the inlet."""
+    while entries := (await place.store.read_inlet(LEASE, "mine")).entries:
+        await place.store.publish_inlet(LEASE, "mine", [Checked(entry.id, None, refusal="none") for entry in entries])
+
+
+def configure_site(settings, **options):
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, **options}
+
+
+async def test_the_inlet_is_published_in_its_order_and_emptied(place):
+    """Each entry is kept, told as what publish_* send, and taken out, in one step."""
+    place.give_lease("mine")
+    publish(place.store)
+    place.heard()
+    entries = [*waiting(place, 1, 2), *waiting(place, 3, topic=OTHER), *waiting(place, 4)]
+
+    assert await place.store.publish_inlet(LEASE, "mine", entries) == Outcome(4, [])
+
+    told = place.heard()
+    assert [(each.road, each.topic, each.position.n) for each in told] == [
+        ("p", "closed:7", 2),
+        ("p", "closed:7", 3),
+        ("p", 'closed:o"ther', 1),
+        ("p", "closed:7", 4),
+    ]
+    assert numbers(told) == [1, 2, 3, 4]
+    assert [position.n for position in await kept(place.store)] == [1, 2, 3, 4]
+    assert await amount(place) == 0
+
+
+@pytest.mark.parametrize("holder", ["another", None])
+async def test_who_has_no_lease_does_nothing_with_the_inlet(place, holder):
+    """A holder that was paused and wakes neither reads nor publishes; its successor finds everything."""
+    entries = waiting(place, 1)
+    place.give_lease(holder)
+
+    assert await place.store.read_inlet(LEASE, "mine") is None
+    assert await place.store.publish_inlet(LEASE, "mine", entries) is None
+
+    assert place.heard() == []
+    place.give_lease("mine")
+    assert await amount(place) == 1
+
+
+async def test_an_entry_of_the_inlet_is_published_once(place):
+    """Whoever lost the reply calls again, perhaps with more: what was published is skipped, the rest follows."""
+    place.give_lease("mine")
+    entries = waiting(place, 1, 2)
+    await place.store.publish_inlet(LEASE, "mine", entries)
+    place.give_lease("successor")
+    entries += [*waiting(place, 3), Checked(entries[0].id, None, refusal="too late")]
+
+    assert await place.store.publish_inlet(LEASE, "successor", entries) == Outcome(1, [])
+
+    assert numbers(place.heard()) == [1, 2, 3]
+    assert [position.n for position in await kept(place.store)] == [1, 2, 3]
+    assert place.refused() == []
+
+
+async def test_what_is_refused_is_set_aside_and_holds_up_nobody(place):
+    """With its id and the reason, in its place between others; only the last thousand are kept."""
+    place.give_lease("mine")
+    first, bad, last = waiting(place, 1, 2, 3)
+    bad = bad._replace(topic=None, refusal="MessageError: not JSON")
+
+    assert await place.store.publish_inlet(LEASE, "mine", [first, bad, last]) == Outcome(2, [bad.id])
+
+    assert numbers(place.heard()) == [1, 3]
+    assert place.refused() == [(bad.id, "MessageError: not JSON")]
+    assert await amount(place) == 0
+    for _ in range(MAX_REFUSED // 100 + 1):
+        entries = [each._replace(topic=None, refusal="none") for each in waiting(place, *range(100))]
+        await place.store.publish_inlet(LEASE, "mine", entries)
+    assert len(place.refused()) == MAX_REFUSED
+
+
+async def test_an_entry_with_an_idempotency_key_is_published_once(place):
+    """The same key as that of publish_*, on the same topic: the program repeats itself, the page hears it once."""
+    place.give_lease("mine")
+    place.store.publish(TOPIC, data(0), "once")
+    entries = [*waiting(place, 1, key="once"), *waiting(place, 2, 3, key="twice"), *waiting(place, 4)]
+
+    assert await place.store.publish_inlet(LEASE, "mine", entries) == Outcome(4, [])
+
+    assert numbers(place.heard()) == [0, 2, 4]
+    assert place.store.publish(TOPIC, data(5), "twice") == str((await kept(place.store))[1])
+    assert await amount(place) == 0
+
+
+async def test_entries_of_kinds_without_a_history_are_published(place, settings):
+    """Without an id, as what publish_* send of such a kind."""
+    configure(settings, HISTORY_SIZE=0)
+    place.give_lease("mine")
+
+    assert await place.store.publish_inlet(LEASE, "mine", waiting(place, 1, key="k")) == Outcome(1, [])
+
+    assert place.heard() == [Stamped("u", str(TOPIC), None, b'{"n":1}')]
+    assert await amount(place) == 0
+
+
+async def test_the_inlet_waits_for_a_full_store(place):
+    """Nothing goes out without an id, nothing is lost, and what can be published before is."""
+    place.give_lease("mine")
+    await place.store.publish_inlet(LEASE, "mine", waiting(place, 0))
+    entries = [*waiting(place, 1), waiting(place, 2)[0]._replace(topic=None, refusal="none"), *waiting(place, 3)]
+    place.heard()
+    with place.full():
+        try:
+            outcome = await place.store.publish_inlet(LEASE, "mine", entries)
+        except FAILURES:
+            outcome = Outcome(0, [], "refused")
+        assert (outcome.published, outcome.refused, bool(outcome.refusal)) == (0, [], True)
+        assert place.heard() == []
+        assert await amount(place) == 3
+
+    assert await place.store.publish_inlet(LEASE, "mine", entries) == Outcome(2, [entries[1].id])
+    assert numbers(place.heard()) == [1, 3]
+
+
+async def test_a_full_inlet_drops_its_oldest_entries(place, settings):
+    """Beyond INLET_SIZE, no more than MAX_DROPPED in one step, and nothing is read until it fits."""
+    configure_site(settings, INLET_SIZE=3)
+    place.give_lease("mine")
+    entries = waiting(place, *range(5))
+
+    read = await place.store.read_inlet(LEASE, "mine")
+    assert (read.entries, read.amount, read.dropped) == ([], 3, 2)
+    read = await place.store.read_inlet(LEASE, "mine")
+    assert [entry.id for entry in read.entries] == [entry.id for entry in entries[2:]]
+    assert read.dropped == 0
+    assert MAX_DROPPED > MAX_ENTRIES
 
 
 # Looking and reading.

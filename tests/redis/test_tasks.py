@@ -21,7 +21,7 @@ async def test_a_listener_goes_on_when_something_under_it_was_cancelled(live_red
     for name in ("state", "waiting"):
         monkeypatch.setattr(listening, name, getattr(listening, name))  # of this process, which is no listener
     listener, cancelled = Listener(InMemoryChannelLayer()), []
-    take = listener._lease.take
+    take = listener.shards[0].lease.take
 
     async def be_cancelled():
         if not cancelled:
@@ -31,7 +31,7 @@ async def test_a_listener_goes_on_when_something_under_it_was_cancelled(live_red
             await other
         return await take()
 
-    monkeypatch.setattr(listener._lease, "take", be_cancelled)
+    monkeypatch.setattr(listener.shards[0].lease, "take", be_cancelled)
     running = asyncio.create_task(listener.run())
     await await_for(lambda: listener.status.state == "holder", what="a listener that leads")
     listener.stop()

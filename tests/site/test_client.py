@@ -61,7 +61,7 @@ def publishing(*topics: str) -> Iterator[None]:
         for value in count(1):
             for topic in topics:
                 notifications.publish(topic, {"action": "note", "value": value})
-            if stop.wait(0.01):
+            if stop.wait(0.05):  # a history holds what is published while a busy machine starts a server
                 return
 
     thread = threading.Thread(target=publish)
@@ -117,7 +117,7 @@ def test_every_message_is_shown_once_while_the_server_is_killed_and_restarted(si
             assert shown == sorted(set(shown))
         else:
             assert shown == [*range(1, len(shown) + 1)]
-    assert not any("gap" in line or "error" in line for line in tab.said)
+    assert [line for line in tab.said if "gap" in line or "error" in line] == []
 
 
 def test_what_is_missing_is_told(site: Site) -> None:

@@ -14,13 +14,16 @@ import redis
 from notifications.broker.clients import async_client
 from notifications.doctor import ROAD, Finding, Level, broken
 from notifications.doctor.findings import explain
+from notifications.doctor.inlet import examine_inlet
 from notifications.doctor.listeners import examine_listeners
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis
+from tests.conftest import point_to
 from tests.doctor import QUIET, SECRET, ask, start_listeners
 from tests.faults import kill_connections, listeners_connections, paused, redis_down
 from tests.ports import free_port
 from tests.processes import LAYERS, ROOT, Site
+from tests.redis_groups import RedisCluster, SentinelGroup
 from tests.settings import MIDDLEWARE
 from tests.waiting import wait_for
 
@@ -64,9 +67,13 @@ def good_site(lasting_site: Site) -> Iterator[Site]:
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS)
-def test_a_site_that_is_well_is_said_to_be_well(quiet_site, layer):
+def test_a_site_that_is_well_is_said_to_be_well(quiet_site, settings, layer):
     """On both layers every check is ok, without a database, and nothing of the probe is left in Redis."""
-    quiet_site.settings = {**quiet_site.settings, "CHANNEL_LAYER_BACKEND": layer}
+    quiet_site.settings = {
+        **quiet_site.settings,
+        "CHANNEL_LAYER_BACKEND": layer,
+        "INSTALLED_APPS": [app for app in settings.INSTALLED_APPS if app != "notifications.inbox"],
+    }
     start_listeners(quiet_site)
     server = quiet_site.start_server("uvicorn", options=["--ws-max-size", "16384"])
     quiet_site.database.unlink()
@@ -235,18 +242,57 @@ def test_redis_is_full(good_site):
     assert "Redis is full: raise maxmemory" in report.of("publish")
 
 
-def test_a_cluster(redis_program, migrated_database, tmp_path):
-    """Redis Cluster cannot be used, and is told before anything is tried."""
+def test_a_node_of_a_cluster(redis_program, migrated_database, tmp_path):
+    """One node has the keys of some topics only; how the cluster is named is told before anything is tried."""
     site = Site(tmp_path, migrated_database, redis_options=["--cluster-enabled", "yes"])
     # A cluster's servers speak to one another at a port 10,000 above; Redis 6.2 lets nobody choose another.
-    site.redis.port = free_port()
+    site.redis.port = free_port(below=10_000)
     with site:
         report = ask(site)
 
     assert report.broken == "redis"
-    assert "Redis Cluster, which cannot be used" in report.of("redis")
-    assert "Sentinel" not in report.of("redis"), "REDIS_URL takes none"
+    assert "Write redis+cluster://" in report.of("redis")
     assert "publish" in report.levels("skipped")
+
+
+def test_a_cluster(redis_program, migrated_database, tmp_path):
+    """What is said of a server is said of each primary, and of all of them what only a cluster has."""
+    settings = {"NOTIFICATIONS": QUIET, "CHANNEL_LAYER_BACKEND": LAYERS["ours"]}
+    site = Site(tmp_path, migrated_database, settings=settings)
+    with site, RedisCluster(replicas=1) as cluster:
+        site.redis_url = cluster.url
+        for _ in range(2):
+            site.start_listener(ready="listening on")
+        wait_for(lambda: ask(site).broken is None, 30)
+        report = ask(site)
+
+        assert "a cluster of 3 primaries" in report.of("redis", "ok")
+        warnings = report.of("redis", "warning")
+        assert "has no replica" in warnings
+        assert "cluster-require-full-coverage is yes" in warnings
+        assert "SHARDS is 1, so 1 of the cluster's 3 primaries are used → Set SHARDS to 64" in warnings
+        assert report.of("rights", "ok")
+        assert report.of("listener", "ok")
+
+        site.settings = {**settings, "NOTIFICATIONS": {**QUIET, "SHARDS": 16}}
+        warnings = ask(site).of("redis", "warning")
+        assert "SHARDS is 16, of which 8 are at one of the cluster's 3 primaries → Set SHARDS to 64" in warnings
+
+        site.settings = {**settings, "NOTIFICATIONS": {**QUIET, "SHARDS": 64}}
+        for node in cluster.nodes:
+            cluster.client(node).config_set("cluster-require-full-coverage", "no")
+        cluster.client(cluster.nodes[0]).config_set("maxmemory-policy", "allkeys-lru")
+        report = ask(site)
+        warnings = report.of("redis", "warning")
+        assert "SHARDS" not in warnings
+        assert "full-coverage" not in warnings
+        assert f"127.0.0.1:{cluster.nodes[0].port}: maxmemory-policy is allkeys-lru" in warnings
+
+        victim = next(node for node in cluster.nodes[1:3])
+        cluster.kill(victim)
+        report = ask(site)
+        assert report.broken == "redis"
+        assert f"127.0.0.1:{victim.port} of the cluster's 3 primaries do not answer" in report.of("redis", "error")
 
 
 def test_a_replica(quiet_site):
@@ -257,6 +303,30 @@ def test_a_replica(quiet_site):
 
     assert report.broken == "redis"
     assert "replica" in report.of("redis", "error")
+
+
+def test_sentinels(quiet_site):
+    """Each is asked: all is well, then one is gone, then one names an address that it should not, then all are gone."""
+    with SentinelGroup() as group:
+        quiet_site.redis, quiet_site.redis_url = group.servers[0], group.url
+        start_listeners(quiet_site)
+        well = ask(quiet_site)
+        group.kill(group.sentinels[0])
+        one_gone = ask(quiet_site)
+        for sentinel in group.sentinels[1:]:
+            group.kill(sentinel)
+        all_gone = ask(quiet_site)
+        primary = group.servers[0]
+        quiet_site.redis_url = f"redis+sentinel://127.0.0.1:{primary.port}/main"
+        no_sentinel = ask(quiet_site)
+
+    assert well.broken is None
+    assert f"3 Sentinels agree that main is 127.0.0.1:{primary.port}; quorum 2, 1 replica(s)" in well.of("redis", "ok")
+    assert well.of("listener", "ok")
+    assert one_gone.broken is None
+    assert f"Sentinel 127.0.0.1:{group.sentinels[0].port} does not help" in one_gone.of("redis", "warning")
+    assert all_gone.broken == no_sentinel.broken == "redis"
+    assert "unknown command" in no_sentinel.of("redis").lower()
 
 
 def test_a_small_buffer_for_subscribers(good_site):
@@ -367,6 +437,82 @@ async def test_listeners_are_listed_in_one_order(live_redis):
     [finding] = await examine_listeners(await async_client(), direct=True)
 
     assert re.findall(r"(\w):(\d+) stand-by", finding.text) == [(host, str(pid)) for host, pid in names]
+
+
+async def look_at_the_inlet():
+    return await examine_inlet(await async_client())
+
+
+async def test_the_inlet_is_examined(live_redis, settings):
+    """What waits too long or is nearly too much, and what was refused and why; a stream that is not used is well."""
+    [finding] = await look_at_the_inlet()
+    assert (finding.check, finding.level, finding.text) == ("inlet", Level.OK, "nothing waits in the inlet")
+
+    live_redis.xadd("notifications:inlet", {"topic": "user:1", "data": "{}"})
+    [finding] = await look_at_the_inlet()
+    assert (finding.level, finding.text) == (Level.OK, "1 entries wait in the inlet, the oldest for 0 s")
+
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "INLET_SIZE": 1}
+    [finding] = await look_at_the_inlet()
+    assert finding.level == Level.WARNING
+    assert "INLET_SIZE" in finding.hint
+    del settings.NOTIFICATIONS["INLET_SIZE"]
+
+    live_redis.delete("notifications:inlet")
+    seconds, _ = live_redis.time()
+    live_redis.xadd("notifications:inlet", {"topic": SECRET, "data": SECRET}, id=f"{(seconds - 100) * 1000}-1")
+    live_redis.xadd("notifications:inlet:refused", {"id": "1-1", "reason": "MessageError: not JSON", "data": SECRET})
+    waits, refused = await look_at_the_inlet()
+    assert (waits.level, refused.level) == (Level.WARNING, Level.WARNING)
+    assert re.fullmatch(r"1 entries wait in the inlet, the oldest for 10\d s", waits.text)
+    assert refused.text == "1 entries of the inlet were refused, the latest because of MessageError: not JSON"
+    assert SECRET not in str([waits, refused])
+
+
+async def test_the_inlets_of_all_shards_are_examined(live_redis, settings):
+    """As one; and the inlet that the site had before, to which a program may still append."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "SHARDS": 4}
+    seconds, _ = live_redis.time()
+    for shard, age in ((0, 0), (3, 100)):
+        live_redis.xadd(
+            f"{{notifications:{shard}}}:inlet", {"topic": "user:1", "data": "{}"}, id=f"{seconds - age}000-1"
+        )
+    live_redis.xadd("{notifications:2}:inlet:refused", {"id": "1-1", "reason": "MessageError: not JSON"})
+    live_redis.xadd("notifications:inlet", {"topic": "user:1", "data": "{}"})
+
+    waits, refused, forgotten = await look_at_the_inlet()
+
+    assert re.fullmatch(r"2 entries wait in the inlet, the oldest for 10\d s", waits.text)
+    assert "XREVRANGE {notifications:2}:inlet:refused" in refused.hint
+    assert forgotten.text.startswith("1 entries wait in notifications:inlet, which nobody reads")
+    assert "{notifications:0}:inlet" in forgotten.hint
+
+
+async def test_a_key_that_is_not_the_inlet_is_told(live_redis):
+    """Somebody else uses it: nothing can be appended or read."""
+    live_redis.set("notifications:inlet", "x")
+
+    [finding] = await look_at_the_inlet()
+
+    assert finding.level == Level.ERROR
+    assert "DEL notifications:inlet" in finding.hint
+
+
+@pytest.mark.parametrize("command", ["xread", "xdel", "xlen", "xtrim"])
+async def test_the_right_to_empty_the_inlet_that_an_account_lacks_is_named(live_redis, settings, command):
+    """As with the account of an earlier version: a warning for who does not use it, an error as soon as it does."""
+    rules = ["reset", "on", f">{SECRET}", "~*", "&*", "+@all", f"-{command}"]
+    live_redis.execute_command("ACL", "SETUSER", "limited", *rules)
+    point_to(settings, settings.NOTIFICATIONS["REDIS_URL"].replace("//", f"//limited:{SECRET}@"))
+    try:
+        [finding] = await look_at_the_inlet()
+        assert finding.level == Level.WARNING
+        assert f"+{command};" in finding.hint
+        live_redis.xadd("notifications:inlet", {"topic": "user:1", "data": "{}"})
+        [finding] = await look_at_the_inlet()
+        assert finding.level == Level.ERROR
+    finally:
+        live_redis.acl_deluser("limited")
 
 
 def test_a_disconnected_listener(quiet_site):
@@ -894,7 +1040,7 @@ def test_somebody_else_subscribes_to_our_channels(good_site):
         (redis.exceptions.ReadOnlyError("You can't write against a read only replica."), "replica"),
         (redis.ConnectionError("max number of clients reached"), "Raise maxclients"),
         (redis.ResponseError("LOADING Redis is loading the dataset in memory"), "wait"),
-        (redis.ResponseError("CLUSTERDOWN Hash slot not served"), "Cluster"),
+        (redis.ResponseError("CLUSTERDOWN Hash slot not served"), "full-coverage"),
         (redis.ResponseError("ACL failure in script: User x has no permissions to run the 'xadd' command"), "+xadd"),
         (TimeoutError(), "hang"),
         (ConnectionRefusedError(111, "refused"), "running"),
@@ -918,4 +1064,4 @@ def test_the_checks_are_documented():
     """docs/operations.md lists every check, in the order in which they are said."""
     text = (ROOT / "docs/operations.md").read_text().partition("<!-- table: doctor -->")[2].partition("\n\n")[0]
 
-    assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == ["versions", *ROAD, "neighbours"]
+    assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == ["versions", *ROAD, "inlet", "inbox", "neighbours"]

@@ -87,6 +87,7 @@ def typed_messages(upload_id: str) -> list[messages.Message]:
             )
         ),
         messages.Notice(title="Hello"),
+        messages.InboxChanged(payload={"unread": 2, "change": "read", "until": "17"}),
         messages.JobProgress(payload={"id": upload_id, "state": "running", "percent": 40.5, "done": 81, "total": 200}),
     ]
 
@@ -99,7 +100,7 @@ async def test_every_frame_on_a_real_socket_is_as_described(site, server, settin
     heard: set[str] = set()
     said: set[str] = set()
 
-    async with open_tab(server) as tab, open_tab(server) as refused:
+    async with open_tab(server) as tab, open_tab(server) as refused, open_tab(server) as guest:
 
         async def say(frame: dict[str, Any], answer: str, socket: Tab = tab) -> dict[str, Any]:
             """Say something and return the answer of this name."""
@@ -121,6 +122,7 @@ async def test_every_frame_on_a_real_socket_is_as_described(site, server, settin
                     return frame
 
         await say({"type": "auth", "token": "nonsense"}, "AuthError", refused)
+        await say({"type": "auth", "guest": True}, "AuthError", guest)
         await say({"type": "auth", "token": user.token}, "AuthSuccess")
         at = (await say({"action": "subscribe_upload", "upload_id": upload_id, "since": "last"}, "Subscribed"))["id"]
         await say({"action": "unsubscribe_upload", "upload_id": upload_id}, "Unsubscribed")
@@ -201,6 +203,9 @@ async def test_the_documented_client_loses_nothing_over_restarts(new_site, serve
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": kinds}
     server, _ = await asyncio.to_thread(new_site.start_all, server_kind)
     user = new_site.add_user()
+    # Its uptime is in whole seconds: that an empty topic has lost nothing since is proven once it is older than that.
+    with new_site.client() as client:
+        await await_for(lambda: client.info("server")["uptime_in_seconds"] >= 2)
     raw_topic, published_topic, team = f"user:{user.pk}", f"order:{user.username}", f"team:{user.username}"
     topics = (raw_topic, published_topic, team)  # the site joins the last
     sent = 0

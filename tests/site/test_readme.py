@@ -1,7 +1,7 @@
 """
 Follow the README and the documents, and compare them with the code.
 
-A newcomer builds the wheel, installs it into a fresh site by the README's four steps, starts the README's
+A newcomer builds the wheel, installs it into a fresh site by the README's steps, starts the README's
 processes and sees their notice arrive. The steps, examples and tables are taken out of the documents themselves:
 they are the code blocks and tables behind marks such as ``<!-- step: settings -->``.
 """
@@ -37,6 +37,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from notifications import messages
 from notifications.access import control
+from notifications.history.inlet import Entry, fields_of
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
 from tests.unit.test_readme import (
@@ -44,6 +45,7 @@ from tests.unit.test_readme import (
     marked,
     request_of,
 )
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -120,7 +122,7 @@ class Site:
         port = free_port()
         server = {"runserver": f"python manage.py runserver {port} --noreload"}.get(server, f"{server} --port {port}")
         url = f"http://127.0.0.1:{port}"
-        listener = marked("step: run").splitlines()[2]
+        listener = marked("step: serve").splitlines()[1]
         with (
             self.running(server, until=lambda _: answers(f"{url}/admin/login/")),
             self.running(listener, until=lambda log: "listening on user:* upload:*" in log.read_text()),
@@ -216,7 +218,7 @@ def redis_server() -> Iterator[LocalRedis]:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, redis_server: LocalRedis) -> Iterator[Site]:
-    """Start a fresh project and apply the README's four steps to it, and the AUTHORIZE of docs/security.md."""
+    """Start a fresh project and apply all steps of the README to it, and the AUTHORIZE of docs/security.md."""
     with tempfile.TemporaryDirectory() as directory:
         package, project = Path(directory) / "package", Path(directory) / "project"
         assert marked("step: install").startswith("python -m pip install ")
@@ -285,7 +287,7 @@ def test_installed_site_uses_the_wheel(site: Site) -> None:
     assert Path(said.strip()).is_relative_to(site.package)
 
 
-def test_four_steps_pass_the_system_checks(site: Site) -> None:
+def test_steps_pass_the_system_checks(site: Site) -> None:
     """manage.py check says nothing about the site, not even a warning."""
     assert "no issues (0 silenced)" in site.run("python manage.py check --fail-level WARNING")
 
@@ -299,8 +301,8 @@ def test_four_steps_pass_the_system_checks(site: Site) -> None:
     ],
     ids=["runserver", "daphne", "uvicorn"],
 )
-def test_four_steps_carry_a_notice_to_the_browser(site: Site, server: str) -> None:
-    """After the four steps a logged-in user's socket receives what send_notification sends."""
+def test_steps_carry_a_notice_to_the_browser(site: Site, server: str) -> None:
+    """After the steps a logged-in user's socket receives what send_notification sends."""
     assert server in README
     with site.serving(server) as url:
         site.log_in(url)
@@ -352,6 +354,17 @@ def test_forged_token_is_refused(site: Site) -> None:
     assert closed.value.rcvd.code == 4003
 
 
+def test_application_that_is_written_out_is_that_of_the_package() -> None:
+    """The asgi.py of docs/how-to/existing-site.md has the pages and the socket of notifications.asgi."""
+    from notifications import asgi
+
+    written = example("asgi", ROOT / "docs/how-to/existing-site.md")["application"]
+
+    assert written.application_mapping.keys() == asgi.application.application_mapping.keys()
+    for protocol, application in written.application_mapping.items():
+        assert type(application) is type(asgi.application.application_mapping[protocol])
+
+
 def test_health_check_tells_whether_a_listener_runs(site: Site) -> None:
     """run_listener --check exits 0 while a listener runs, and otherwise 1."""
     with pytest.raises(AssertionError, match="no listener on"):
@@ -366,8 +379,8 @@ def find_chromium() -> str | None:
 
 @pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
 def test_script_of_the_readme_works_in_a_browser(site: Site) -> None:
-    """The README's script, pasted into the console of the admin, writes there what is published."""
-    from playwright.sync_api import sync_playwright
+    """The README's script, pasted into the console of the admin, shows what is published."""
+    from playwright.sync_api import expect, sync_playwright
 
     with (
         site.serving("runserver") as url,
@@ -379,8 +392,8 @@ def test_script_of_the_readme_works_in_a_browser(site: Site) -> None:
         with page.expect_event("websocket") as opening:
             page.evaluate(f"(async () => {{ {marked('step: browser')} }})()")
         opening.value.wait_for_event("framereceived", lambda frame: "auth_success" in str(frame))
-        with page.expect_console_message(lambda line: "success It works" in line.text):
-            site.run(marked("step: send"))
+        site.run(marked("step: send"))
+        expect(page.locator("notification-toasts")).to_contain_text("It works", timeout=TIMEOUT * 1000)
 
 
 def log_in_by_the_form(page, url: str) -> None:
@@ -408,7 +421,7 @@ urlpatterns += [path("import/", page)]
 @pytest.mark.skipif(find_chromium() is None and "CI" not in os.environ, reason="there is no Chromium")
 def test_bar_of_the_readme_works_in_a_browser(site: Site, tmp_path: Path) -> None:
     """
-    After the four steps, and nothing else, the two lines of the README show the job of its other example.
+    After the steps, and nothing else, the two lines of the README show the job of its other example.
 
     So does the page of docs/progress.md on which one can try it.
     """
@@ -562,6 +575,36 @@ def test_topic_of_ones_own_is_published(published) -> None:
     assert published() == ("order:7", {"action": "order_shipped", "parcel": "JD014600"})
 
 
+def test_everybody_is_told_once(published, settings) -> None:
+    """The function of docs/messages.md reaches everybody, and may be called again."""
+    topics = {**settings.NOTIFICATIONS["TOPICS"], "site": {}}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": topics}
+
+    example("all")["announce_maintenance"]()
+    example("all")["announce_maintenance"]()
+    example("topic")
+
+    channel, message = published()
+    assert (channel, message["level"]) == ("site:all", "warning")
+    assert published()[0] == "order:7"
+
+
+def test_many_members_are_told_once(published) -> None:
+    """The function of docs/messages.md tells each member of a team, and nobody twice."""
+    members = types.SimpleNamespace(all=lambda: [1, 2])
+    team = types.SimpleNamespace(name="Blue", plan=3, members=members, get_absolute_url=lambda: "/teams/7/")
+
+    example("many")["tell_team"](team)
+    example("many")["tell_team"](team)
+    example("topic")
+
+    assert [(channel, message["title"]) for channel, message in (published(), published())] == [
+        ("user:1", "Blue has a new plan"),
+        ("user:2", "Blue has a new plan"),
+    ]
+    assert published()[0] == "order:7"
+
+
 def test_publishing_again_under_a_key_publishes_once(published) -> None:
     """The function of docs/messages.md may be called twice: one message is published, and both calls return its id."""
     order = types.SimpleNamespace(pk=7, parcel="JD014600")
@@ -627,6 +670,56 @@ def test_redis_account_may_publish_on_raw_channels_and_nothing_else(redis_server
             admin.acl_deluser("worker")
 
 
+def test_redis_account_may_append_to_the_inlet_and_nothing_else(redis_server: LocalRedis) -> None:
+    """The account of docs/operations.md appends to the inlet; it reads nothing, publishes nothing, deletes no key."""
+    with redis.Redis.from_url(redis_server.url) as admin:
+        words = shlex.split(marked("example: acl inlet", OPERATIONS))
+        assert words[:3] == ["ACL", "SETUSER", "shipper"]
+        assert " ".join(words) in SECURITY.read_text()
+        assert admin.execute_command(*words)
+        try:
+            with redis.Redis(port=redis_server.port, username="shipper", password="a-third-password") as shipper:
+                assert shipper.xadd("notifications:inlet", {"topic": "user:42", "data": "{}"}, maxlen=100_000)
+                for forbidden in (
+                    ["PUBLISH", "user:42", "{}"],
+                    ["XADD", "notifications:inlet:refused", "*", "a", "b"],
+                    ["XADD", "notifications:history:user:42", "*", "a", "b"],
+                    ["XRANGE", "notifications:inlet", "-", "+"],
+                    ["XREAD", "STREAMS", "notifications:inlet", "0"],
+                    ["XDEL", "notifications:inlet", "1-1"],
+                    ["DEL", "notifications:inlet"],
+                    ["EVAL", "return 1", "0"],
+                ):
+                    with pytest.raises(redis.exceptions.NoPermissionError):
+                        shipper.execute_command(*forbidden)
+        finally:
+            admin.acl_deluser("shipper")
+            admin.delete("notifications:inlet")
+
+
+@pytest.mark.parametrize("language", ["shell", "python"])
+def test_examples_append_to_the_inlet(language: str, redis_server: LocalRedis, monkeypatch) -> None:
+    """What docs/messages.md shows for other programs appends an entry that can be published."""
+    text = marked(f"example: inlet {language}", MESSAGES)
+    with redis.Redis.from_url(redis_server.url) as admin:
+        admin.delete("notifications:inlet")
+        if language == "shell":
+            program, *arguments = shlex.split(text)
+            assert program == "redis-cli"
+            command = [find_client(), "-p", str(redis_server.port), *arguments]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        else:
+            monkeypatch.setenv("REDIS_URL", redis_server.url)
+            exec(compile(text, MESSAGES, "exec"), {})
+        [(id_, found)] = admin.xrange("notifications:inlet")
+        admin.delete("notifications:inlet")
+
+    words = [word for field in found.items() for word in field]
+    fields = fields_of(Entry(id_.decode(), 0, words))
+    assert fields[b"topic"] == b"user:42"
+    assert json.loads(messages.check_raw(fields[b"data"], 1000))["action"] == "notice"
+
+
 def test_tests_of_a_site_use_the_kit(site: Site, tmp_path: Path) -> None:
     """The tests of docs/testing.md pass on a site without a Redis, under manage.py test and under pytest."""
     document = ROOT / "docs/testing.md"
@@ -666,9 +759,9 @@ def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedi
     url = f"redis://site:another-long-password@127.0.0.1:{redis_server.port}/0"
     limited = dataclasses.replace(site, directory=tmp_path / "project", redis_url=url)
     shutil.copytree(site.directory, limited.directory)
-    settings = limited.directory / "mysite/settings.py"
-    assert settings.read_text().count("notifications.layers.RedisPubSubLayer") == 1
-    settings.write_text(settings.read_text().replace("notifications.layers.RedisPubSubLayer", layer))
+    config = '"CONFIG": {"hosts": [NOTIFICATIONS["REDIS_URL"]]}'
+    with (limited.directory / "mysite/settings.py").open("a") as settings:
+        settings.write(f'CHANNEL_LAYERS = {{"default": {{"BACKEND": "{layer}", {config}}}}}\n')
     publish_twice = (
         'python manage.py shell -v 0 -c "from notifications import publish;'
         " ids = {{publish('{topic}', {{'n': n}}, idempotency_key='k') for n in range(2)}}; assert len(ids) == 1\""
@@ -679,7 +772,9 @@ def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedi
         try:
             with (
                 limited.serving("daphne mysite.asgi:application") as address,
-                limited.running(marked("step: run").splitlines()[2], until=lambda log: "listening" in log.read_text()),
+                limited.running(
+                    marked("step: serve").splitlines()[1], until=lambda log: "listening" in log.read_text()
+                ),
             ):
                 wait_for_states(limited, ["holder", "stand-by"])
                 limited.log_in(address)
@@ -692,6 +787,10 @@ def test_redis_account_of_the_site_is_enough(site: Site, redis_server: LocalRedi
                     assert receive(tab)["_meta"]["topic"] == own
                     admin.publish(upload, '{"raw":1}')
                     assert receive(tab)["raw"] == 1
+                    admin.xadd("notifications:inlet", {"topic": own, "data": '{"inlet":1}', "idempotency_key": layer})
+                    assert receive(tab)["inlet"] == 1
+                    admin.xadd("notifications:inlet", {"topic": own, "data": "not JSON"})
+                    wait_for(lambda: admin.delete("notifications:inlet:refused"))
                 limited.run(publish_twice.format(topic=upload))
                 with limited.open_socket(address) as tab:
                     receive(tab)

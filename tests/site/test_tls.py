@@ -8,7 +8,6 @@ import pytest
 import uvloop
 
 from notifications import apublish, publish
-from notifications.channel_layer import loop_layer
 from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.layers import RedisPubSubLayer
@@ -74,7 +73,7 @@ def test_the_layer_carries_megabytes_in_order_and_comes_back(live_redis, redis_s
 
 async def test_a_certificate_of_nobody_is_refused(live_redis, redis_server, tls, monkeypatch, caplog):
     """Who cannot prove to be the Redis that was meant gets nothing, and the log says why."""
-    monkeypatch.setattr(loop_layer, "WAIT", 0.3)
+    monkeypatch.setattr("notifications.channel_layer.feed.WAIT", 0.3)
     with Proxy(redis_server.port, tls) as proxy:
         async with opened(f"rediss://127.0.0.1:{proxy.port}/0") as layer:
             with pytest.raises(TimeoutError):

@@ -19,6 +19,7 @@ SETTINGS = {
         "django.contrib.staticfiles",
         "channels",
         "notifications",
+        "notifications.inbox",
         "tests.testsite",
     ],
     "MIDDLEWARE": [

@@ -3,15 +3,18 @@
 import secrets
 import threading
 import time
+from functools import partial
 
 from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template import engines
+from django.views.decorators.csrf import csrf_protect
 from django.views.static import serve
 
 from notifications import publish_to_user
+from notifications.inbox import notify
 from notifications.messages import Notice
 
 STRICT = "script-src 'nonce-{nonce}'; require-trusted-types-for 'script'"
@@ -19,9 +22,10 @@ REST = "; default-src 'none'; connect-src 'self' {connect}; base-uri 'none'; for
 HEAD = '<!doctype html><html lang="{lang}" dir="{dir}"><title>Page</title>'
 
 
+@csrf_protect
 def page(request: HttpRequest) -> HttpResponse:
     """
-    Render ``?template=``.
+    Render ``?template=``, in which ``{{ keep }}`` keeps a notice for the user.
 
     ``?scripts=`` is the part of the policy for scripts, with ``{nonce}`` in it; ``?connect=`` one more
     host for sockets.
@@ -33,9 +37,17 @@ def page(request: HttpRequest) -> HttpResponse:
         policy = policy.format(nonce=request.csp_nonce)
     head = HEAD.format(lang=given.get("lang", "en"), dir=given.get("dir", "ltr"))
     template = engines["django"].from_string(head + "{% load notifications %}" + given["template"])
-    response = HttpResponse(template.render({}, request))
+    response = HttpResponse(template.render({"keep": partial(keep, request)}, request))
     response.headers["Content-Security-Policy"] = policy + REST.format(connect=given.get("connect", ""))
     return response
+
+
+def keep(request: HttpRequest) -> HttpResponse | str:
+    """Keep a notice with the fields that were posted, for the user, or for another ``user``."""
+    fields = request.POST.dict()
+    user, group = fields.pop("user", request.user), fields.pop("group", "")
+    notify(user, Notice(**{"title": "Kept", **fields}), group=group)
+    return HttpResponse("ok") if request.method == "POST" else ""
 
 
 def post(request: HttpRequest) -> HttpResponse:

@@ -67,6 +67,7 @@ urlpatterns = [
     path("", lambda request: HttpResponse("ok")),
     path("page/", pages.page),
     path("post/", pages.post),
+    path("keep/", pages.keep),
     path("token/", views.token),
     path("state/", state),
     path("static/<path:path>", pages.static),
@@ -74,5 +75,6 @@ urlpatterns = [
     path("log_out/", log_out),
     path("change_password/", change_password),
     path("change_password/<str:order>/", change_password_slowly),
+    path("notifications/inbox/", include("notifications.inbox.urls")),
     path("notifications/", include("notifications.urls")),
 ]

@@ -1,5 +1,7 @@
 """What listeners remember of raw messages that nobody has stamped yet."""
 
+from zlib import crc32
+
 import pytest
 
 from notifications.bridge import backlog as module
@@ -9,10 +11,14 @@ from notifications.topics import Topic
 A, B = Topic("closed", "a"), Topic("closed", "b")
 
 
+def add(backlog, topic, tail, now):
+    return backlog.add(topic, tail, now, crc32(tail))
+
+
 def filled(*messages):
     backlog = Backlog()
     for topic, tail in messages:
-        assert backlog.add(topic, tail, 0.0)
+        assert add(backlog, topic, tail, 0.0)
     return backlog
 
 
@@ -40,7 +46,7 @@ def test_what_was_read_before_a_stamped_message_of_its_topic_is_given_up():
     assert backlog.overtaken == 2
     assert left(backlog) == [(B, b"1"), (A, b"4")]
 
-    backlog.add(A, b"5", 0.0)
+    add(backlog, A, b"5", 0.0)
     backlog.remove(str(A), b"5")
     assert backlog.overtaken == 3
 
@@ -52,6 +58,30 @@ def test_of_equal_messages_the_oldest_is_removed():
     backlog.remove(str(A), b"1")
 
     assert left(backlog) == [(A, b"2"), (A, b"1")]
+
+
+def test_what_is_acknowledged_is_known_by_its_digest():
+    """Whoever has stamped it tells no more of it; the oldest of equal ones goes, and those before it are given up."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"2"), (A, b"2"))
+
+    assert backlog.acknowledge(str(A), crc32(b"3")) is None
+    assert backlog.acknowledge("closed:nobody", crc32(b"2")) is None
+    assert len(backlog) == 4
+    assert backlog.acknowledge(str(A), crc32(b"2")).topic == A
+    assert backlog.overtaken == 1
+    assert left(backlog) == [(B, b"2"), (A, b"2")]
+
+
+def test_a_batch_that_is_acknowledged_is_finished():
+    """What of it is gone already is no error, and nothing else goes with it."""
+    backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
+    batch = backlog.take(2, 1000)
+    backlog.remove(str(A), b"1")
+
+    backlog.finish(batch)
+
+    assert len(backlog) == 1
+    assert left(backlog) == [(A, b"3")]
 
 
 @pytest.mark.parametrize(("topic", "tail"), [(A, b"3"), (B, b"1"), (Topic("closed", "c"), b"1")])
@@ -124,10 +154,10 @@ def test_what_nobody_stamped_in_time_is_given_up():
     """Old messages are counted as lost and leave; younger ones stay."""
     backlog = filled((A, b"1"), (A, b"2"))
     backlog.remove(str(A), b"1")
-    backlog.add(B, b"3", 10.0)
+    add(backlog, B, b"3", 10.0)
 
     assert backlog.expire(MAX_AGE) == 0
-    backlog.add(B, b"4", 10.1)
+    add(backlog, B, b"4", 10.1)
     assert backlog.expire(MAX_AGE + 0.1) == 1
     assert left(backlog) == [(B, b"3"), (B, b"4")]
     assert backlog.expire(10.1 + MAX_AGE + 0.1) == 2
@@ -138,19 +168,19 @@ def test_memory_is_bounded(monkeypatch):
     """Beyond MAX_BYTES a message is refused; what is removed, expires or is given up makes room."""
     monkeypatch.setattr(module, "MAX_BYTES", 10 + 2 * module.ENTRY_BYTES)
     backlog = filled((A, b"12345"), (A, b"67890"))
-    assert not backlog.add(A, b"x", 0.0)
+    assert not add(backlog, A, b"x", 0.0)
 
     backlog.remove(str(A), b"12345")
-    assert backlog.add(A, b"abcde", 20.0)
-    assert not backlog.add(A, b"x", 20.0)
+    assert add(backlog, A, b"abcde", 20.0)
+    assert not add(backlog, A, b"x", 20.0)
 
     assert backlog.expire(20.0) == 1
-    assert backlog.add(A, b"x", 20.0)
+    assert add(backlog, A, b"x", 20.0)
     backlog.gap()
     assert backlog.give_up() == 2
     assert len(backlog) == 0
-    assert backlog.add(A, b"0123456789", 20.0)
-    assert not backlog.add(A, b"x", 20.0)
+    assert add(backlog, A, b"0123456789", 20.0)
+    assert not add(backlog, A, b"x", 20.0)
 
 
 def test_what_was_read_before_a_gap_is_kept():
@@ -159,9 +189,9 @@ def test_what_was_read_before_a_gap_is_kept():
     backlog.remove(str(A), b"1")
 
     backlog.gap()
-    backlog.add(A, b"4", 0.0)
+    add(backlog, A, b"4", 0.0)
 
-    backlog.add(Topic("closed", "later"), b"5", 0.0)
+    add(backlog, Topic("closed", "later"), b"5", 0.0)
 
     assert backlog.kept == 2
     assert backlog.kept_topics() == [B, A]
@@ -191,7 +221,7 @@ def test_what_redis_has_confirmed_waits_for_its_stamp():
     backlog = filled((A, b"1"), (B, b"2"))
     batch = backlog.take(2, 1000)
     backlog.gap()
-    backlog.add(A, b"3", 0.0)
+    add(backlog, A, b"3", 0.0)
     batch += backlog.take(1, 1000)
     backlog.remove(str(A), b"1")
 
@@ -234,7 +264,7 @@ def test_what_is_kept_can_be_given_up():
     """That of one topic, or all of it; what came after the gap stays, and another gap keeps it as well."""
     backlog = filled((A, b"1"), (B, b"2"), (A, b"3"))
     backlog.gap()
-    backlog.add(A, b"4", 0.0)
+    add(backlog, A, b"4", 0.0)
 
     assert backlog.give_up(str(A)) == 2
     assert left(backlog) == [(B, b"2"), (A, b"4")]

@@ -304,7 +304,7 @@ async def test_whoever_goes_away_leaves_nothing(make):
 
 async def test_what_was_forgotten_forgets_nothing_else(make, monkeypatch):
     """Nobody waits any more for the call that was to begin soon; those who come next are bounded as all are."""
-    monkeypatch.setattr(batches, "GATHERING", 0.05)
+    monkeypatch.setattr(batches, "GATHERING", 0.02)
     asked, first, second = make(at_once=2), Answers(is_open=False), Answers(is_open=False)
     tasks = ask_all(asked, first, [0])
     await await_for(lambda: first.calls)

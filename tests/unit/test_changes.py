@@ -71,6 +71,7 @@ def test_a_place_is_the_same_in_every_process():
     """Whoever stamps and whoever compares have only the name of a topic in common."""
     assert place_of("upload:7f3c") == Place(2405, b"\xefB\x14\x1f")
     assert place_of("user:ä/1") == Place(2605, b"\xfeD\xfc\x14")
+    assert place_of("user:ä/1", 3) == Place(1242, b"\xfeD\xfc\x14")
 
 
 def test_a_mark_names_topic_and_message():

@@ -3,7 +3,9 @@
 import re
 import socket
 import sys
+import tomllib
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 from django.core.checks import INFO, run_checks
@@ -14,6 +16,7 @@ from tests import source
 from tests.cases import cases
 
 CORE = "channels_redis.core.RedisChannelLayer"
+OURS = "notifications.layers.RedisPubSubLayer"
 PUBSUB = "channels_redis.pubsub.RedisPubSubChannelLayer"
 GOOD = {
     "REDIS_URL": "redis://127.0.0.1:1/0",
@@ -120,13 +123,18 @@ NOTIFICATIONS = [
     ("E011", {**GOOD, "TOPICS": {"order": {"AUTHORIZE": True}}}),
     ("E011", {**GOOD, "TOPICS": {"user": {"CLEAN_ID": 7}}}),
     ("E010", {**GOOD, "TOPICS": {"team": {"JOIN": "tests.nowhere.teams"}}}),
-    ("E011", {**GOOD, "TOPICS": {"team": {"JOIN": ["7"]}}}),
+    ("E011", {**GOOD, "TOPICS": {"team": {"JOIN": [7]}}}),
     ("E014", {**GOOD, "METRICS_TOKEN": None}),
     ("W001", {**GOOD, "TOPICS": {"closed": {}}}),
     ("E017", {**GOOD, "TOPICS": {"order": {"STATE": "no"}}}),
     ("E018", {**GOOD, "TOPICS": {"user": {"STATE": True}}}),
     ("E019", {**GOOD, "TOPICS": {"site": {"PUBLIC": True, "AUTHORIZE": "tests.testsite.permissions.may_watch"}}}),
     ("E019", {**GOOD, "TOPICS": {"site": {"PUBLIC": True, "AUTHORIZE_MANY": "tests.testsite.permissions.may_watch"}}}),
+    ("E021", {**GOOD, "GUESTS": 1}),
+    ("E021", {**GOOD, "GUESTS": None}),
+    ("E021", {**GOOD, "DEV_LISTENER": "no"}),
+    ("E022", {**GOOD, "SHARDS": 3}),
+    ("W009", {**GOOD, "GUESTS": True}),
     ("E020", {**GOOD, "TOPICS": {"order": {"AUTHORIZE": str, "AUTHORIZE_MANY": list}}}),
     ("E010", {**GOOD, "TOPICS": {"order": {"AUTHORIZE_MANY": "tests.nowhere.may_watch"}}}),
     ("E011", {**GOOD, "TOPICS": {"order": {"AUTHORIZE_MANY": 7}}}),
@@ -196,6 +204,8 @@ LAYERS = [
     ("W002", {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}),
     ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": HOST}}}),
     ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": ["redis://:pass/word@h"]}}}),
+    ("E015", {"default": {"BACKEND": OURS, "CONFIG": {"hosts": [{"sentinels": [("h", 26379)]}]}}}),
+    ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": ["embedded"]}}}),
     ("W003", {"default": {"BACKEND": CORE, "CONFIG": {"hosts": [{"address": HOST, "socket_timeout": 15}]}}}),
 ]
 
@@ -209,6 +219,41 @@ def test_each_mistake_in_channel_layers_is_found(settings, id_, layers):
 
     assert message.id == f"notifications.{id_}"
     assert message.hint
+
+
+@pytest.fixture
+def _embedded(settings):
+    """Let site and layer use a server of the checkout's own."""
+    change(settings, REDIS_URL="embedded")
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": OURS, "CONFIG": {"hosts": ["embedded"]}}}
+
+
+@pytest.mark.usefixtures("_embedded")
+def test_an_embedded_redis_is_for_development(settings, monkeypatch):
+    """Without DEBUG it is an error, but not in a site's tests, for which DEBUG is always off."""
+    assert found() == []
+
+    monkeypatch.delattr("django.core.mail.outbox")
+    assert found() == ["E023"]
+
+    settings.DEBUG = True
+    assert found() == []
+
+
+@pytest.mark.usefixtures("_embedded")
+def test_an_embedded_redis_needs_a_program(monkeypatch):
+    """The package, or a server on PATH; and on Windows there is neither."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("notifications.broker.embedded.find_spec", lambda _: None)
+    assert found() == ["E024"]
+
+    monkeypatch.undo()
+    monkeypatch.setattr("notifications.broker.embedded.sys.platform", "win32")
+    (message,) = run_checks(tags=["notifications"])
+    assert message.id == "notifications.E024"
+    assert "Windows" in message.hint
+    extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert re.search(r"pip install ([\w-]+)", message.hint)[1] == re.split("[>=]", *extras["embedded"])[0]
 
 
 @cases(("version", "breaks"), [("8.0.0", True), ("8.1", True), ("10.0.0b1", True), ("7.4.0", False)])
@@ -265,22 +310,35 @@ def test_a_token_for_metrics_that_nobody_can_show_is_found(settings, install):
 
 def test_a_site_that_has_not_mounted_the_stream_is_given_a_hint(settings):
     """It is no warning: the WebSocket works without. A site without pages, or with broken ones, is told nothing."""
+
+    def hints():
+        return [(found.id, found.level) for found in run_checks(tags=["notifications"], include_deployment_checks=True)]
+
     settings.ROOT_URLCONF = "tests.testsite.strange_urls"
-    assert [(message.id, message.level) for message in run_checks(tags=["notifications"])] == [
-        ("notifications.I001", INFO)
-    ]
+    assert hints() == [("notifications.I001", INFO)]
+    assert run_checks(tags=["notifications"]) == []  # no command of a developer begins with it
 
     settings.ROOT_URLCONF = "tests.nowhere"
-    assert found() == []
+    assert hints() == []
 
     del settings.ROOT_URLCONF
-    assert found() == []
+    assert hints() == []
 
 
 def test_every_check_has_a_number_of_its_own_that_a_test_triggers():
     """No two mistakes share an id, and each id in the source stands in a test of this file."""
     ids = [found[1] for text in source.strings() if (found := re.fullmatch(r"(?:notifications\.)?([EIW]\d{3})", text))]
-    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {"E013", "E016", "W004", "W005", "W006", "W008", "I001"}
+    tested = {id_ for id_, _ in [*NOTIFICATIONS, *LAYERS]} | {
+        "E013",
+        "E016",
+        "E023",
+        "E024",
+        "W004",
+        "W005",
+        "W006",
+        "W008",
+        "I001",
+    }
 
     assert len(ids) == len(set(ids))
     assert set(ids) == tested

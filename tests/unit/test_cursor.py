@@ -588,6 +588,14 @@ def test_a_state_goes_on_with_whatever_is_newer():
     assert cursor.heard == 1.0
     assert tally.replaced == before + 2
 
+    assert cursor.offer(E, 12, "a", 2.0) is Verdict.SEND
+    assert cursor.heard == 2.0
+
+
+def test_a_topic_is_no_state_unless_its_kind_says_so():
+    """Then each message counts, and what is missing is read before the next is sent."""
+    assert cursor_in(LIVE).offer(E, 6, "a", 1.0) is Verdict.BEHIND
+
 
 @pytest.mark.parametrize("seen", [P(E + 1, 1), P(E + 1, 4), P(E - 1, 9)])
 def test_a_state_that_begins_anew_is_looked_up(seen):

@@ -2,11 +2,14 @@
 
 import asyncio
 import gzip
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from notifications import doctor
 from notifications.doctor.client import Answer, Event, Head, Place, read_head
+from notifications.doctor.findings import Finding, Level
 from notifications.doctor.proxies import LINES, Fault, hint, name_of
 from notifications.doctor.server import judge_http
 from tests.guides import GUIDES, ROOT, table
@@ -134,3 +137,26 @@ def test_the_site_s_path_is_the_prefix_of_both_addresses() -> None:
     assert Place.of("https://example.com", "/app/x/", "x/").url == "https://example.com/app/x/"
     assert Place.of("https://example.com/other/", "/app/x/", "x/").url == "https://example.com/other/x/"
     assert Place.of("https://example.com/other/", "/x/").url == "https://example.com/x/"
+
+
+async def test_an_app_that_fails_hides_no_finding_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an optional app raises while it is examined is a finding, and not the end of the report."""
+
+    async def fail() -> list[Finding]:
+        raise RuntimeError("no table")
+
+    async def find() -> list[Finding]:
+        return [Finding("mail", Level.OK, "all is sent")]
+
+    configs = [
+        SimpleNamespace(name="site.audit", label="audit", examine_notifications=fail),
+        SimpleNamespace(name="site.shop", label="shop"),
+        SimpleNamespace(name="site.mail", label="mail", examine_notifications=find),
+    ]
+    monkeypatch.setattr(doctor.apps, "get_app_configs", lambda: configs)
+
+    failed, well = await doctor._examine_apps()
+
+    assert (failed.check, failed.level) == ("audit", Level.WARNING)
+    assert failed.text == "site.audit could not be examined: RuntimeError: no table"
+    assert well.check == "mail"

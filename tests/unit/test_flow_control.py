@@ -16,6 +16,15 @@ def exhausted() -> tuple[Credit, int]:
     return credit, number
 
 
+def test_a_browser_that_cannot_confirm_anything_is_neither_asked_nor_paused():
+    """It reads events over HTTP, and has no way to answer."""
+    credit = Credit(confirms=False)
+    credit.sent = 1000 * BOUND
+
+    assert not credit.exhausted
+    assert credit.ask_at > credit.sent
+
+
 def test_the_pong_of_a_ping_confirms_what_was_sent_before_it():
     """A browser that returns the number has read what came before."""
     credit, number = exhausted()

@@ -5,7 +5,7 @@ import pytest
 from notifications.access.authentication import client_address
 from notifications.access.client_address import UNREADABLE
 from notifications.connection import limits
-from notifications.connection.limits import BURST, RATE, Addresses, Pace, Senders, Strangers, TokenBucket
+from notifications.connection.limits import BURST, RATE, Addresses, Guests, Pace, Senders, Strangers, TokenBucket
 from tests.cases import cases
 
 CLIENTS = [
@@ -60,6 +60,18 @@ def test_without_a_limit_everybody_is_let_in():
 
     assert all(addresses.take("a", 0) for _ in range(1000))
     addresses.give_back(None)
+
+
+def test_guests_are_let_in_until_they_have_their_places():
+    """All of them together, wherever they come from; 0 is any number."""
+    guests = Guests()
+
+    assert [guests.take(2) for _ in range(3)] == [True, True, False]
+    for _ in range(2):
+        guests.give_back()
+    assert [guests.take(2) for _ in range(3)] == [True, True, False]
+    assert all(guests.take(0) for _ in range(1000))
+    assert guests.open == 1002
 
 
 class Socket:
@@ -260,7 +272,7 @@ def clock():
 @pytest.fixture
 def pace(clock, monkeypatch):
     """The pace of a socket, in a process that has seen no other."""
-    for name in ("users_frames", "addresses_frames"):
+    for name in ("users_frames", "addresses_frames", "guests_frames"):
         monkeypatch.setattr(limits, name, Senders())
     return Pace(clock)
 
@@ -268,6 +280,31 @@ def pace(clock, monkeypatch):
 def send(pace, frames):
     """Send some frames at once; return how many were allowed."""
     return sum(pace.take("user", "192.0.2.1") for _ in range(frames))
+
+
+def one_frame(pace, user, address, **guest):
+    return pace.take(user, address, **guest)
+
+
+def request(pace, user, address, **guest):
+    return pace.take_request(user, address, 0, **guest)
+
+
+@pytest.mark.parametrize(("ask", "allowed"), [(one_frame, BURST), (request, BURST / limits.REQUEST)])
+def test_the_guests_of_an_address_may_send_together_what_a_user_may(pace, clock, ask, allowed, settings):
+    """Whoever has no account opens many connections as easily as one; users and other addresses have their own."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "MAX_CONNECTIONS_PER_USER": 1, "MAX_CONNECTIONS_PER_ADDRESS": 0}
+
+    def asked(address, user=None, **guest):
+        socket = Pace(clock)
+        return sum(ask(socket, user, address, **guest) for _ in range(BURST + 1))
+
+    assert [asked("192.0.2.1", guest=True) for _ in range(2)] == [allowed, 0]
+    assert asked("192.0.2.2", guest=True) == allowed
+    assert asked("192.0.2.1", "user") == allowed
+
+    clock.now += 1
+    assert asked("192.0.2.1", guest=True) == RATE * allowed / BURST
 
 
 def test_frames_beyond_the_rate_are_counted_until_the_haste_is_over(pace, clock):

@@ -29,6 +29,7 @@ from notifications.messages import (
     FileProgress,
     FileProgressPayload,
     FileStatus,
+    InboxChanged,
     JobProgress,
     JobProgressPayload,
     Notice,
@@ -168,6 +169,26 @@ def written(message):
         (
             Notice(title="Yes", timestamp=WHEN),
             {"action": "notice", "level": "info", "title": "Yes", "body": None, "url": None, "timestamp": ON_THE_WIRE},
+        ),
+        (
+            Notice(title="Yes", timestamp=WHEN, inbox={"id": 17, "unread": 3, "actor": {"name": "Eve"}}),
+            {
+                "action": "notice",
+                "level": "info",
+                "title": "Yes",
+                "body": None,
+                "url": None,
+                "timestamp": ON_THE_WIRE,
+                "inbox": {"id": "17", "unread": 3, "group": "", "actor": {"name": "Eve"}, "target": None},
+            },
+        ),
+        (
+            InboxChanged(payload={"unread": 2, "change": "read", "ids": ["17"]}, timestamp=WHEN),
+            {
+                "action": "inbox",
+                "payload": {"unread": 2, "change": "read", "ids": ["17"], "until": None},
+                "timestamp": ON_THE_WIRE,
+            },
         ),
     ],
 )

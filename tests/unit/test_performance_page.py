@@ -232,5 +232,5 @@ def test_newest_result_of_each_run_is_taken(tmp_path, monkeypatch) -> None:
     for name in ("2026-11-26T160000-delivery", "2026-11-26T150000-delivery", "2026-11-26T150000-never-reads"):
         (tmp_path / f"{name}.json").touch()
 
-    assert [path.stem for path in page.newest(["delivery"])] == ["2026-11-26T160000-delivery"]
-    assert len(page.newest(list(page.BLOCKS))) == 2
+    assert [path.stem for path in report.newest(["delivery"])] == ["2026-11-26T160000-delivery"]
+    assert len(report.newest(list(page.BLOCKS))) == 2

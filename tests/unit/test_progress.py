@@ -569,7 +569,7 @@ async def test_nothing_is_told_again_while_much_is_told(settings):
 
 def test_a_thread_tells_again_what_it_told(sent, settings, monkeypatch):
     """A job that says nothing lives as long as its thread tells it; the bar in the terminal is not drawn again."""
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.15, "PROGRESS_RATE": 100}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.06, "PROGRESS_RATE": 100}
     monkeypatch.setattr("sys.stderr", screen := Terminal())
     with Progress(JOB, total=9, terminal=True):
         wait_for(lambda: len(sent) >= 5)
@@ -582,7 +582,7 @@ def test_a_thread_tells_again_what_it_told(sent, settings, monkeypatch):
 
 def test_a_job_that_was_dropped_is_not_told_for_ever(sent, settings):
     """Whoever calls ``__enter__`` and forgets the rest has a job like one whose process was killed."""
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.15, "PROGRESS_RATE": 100}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.06, "PROGRESS_RATE": 100}
     Progress(JOB).__enter__()
     gc.collect()
 
@@ -593,7 +593,7 @@ def test_a_job_that_was_dropped_is_not_told_for_ever(sent, settings):
 
 async def test_a_job_that_was_dropped_leaves_no_task(sent, settings):
     """In an event loop it is the same."""
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.15, "PROGRESS_RATE": 100}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.06, "PROGRESS_RATE": 100}
     before = asyncio.all_tasks()
     await Progress(JOB).__aenter__()
     gc.collect()
@@ -1253,8 +1253,9 @@ class Row:
     render = save
 
 
-def test_the_examples_of_the_documentation_run(sent):
+def test_the_examples_of_the_documentation_run(sent, settings):
     """Those of docs/progress.md do what they say."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 50}  # the gate opens often
     rows = [Row()] * 4
     shown("track")["import_rows"](42, rows)
     shown("block")["import_file"](7, 42, rows)
@@ -1270,7 +1271,7 @@ def test_the_examples_of_the_documentation_run(sent):
         shared["read_file"](import_id, rows, *share)
 
     assert_notified(7, level="success", title="Import")
-    assert told(sent, "state", "stage")[1:10:2] == [
+    assert [(state, stage) for state, stage in told(sent, "state", "stage") if state == "succeeded"] == [
         ("succeeded", "Reading rows"),
         ("succeeded", "Indexing"),
         ("succeeded", "Indexing"),

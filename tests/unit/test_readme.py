@@ -13,12 +13,13 @@ from django.contrib.auth import get_user_model
 from django.test import RequestFactory
 
 from notifications import PublishError, conf, layers, messages, publisher, topics
-from notifications.bridge import backlog, forwarder, lease, listener, status
+from notifications.bridge import backlog, forwarder, inlet, lease, shard, status
 from notifications.bridge.state import REPORTS
-from notifications.broker import clients, wire
+from notifications.broker import breaker, clients, wire
 from notifications.connection import heartbeat, limits
 from notifications.delivery import buffer, flow_control, reconciler, subscriber
 from notifications.history.changes import BUCKETS
+from notifications.history.inlet import INLET, MAX_REFUSED
 from notifications.history.stamped import STAMPED
 from notifications.history.store import IDEMPOTENCY_TTL, PAGE_BYTES
 from notifications.protocol import frames
@@ -190,6 +191,7 @@ def test_protocol_states_the_limits_of_the_code() -> None:
         frames.MAX_FRAME_SIZE,
         frames.MAX_AUTH_FRAME_SIZE,
         limits.MAX_SUBSCRIPTIONS,
+        limits.GUEST_SUBSCRIPTIONS,
         limits.BURST,
         limits.RATE,
         limits.MAX_REFUSED_FRAMES,
@@ -212,13 +214,16 @@ def test_delivery_states_the_numbers_of_the_code() -> None:
         lease.TTL,
         lease.POLL_INTERVAL,
         wire.MAX_SILENCE,
-        clients.FAIL_FAST,
+        breaker.FAIL_FAST,
         clients.IDLE,
         clients.PROOF,
         backlog.MAX_AGE,
         backlog.MAX_BYTES / mebi,
         forwarder.MAX_BYTES / mebi,
-        listener.BATCH_MESSAGES,
+        shard.BATCH_MESSAGES,
+        conf.Settings().INLET_SIZE,
+        inlet.STEP,
+        MAX_REFUSED,
         reconciler.AFTER_JOIN,
         subscriber.INTERVAL_WITH_GAPS_TOLD,
         conf.Settings().HEARTBEAT_INTERVAL,
@@ -245,7 +250,7 @@ def test_states_of_the_health_check_are_those_of_the_code() -> None:
 def test_names_in_redis_are_those_of_the_code() -> None:
     """docs/operations.md lists every key and channel of this app."""
     written = {source.text(call.args[0]).partition(":")[0] for call in source.calls("internal_name")}
-    names = written - {"", "*"} | {STAMPED, status._KEY}
+    names = written - {"", "*"} | {STAMPED, INLET, status._KEY}
     stated = {name.split(":")[1] for name in cells("operations.md", "keys") if name.startswith("notifications:")}
 
     assert stated == names

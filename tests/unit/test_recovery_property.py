@@ -146,7 +146,7 @@ class Redis:
         await self.answered()
         return [where for _ in topics]
 
-    async def changes(self):
+    async def changes(self, shard: int = 0):
         await self.asked()
         changes = Changes(str(self.run), self.marks)
         await self.answered()

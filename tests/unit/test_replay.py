@@ -44,18 +44,6 @@ def test_messages_without_an_id_are_not_forwarded_again():
     assert recent.before_gap(0.0) == {}
 
 
-def test_what_was_delivered_is_not_forwarded_again():
-    """Its group has had it, and who misses an earlier message of the topic sees that by it; only its id is kept."""
-    recent = Recent()
-    recent.add(stamped("a:1", 1), 0.0)
-    recent.add(Stamped("R", "a:1", Position(5, 2), b"frame"), 0.0)
-
-    assert recent.frames(0.0) == []
-    assert recent._bytes == 0
-    recent.gap(0.0)
-    assert recent.before_gap(0.0) == {"a:1": Position(5, 2)}
-
-
 def test_what_a_listener_was_not_told_of_is_known_by_its_last_id():
     """Of two ids of a topic the later one counts, whichever way it came."""
     recent = Recent()

@@ -8,6 +8,8 @@ from notifications import PublishError, Topic, apublish, publish
 from notifications.broker import resolver
 from notifications.broker.clients import breaker
 from tests.conftest import point_to
+from tests.faults import no_more_threads
+from tests.waiting import scaled
 
 TOPIC = Topic.for_user(1)
 
@@ -59,3 +61,12 @@ def test_where_nothing_listens_is_not_remembered(monkeypatch, settings):
 def test_an_address_is_asked_of_nobody(address):
     assert resolver.addresses(address, 0) == [address]
     assert asyncio.run(resolver.aaddresses(address, 0)) == [address]
+
+
+def test_where_no_thread_can_start_publishing_fails_as_without_a_redis(settings):
+    """As when the interpreter ends; once one can, the name is looked up again."""
+    point_to(settings, "redis://localhost:1/0")
+    with no_more_threads(), pytest.raises(PublishError, match="can't start new thread"):
+        publish(TOPIC, {"n": 1})
+
+    assert resolver.addresses("localhost", scaled(5))

@@ -6,6 +6,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -28,14 +29,15 @@ from notifications.history.memory import MemoryStore
 from notifications.history.redis import RedisStore
 from notifications.history.shares import MAX_SHARES, OVER, WHOLE, Job, Report, Standing
 from notifications.messages import JobProgressPayload
-from notifications.reporting.reporter import Ending, Waiting, waiting
+from notifications.reporting.reporter import Ending, Waiting, wait_for_turn, waiting
 from notifications.reporting.sharing import report_of, whole
 from notifications.reporting.thread_reporter import ThreadReporter
 from notifications.signals import message_published
 from notifications.testing import captured, redis_outage
 from tests.cases import cases
 from tests.unit.test_progress import JOB, Retry, leaves, reporters, settle, told
-from tests.waiting import await_for, scaled, wait_for
+from tests.virtual_time import in_virtual_time
+from tests.waiting import scaled, wait_for
 
 TOPIC = Topic.parse(JOB)
 
@@ -309,37 +311,58 @@ def test_a_greenlet_that_is_killed_before_its_turn_leaves_it_to_others(sent, mon
     assert waiting._seen == {}
 
 
-def test_no_share_waits_for_its_turn(sent, settings):
+def set_clock(monkeypatch, now):
+    """Give the store of histories another wall clock."""
+    monkeypatch.setattr("notifications.history.memory.time", SimpleNamespace(time=now, monotonic=time.monotonic))
+
+
+def test_no_share_waits_for_its_turn(sent, settings, monkeypatch):
     """It ends when its end is noted; what is then to be told, one thread tells for all when the gate opens."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 0.5}
+    opened, waits, now = threading.Event(), [], [time.time()]
+    set_clock(monkeypatch, lambda: now[0])
+
+    def wait_until_opened(standing, interval):
+        waits.append(wait_for_turn(standing, interval))
+        assert opened.wait(scaled())
+        return 0
+
+    monkeypatch.setattr("notifications.reporting.thread_reporter.wait_for_turn", wait_until_opened)
     began = time.monotonic()
     for key in "12345":
         with Progress(JOB, share=Share(key, 9)):
             pass
-    lasted = time.monotonic() - began
 
-    assert lasted < scaled(0.8)
+    assert time.monotonic() - began < scaled(0.8)
     wait_for(lambda: len(reporters()) <= 1)
+    assert told(sent, "done") == [0]
+    assert [wait > 1.9 for wait in waits] == [True]
+    now[0] += waits[0]
+    opened.set()
     wait_for(lambda: told(sent, "done")[-1:] == [5])
-    assert time.monotonic() - began > 1.9
     assert told(sent, "done") == [0, 5]
 
 
-async def test_no_share_of_a_coroutine_waits_for_its_turn(sent, settings):
+@in_virtual_time
+async def test_no_share_of_a_coroutine_waits_for_its_turn(sent, settings, monkeypatch):
     """The same in an event loop, where a task tells it."""
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 0.5}
-    began = time.monotonic()
+    clock = asyncio.get_running_loop().time
+    began, now = clock(), time.time()
+    set_clock(monkeypatch, lambda: now + clock() - began)
     for key in "12345":
         async with Progress(JOB, share=Share(key, 9)):
             pass
 
-    assert time.monotonic() - began < scaled(0.8)
-    await await_for(lambda: told(sent, "done")[-1:] == [5])
+    assert clock() == began
+    assert told(sent, "done") == [0]
+    await asyncio.sleep(3)
     assert told(sent, "done") == [0, 5]
 
 
-def test_what_is_told_late_ends_with_the_block_that_captures(monkeypatch):
+def test_what_is_told_late_ends_with_the_block_that_captures(monkeypatch, settings):
     """Tests of sites have no Redis that could be asked."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 4}
     asked = []
     monkeypatch.setattr(RedisStore, "report_share", lambda *given: asked.append(given))
     with captured() as sent:
@@ -368,7 +391,7 @@ def test_one_thread_tells_what_all_did_last():
 
 def test_a_share_is_told_again_in_a_pause(sent, settings):
     """One of those that say nothing tells it for all of them."""
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.3}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_STALE": 0.12}
 
     def work(key):
         with Progress(JOB, share=Share(key, 4)):
@@ -378,7 +401,7 @@ def test_a_share_is_told_again_in_a_pause(sent, settings):
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(work, "123"))
 
-    assert time.monotonic() - began >= 0.29  # six messages: the first, the news of two, and three in pauses of 0.1 s
+    assert time.monotonic() - began >= 0.11  # six messages: the first, the news of two, and three in pauses of 0.04 s
 
 
 def test_what_is_said_in_a_share_is_told(sent):
@@ -467,7 +490,7 @@ def test_a_share_of_a_job_that_is_over_reports_nothing_more(sent, monkeypatch):
         p.advance()
         wait_for(lambda: p._reporter._quiet)
         heard = len(reports)
-        for _ in range(20):
+        for _ in range(10):
             p.advance()
             assert not p.cancelled
             time.sleep(0.01)

@@ -63,9 +63,3 @@ def test_an_empty_message_makes_a_frame_of_meta_alone(empty):
 def test_the_tail_of_a_message_without_an_id_is_that_of_the_message(message):
     """So a listener finds what it has read by what comes back, kept or not."""
     assert tail_of(Stamped("u", "closed:7", None, message)) == tail(message)
-
-
-@cases(("road", "delivered"), [("p", False), ("r", False), ("u", False), ("R", True), ("U", True)])
-def test_a_capital_letter_says_that_the_group_has_had_it(road, delivered):
-    """Listeners strike such a message off, and do not forward it."""
-    assert read_stamped(b"%s8 5-1 run closed:7{}" % road.encode()).delivered is delivered

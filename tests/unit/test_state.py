@@ -53,7 +53,7 @@ def test_a_listener_goes_only_where_the_table_lets_it(begin):
 def test_the_table_that_people_read_is_the_one_that_is_enforced():
     """The docstring of State has a line for each state, with all that may follow it."""
     table = inspect.getdoc(State).split("=\n")[2]
-    rows = [(row[:14].strip(), row[14:56].strip()) for row in table.splitlines()[:-1]]
+    rows = [(row[:14].strip(), row[14:58].strip()) for row in table.splitlines()[:-1]]
     stated = {State[name]: {State[each] for each in following.split(", ") if each} for name, following in rows}
 
     assert stated == TRANSITIONS

@@ -108,7 +108,7 @@ async def test_a_job_of_a_group_goes_on_when_something_under_it_was_cancelled(ca
     assert task.cancelled()
     assert len(runs) == 2
     assert restarts() == before + 1
-    assert "a task that all sockets depend on ended" in caplog.text
+    assert "a task that others depend on ended" in caplog.text
 
 
 async def test_a_task_that_swallows_a_cancellation_ends_all_the_same(monkeypatch):

@@ -18,6 +18,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy
 
+from notifications import publish, publish_to_all
 from notifications.exceptions import TopicError
 from notifications.logs import LogBudget
 from notifications.messages import JobProgressPayload
@@ -82,6 +83,35 @@ def test_nothing_connects_for_anonymous_users(no_redis: None) -> None:
 
     assert render("{% notifications %}", user=AnonymousUser()) == ""
     assert counts == before
+
+
+def test_guests_connect_where_the_site_admits_them(settings: SimpleNamespace, no_redis: None) -> None:
+    """Their page says so, names no user, and has no position of one; without a request there is no visitor."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "GUESTS": True}
+
+    config = config_of(render("{% notifications token_url='/token/' %}", user=AnonymousUser()))
+
+    assert config["guest"] is True
+    assert {"user_topic", "since"} & config.keys() == set()
+    assert "guest" not in config_of(render("{% notifications %}"))
+    template = engines["django"].from_string("{% load notifications %}a{% notifications %}b")
+    assert template.render({"user": AnonymousUser()}) == "ab"
+
+
+def test_guests_follow_public_topics_from_their_page_on(settings: SimpleNamespace) -> None:
+    """Nothing falls between rendering and joining: of what all have, and of what a guest may read."""
+    topics = {"site": {}, "news": {"PUBLIC": True}, "order": {}}
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TOPICS": topics, "GUESTS": True}
+    with captured():
+        id_ = publish_to_all({"n": 1})
+        news = publish("news:1", {"n": 1})
+        publish("order:1", {"n": 1})
+
+        for user in (AnonymousUser(), USER):
+            assert config_of(render("{% notifications %}", user=user))["positions"] == {"site:all": id_}
+        text = "{% topic 'news' 1 as a %}{% topic 'order' 1 as b %}"
+        text += "{{ a.since }} {{ a.grant }} {{ b.since }} {{ b.grant }}"
+        assert render(text, user=AnonymousUser()) == f"{news} None None None"
 
 
 def test_template_without_a_request_renders(no_redis: None) -> None:
@@ -183,6 +213,7 @@ def test_labels_may_be_lazy(no_redis: None) -> None:
     assert config_of(page)["labels"] == {"close": "Close"}
 
 
+@pytest.mark.django_db
 def test_hashed_names_of_static_files(settings: SimpleNamespace, no_redis: None, tmp_path: Path) -> None:
     """With ManifestStaticFilesStorage each file of a page is one that collectstatic has written, by its hash."""
     settings.STATIC_ROOT = str(tmp_path)
@@ -190,7 +221,7 @@ def test_hashed_names_of_static_files(settings: SimpleNamespace, no_redis: None,
     settings.STORAGES = {**settings.STORAGES, "staticfiles": {"BACKEND": manifest}}
     call_command("collectstatic", "--noinput", verbosity=0)
 
-    page = render("{% notifications %}")
+    page = render("{% notifications %}{% load notifications_inbox %}{% notification_bell %}")
 
     loaded = set(re.findall(r'/static/(notifications/[^"]+\.js)', page))
     assert {re.sub(r"\.[0-9a-f]{12}\.", ".", name) for name in loaded} == {
@@ -198,6 +229,7 @@ def test_hashed_names_of_static_files(settings: SimpleNamespace, no_redis: None,
         "notifications/elements.js",
         "notifications/fallback.js",
         "notifications/progress.js",
+        "notifications/inbox.js",
         "notifications/start.js",
     }
     assert all(re.search(r"\.[0-9a-f]{12}\.js$", name) and (tmp_path / name).is_file() for name in loaded)
@@ -340,13 +372,23 @@ def test_arguments_are_documented(mark: str) -> None:
 
 def test_words_are_documented() -> None:
     """docs/browser.md has every word of the elements as they have it."""
-    source = (STATIC / "elements.js").read_text()
-    words = dict(
-        re.findall(r'^  (\w+): "(.+)",$', source.partition("const labels = {")[2].partition("};")[0], re.MULTILINE)
-    )
     table = BROWSER.partition("<!-- table: labels -->\n")[2].partition("\n\n")[0]
 
+    assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)) == words_of("elements.js")
+
+
+def test_words_of_the_list_are_documented() -> None:
+    """docs/inbox.md has every word of the bell and the list as they have it, and none is one of another element."""
+    words, others = (words_of(name) for name in ("inbox.js", "elements.js"))
+    table = (ROOT / "docs/inbox.md").read_text().partition("<!-- table: labels -->\n")[2].partition("\n\n")[0]
+
     assert dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", table, re.MULTILINE)) == words
+    assert not words.keys() & others.keys()
+
+
+def words_of(module: str) -> dict[str, str]:
+    source = re.split(r"^const (?:labels|WORDS) = \{$", (STATIC / module).read_text(), flags=re.MULTILINE)[1]
+    return dict(re.findall(r'^  (\w+): "(.+)",$', source.partition("};")[0], re.MULTILINE))
 
 
 def stated(mark: str) -> set[str]:

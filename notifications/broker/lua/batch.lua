@@ -5,13 +5,13 @@
 --       5 when the first message was read (µs), if it is timed; otherwise 0
 --       6... for each message: size (0: no history)   ttl (ms)   topic   head   tail
 --            Redis channel of its group; empty if the holder is to forward it   offset of the topic's mark
---            how that begins
+--            how that begins   digest
 -- Returns how many were stamped, Redis's last refusal to keep one, and its last refusal to publish one to its group,
 -- or empty texts; instead of the number -1 if the lease is not the caller's, and -2 if this batch, or a later one, was
 -- stamped before.
 --
--- A message that Redis refuses to keep goes out without an id. On the stamped channel a capital letter says that the
--- group has had the message, which all listeners still have to strike off.
+-- A message that Redis refuses to keep goes out without an id. On the stamped channel there is each message that is
+-- still to be forwarded, and then one acknowledgement of all, by which every listener strikes them off.
 
 local holder = call('HGET', KEYS[1], 'token')
 if holder == ARGV[3] then
@@ -26,7 +26,8 @@ elseif holder or type(pcall_('HSET', KEYS[1], 'token', '')) ~= 'table' then
   end
   return {-1, '', ''}
 end
-local stamped, refusal, kept_out = 0, nil, nil
+local stamped, delivered, refusal, kept_out = 0, 0, nil, nil
+local topics, ids, digests = {}, {}, {}
 local run, timed, published = ARGV[1], ARGV[5], ARGV[5] == '0' and '' or '@' .. ARGV[5]
 local at = 6
 for i = 4, #KEYS do
@@ -41,19 +42,17 @@ for i = 4, #KEYS do
     refusal = frame or refusal
     frame = plain(tail)
   end
-  local road = id and 'r' or 'u'
-  if group ~= '' then
-    local refused = deliver(group, event(topic, frame, run, epoch, n, timed))
-    if refused then
-      kept_out = refused
-    else
-      road = id and 'R' or 'U'
-    end
+  local refused = group ~= '' and deliver(group, event(topic, frame, run, epoch, n, timed))
+  kept_out = refused or kept_out
+  if group == '' or refused then
+    local road, stamp_of = id and 'r' or 'u', id and id .. ' ' .. run or '- -'
+    call('PUBLISH', ARGV[2], road .. #topic .. ' ' .. stamp_of .. published .. ' ' .. topic .. frame)
+  else
+    delivered = delivered + 1
   end
-  local stamp_of = id and id .. ' ' .. run or '- -'
-  call('PUBLISH', ARGV[2], road .. #topic .. ' ' .. stamp_of .. published .. ' ' .. topic .. frame)
+  topics[#topics + 1], ids[#ids + 1], digests[#digests + 1] = topic, id or '', tonumber(ARGV[at + 8])
   timed, published = '0', ''
-  at = at + 8
+  at = at + 9
 end
 if refusal then
   -- No history shows what has just gone out, so a listener that did not receive it must not rely on the
@@ -62,4 +61,8 @@ if refusal then
 end
 -- In a pcall: a full Redis refuses it, and what has been published must not be reported as failed.
 pcall_('HSET', KEYS[1], 'batch', ARGV[4])
+if #topics > 0 then
+  local told = {ARGV[3], tonumber(ARGV[4]), delivered, topics, ids, digests}
+  call('PUBLISH', ARGV[2], 'a' .. cmsgpack.pack(told))
+end
 return {stamped, refusal or '', kept_out or ''}

@@ -60,7 +60,7 @@ end
 local delivered = group ~= '' and not refusal
 if kept and not delivered then
   local run = at == '0' and ARGV[1] or ARGV[1] .. '@' .. at
-  call('PUBLISH', ARGV[6] .. STAMPED, 'p' .. #topic .. ' ' .. id .. ' ' .. run .. ' ' .. topic .. frame)
+  call('PUBLISH', stamped_channel(KEYS[2]), 'p' .. #topic .. ' ' .. id .. ' ' .. run .. ' ' .. topic .. frame)
 elseif delivered and not kept then
   frame = ARGV[4] .. '}' .. ARGV[5]  -- with _meta: otherwise listeners would take it for another program's
 end

@@ -61,9 +61,10 @@ local function stamp(key, run, size, ttl, head, tail, marks, offset, name)
 end
 
 -- Publish to the channel-layer group of a topic. Returns nil, or why Redis refuses, as to an account without the right:
--- then a listener has to forward the message.
+-- then a listener has to forward the message. On a cluster the channel may be one of sharded pub/sub, in the slot of the
+-- topic's keys.
 local function deliver(channel, message)
-  local done = pcall_('PUBLISH', channel, message)
+  local done = pcall_(string.find(channel, '/{notifications:', 1, true) and 'SPUBLISH' or 'PUBLISH', channel, message)
   return type(done) == 'table' and done.err or nil
 end
 

@@ -32,7 +32,7 @@ class Command(BaseCommand):
             raise CommandError(describe(error)) from error
         self.stdout.write(
             self.style.SUCCESS(f"Published on user:{found.pk}. A tab of {found.get_username()} shows it now,")
-            + " if it is open and run_listener is running."
+            + " if it is open; otherwise notifications_doctor says why not."
         )
 
 

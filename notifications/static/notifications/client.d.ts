@@ -69,6 +69,10 @@ export interface ConnectOptions {
   since?: string | null;
   /** The topic of the user for whom the page was rendered, such as `user:42`: messages of others are not shown. */
   userTopic?: string | null;
+  /** Positions of other topics when the page was rendered: of those that the site joins without being asked. */
+  positions?: Readonly<Record<string, string>>;
+  /** Connect without a user, where the site admits guests: they receive what everybody may read. A session counts. */
+  guest?: boolean;
 }
 
 export interface ListenOptions {
@@ -105,10 +109,10 @@ export interface Notifications extends EventTarget {
   /** Call `handler` with each message of the user's own topic. */
   onUser<T extends object = Message>(handler: (message: T) => void, options?: ListenOptions): Off;
   /**
-   * Connect again, for a page that continues after a login: `userTopic` and `since` are those of the new content. Does
+   * Connect again, for a page that continues after a login or a logout: the options are those of the new content. Does
    * nothing while the connection is open as that user.
    */
-  open(options?: Pick<ConnectOptions, "since" | "userTopic">): void;
+  open(options?: Pick<ConnectOptions, "since" | "userTopic" | "positions" | "guest">): void;
   /** Try to connect at once instead of waiting; an open connection is probed. Does nothing while it is closed. */
   retry(): void;
   /** Close the connection until it is opened again. */

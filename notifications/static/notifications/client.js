@@ -53,16 +53,16 @@ export function connect(options = {}) {
   let other; // than a WebSocket
   let blocked = first === "websocket" ? 0 : 2; // attempts
 
-  const topics = new Map(); // subscriptions by the page's names
+  const topics = new Map(); // by the page's names
   const actions = new Map();
-  let joined = new Map(); // of this socket by the server's
+  let joined = new Map(); // by the server's
   let asked = []; // unanswered, in order
   let leaving; // not sent yet
   let fetching; // grants
   let free; // frames that may be sent now
   let room = Infinity; // for topics
 
-  let memory, saving, user, left;
+  let memory, saving, user, left, guest;
   const own = { listeners: new Set(), given: true };
 
   const emit = (type, detail) => target.dispatchEvent(new CustomEvent(type, { detail }));
@@ -88,7 +88,7 @@ export function connect(options = {}) {
     if (ready) state = "connecting";
     else enter("connecting");
     try {
-      const secret = ready || (await token?.());
+      const secret = ready || (guest ? undefined : await token?.());
       if (blocked > 1) {
         blocked = 0;
         other ??= (await fallback?.())?.choose(options, dial);
@@ -99,7 +99,7 @@ export function connect(options = {}) {
       address.protocol = address.protocol.replace("http", "ws");
       if (since && !token) address.searchParams.set("since", since);
       socket = ready ?? other?.(address) ?? new WebSocket(address);
-      socket.onopen = () => token && send({ type: "auth", token: secret, since });
+      socket.onopen = () => (guest || token) && send({ type: "auth", token: secret, since, guest });
       socket.onmessage = ({ data }) => mine === attempt && receive(data);
       socket.onclose = (event) => mine === attempt && lost(event.code, reason ?? event.reason);
       socket.onerror = () => {}; // Node's
@@ -126,14 +126,13 @@ export function connect(options = {}) {
   }
 
   function lost(code, reason) {
-    if (code < 4000) blocked++;
+    blocked += code < 4000;
     drop();
     // A fresh token, once.
     const again = token && !refused && /400[13]/.test(code);
     if (/^40/.test(code) && !again) return end(code, reason);
     refused ||= again;
-    const restarts = /1001|1012|4101/.test(code);
-    const delay = Math.random() * Math.max(Math.min(FIRST * 2 ** failures++, LONGEST), restarts && RESTART);
+    const delay = Math.random() * Math.max(Math.min(FIRST * 2 ** failures++, LONGEST), /1001|1012|4101/.test(code) && RESTART);
     after(delay, dial);
     enter("waiting", { code, reason, seconds: delay / 1000 });
   }
@@ -234,9 +233,9 @@ export function connect(options = {}) {
 
   function welcome(frame) {
     if (state !== "connecting") return;
-    const topic = `user:${frame.user_id}`;
+    const topic = frame.user_id && `user:${frame.user_id}`;
     if (own.topic && own.topic !== topic) return another();
-    if (user && user !== topic) {
+    if (topic && user && user !== topic) {
       own.since = "last"; // another's: nothing is missing
       left = {};
     }
@@ -255,7 +254,7 @@ export function connect(options = {}) {
     state = "open";
     advance();
     enter("open", { transport: target.transport });
-    settle(own, frame);
+    settle(topic && own, frame);
   }
 
   function join(subscription, topic) {
@@ -385,7 +384,8 @@ export function connect(options = {}) {
     saving = clearTimeout(saving);
   }
 
-  function begin({ since, userTopic }) {
+  function begin({ since, userTopic, positions, ...options }) {
+    guest = options.guest;
     memories.delete(memory);
     for (memory = `notifications ${url}`; memories.has(memory); ) memory += " +";
     memories.add(memory);
@@ -394,7 +394,8 @@ export function connect(options = {}) {
       if (sessionStorage.getItem("notifications transport")) blocked = 2;
       stored = JSON.parse(sessionStorage.getItem(memory));
     } catch {}
-    ({ user, left } = stored?.left && (!userTopic || userTopic === stored.user) ? stored : { left: {} });
+    ({ user, left } = stored?.left && (!userTopic || userTopic === stored.user) ? stored : {});
+    left = { ...positions, ...left };
     topics.delete(own.topic);
     // Pages may be cached.
     const [[epoch], [lastEpoch, n]] = [since, left[user]].map(pair);
@@ -424,8 +425,10 @@ export function connect(options = {}) {
       if (subscription) {
         const { listeners, message, state } = subscription;
         listeners.add(listener);
-        const show = () => tell(listeners.has(listener) && new Set([listener]), message);
-        if (message && (state || since === "last")) queueMicrotask(show); // sent once
+        // Sent once.
+        if (message && (state || since === "last")) {
+          queueMicrotask(() => tell(listeners.has(listener) && new Set([listener]), message));
+        }
       } else {
         topics.set(topic, { topic, since, grant, listeners: new Set([listener]) });
         advance();
@@ -438,7 +441,7 @@ export function connect(options = {}) {
     },
     onUser: (handler, options) => add(own.listeners, { ...options, handler }),
     open(options = {}) {
-      if (options.userTopic !== own.topic) {
+      if (options.userTopic != own.topic) {
         another();
         for (const each of topics.values()) each.message = undefined;
       } else if (state === "open") return;

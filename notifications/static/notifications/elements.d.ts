@@ -23,7 +23,7 @@ export interface Owner {
   url?: string;
 }
 
-/** What `defineBars` of progress.js needs: a matter between the two. */
+/** What `defineBars` of progress.js and `defineInbox` of inbox.js need: a matter among these modules. */
 export interface Shared {
   readonly connection: Notifications;
 }
@@ -35,6 +35,10 @@ export function define(connection: Notifications, texts?: Record<string, string>
 export function keepFor(whose: Owner): void;
 
 declare global {
+  interface GlobalEventHandlersEventMap {
+    /** The link of a toast is followed whose notice the site keeps. */
+    "notice-follow": CustomEvent<{ id: string }>;
+  }
   interface HTMLElementTagNameMap {
     "notification-toasts": NotificationToasts;
     "connection-status": ConnectionStatus;

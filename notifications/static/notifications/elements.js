@@ -72,6 +72,7 @@ const LASTING = 2000; // milliseconds for which trouble lasts before it is shown
 const READABLE = 1000; // minimum time for which it is shown then
 const AGAIN = { within: 60_000, longest: 30_000 }; // milliseconds: trouble that comes back has to last twice as long
 const FINISHED = ["completed", "failed"];
+const MET = ["seen", "read", "archived"]; // changes of a kept notice after which nobody needs to be shown it
 
 let connection;
 let memory; // of the tab; none without a user
@@ -89,7 +90,7 @@ const owners = new EventTarget(); // dispatches "change" when the user changes
  * @param {Record<string, string>} [texts] words in the language of the page, instead of the English ones
  * @param {{user?: string, url?: string}} [whose] topic of the page's user, and URL of the connection: notices that are
  *   shown when the page is left move on to the next page of the same tab and user
- * @returns what `defineBars` of progress.js needs
+ * @returns what the elements of progress.js and inbox.js share with these
  */
 export function define(given, texts = {}, { user, url = "/ws/notifications/" } = {}) {
   connection = given;
@@ -102,7 +103,10 @@ export function define(given, texts = {}, { user, url = "/ws/notifications/" } =
   connection.addEventListener("state", ({ detail }) => standing.enter(detail));
   customElements.define("notification-toasts", NotificationToasts);
   customElements.define("connection-status", ConnectionStatus);
-  return { connection, labels, standing, BARS, Steady, textOf, wordFor, wordForCondition, webAddress, make, written, shadowOf };
+  const about = { connection, labels, standing, owners, ownerOf: () => owner };
+  const values = { BARS, Steady, LEVELS, textOf, wordFor, wordForCondition, webAddress, follows, concerns };
+  const drawing = { make, written, shadowOf, whenFollowed, LEVEL_CSS };
+  return { ...about, ...values, ...drawing, hasToasts: () => connected.size > 0, dismissToasts };
 }
 
 /** Set the user whose notices are kept for the next page of the tab: another user has logged in, without a new page. */
@@ -157,6 +161,17 @@ function make(name, part, ...children) {
 /** An element for text written by others, in any script: its full stop stays at its own end. */
 const written = (name, part, text = "") => Object.assign(make(name, part, text), { dir: "auto" });
 
+/** Have a function called when a link is followed, here or in another tab. */
+function whenFollowed(link, act) {
+  link.addEventListener("click", act);
+  link.addEventListener("auxclick", ({ button }) => button === 1 && act());
+}
+
+/** Say that the link of a kept notice is followed: the list marks it as read. */
+function tellFollowed(element, id) {
+  element.dispatchEvent(new CustomEvent("notice-follow", { bubbles: true, composed: true, detail: { id } }));
+}
+
 /** A shadow root styled by a constructed sheet, because a strict CSP allows no <style>. */
 function shadowOf(element, css, ...children) {
   const root = element.attachShadow({ mode: "open" });
@@ -170,6 +185,15 @@ function shadowOf(element, css, ...children) {
 function follows(id, last) {
   const [[epoch, n], [lastEpoch, lastN]] = [id, last].map((each) => String(each).split("-"));
   return epoch !== lastEpoch || Number(n) > Number(lastN);
+}
+
+/** Whether a change of kept notices, which names some of them or all up to one, is about this one. */
+const concerns = ({ ids, until }, id) =>
+  Boolean(id) && (Array.isArray(ids) ? ids.map(String).includes(id) : Number(id) <= Number(until ?? NaN));
+
+/** Remove notices that the site keeps, because their user has met them elsewhere: of these ids, or up to one. */
+function dismissToasts(which) {
+  for (const each of connected) each._dismissKept(which);
 }
 
 /**
@@ -230,10 +254,10 @@ class TabMemory {
   remember(toasts, last) {
     if (!this.#channel) return;
     const short = (text) => textOf(text).slice(0, CARRIED.characters);
-    const notices = toasts.slice(-CARRIED.notices).map(({ notice: { level, title, body, url }, id, left, since, shown }) => {
+    const notices = toasts.slice(-CARRIED.notices).map(({ notice: { level, title, body, url, kept }, id, left, since, shown }) => {
       const gone = since === undefined ? 0 : performance.now() - since;
       const time = { left: left - gone, shown: shown + gone, runs: since !== undefined };
-      return { level, title: short(title), body: short(body), url, id, ...time };
+      return { level, title: short(title), body: short(body), url, kept, id, ...time };
     });
     try {
       const newest = Object.fromEntries([...last].slice(-CARRIED.topics));
@@ -510,7 +534,10 @@ export class NotificationToasts extends HTMLElement {
     const page = new AbortController();
     const listen = (where, type, act, capture) => where.addEventListener(type, act, { signal: page.signal, capture });
     const leave = standing.enrol(1, (words) => this.#showConnection(words));
-    const off = connection.on("notice", (message) => this.#receive(message)); // also those of topics that the site joins
+    const offs = [
+      connection.on("notice", (message) => this.#receive(message)), // also those of topics that the site joins
+      connection.on("inbox", ({ payload }) => MET.includes(payload?.change) && this._dismissKept(payload)),
+    ];
     const lifted = () => {
       if (!this.#finger) return;
       this.#finger = false;
@@ -537,7 +564,7 @@ export class NotificationToasts extends HTMLElement {
     const dialogs = new MutationObserver(() => this.#place());
     dialogs.observe(document, { subtree: true, attributeFilter: ["open"] });
     this.#stop = () => {
-      off();
+      for (const off of offs) off();
       leave();
       page.abort();
       dialogs.disconnect();
@@ -587,6 +614,11 @@ export class NotificationToasts extends HTMLElement {
     this.#show(notice);
   }
 
+  /** Remove notices of the list of kept ones, `ids` or all up to `until`. */
+  _dismissKept(which) {
+    this.#toasts.filter(({ notice }) => concerns(which, notice.kept)).forEach((toast) => this.#dismiss(toast, true));
+  }
+
   #receive(message) {
     const { topic, id } = message._meta ?? {};
     if (id && !this.#note(topic, id)) return; // the previous page has shown it
@@ -603,10 +635,10 @@ export class NotificationToasts extends HTMLElement {
     return true;
   }
 
-  #show({ level, title, body, url }, id) {
+  #show({ level, title, body, url, inbox }, id) {
     level = LEVELS.includes(level) ? level : "info";
     // The address resolved here, because the next page may be elsewhere.
-    const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url) };
+    const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url), kept: textOf(inbox?.id) };
     // A page that shows the same notice each time it is opened shows it once.
     const same = (toast) => toast.carried && !toast.id && JSON.stringify(toast.notice) === JSON.stringify(notice);
     if (!id) this.#toasts.filter(same).forEach((toast) => this.#remove(toast));
@@ -620,9 +652,10 @@ export class NotificationToasts extends HTMLElement {
   }
 
   #make(notice, left, id) {
-    const { level, title, body, url } = notice;
+    const { level, title, body, url, kept } = notice;
     const heading = written(url ? "a" : "strong", "title", title);
     if (url) Object.assign(heading, { href: url, rel: "noopener noreferrer" });
+    if (url && kept) whenFollowed(heading, () => tellFollowed(heading, kept));
     const icon = make("span", "icon");
     icon.ariaHidden = "true";
     const word = make("span", "level", `${wordFor(level)}: `);
@@ -673,9 +706,9 @@ export class NotificationToasts extends HTMLElement {
     for (const [topic, id] of last) this.#note(topic, id);
     const news = notices.filter(({ id }) => !id || !this.#toasts.some((toast) => toast.id === id));
     this.#bring(
-      news.map(({ level, title, body, url, id, left, shown }) => {
+      news.map(({ level, title, body, url, kept, id, left, shown }) => {
         level = LEVELS.includes(level) ? level : "info";
-        const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url) };
+        const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url), kept: textOf(kept) };
         left = Math.max(left, Math.min(MOMENT, this.#lifetime));
         return Object.assign(this.#make(notice, left, id), { carried: true, shown: Number(shown) || 0 });
       }),
@@ -894,7 +927,8 @@ export class NotificationToasts extends HTMLElement {
   /** Whether there are notices, and a popover that could lie over them. */
   #covered() {
     if (!this.#toasts.length || !this.showPopover) return false;
-    return [...document.querySelectorAll(":popover-open")].some((each) => each !== this);
+    // That of a bell is in its shadow root.
+    return [...document.querySelectorAll(":popover-open, notification-bell[open]")].some((each) => each !== this);
   }
 
   /** Go to the top layer, in front of everything in it, or where the page's z-index says. */
@@ -1013,7 +1047,36 @@ const COMMON_CSS = `
 }
 `;
 
-const TOASTS_CSS = `
+/** How the level of a notice is drawn: its colour, and an `icon` in its shape. */
+const LEVEL_CSS = `
+[part~="info"] { --color: var(--accent); }
+[part~="success"] { --color: var(--success); }
+[part~="warning"] { --color: var(--warning); }
+[part~="error"] { --color: var(--error); }
+/* Drawn rather than written: no font, and no image that a policy would have to allow. */
+[part="icon"] { position: relative; inline-size: 1.25em; block-size: 1.25em; margin-block-start: 0.1em; background: var(--color); }
+[part="icon"]::before { content: ""; position: absolute; inset: 0; background: var(--surface); clip-path: var(--sign); }
+[part~="info"], [part~="success"], [part~="warning"], [part~="error"] {
+  --shape: circle(50%);
+  --sign: polygon(43% 22%, 57% 22%, 57% 35%, 50% 35%, 50% 43%, 57% 43%, 57% 78%, 43% 78%, 43% 43%, 50% 43%, 50% 35%, 43% 35%);
+}
+[part~="success"] { --sign: polygon(21% 52%, 30% 43%, 43% 56%, 69% 28%, 79% 37%, 43% 75%); }
+[part~="warning"], [part~="error"] {
+  --shape: polygon(30% 0, 70% 0, 100% 30%, 100% 70%, 70% 100%, 30% 100%, 0 70%, 0 30%);
+  --sign: polygon(43% 22%, 57% 22%, 57% 57%, 50% 57%, 50% 65%, 57% 65%, 57% 78%, 43% 78%, 43% 65%, 50% 65%, 50% 57%, 43% 57%);
+}
+[part~="warning"] {
+  --shape: polygon(50% 3%, 100% 93%, 0 93%);
+  --sign: polygon(44% 36%, 56% 36%, 56% 64%, 50% 64%, 50% 71%, 56% 71%, 56% 82%, 44% 82%, 44% 71%, 50% 71%, 50% 64%, 44% 64%);
+}
+[part="icon"] { clip-path: var(--shape); }
+@media (forced-colors: active) { /* without backgrounds, the shapes tell the levels apart */
+  [part="icon"] { forced-color-adjust: none; background: CanvasText; }
+  [part="icon"]::before { background: Canvas; }
+}
+`;
+
+const TOASTS_CSS = `${LEVEL_CSS}
 :host {
   position: fixed;
   z-index: var(--notifications-z-index, 1000);
@@ -1036,7 +1099,6 @@ const TOASTS_CSS = `
 [part="list"] { padding: 0.5rem 1rem 1rem; }
 [hidden] { display: none !important; }
 [part~="toast"] {
-  --color: var(--accent);
   position: relative;
   overflow: hidden;
   display: grid;
@@ -1056,29 +1118,9 @@ const TOASTS_CSS = `
   pointer-events: auto;
   animation: arrive 0.25s;
 }
-[part~="success"] { --color: var(--success); }
-[part~="warning"] { --color: var(--warning); }
-[part~="error"] { --color: var(--error); }
 [part~="toast"]::before { /* the stripe: a border of a different width would taper into the round corners */
   content: ""; position: absolute; inset-block: 0; inset-inline-start: 0; border-inline-start: 0.3rem solid var(--color);
 }
-/* Drawn rather than written: no font, and no image that a policy would have to allow. */
-[part="icon"] { position: relative; inline-size: 1.25em; block-size: 1.25em; margin-block-start: 0.1em; background: var(--color); }
-[part="icon"]::before { content: ""; position: absolute; inset: 0; background: var(--surface); clip-path: var(--sign); }
-[part~="toast"] {
-  --shape: circle(50%);
-  --sign: polygon(43% 22%, 57% 22%, 57% 35%, 50% 35%, 50% 43%, 57% 43%, 57% 78%, 43% 78%, 43% 43%, 50% 43%, 50% 35%, 43% 35%);
-}
-[part~="success"] { --sign: polygon(21% 52%, 30% 43%, 43% 56%, 69% 28%, 79% 37%, 43% 75%); }
-[part~="warning"], [part~="error"] {
-  --shape: polygon(30% 0, 70% 0, 100% 30%, 100% 70%, 70% 100%, 30% 100%, 0 70%, 0 30%);
-  --sign: polygon(43% 22%, 57% 22%, 57% 57%, 50% 57%, 50% 65%, 57% 65%, 57% 78%, 43% 78%, 43% 65%, 50% 65%, 50% 57%, 43% 57%);
-}
-[part~="warning"] {
-  --shape: polygon(50% 3%, 100% 93%, 0 93%);
-  --sign: polygon(44% 36%, 56% 36%, 56% 64%, 50% 64%, 50% 71%, 56% 71%, 56% 82%, 44% 82%, 44% 71%, 50% 71%, 50% 64%, 44% 64%);
-}
-[part="icon"] { clip-path: var(--shape); }
 [part~="connection"]:not([part~="unseen"]) {
   inline-size: fit-content; margin: 0.5rem 0 0; padding: 0.4rem 0.75rem; border: 1px solid var(--line); border-radius: var(--radius);
   background: var(--surface); box-shadow: 0 0.3rem 1.2rem rgb(0 0 0 / 20%);
@@ -1109,10 +1151,6 @@ a[part="title"] { color: inherit; font-weight: 600; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 @keyframes arrive { from { opacity: 0; transform: translateY(0.5rem); } }
 @media (prefers-reduced-motion: reduce) { [part~="toast"] { animation: none; } }
-@media (forced-colors: active) { /* without backgrounds, the shapes tell the levels apart */
-  [part="icon"] { forced-color-adjust: none; background: CanvasText; }
-  [part="icon"]::before { background: Canvas; }
-}
 `;
 
 const STATUS_CSS = `

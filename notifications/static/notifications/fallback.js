@@ -184,6 +184,7 @@ class Requests {
   readyState = 1;
   user; // once it is known
   position; // in the user's own topic
+  guest; // whether it connects without a user
   rival; // a WebSocket that is tried
   improving = false;
 
@@ -223,7 +224,9 @@ class Requests {
 
   send(text) {
     const frame = JSON.parse(text);
-    if (frame.type === "auth") {
+    if (frame.guest) {
+      this.guest = true;
+    } else if (frame.type === "auth") {
       this.#secret = frame.token;
       this.#secretAt = Date.now();
       this.position = frame.since ?? null;
@@ -384,6 +387,7 @@ class Requests {
         body: JSON.stringify({
           mode,
           token: this.#secret ?? null,
+          guest: this.guest,
           since: this.position ?? null,
           topics: entries.map(({ topic, names: [name], since, grant }) => ({ topic: topic ?? name, since, grant })),
           wait,
@@ -558,7 +562,7 @@ class Requests {
       this.#began = Date.now();
       this.#pass(text);
       this.#hooks.worked(this);
-    } else if (this.#isGap(frame, this.topic)) {
+    } else if (frame.user_id !== null && this.#isGap(frame, this.topic)) {
       this.#pass(JSON.stringify({ ...frame, action: "subscribed", topic: this.topic, recovered: false }));
     }
     this.#proved();
@@ -764,9 +768,10 @@ export function choose(options, dial) {
 
   /** Open a WebSocket beside the requests, and go on with it once it has been welcomed. */
   async function upgrade(from) {
+    const { guest } = from;
     let secret, since, socket;
     try {
-      secret = token && (await within(GRACE, token()));
+      secret = !guest && token && (await within(GRACE, token()));
       if (from.readyState !== 1) return false;
       since = from.position;
       const address = new URL(from.address);
@@ -783,7 +788,8 @@ export function choose(options, dial) {
         clearTimeout(limit);
         done(isWelcome);
       };
-      socket.onopen = () => token && socket.send(JSON.stringify({ type: "auth", token: secret, since }));
+      const auth = guest ? { guest } : token && { token: secret, since };
+      socket.onopen = () => auth && socket.send(JSON.stringify({ type: "auth", ...auth }));
       socket.onclose = socket.onerror = () => end(false);
       // In the turn in which it arrives: the next frame may follow in the same.
       socket.onmessage = ({ data }) => {

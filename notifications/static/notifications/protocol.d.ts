@@ -18,10 +18,11 @@ export interface AuthError {
   readonly message: string;
 }
 
-/** The socket is this user's, and has the user's own topic. */
+/** The socket is this user's, and has the user's own topic; or it is a guest's, who has neither. */
 export interface AuthSuccess {
   readonly action: "auth_success";
-  readonly user_id: string;
+  /** Null for a guest. */
+  readonly user_id: string | null;
   /** The topic's position before the messages that follow; null where no history is kept. */
   readonly id: string | null;
   /** Whether everything after the client's position follows, or of a state the latest message. False: something may be missing for good, load the state from the site. Null: the client gave no position. */
@@ -89,6 +90,37 @@ export interface FileProgressPayload {
   readonly status: string;
 }
 
+/**
+ * The first frame of a socket of somebody who has not logged in, where the site admits guests.
+ *
+ * It has no topic of its own, and may read what everybody may. Where a session says who it is, that counts.
+ */
+export interface Guest {
+  readonly type: "auth";
+  readonly guest: true;
+}
+
+/** Kept notices of a user have changed, or the number of those that are unread. */
+export interface InboxChanged {
+  readonly _meta?: MessageMeta;
+  readonly action: "inbox";
+  readonly payload: InboxChangedPayload;
+  /** When this was the case: ISO 8601, with an offset. */
+  readonly timestamp: string;
+}
+
+/** The payload of `inbox`. */
+export interface InboxChangedPayload {
+  /** How many notices of the user are unread; 100: at least so many, shown as 99+. */
+  readonly unread: number;
+  /** What happened to the notices; null: only the number is corrected. */
+  readonly change: null | "archived" | "read" | "restored" | "seen" | "unread";
+  /** The notices that have changed; null: see `until`. */
+  readonly ids: readonly string[] | null;
+  /** If `ids` is null: all notices of the user up to this one have changed. */
+  readonly until: string | null;
+}
+
 /** How far a job has progressed; `notifications.Progress` publishes it. */
 export interface JobProgress {
   readonly _meta?: MessageMeta;
@@ -148,6 +180,21 @@ export interface Notice {
   readonly url: string | null;
   /** When this was the case: ISO 8601, with an offset. */
   readonly timestamp: string;
+  readonly inbox?: NoticeInbox;
+}
+
+/** What a notice that is kept says beside its text: where it is in its user's inbox. */
+export interface NoticeInbox {
+  /** The notice: in the list, and to mark it. */
+  readonly id: string;
+  /** How many notices of the user are unread; 100: at least so many, shown as 99+. */
+  readonly unread: number;
+  /** Of notices of one group a list shows the newest; empty: of none. */
+  readonly group: string;
+  /** Whoever did something, in the site's own form. */
+  readonly actor: unknown;
+  /** What it was done to, in the site's own form. */
+  readonly target: unknown;
 }
 
 /** Answered with `pong`. */
@@ -279,6 +326,7 @@ export interface UploadProgressPayload {
 /** What a client may say. */
 export type ClientFrame =
   | Auth
+  | Guest
   | SubscribeUpload
   | UnsubscribeUpload
   | Subscribe
@@ -306,6 +354,7 @@ export interface MessageMap {
   batch_progress: BatchProgress;
   file_progress: FileProgress;
   notice: Notice;
+  inbox: InboxChanged;
 }
 
 /** A typed message; `action` tells which. */

@@ -7,6 +7,9 @@ const ID = "notifications-config";
 const RENDERED = new RegExp(`<script id="${ID}" type="application/json">(.*?)</script>`, "s");
 const JUST_NOW = 10_000; // milliseconds after a new page in which an old session's socket may still be closed
 
+let shared; // what `define` has returned: the elements of this app's other modules need it
+const told = { id: null }; // how far the page has been told of its user's topic; null if that is not known
+
 const config = takeConfig();
 const folder = new URL(".", import.meta.url).href;
 
@@ -35,15 +38,21 @@ function fallback() {
 /**
  * Note where the first page of a tab began, where the client will note how far it has come: this page may be left before
  * it is connected, and what its form leads to is published before the next page is rendered.
+ *
+ * Returns: the position from which this page is told, which is that of the tab if there is one.
  */
-function noteBeginning({ url, since, user_topic: user }) {
+function noteBeginning({ url, since, user_topic: user, positions }) {
   const name = `notifications ${url}`;
+  const left = { ...positions, ...(since && { [user]: since }) };
   try {
-    if (!since || JSON.parse(sessionStorage.getItem(name))?.user === user) return;
-    sessionStorage.setItem(name, JSON.stringify({ user, left: { [user]: since } }));
+    const stored = JSON.parse(sessionStorage.getItem(name));
+    // Of a guest's page the client notes null.
+    if (stored && (stored.user ?? undefined) === user) return stored.left?.[user] ?? since;
+    if (Object.keys(left).length) sessionStorage.setItem(name, JSON.stringify({ user, left }));
   } catch {
     // Not allowed, or full.
   }
+  return since;
 }
 
 async function token() {
@@ -54,19 +63,26 @@ async function token() {
   return (await answer.json()).token;
 }
 
+/** The options of the client that each page brings. */
+const beginning = ({ since, user_topic: userTopic, positions, guest }) => ({ since, userTopic, positions, guest });
+
+/** Whose a page is: a user's, that of anybody who has not logged in, or nobody's. */
+const whose = ({ user_topic: userTopic, guest }) => userTopic ?? (guest ? "guest" : undefined);
+
 /** Continue the connection and the kept notices as the user of each new page: after a login, or as another user. */
 function follow(connection, keepFor) {
-  let user = config.user_topic; // none if the page is nobody's, as far as is known
+  let user = whose(config); // none if the page is nobody's, as far as is known
   let open;
   let arrivedAt;
   let underWay = false; // opened for the newest page, and not open yet
   let ended = false; // the session; until there is another one
   let found = false; // a block since Turbo has rendered the page before
 
-  function arrived({ since, user_topic: userTopic }) {
-    const again = underWay && userTopic === user; // told of one page twice, or of two in quick succession
-    user = userTopic;
-    open = () => connection.open({ since, userTopic });
+  function arrived(next) {
+    const again = underWay && whose(next) === user; // told of one page twice, or of two in quick succession
+    if (whose(next) !== user) told.id = next.since;
+    user = whose(next);
+    open = () => connection.open(beginning(next));
     arrivedAt = performance.now();
     if (!again) open();
     underWay = connection.state === "connecting";
@@ -124,18 +140,23 @@ function follow(connection, keepFor) {
 async function start() {
   const modules = [config.client, config.elements, config.progress].map(load);
   const [{ connect }, { define, keepFor }, { defineBars }] = await Promise.all(modules);
-  const { url, since, user_topic: userTopic, stream_url: streamUrl } = config;
-  noteBeginning(config);
+  const { url, stream_url: streamUrl } = config;
+  told.id = noteBeginning(config);
   const connection = connect({
     url,
-    since,
-    userTopic,
+    ...beginning(config),
     ...(config.token_url && { token }),
     ...(streamUrl && { streamUrl, fallback }),
   });
-  defineBars(define(connection, config.labels, { user: userTopic, url }), { stale: config.stale });
+  // Before there are messages, because modules that need to know may be loaded after some have come.
+  connection.onUser(({ _meta }) => (told.id = _meta?.id ?? null), { gap: () => (told.id = null) });
+  shared = { ...define(connection, config.labels, { user: whose(config), url }), told };
+  defineBars(shared, { stale: config.stale });
   follow(connection, (user) => keepFor({ user, url }));
   return connection;
 }
 
-globalThis.notifications = start();
+// `shared` is for this app's own modules: they can import nothing by name, and find it where the page's scripts find the
+// connection.
+const started = start();
+globalThis.notifications = Object.assign(started, { shared: () => started.then(() => shared) });

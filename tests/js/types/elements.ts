@@ -2,10 +2,13 @@
 
 import { connect } from "../../../notifications/static/notifications/client.js";
 import { define } from "../../../notifications/static/notifications/elements.js";
+import { defineInbox } from "../../../notifications/static/notifications/inbox.js";
 import { defineBars, type JobState, type UploadState } from "../../../notifications/static/notifications/progress.js";
 
 defineBars(define(connect(), { close: "Fermer" }), { stale: 60 });
-define(await notifications);
+defineInbox(define(await notifications));
+document.querySelector("notification-bell")!.addEventListener("toggle", () => document.querySelector("notification-inbox")?.remove());
+document.addEventListener("notice-follow", ({ detail }) => console.log(detail.id.length));
 define(await notifications, {}, { user: "user:42", url: "/ws/notifications/" });
 
 const progress = document.querySelector("upload-progress")!;

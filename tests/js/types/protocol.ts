@@ -35,6 +35,8 @@ export function textOf(message: TypedMessage): string {
     case "notice":
       // @ts-expect-error  a notice has no payload
       return message.payload;
+    case "inbox":
+      return `${message.payload.unread.toFixed()} ${message.payload.ids?.join() ?? ""}`;
     case "order_shipped":
       return message.parcel;
     default:

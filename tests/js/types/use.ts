@@ -14,6 +14,7 @@ const notifications: Notifications = connect({
 });
 connect();
 connect({ token: () => "token" });
+connect({ guest: true, positions: { "site:all": "100-1" } });
 connect({
   transports: ["stream", "poll"],
   streamUrl: "/notifications/stream/",
@@ -53,6 +54,7 @@ notifications.retry();
 notifications.close();
 notifications.open();
 notifications.open({ userTopic: "user:43", since: null });
+notifications.open({ guest: true, positions: {} });
 
 // @ts-expect-error there is no such option
 connect({ adress: "/ws/" });
