@@ -73,6 +73,31 @@ def test_upload_of_a_killed_worker_is_taken_up_again(site: dict[str, str]):
     assert rows(site, "progress_percent, sha256") == [(100, hashlib.sha256(bytes(100_000)).hexdigest())]
 
 
+INTERRUPTED = """
+import os, signal, threading
+from django.core.management import call_command
+from project.uploads.management.commands import run_worker
+
+class Event(threading.Event):
+    def wait(self, timeout=None):
+        with self._cond:  # as any Event that begins to wait
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().wait(timeout)
+
+class Worker(run_worker.Worker):
+    def __init__(self):
+        self._stop = Event()
+
+run_worker.Worker = Worker
+call_command("run_worker")
+"""
+
+
+def test_worker_stops_in_whatever_moment_it_is_asked(site: dict[str, str]):
+    """A signal that arrives while the worker begins to wait does not hold it for ever."""
+    manage(site, "shell", "-v", "0", "-c", INTERRUPTED)
+
+
 def test_claim_of_a_time_to_come_is_void(site: dict[str, str]):
     """A worker died, and the clock was set back by an hour: its upload does not wait for an hour."""
     claimed = "timezone.now() + timedelta(hours=1)"

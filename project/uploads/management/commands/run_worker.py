@@ -1,5 +1,6 @@
 import logging
 import signal
+import threading
 
 from django.core.management.base import BaseCommand
 
@@ -14,7 +15,8 @@ class Command(BaseCommand):
     def handle(self, **options: object) -> None:
         worker = Worker()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: worker.stop())
+            # In a thread: the main thread, which runs the handler, may hold the lock of the event that stop() sets.
+            signal.signal(number, lambda *_: threading.Thread(target=worker.stop, daemon=True).start())
         logger.info("waiting for uploads and imports")
         worker.run()
         logger.info("stopped")
