@@ -368,8 +368,9 @@ def _forget(*, setting: str, **_: object) -> None:
             _pool().disconnect()
         if _cluster.cache_info().currsize and (cluster := _cluster()) is not None:
             cluster.disconnect()
-        for each in (_road, _pool, _cluster, nodes, nodes_of, primary.known):
+        for each in (_road, _pool, _cluster, nodes, nodes_of):
             each.cache_clear()
+        primary.forget()
         _async_client.forget()
         breaker.worked()
 

@@ -131,6 +131,10 @@ class Service:
         silent: Exception = redis.TimeoutError("it does not answer")
         return {**dict.fromkeys(self.sentinels, silent), **dict(self._asking.answers(self.sentinels))}
 
+    def disconnect(self) -> None:
+        """End the connections to its Sentinels; a later question makes new ones."""
+        self._asking.disconnect()
+
     def _known(self) -> Primary | None:
         return self._last if time.monotonic() - self._answered < ANSWER_TTL else None
 
@@ -352,14 +356,23 @@ def service_of(where: Address) -> Service:
         for name, value in where.options.items()
         if name.startswith(_OF_SENTINELS)
     }
-    return known(where.service, where.hosts, where.scheme, tuple(sorted({**tls, **login}.items())))
+    return _known(where.service, where.hosts, where.scheme, tuple(sorted({**tls, **login}.items())))
 
 
 _OF_SENTINELS: Final = "sentinel_"
 
 
+def forget() -> None:
+    """Forget the services of all URLs, and end the connections to their Sentinels."""
+    _known.cache_clear()
+    with _lock:
+        services = list(_services)
+    for service in services:
+        service.disconnect()
+
+
 @cache
-def known(name: str, sentinels: tuple[Host, ...], scheme: str, options: tuple[tuple[str, Any], ...]) -> Service:
+def _known(name: str, sentinels: tuple[Host, ...], scheme: str, options: tuple[tuple[str, Any], ...]) -> Service:
     """Return the only service of this name and these Sentinels."""
     return Service(name, sentinels, scheme, dict(options))
 

@@ -110,12 +110,21 @@ class Asking:
             if grace is not None and not isinstance(said, Exception):
                 until = min(until, time.monotonic() + grace)
 
+    def disconnect(self) -> None:
+        """End the connections that are kept; a later question makes new ones."""
+        for sentinel in list(self._kept):
+            kept, _ = self._kept.pop(sentinel, (None, 0.0))
+            if kept is not None:
+                kept.disconnect()
+
     def _ask_one(self, sentinel: Host) -> Answer | Exception:
         kept, since = self._kept.pop(sentinel, (None, 0.0))
-        if kept is not None and time.monotonic() - since < KEEP and kept.pid == os.getpid():
-            answer = self._ask_on(kept, sentinel)
-            if not isinstance(answer, redis.ConnectionError):  # it has ended since; a new one may be let in
-                return answer
+        if kept is not None:
+            if time.monotonic() - since < KEEP and kept.pid == os.getpid():
+                answer = self._ask_on(kept, sentinel)
+                if not isinstance(answer, redis.ConnectionError):  # it has ended since; a new one may be let in
+                    return answer
+            kept.disconnect()
         host, port = sentinel
         return self._ask_on(self._class(host=host, port=port, **self._options), sentinel)
 
@@ -137,7 +146,9 @@ class Asking:
             if answer is None:
                 connection.disconnect()
             else:
-                self._kept[sentinel] = connection, time.monotonic()
+                mine = connection, time.monotonic()
+                if self._kept.setdefault(sentinel, mine) is not mine:  # another thread has asked at the same time
+                    connection.disconnect()
         return answer
 
 

@@ -24,7 +24,7 @@ from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.faults import Proxy, no_more_threads, paused
 from tests.sentinels import FakeSentinel, url_of
-from tests.waiting import await_for, scaled
+from tests.waiting import await_for, scaled, wait_for
 
 TOPIC = Topic.for_user(1)
 
@@ -177,15 +177,52 @@ def test_a_connection_to_a_sentinel_is_used_again(three, monkeypatch):
     monkeypatch.setattr(primary, "ANSWER_TTL", 0)
     found = service(*three)
     for _ in range(3):
-        port(found)
+        ask_all(found)
     assert [sentinel.asked["connect"] for sentinel in three] == [1, 1, 1]
     for connection, _ in found._asking._kept.values():
         connection._sock.shutdown(socket.SHUT_RDWR)
-    port(found)
+    ask_all(found)
     monkeypatch.setattr(sentinels, "KEEP", 0)
-    port(found)
+    ask_all(found)
 
     assert [sentinel.asked["connect"] for sentinel in three] == [3, 3, 3]
+
+
+def ask_all(found):
+    """Ask, and wait for the last of the three Sentinels, too: the first answers are enough for the caller."""
+    port(found)
+    wait_for(lambda: len(found._asking._kept) == 3)
+
+
+def test_who_asks_a_sentinel_at_the_same_time_leaves_one_connection(three):
+    """Whether it is kept or not, a connection is ended by who made it, not by the garbage collector."""
+    found = service(*three)
+    new, made, barrier = found._asking._class, [], threading.Barrier(2)
+
+    def connect(**options):
+        barrier.wait(scaled(10))
+        made.append(new(**options))
+        return made[-1]
+
+    found._asking._class = connect
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(found._asking._ask_one, [three[0].host] * 2))
+
+    assert sorted(connection.connected for connection in made) == [False, True]
+
+
+def test_connections_to_sentinels_end_with_the_settings_that_named_them(three, settings):
+    """So a process whose settings change, as in a site's tests, leaves no connection behind."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "REDIS_URL": (url := url_of(*three))}
+    found = service_of(read(url))
+    ask_all(found)
+    connections = [connection for connection, _ in found._asking._kept.values()]
+
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "REDIS_URL": "redis://127.0.0.1:1"}
+
+    assert not any(connection.connected for connection in connections)
+    assert service_of(read(url)) is not found
 
 
 @pytest.mark.parametrize("threads", [0, 1])
