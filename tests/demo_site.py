@@ -7,16 +7,16 @@ import os
 import random
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,16 @@ from PIL import Image, ImageDraw, ImageOps
 from websockets.sync.client import ClientConnection, connect
 
 from tests.ports import free_port
+from tests.waiting import scaled, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT = 30 * float(os.environ.get("TIMEOUT_FACTOR", "1"))
+TIMEOUT = scaled(30)
 """Seconds within which whatever is waited for has long happened."""
 
 
 def wait_until(condition: Callable[[], Any], what: str) -> Any:
-    """Return the first true result of ``condition``; fail after the time-out, naming ``what``."""
-    deadline = time.monotonic() + TIMEOUT
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT} s"
-        time.sleep(0.02)
-    return result
+    """Return the first true result of ``condition``; fail after ``TIMEOUT``, naming ``what``."""
+    return wait_for(condition, 30, what)
 
 
 def environment(directory: Path, **more: str) -> dict[str, str]:
@@ -50,6 +47,33 @@ def environment(directory: Path, **more: str) -> dict[str, str]:
 def manage(env: dict[str, str], *arguments: str) -> None:
     """Run one of the site's management commands to its end."""
     subprocess.run([sys.executable, ROOT / "manage.py", *arguments], env=env, check=True, timeout=TIMEOUT)
+
+
+def site_without_redis(directory: Path) -> dict[str, str]:
+    """Make a site with a database, and return its environment: what cannot be published must not stop the work."""
+    env = environment(directory, REDIS_URL="redis://127.0.0.1:1/0", CLAIM_LEASE="1")
+    manage(env, "migrate", "-v", "0")
+    return env
+
+
+def start_worker(env: dict[str, str], **more: str) -> subprocess.Popen[str]:
+    """Start a background worker of the site; ``end_worker`` ends it."""
+    command = [sys.executable, ROOT / "manage.py", "run_worker"]
+    return subprocess.Popen(command, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def end_worker(worker: subprocess.Popen[str]) -> str:
+    """Stop a worker as a service manager does, and return what it said."""
+    worker.terminate()
+    output = worker.communicate(timeout=TIMEOUT)[0]
+    assert worker.returncode == 0, output
+    return output
+
+
+def rows(env: dict[str, str], table: str, columns: str, condition: str = "1") -> list[tuple[Any, ...]]:
+    """Return what is in a table of the site's database."""
+    with closing(sqlite3.connect(env["DATABASE_PATH"], timeout=TIMEOUT)) as connection:
+        return connection.execute(f"SELECT {columns} FROM {table} WHERE {condition}").fetchall()
 
 
 class Demo:

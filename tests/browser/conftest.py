@@ -1,4 +1,4 @@
-"""What the tests of the browser share: a site, a server that a test may kill, and the road to it."""
+"""What the tests of the browser share: Chromium, a site, a server that a test may kill, and the road to it."""
 
 import json
 from collections.abc import Iterator
@@ -7,11 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 import notifications
+from tests.demo_browser import CHROMIUM, FLAGS
 from tests.faults import HttpProxy
 from tests.ports import free_port
 from tests.processes import Site, WebServer
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @dataclass

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 
 from tests.axe import violations
-from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS, SCREENSHOTS
+from tests.demo_browser import CHROMIUM, MILLISECONDS, SCREENSHOTS
 from tests.processes import Site, WebServer
 from tests.testsite import admin_site
 
@@ -31,15 +31,6 @@ def pages(
         server = site.start_server("daphne")
         site.start_listener()
         yield site, server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from tests.browser.test_elements import (
     TOASTS,
     Tab,
     bar,
-    browser,
     open_tab,
     pages,
     port,
@@ -27,7 +26,7 @@ from tests.faults import Proxy
 from tests.ports import free_port
 from tests.processes import Site, WebServer
 
-__all__ = ["browser", "pages", "port", "pytestmark", "tab"]  # as there
+__all__ = ["pages", "port", "pytestmark", "tab"]  # as there
 
 STATUS = "<connection-status></connection-status>"
 STATE = "async (state) => (await notifications).state === state"

@@ -24,7 +24,6 @@ from playwright.sync_api import (
     WebSocket,
     WebSocketRoute,
     expect,
-    sync_playwright,
 )
 
 from tests.axe import violations
@@ -70,15 +69,6 @@ def pages(
         server = site.start_server("daphne", port)
         site.start_listener()
         yield site, server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @dataclass

@@ -8,13 +8,13 @@ from playwright.sync_api import Browser, Page, Route, expect
 
 from notifications import publish_to_all
 from notifications.messages import Notice
-from tests.browser.test_elements import browser, pytestmark
+from tests.browser.test_elements import pytestmark
 from tests.browser.test_swapped_pages import LIBRARIES, Visitor
 from tests.conftest import point_to
 from tests.demo_browser import MILLISECONDS
 from tests.processes import LAYERS, Site, WebServer
 
-__all__ = ["browser", "pytestmark"]  # as there
+__all__ = ["pytestmark"]  # as there
 
 KINDS = {"site": {}}
 TITLES = '[part~="title"]'

@@ -16,10 +16,10 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect
 
 from project.local_redis import LocalRedis
-from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
+from tests.demo_browser import CHROMIUM, MILLISECONDS
 from tests.guides import ROOT, environment, files_of, find_program, listens, start_project, write
 from tests.ports import free_port
 from tests.processes import Process, Site, User, WebServer
@@ -51,20 +51,13 @@ def pages(
         yield site, server
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[BrowserContext]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
-    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) as browser:
-        yield browser
-
-
 @pytest.fixture
 def user(pages: tuple[Site, WebServer]) -> User:
     return pages[0].add_user()
 
 
 @pytest.fixture
-def page(browser: BrowserContext, user: User) -> Iterator[Page]:
+def page(browser: Browser, user: User) -> Iterator[Page]:
     """A page of a browser that has logged in at 127.0.0.1."""
     name, _, value = user.cookie.partition("=")
     with browser.new_context() as context:
@@ -169,7 +162,7 @@ def test_kind_of_the_htmx_guide_is_one(settings: object) -> None:
 
 
 def test_an_existing_site_shows_notices_in_the_admin(
-    browser: BrowserContext, redis_server: LocalRedis, tmp_path: Path
+    browser: Browser, redis_server: LocalRedis, tmp_path: Path
 ) -> None:
     """A site with a package of settings follows the guide; its admin, whose pages are not its own, has toasts."""
     site = start_project(tmp_path / "site")

@@ -15,7 +15,6 @@ from tests.browser.test_elements import (
     HOSTILE,
     TOASTS,
     Tab,
-    browser,
     hide,
     pages,
     port,
@@ -28,7 +27,7 @@ from tests.demo_browser import MILLISECONDS, SCREENSHOTS
 from tests.processes import Site, WebServer
 from tests.waiting import scaled
 
-__all__ = ["browser", "pages", "port", "pytestmark", "tab", "tab_with_cache"]  # as there
+__all__ = ["pages", "port", "pytestmark", "tab", "tab_with_cache"]  # as there
 
 
 @dataclass

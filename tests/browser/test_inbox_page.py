@@ -7,10 +7,10 @@ from contextlib import closing
 from datetime import UTC, datetime
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.axe import violations
-from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS, SCREENSHOTS
+from tests.demo_browser import CHROMIUM, MILLISECONDS, SCREENSHOTS
 from tests.processes import Site, User, WebServer
 from tests.testsite import admin_site
 
@@ -33,15 +33,6 @@ def pages(
     with Site(directory, migrated_database, settings=settings) as site:
         assert site.run("collectstatic", "--noinput").returncode == 0
         yield site, site.start_server("daphne")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

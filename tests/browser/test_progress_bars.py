@@ -17,7 +17,6 @@ from tests.browser.test_elements import (
     TOASTS,
     Tab,
     bar,
-    browser,
     pytestmark,
     shown,
     stop_clock,
@@ -28,7 +27,7 @@ from tests.demo_browser import MILLISECONDS
 from tests.processes import Site, WebServer
 from tests.waiting import wait_for
 
-__all__ = ["browser", "pytestmark", "tab"]  # as there
+__all__ = ["pytestmark", "tab"]  # as there
 CANCEL = "cancel_url='/notifications/cancel/'"
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -8,11 +8,11 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from notifications import publish
-from tests.browser.test_elements import TOASTS, Tab, browser, pytestmark, shown, tab
+from tests.browser.test_elements import TOASTS, Tab, pytestmark, shown, tab
 from tests.conftest import point_to
 from tests.processes import Site, WebServer
 
-__all__ = ["browser", "pytestmark", "tab"]  # as there
+__all__ = ["pytestmark", "tab"]  # as there
 
 KINDS = {
     "closed": {},

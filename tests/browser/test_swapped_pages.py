@@ -9,13 +9,13 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, Route, WebSocket, expect
 
-from tests.browser.test_elements import browser, pytestmark, shown
+from tests.browser.test_elements import pytestmark, shown
 from tests.conftest import point_to
 from tests.demo_browser import MILLISECONDS
 from tests.processes import LAYERS, Site, User, WebServer
 from tests.site.test_protocol import node_module
 
-__all__ = ["browser", "pytestmark"]  # as there
+__all__ = ["pytestmark"]  # as there
 
 LIBRARIES = {
     "htmx 2": "htmx.org/dist/htmx.js",

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
-from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
+from tests.demo_browser import CHROMIUM, MILLISECONDS
 from tests.newcomer import PASSWORD, STARTED, Newcomer, install, make_environment
 from tests.site.test_readme import sources, wheel  # noqa: F401  fixtures
 from tests.unit.test_readme import marked
@@ -34,16 +34,6 @@ def page(request):
 
 urlpatterns += [path("page/", page)]
 """
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 @pytest.fixture

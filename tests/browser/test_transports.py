@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page
 
 from tests.browser.conftest import Place
-from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
+from tests.demo_browser import CHROMIUM, MILLISECONDS
 from tests.faults import HttpProxy
 from tests.processes import User
 
@@ -26,15 +26,6 @@ connection.addEventListener("state", ({ detail }) => states.push(detail.state));
 connection.addEventListener("gap", () => gaps++);
 """
 """What the page is told, from its own script on: an upload's messages are counted by the elements."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @dataclass

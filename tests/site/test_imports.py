@@ -5,7 +5,6 @@ import os
 import pty
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,11 +19,15 @@ from tests.demo_site import (
     TIMEOUT,
     Demo,
     Visitor,
+    end_worker,
     environment,
     manage,
     receive,
+    rows,
     running_demo,
+    site_without_redis,
     socket_of,
+    start_worker,
     wait_until,
 )
 from tests.faults import paused
@@ -223,7 +226,7 @@ def test_cancelled_import_leaves_no_rows(demo: Demo, owner: Visitor, directory: 
 
     assert told[-1]["state"] == "cancelled"
     assert ended(owner, "unwanted.csv")["state"] == "cancelled"
-    assert rows(environment(directory), "1", "name LIKE 'Place %'", table="imports_place") == []
+    assert rows(environment(directory), "imports_place", "1", "name LIKE 'Place %'") == []
 
 
 def test_clear_deletes_what_has_finished(demo: Demo, owner: Visitor, directory: Path):
@@ -265,55 +268,33 @@ Import.objects.create(owner=owner, name="t.csv", file=ContentFile({content!r}, "
 
 @pytest.fixture
 def site(tmp_path: Path) -> dict[str, str]:
-    """A site with a database and no Redis: what cannot be published must not stop the work."""
-    env = environment(tmp_path, REDIS_URL="redis://127.0.0.1:1/0", CLAIM_LEASE="1")
-    manage(env, "migrate", "-v", "0")
-    return env
+    return site_without_redis(tmp_path)
 
 
 def create(env: dict[str, str], content: bytes, **fields: object) -> None:
     manage(env, "shell", "-v", "0", "-c", CREATE.format(content=content, fields=fields))
 
 
-def start_worker(env: dict[str, str], **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, ROOT / "manage.py", "run_worker"]
-    return subprocess.Popen(command, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def end(process: subprocess.Popen[str]) -> str:
-    """Stop a worker as a service manager does, and return what it said."""
-    process.terminate()
-    output = process.communicate(timeout=TIMEOUT)[0]
-    assert process.returncode == 0, output
-    return output
-
-
-def rows(
-    env: dict[str, str], columns: str, condition: str = "1", *, table: str = "imports_import"
-) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(env["DATABASE_PATH"], timeout=TIMEOUT)
-    try:
-        return connection.execute(f"SELECT {columns} FROM {table} WHERE {condition}").fetchall()
-    finally:
-        connection.close()
+def imports(env: dict[str, str], columns: str, condition: str = "1") -> list[tuple[Any, ...]]:
+    return rows(env, "imports_import", columns, condition)
 
 
 def test_import_of_a_killed_worker_goes_on(site: dict[str, str]):
     """After kill -9 of its worker another goes on behind the last batch: no row is missing, and none is there twice."""
     create(site, table(200))
     victim = start_worker(site, DEMO_PACE="0.05")
-    wait_until(lambda: rows(site, "1", "done >= 20"), "some rows")
+    wait_until(lambda: imports(site, "1", "done >= 20"), "some rows")
     victim.kill()
     victim.communicate()
-    [(reached,)] = rows(site, "done")
+    [(reached,)] = imports(site, "done")
     assert reached < 200
 
     heir = start_worker(site)
-    wait_until(lambda: rows(site, "1", "status = 'succeeded'"), "the end")
-    end(heir)
+    wait_until(lambda: imports(site, "1", "status = 'succeeded'"), "the end")
+    end_worker(heir)
 
-    assert rows(site, "done, refused, attempts") == [(200, 0, 2)]
-    names = rows(site, "name", table="imports_place")
+    assert imports(site, "done, refused, attempts") == [(200, 0, 2)]
+    names = rows(site, "imports_place", "name")
     assert names == [(f"Place {n}",) for n in range(200)]
 
 
@@ -322,21 +303,21 @@ def test_table_that_kills_its_workers_is_given_up(site: dict[str, str]):
     create(site, table(3), attempts=3)
     worker = start_worker(site)
 
-    wait_until(lambda: rows(site, "1", "status = 'failed'"), "the failure")
-    end(worker)
+    wait_until(lambda: imports(site, "1", "status = 'failed'"), "the failure")
+    end_worker(worker)
 
-    assert rows(site, "error") == [("3 workers died over this file.",)]
+    assert imports(site, "error") == [("3 workers died over this file.",)]
 
 
 def test_worker_that_is_stopped_ends_its_import(site: dict[str, str]):
     """A worker that is asked to stop does not leave an import in the middle: it stops resting."""
     create(site, table(200))
     worker = start_worker(site, DEMO_PACE="600")
-    wait_until(lambda: rows(site, "1", "done > 0"), "some rows")
+    wait_until(lambda: imports(site, "1", "done > 0"), "some rows")
 
-    output = end(worker)
+    output = end_worker(worker)
 
-    assert rows(site, "status, done, attempts") == [("succeeded", 200, 1)]
+    assert imports(site, "status, done, attempts") == [("succeeded", 200, 1)]
     assert "succeeded: import " in output
 
 
@@ -344,16 +325,16 @@ def test_import_that_was_taken_by_another_is_left_alone(site: dict[str, str]):
     """A worker that was believed dead writes nothing more when it wakes up."""
     create(site, table(200))
     slow = start_worker(site, DEMO_PACE="0.05")
-    wait_until(lambda: rows(site, "1", "done > 0"), "some rows")
+    wait_until(lambda: imports(site, "1", "done > 0"), "some rows")
     slow.send_signal(signal.SIGSTOP)
     heir = start_worker(site)
-    wait_until(lambda: rows(site, "1", "status = 'succeeded'"), "the end")
+    wait_until(lambda: imports(site, "1", "status = 'succeeded'"), "the end")
     slow.send_signal(signal.SIGCONT)
 
-    assert "lost: import " in end(slow)
-    end(heir)
-    assert rows(site, "status, done") == [("succeeded", 200)]
-    assert len(rows(site, "1", table="imports_place")) == 200
+    assert "lost: import " in end_worker(slow)
+    end_worker(heir)
+    assert imports(site, "status, done") == [("succeeded", 200)]
+    assert len(rows(site, "imports_place", "1")) == 200
 
 
 def test_bar_goes_on_where_its_worker_was_lost(tmp_path: Path):
@@ -382,7 +363,7 @@ def test_bar_goes_on_where_its_worker_was_lost(tmp_path: Path):
                 worker.communicate()
             else:
                 worker.send_signal(signal.SIGCONT)
-                assert "lost: import " in end(worker)
+                assert "lost: import " in end_worker(worker)
             numbers = [each["done"] for each in told if each["done"] is not None]
             assert numbers == sorted(numbers)
             assert (told[-1]["state"], told[-1]["done"]) == ("succeeded", 200)
@@ -485,7 +466,7 @@ def test_ctrl_c_cancels_in_both_places(demo: Demo, owner: Visitor, directory: Pa
     assert "cancelled" in terminal.seen
     assert "Traceback" not in terminal.seen
     assert ended(owner, "places.csv")["state"] == "cancelled"
-    assert rows(slow, "1", table="imports_place") == []
+    assert rows(slow, "imports_place", "1") == []
 
 
 def test_command_says_what_is_wrong(site: dict[str, str], tmp_path: Path):

@@ -1,14 +1,11 @@
 """Workers that come, go, and share the work."""
 
 import hashlib
-import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.demo_site import ROOT, TIMEOUT, environment, manage, wait_until
+from tests.demo_site import end_worker, manage, rows, site_without_redis, start_worker, wait_until
 
 CREATE = """
 import uuid
@@ -25,52 +22,32 @@ for n in range({count}):
 
 @pytest.fixture
 def site(tmp_path: Path) -> dict[str, str]:
-    """A site with a database and no Redis: what cannot be published must not stop the work."""
-    env = environment(tmp_path, REDIS_URL="redis://127.0.0.1:1/0", CLAIM_LEASE="1")
-    manage(env, "migrate", "-v", "0")
-    return env
+    return site_without_redis(tmp_path)
 
 
-def start_worker(env: dict[str, str], **more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, ROOT / "manage.py", "run_worker"]
-    return subprocess.Popen(command, env=env | more, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def end_worker(worker: subprocess.Popen[str]) -> str:
-    """Stop a worker as a service manager does, and return what it said."""
-    worker.terminate()
-    output = worker.communicate(timeout=TIMEOUT)[0]
-    assert worker.returncode == 0, output
-    return output
-
-
-def rows(env: dict[str, str], columns: str, condition: str = "1") -> list[tuple[object, ...]]:
-    connection = sqlite3.connect(env["DATABASE_PATH"], timeout=TIMEOUT)
-    try:
-        return connection.execute(f"SELECT {columns} FROM uploads_upload WHERE {condition}").fetchall()
-    finally:
-        connection.close()
+def uploads(env: dict[str, str], columns: str, condition: str = "1") -> list[tuple[object, ...]]:
+    return rows(env, "uploads_upload", columns, condition)
 
 
 def test_upload_of_a_killed_worker_is_taken_up_again(site: dict[str, str]):
     """After kill -9 of its worker an upload is analysed by the next, and its percentage does not go back."""
     manage(site, "shell", "-v", "0", "-c", CREATE.format(count=1, size=100_000))
     victim = start_worker(site, DEMO_PACE="0.05")
-    wait_until(lambda: rows(site, "1", "progress_percent > 20"), "a bar in motion")
+    wait_until(lambda: uploads(site, "1", "progress_percent > 20"), "a bar in motion")
     victim.kill()
     victim.communicate()
-    [(reached,)] = rows(site, "progress_percent")
+    [(reached,)] = uploads(site, "progress_percent")
 
     heir = start_worker(site, DEMO_PACE="600")
-    wait_until(lambda: rows(site, "1", "attempts = 2"), "the second attempt")
-    assert rows(site, "1", f"progress_percent >= {reached}")
+    wait_until(lambda: uploads(site, "1", "attempts = 2"), "the second attempt")
+    assert uploads(site, "1", f"progress_percent >= {reached}")
     assert "given back" in end_worker(heir)
-    assert rows(site, "status, attempts") == [("pending", 1)]
+    assert uploads(site, "status, attempts") == [("pending", 1)]
     last = start_worker(site)
-    wait_until(lambda: rows(site, "1", "status = 'completed'"), "the end")
+    wait_until(lambda: uploads(site, "1", "status = 'completed'"), "the end")
     end_worker(last)
 
-    assert rows(site, "progress_percent, sha256") == [(100, hashlib.sha256(bytes(100_000)).hexdigest())]
+    assert uploads(site, "progress_percent, sha256") == [(100, hashlib.sha256(bytes(100_000)).hexdigest())]
 
 
 INTERRUPTED = """
@@ -106,10 +83,10 @@ def test_claim_of_a_time_to_come_is_void(site: dict[str, str]):
     manage(site, "shell", "-v", "0", "-c", CREATE.format(count=1, size=10) + imports + change)
 
     worker = start_worker(site)
-    wait_until(lambda: rows(site, "1", "status = 'completed'"), "the end")
+    wait_until(lambda: uploads(site, "1", "status = 'completed'"), "the end")
     end_worker(worker)
 
-    assert rows(site, "attempts") == [(2,)]
+    assert uploads(site, "attempts") == [(2,)]
 
 
 def test_file_that_kills_its_workers_is_given_up(site: dict[str, str]):
@@ -117,10 +94,10 @@ def test_file_that_kills_its_workers_is_given_up(site: dict[str, str]):
     manage(site, "shell", "-v", "0", "-c", CREATE.format(count=1, size=10) + "Upload.objects.update(attempts=3)")
     worker = start_worker(site)
 
-    wait_until(lambda: rows(site, "1", "status = 'failed'"), "the failure")
+    wait_until(lambda: uploads(site, "1", "status = 'failed'"), "the failure")
     end_worker(worker)
 
-    assert rows(site, "error_message") == [("3 workers died over this file.",)]
+    assert uploads(site, "error_message") == [("3 workers died over this file.",)]
 
 
 def test_two_workers_share_the_work(site: dict[str, str]):
@@ -128,8 +105,8 @@ def test_two_workers_share_the_work(site: dict[str, str]):
     manage(site, "shell", "-v", "0", "-c", CREATE.format(count=20, size=10))
     workers = [start_worker(site, DEMO_PACE="0.01") for _ in range(2)]
 
-    wait_until(lambda: len(rows(site, "1", "status = 'completed'")) == 20, "all completed")
+    wait_until(lambda: len(uploads(site, "1", "status = 'completed'")) == 20, "all completed")
     outputs = [end_worker(worker) for worker in workers]
 
-    assert set(rows(site, "attempts")) == {(1,)}
+    assert set(uploads(site, "attempts")) == {(1,)}
     assert sum(output.count("completed: ") for output in outputs) == 20
