@@ -44,6 +44,14 @@ def compressed(size):
     return b"\xc1" + length + bytes(4) + content
 
 
+def inflating(size):
+    """Return the seconds of CPU time that this machine takes for a bomb: machines differ by a factor of three."""
+    decompressor, bomb = zlib.decompressobj(-12), compressed(size)
+    began = time.process_time()
+    assert len(decompressor.decompress(bomb[8:] + b"\x00\x00\xff\xff").decode()) == size
+    return time.process_time() - began
+
+
 def pressed(client, frames, seconds):
     """Send the same frames until the server has had enough, or the time is over."""
     ends = time.monotonic() + seconds
@@ -113,7 +121,9 @@ class Watch:
 
 def test_bombs_and_floods_cost_little_and_hold_nobody(new_site):
     """
-    Ten sockets that send bombs and twenty that flood cost 32 MiB at most, and no request waits 100 ms for them.
+    Ten sockets that send bombs and twenty that flood cost 32 MiB at most, and no request waits long for them.
+
+    The longest wait, in the server's CPU time, is that of inflating three bombs of 16 MiB; the bound is eight.
 
     Half of the bombs are too large, and the other half inflate to as much as a frame may have. Half of the floods are
     pings whose answers nobody reads.
@@ -144,6 +154,6 @@ def test_bombs_and_floods_cost_little_and_hold_nobody(new_site):
     assert codes[:5] == [TOO_BIG] * 5
     assert codes[10:] == [POLICY] * 20
     assert (watch.peak - watch.before) / MIB < 32
-    assert watch.held < 0.1
+    assert watch.held < 8 * inflating(16 * MIB)
     assert "Traceback" not in server.output
     wait_for(lambda: "closed a WebSocket with 1008" in server.output, what="a line in the log")
