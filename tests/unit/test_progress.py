@@ -635,17 +635,33 @@ def test_receivers_of_signals_run_in_the_context_of_the_job(sent):
     assert closed == ["progress"]
 
 
+def cost_of(call):
+    """Return the seconds of CPU time that 10,000 calls take."""
+    before = time.process_time()
+    for _ in range(10_000):
+        call()
+    return time.process_time() - before
+
+
+def cost_of_nothing():
+    """Return what a call costs that only looks at the clock, under a lock: machines differ by a factor of three."""
+    lock = threading.RLock()
+
+    def look():
+        with lock:
+            time.monotonic()
+
+    return min(cost_of(look) for _ in range(5))
+
+
 def test_to_advance_costs_next_to_nothing(sent):
-    """10,000 calls take less than 20 ms of CPU, and a job that does nothing else is told at the rate."""
+    """Some two looks at a clock, five at most; and a job that does nothing else is told at the rate."""
 
     def cost():
         with Progress(JOB, total=10_000) as p:
-            before = time.process_time()
-            for _ in range(10_000):
-                p.advance()
-            return time.process_time() - before
+            return cost_of(p.advance)
 
-    assert min(cost() for _ in range(5)) < 0.02
+    assert min(cost() for _ in range(5)) < 5 * cost_of_nothing()
     assert len(sent) <= 5 * 3
 
 
