@@ -401,6 +401,7 @@ def log_in_by_the_form(page, url: str) -> None:
     page.fill("[name=username]", "admin")
     page.fill("[name=password]", PASSWORD)
     page.click("[type=submit]")
+    page.wait_for_load_state()  # with a file half sent, Django's runserver leaves it open, and says so
 
 
 BAR = """
