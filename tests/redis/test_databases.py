@@ -200,22 +200,40 @@ def test_racing_calls_agree(filled):
 
 
 def test_marks_of_the_same_rows_do_not_lock_each_other_out(filled):
-    """Some devices mark all, some a few in another order: there is no deadlock, which would fail one of them."""
+    """
+    Some devices mark all, some a few in another order: there is no deadlock, which would fail one of them.
+
+    InnoDB ends one now and then all the same, as docs/inbox.md says; whoever tries again gets through.
+    """
     user, rows = USERS - 1, KeptNotice.objects.using(filled.alias)
     rows.filter(user_id=user).delete()
     rows.bulk_create(KeptNotice(user_id=user, title="-", pending_since=None) for _ in range(3000))
     ids = list(rows.filter(user_id=user).order_by("-pk").values_list("pk", flat=True))
 
-    def mark_often(number: int) -> None:
+    def mark_once(change: str, **which: object) -> int:
+        """Return how often it was ended before it got through."""
+        for ended in range(3):
+            try:
+                mark(user, change, **which, using=filled.alias)
+            except OperationalError as error:
+                if filled.server != "mariadb" or error.args[0] != DEADLOCK:
+                    raise
+            else:
+                return ended
+        raise AssertionError("ended three times in a row")
+
+    def mark_often(number: int) -> int:
+        change = "read" if number % 2 else "unread"
         try:
-            for turn in range(20):
-                which = {"until": ids[0]} if (number + turn) % 2 else {"ids": random.sample(ids, 100)}
-                mark(user, "read" if number % 2 else "unread", **which, using=filled.alias)
+            return sum(
+                mark_once(change, **({"until": ids[0]} if (number + turn) % 2 else {"ids": random.sample(ids, 100)}))
+                for turn in range(20)
+            )
         finally:
             connections[filled.alias].close()
 
     with captured(), ThreadPoolExecutor(6) as pool:
-        list(pool.map(mark_often, range(6)))
+        assert sum(pool.map(mark_often, range(6))) <= 6  # of 120 calls; seen: one in some 180 runs
 
 
 def test_calls_for_the_same_users_do_not_lock_each_other_out(filled):
