@@ -1,6 +1,6 @@
 """
-What asyncio lacks: one instance of something per event loop, coroutines started at once, and a
-queue and an event that take little memory.
+What asyncio lacks: one instance of something per event loop, coroutines started at once, a
+time-out that a blocked event loop does not use up, and a queue and an event that take little memory.
 
 asyncio's futures and tasks belong to an event loop, and so does whatever holds them, such as a
 connection; ``PerLoop`` keeps it, and ends it with the loop.
@@ -138,6 +138,62 @@ class _Closing:
                 logger.exception("something that belongs to an event loop could not be ended")
             if not self.ends:
                 await asyncio.sleep(0)  # transports close their sockets in the next iteration
+
+
+class Timeout:
+    """
+    ``asyncio.timeout`` for a wait on a peer, which may have answered while the event loop was blocked.
+
+    A site's code may block the loop for longer than any time-out. asyncio's own then expires in the iteration in which
+    the loop goes on, also if the answer came long before and was read in the same iteration. Here the last part of the
+    time begins only when the loop runs, so a peer has not answered if there was nothing to read for that long.
+
+    It takes ``seconds`` in a loop that runs, otherwise up to ``LAST_PART`` of them longer than the loop was blocked. It
+    must be entered once, and raises ``TimeoutError`` where ``asyncio.timeout`` does.
+    """
+
+    __slots__ = ("_limit", "_loop", "_seconds", "_timer")
+
+    LAST_PART: Final = 0.25
+    """Of the time; several round trips to a peer that answers at once take less than that of half a second."""
+
+    def __init__(self, seconds: float) -> None:
+        """
+        Prepare; the time begins when the block is entered.
+
+        Args:
+            seconds: That the block may take.
+
+        """
+        self._seconds = seconds
+        self._limit = asyncio.timeout(None)
+        self._loop: asyncio.AbstractEventLoop
+        self._timer: asyncio.TimerHandle
+
+    async def __aenter__(self) -> Timeout:
+        self._loop = asyncio.get_running_loop()
+        await self._limit.__aenter__()
+        self._begin()
+        return self
+
+    async def __aexit__(self, *exception: Any) -> None:
+        self._timer.cancel()
+        await self._limit.__aexit__(*exception)
+
+    def restart(self, seconds: float) -> None:
+        """Allow the block so many seconds from now on."""
+        self._timer.cancel()
+        self._seconds = seconds
+        self._begin()
+
+    def _begin(self) -> None:
+        self._timer = self._loop.call_later(self._seconds * (1 - self.LAST_PART), self._begin_last_part)
+
+    def _begin_last_part(self) -> None:
+        self._timer = self._loop.call_later(self._seconds * self.LAST_PART, self._expire)
+
+    def _expire(self) -> None:
+        self._limit.reschedule(self._loop.time())
 
 
 class LoopThread:

@@ -25,7 +25,7 @@ from django.db import Error as DatabaseError
 from django.http import Http404
 from redis.exceptions import RedisError
 
-from ..aio import CutShortError
+from ..aio import CutShortError, Timeout
 from ..conf import settings
 from ..tasks import ended
 
@@ -98,7 +98,7 @@ class Turns:
         self._waiting.setdefault(whose, deque()).append(turn)
         self._length += 1
         try:
-            async with asyncio.timeout(seconds):
+            async with Timeout(seconds):
                 await turn
         except BaseException as error:
             self._forget(whose, turn)
@@ -183,7 +183,7 @@ class Callbacks:
         threaded = in_thread or partial(DatabaseSyncToAsync, thread_sensitive=False, executor=self._executor)
         running = asyncio.ensure_future(threaded(_called)(function, *arguments))
         try:
-            async with asyncio.timeout(seconds):
+            async with Timeout(seconds):
                 await asyncio.wait([running])  # awaiting it would look like our own cancellation if it is cancelled
                 if running.cancelled():
                     raise CutShortError

@@ -6,7 +6,6 @@ The database is queried for many sockets at once: one query for all accounts and
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from django.contrib.sessions.backends import cache, signed_cookies
 from django.core.cache import caches
 from django.utils import timezone
 
+from ..aio import Timeout
 from ..logs import LogBudget, describe
 from ..protocol.frames import CloseCode
 from ..tasks import in_context
@@ -124,7 +124,7 @@ async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
     for name, indexes in by_tenant.items():
         some = [credentials[index] for index in indexes]
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with Timeout(TIMEOUT):
                 found = await in_context(some[-1].tenant.fresh_context(), _in_thread(some))
         except Exception as error:
             failures.append(error)

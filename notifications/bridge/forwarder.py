@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from functools import lru_cache
 from typing import Any, Final
 
-from ..aio import Runner, coroutine_function
+from ..aio import Runner, Timeout, coroutine_function
 from ..broker.clients import FAILURES
 from ..broker.reconnect import backoff
 from ..conf import settings
@@ -129,7 +129,7 @@ class Forwarder:
     async def _send(self, sending: Awaitable[None], group: str, message: dict[str, Any], *, again: bool) -> None:
         """Send; retry a stamped message (``again``) after a failure, because sockets drop duplicates."""
         try:
-            async with asyncio.timeout(GROUP_SEND_TIMEOUT):
+            async with Timeout(GROUP_SEND_TIMEOUT):
                 for delay in backoff():
                     try:
                         await sending

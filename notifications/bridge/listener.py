@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from ..address import Sort
+from ..aio import Timeout
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
 from ..broker.reconnect import connected, keep_connected
 from ..broker.wire import Subscription, confirmed, site_pool
@@ -160,7 +161,7 @@ class Listener:
         if self._shared.subscription is None:
             return  # it ends by itself
         try:
-            async with asyncio.timeout(SOCKET_TIMEOUT):
+            async with Timeout(SOCKET_TIMEOUT):
                 reports = await status.living(await async_client())
                 if not any(report.of == len(self.shards) for report in reports if report.id != self.status.report.id):
                     await self._shared.agreement.end()
@@ -211,7 +212,7 @@ class Listener:
         while True:
             await asyncio.sleep(status.REPORT_INTERVAL)
             try:
-                async with asyncio.timeout(SOCKET_TIMEOUT):
+                async with Timeout(SOCKET_TIMEOUT):
                     reports = await status.reports(client)
             except FAILURES as error:
                 logger.debug("could not read the reports of other listeners: %s", describe(error))

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from .. import metrics
+from ..aio import Timeout
 from ..broker.clients import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from ..logs import describe
 from ..topics import internal_name
@@ -144,7 +145,7 @@ class Status:
                 self._changed.clear()
                 report.state, report.forwarded = self.state, self._forwarded()
                 try:
-                    async with asyncio.timeout(SOCKET_TIMEOUT):
+                    async with Timeout(SOCKET_TIMEOUT):
                         await write(client, report)
                 except FAILURES as error:
                     logger.debug("could not report: %s", describe(error))
@@ -153,7 +154,7 @@ class Status:
                         await self._changed.wait()
         finally:
             with suppress(*FAILURES):
-                async with asyncio.timeout(CONNECT_TIMEOUT):
+                async with Timeout(CONNECT_TIMEOUT):
                     await remove(client, report)
 
 

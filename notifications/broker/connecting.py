@@ -22,6 +22,7 @@ import redis
 import redis.asyncio
 
 from ..address import EMBEDDED
+from ..aio import Timeout
 from . import embedded, resolver
 
 CONNECT_TIMEOUT: Final = 0.5
@@ -234,14 +235,30 @@ CLASSES: Final[dict[str, type]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix,
 
 class _Asynchronous:
     """
-    An asyncio connection that, once it is lost, says so to whoever writes.
+    An asyncio connection that, once it is lost, says so to whoever writes, and is made also if the event loop was
+    blocked meanwhile.
+
+    redis-py has one time-out for connecting and closing; only closing is left to it here.
 
     A transport that was closed raises RuntimeError on uvloop, and AttributeError on asyncio in Python 3.12, which
     nobody takes for the loss of a connection. redis-py writes in the first of these methods, or with a time-out in the
     second, which may run a moment later.
     """
 
+    socket_connect_timeout: float | None
     _writer: Any
+
+    @property
+    def _connect_timeout(self) -> float:
+        return CONNECT_TIMEOUT
+
+    async def _connect(self) -> None:
+        closing, self.socket_connect_timeout = self.socket_connect_timeout, None
+        try:
+            async with Timeout(self._connect_timeout):
+                await super()._connect()  # type: ignore[misc]  # of redis-py's class behind this one
+        finally:
+            self.socket_connect_timeout = closing
 
     async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
         """Send a command; raises the errors of redis-py."""
@@ -264,15 +281,14 @@ class _Named(_Asynchronous):
     """An asyncio connection whose host name is looked up with a time-out."""
 
     host: str
-    socket_connect_timeout: float | None
     _at = ""
 
     async def _connect(self) -> None:
         error: Exception = OSError(f"{self.host} has no address")
-        for found in await resolver.aaddresses(self.host, self.socket_connect_timeout or CONNECT_TIMEOUT):
+        for found in await resolver.aaddresses(self.host, self._connect_timeout):
             self._at = found
             try:
-                await super()._connect()  # type: ignore[misc]  # of redis-py's class behind this one
+                await super()._connect()
                 return
             except (OSError, TimeoutError) as failed:
                 error = failed
@@ -293,7 +309,9 @@ def named(kind: Any) -> Any:
 
 
 class _AsyncUnix(_Asynchronous, redis.asyncio.UnixDomainSocketConnection):
-    pass
+    @property
+    def _connect_timeout(self) -> float:
+        return SOCKET_TIMEOUT  # redis-py logs in meanwhile
 
 
 class _AsyncEmbedded(_AsyncUnix):
@@ -301,7 +319,7 @@ class _AsyncEmbedded(_AsyncUnix):
 
     async def _connect(self) -> None:
         self.path = await asyncio.to_thread(embedded.ready)
-        await super()._connect()  # type: ignore[no-untyped-call]  # it has no types
+        await super()._connect()
 
 
 ASYNC_CLASSES: Final[dict[str, type]] = {

@@ -24,6 +24,7 @@ import redis
 from redis.backoff import NoBackoff
 
 from ..address import Address, read
+from ..aio import Timeout
 from .breaker import Breaker
 from .connecting import ASYNC_CLASSES, CLASSES, CONNECT_TIMEOUT, FAILURES, KEEPALIVE, SOCKET_TIMEOUT
 from .slots import Node, SlotMap, Verdict, read_slots, redirection, slot_of
@@ -142,7 +143,7 @@ class Nodes:
 
     async def alearn(self, since: float, within: float) -> None:
         """Wait without blocking the event loop; see ``learn``."""
-        async with asyncio.timeout(within):
+        async with Timeout(within):
             for answer in self._answers(since):
                 await asyncio.wrap_future(answer)
 

@@ -17,7 +17,7 @@ import redis
 import redis.asyncio
 from django.core.signals import setting_changed
 
-from ..aio import PerLoop
+from ..aio import PerLoop, Timeout
 from . import clients
 from .breaker import StaleConnectionError
 from .calls import TOGETHER_TIMEOUT, Calls
@@ -100,9 +100,7 @@ async def atell(channel: str | bytes, data: str | bytes) -> None:
         await line.anywhere("PUBLISH", channel, data, again=True)
 
 
-async def _exchange_together(
-    caller: Caller, calls: Calls, within: float, limit: asyncio.Timeout, *, asking: bool
-) -> None:
+async def _exchange_together(caller: Caller, calls: Calls, within: float, limit: Timeout, *, asking: bool) -> None:
     """Send the calls that have no answer; raises the error of those that Redis would execute if it was asked again."""
     loop = asyncio.get_running_loop()
     until = loop.time() + TOGETHER_TIMEOUT
@@ -115,7 +113,7 @@ async def _exchange_together(
     try:
         for number, reply in zip(left, replies, strict=True):
             if not reply.done():
-                limit.reschedule(min(loop.time() + within, until))
+                limit.restart(min(within, until - loop.time()))
             try:
                 calls.answers[number] = await reply
             except redis.ResponseError as error:
@@ -309,7 +307,7 @@ class Line:
         whole = False
         tries = 0
         try:
-            async with asyncio.timeout(within) as limit:
+            async with Timeout(within) as limit:
                 while True:
                     caller = await self.caller()
                     try:
@@ -366,7 +364,7 @@ class Line:
         if caller.is_closed or not caller.silent_for(max(PROOF, within / 2)):
             return False
         with suppress(*clients.FAILURES):
-            async with asyncio.timeout(PROOF):
+            async with Timeout(PROOF):
                 if not caller.is_closed:
                     await self._renew(caller)
                 if caller.is_closed or not caller.proven:

@@ -26,6 +26,7 @@ import redis
 import redis.asyncio
 
 from ..address import Address
+from ..aio import Timeout
 from ..logs import describe
 from .connecting import ASYNC_CLASSES, CLASSES, SOCKET_TIMEOUT
 from .sentinels import Answer, Asking, Host, Primary
@@ -103,7 +104,7 @@ class Service:
         if (known := self._known()) is not None:
             return known
         try:
-            async with asyncio.timeout(within):
+            async with Timeout(within):
                 return await asyncio.wrap_future(self.ask())
         except TimeoutError:
             raise self._silent(within) from None

@@ -20,6 +20,8 @@ from typing import Final
 
 import redis
 
+from ..aio import Timeout
+
 ANSWER_TTL: Final = 5.0
 """Seconds that an answer is cached: no longer than the addresses of hosted servers, which change at a failover."""
 
@@ -55,7 +57,7 @@ async def aaddresses(host: str, within: float) -> list[str]:
     if _is_address(host):
         return [host]
     try:
-        async with asyncio.timeout(within):
+        async with Timeout(within):
             return await asyncio.wrap_future(_ask(host))
     except TimeoutError:
         raise _silent(host, within) from None

@@ -18,6 +18,7 @@ import hiredis
 import redis.asyncio
 from redis.backoff import NoBackoff
 
+from ..aio import Timeout
 from ..conf import settings
 from . import clients
 from .clients import IDLE, PROOF, async_options
@@ -104,7 +105,7 @@ class Wire(asyncio.Protocol):
         connection.reader_at_first = None
         connection.protocol = 2  # whatever the URL says: ``got`` reads RESP2
         try:
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+            async with Timeout(HANDSHAKE_TIMEOUT):
                 await connection.connect()
                 # Before 7.2 Redis lets redis-py connect without the password that it wants, and refuses what follows.
                 await connection.send_command("PING")
@@ -385,7 +386,7 @@ class Publisher(Wire):
     async def finish(self) -> None:
         """Wait briefly until Redis has answered everything."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+            async with Timeout(HANDSHAKE_TIMEOUT):
                 while self.unanswered and not self.is_closed:
                     await asyncio.shield(self.hear())
 
@@ -414,6 +415,6 @@ async def confirmed(futures: list[asyncio.Future[None]]) -> None:
         ConnectionError: The connection ended, or Redis refused.
 
     """
-    async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+    async with Timeout(HANDSHAKE_TIMEOUT):
         for future in futures:
             await asyncio.shield(future)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any, Final
 
+from ..aio import Timeout
 from ..broker.reconnect import LONGEST, keep_connected
 from ..broker.wire import confirmed
 from ..tasks import Supervised
@@ -68,7 +69,7 @@ class Feed:
         if self._confirmations.get(key, key) is None:
             return
         self._keeping.start(now=True)
-        async with asyncio.timeout(WAIT):
+        async with Timeout(WAIT):
             while is_wanted():
                 subscription = self.subscription
                 if subscription is None or subscription.is_closed:

@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from functools import lru_cache
 from typing import Any, Final
 
+from ..aio import Timeout
 from ..broker.reconnect import connected, keep_connected
 from ..broker.wire import HANDSHAKE_TIMEOUT, Publisher, Subscription
 from ..logs import LogBudget, describe
@@ -280,7 +281,7 @@ class LoopLayer:
 
     async def _ready_publisher(self) -> Publisher:
         """Wait before anything is written, so that an error means that nothing was sent."""
-        async with asyncio.timeout(feed.WAIT):
+        async with Timeout(feed.WAIT):
             while True:
                 self._publishing.start(now=True)
                 await self._can_publish.wait()

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
+from ..aio import Timeout
 from ..broker.clients import FAILURES
 from ..conf import settings
 from ..history.position import Page, Position
@@ -185,7 +186,7 @@ class Delivery:
         """Bound a call of the layer. Ours does that itself, and thousands of timers cost time."""
         if self._is_own_layer:
             return await call
-        async with asyncio.timeout(LAYER_TIMEOUT):
+        async with Timeout(LAYER_TIMEOUT):
             return await call
 
     async def _find_start(self, cursor: Cursor, since: Position | str | None) -> Start:
@@ -426,7 +427,7 @@ class Delivery:
         self._markers += 1  # one that comes after its time must not count
         self._arrived.clear()
         try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
+            async with Timeout(LAYER_TIMEOUT):
                 await self._layer.send(self._channel, {"type": MARKER, "n": self._markers})
                 await self._arrived.wait()
         except Exception as error:  # noqa: BLE001  a layer may raise anything; it brings nothing else either

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from importlib.util import find_spec
 
@@ -10,6 +9,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
+from ..aio import Timeout
 from ..bridge import status
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
 from ..conf import settings
@@ -30,7 +30,7 @@ async def live(request: HttpRequest) -> HttpResponse:
 async def ready(request: HttpRequest) -> HttpResponse:
     """Answer 200 if Redis answers and a listener holds the lease, otherwise 503, within about a second."""
     try:
-        async with asyncio.timeout(SOCKET_TIMEOUT):
+        async with Timeout(SOCKET_TIMEOUT):
             listeners = await status.living(await async_client())
     except FAILURES:
         state = {"redis": False, "holder": False}

@@ -340,3 +340,31 @@ async def test_the_kernel_asks_idle_peers(server, settings):
     clients._pool().release(pooled)
     await client.connection_pool.release(free)
     await layer.flush()
+
+
+@pytest.mark.parametrize(
+    ("doing", "steps"), [("connecting", 2), ("connecting", 3), ("connecting", 4), ("calling", 1), ("calling", 2)]
+)
+async def test_what_redis_answered_while_the_event_loop_was_blocked_counts(server, settings, monkeypatch, doing, steps):
+    """
+    Redis is well, and a site's code blocks the loop for longer than a time-out, in whichever step.
+
+    The message is published once, and the next caller is not refused.
+    """
+    point_to(settings, server.url)
+    breaker.worked()
+    if doing == "connecting":
+        monkeypatch.setattr(connecting, "CONNECT_TIMEOUT", time_out := 1.0)
+    else:
+        await apublish(TOPIC, {"n": 0})
+        monkeypatch.setattr(pipeline.arun, "__defaults__", (time_out := 2.0,))
+
+    publishing = asyncio.create_task(apublish(TOPIC, {"n": 1}))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    time.sleep(time_out + 0.1)  # noqa: ASYNC251  this is the fault
+    await publishing
+
+    assert breaker.remaining() == 0
+    with redis.Redis.from_url(server.url) as client:
+        assert published(client)[-1:] == [1]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import socket
 import threading
 import weakref
 from typing import ClassVar
@@ -9,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from notifications.access import revocation
-from notifications.aio import LoopThread, PerLoop
+from notifications.aio import LoopThread, PerLoop, Timeout
 from notifications.connection import heartbeat
 from notifications.delivery import outbox as outbox_module
 from notifications.delivery import reconciler
@@ -18,6 +19,7 @@ from notifications.delivery.reconciler import MAX_READS
 from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.topics import Topic
+from tests.virtual_time import in_virtual_time
 from tests.waiting import await_for
 
 
@@ -154,3 +156,78 @@ async def test_a_loop_in_a_thread_is_the_same_for_all_calls():
     assert first is second
     assert first is not locked()
     assert name == "of a test"
+
+
+@in_virtual_time
+async def test_a_wait_on_a_peer_ends_in_time():
+    """In an event loop that runs it is an ordinary time-out."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    with pytest.raises(TimeoutError):
+        async with Timeout(2):
+            await loop.create_future()
+
+    assert loop.time() - began == pytest.approx(2)
+    assert loop.timers == 0
+
+
+@in_virtual_time
+async def test_an_answer_that_came_while_the_loop_was_blocked_is_read():
+    """However long that was; asyncio's own time-out expires together with the reading."""
+    loop = asyncio.get_running_loop()
+    ours, peers = socket.socketpair()
+    with ours, peers:
+        ours.setblocking(False)
+        loop.call_soon(peers.send, b"an answer")
+        loop.call_soon(loop.stand_still, 60)
+
+        async with Timeout(2):
+            assert await loop.sock_recv(ours, 100) == b"an answer"
+
+    assert loop.timers == 0
+
+
+@in_virtual_time
+async def test_a_peer_that_is_silent_gets_little_more_time_from_a_blocked_loop():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    loop.call_soon(loop.stand_still, 60)
+
+    with pytest.raises(TimeoutError):
+        async with Timeout(2):
+            await loop.create_future()
+
+    assert loop.time() - began == pytest.approx(60 + 2 * Timeout.LAST_PART)
+
+
+@in_virtual_time
+async def test_a_wait_that_is_begun_again_has_all_of_its_time():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    async def wait():
+        async with Timeout(2) as limit:
+            await asyncio.sleep(1.9)  # into the last part
+            limit.restart(3)
+            await loop.create_future()
+
+    with pytest.raises(TimeoutError):
+        await wait()
+
+    assert loop.time() - began == pytest.approx(1.9 + 3)
+    assert loop.timers == 0
+
+
+@in_virtual_time
+async def test_a_cancellation_during_a_wait_is_none_of_its_business():
+    async def wait():
+        async with Timeout(2):
+            await asyncio.get_running_loop().create_future()
+
+    waiting = asyncio.create_task(wait())
+    await asyncio.sleep(1)
+    waiting.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
