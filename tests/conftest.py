@@ -39,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("notifications")
 
 
-FOLDERS = ["browser", "site", "queues", "redis", "unit"]
+FOLDERS = ["browser", "site", "queues", "redis", "repository", "unit"]
 """From the slowest to the fastest."""
 
 

@@ -22,7 +22,7 @@ from notifications.broker import embedded
 from tests.guides import environment, listens
 from tests.ports import free_port
 from tests.processes import START_SECONDS, Process
-from tests.unit.test_readme import marked
+from tests.repository.test_readme import marked
 from tests.waiting import scaled, wait_for
 
 PASSWORD = "correct horse battery staple"

@@ -351,7 +351,7 @@ _async_client = PerLoop(_opened, _disconnect)
 
 async def async_client() -> redis.asyncio.Redis:
     """
-    Return the client of the running event loop. It has no time-out: use ``asyncio.timeout``.
+    Return the client of the running event loop. It has no time-out: use ``aio.Timeout``.
 
     On a cluster, commands must have one key, or several of one slot, and go to the node that has it; those that have
     none, such as ``INFO`` and ``TIME``, go to any node.

@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.demo_browser import CHROMIUM, MILLISECONDS
 from tests.newcomer import PASSWORD, STARTED, Newcomer, install, make_environment
+from tests.repository.test_readme import marked
 from tests.site.test_readme import sources, wheel  # noqa: F401  fixtures
-from tests.unit.test_readme import marked
 from tests.waiting import scaled
 
 pytestmark = pytest.mark.skipif(

@@ -14,7 +14,7 @@ from notifications.history.shares import SHARES_TTL, WHOLE, Report
 from tests.conftest import point_to
 from tests.faults import paused
 from tests.redis.test_progress import JOB, SECOND, run, server, told
-from tests.unit.test_readme import ROOT, marked
+from tests.repository.test_readme import ROOT, marked
 from tests.waiting import scaled, wait_for
 
 __all__ = ["server"]  # a fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.newcomer import HOLDING, LISTENING, STARTED, Newcomer
-from tests.unit.test_readme import marked
+from tests.repository.test_readme import marked
 
 DAPHNE, STATIC = '"daphne", ', '    "django.contrib.staticfiles",\n'.replace('"', "'")
 

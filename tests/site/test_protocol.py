@@ -19,12 +19,12 @@ from tests.clients import RawRedis, Tab, open_tab
 from tests.conftest import point_to
 from tests.http_client import post
 from tests.processes import User, WebServer
-from tests.schemas import NAMES, check, tags, validator
-from tests.unit.test_protocol import (
+from tests.repository.test_protocol import (
     COMMITTED,
     node_module,
     progress,
 )
+from tests.schemas import NAMES, check, tags, validator
 from tests.waiting import await_for, scaled
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -40,7 +40,7 @@ from notifications.access import control
 from notifications.history.inlet import Entry, fields_of
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
-from tests.unit.test_readme import (
+from tests.repository.test_readme import (
     example,
     marked,
     request_of,

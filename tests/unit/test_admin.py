@@ -17,8 +17,8 @@ from notifications.contrib import admin
 from notifications.exceptions import TopicError
 from notifications.tokens import check_grant
 from notifications.topics import Topic
+from tests.repository.test_readme import ROOT, example
 from tests.testsite import admin_site, urls
-from tests.unit.test_readme import ROOT, example
 
 GROUPS, PERMISSIONS = "/admin/auth/group/", "/admin/auth/permission/"
 pytestmark = pytest.mark.usefixtures("memory_store", "a_site_with_an_admin")

@@ -45,7 +45,7 @@ from notifications.reporting.reporter import RETRY
 from notifications.signals import message_published
 from notifications.testing import assert_notified, captured, redis_outage
 from tests.cases import cases
-from tests.unit.test_readme import ROOT, example
+from tests.repository.test_readme import ROOT, example
 from tests.virtual_time import in_virtual_time
 from tests.waiting import await_for, scaled, wait_for
 
