@@ -146,16 +146,19 @@ class Timeout:
 
     A site's code may block the loop for longer than any time-out. asyncio's own then expires in the iteration in which
     the loop goes on, also if the answer came long before and was read in the same iteration. Here the last part of the
-    time begins only when the loop runs, so a peer has not answered if there was nothing to read for that long.
+    time is spent in small steps, each of which begins only when the loop runs: while it is blocked, however long, one
+    step passes at most.
 
-    It takes ``seconds`` in a loop that runs, otherwise up to ``LAST_PART`` of them longer than the loop was blocked. It
-    must be entered once, and raises ``TimeoutError`` where ``asyncio.timeout`` does.
+    It takes ``seconds`` in a loop that runs; one that is blocked again and again takes up to ``STEPS`` such times more.
+    It must be entered once, and raises ``TimeoutError`` where ``asyncio.timeout`` does.
     """
 
-    __slots__ = ("_limit", "_loop", "_seconds", "_timer")
+    __slots__ = ("_left", "_limit", "_loop", "_seconds", "_timer")
 
     LAST_PART: Final = 0.25
     """Of the time; several round trips to a peer that answers at once take less than that of half a second."""
+    STEPS: Final = 5
+    """Of the last part: connecting takes some ten iterations of the loop, and other code may block between them."""
 
     def __init__(self, seconds: float) -> None:
         """
@@ -166,6 +169,7 @@ class Timeout:
 
         """
         self._seconds = seconds
+        self._left = self.STEPS
         self._limit = asyncio.timeout(None)
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle
@@ -183,17 +187,19 @@ class Timeout:
     def restart(self, seconds: float) -> None:
         """Allow the block so many seconds from now on."""
         self._timer.cancel()
-        self._seconds = seconds
+        self._limit.reschedule(None)
+        self._seconds, self._left = seconds, self.STEPS
         self._begin()
 
     def _begin(self) -> None:
-        self._timer = self._loop.call_later(self._seconds * (1 - self.LAST_PART), self._begin_last_part)
+        self._timer = self._loop.call_later(self._seconds * (1 - self.LAST_PART), self._step)
 
-    def _begin_last_part(self) -> None:
-        self._timer = self._loop.call_later(self._seconds * self.LAST_PART, self._expire)
-
-    def _expire(self) -> None:
-        self._limit.reschedule(self._loop.time())
+    def _step(self) -> None:
+        if self._left:
+            self._left -= 1
+            self._timer = self._loop.call_later(self._seconds * self.LAST_PART / self.STEPS, self._step)
+        else:
+            self._limit.reschedule(self._loop.time())
 
 
 class LoopThread:

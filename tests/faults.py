@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, NamedTuple, Protocol, Self
 
 import redis
@@ -444,6 +444,20 @@ class _Link:
         for writer in (self.writer, self.other):
             if writer is not None:
                 writer.transport.abort()
+
+
+@contextmanager
+def port_that_does_not_answer() -> Iterator[int]:
+    """Give a port whose queue of connections is full, so that connecting hangs; other systems than Linux refuse."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
 
 
 @contextmanager

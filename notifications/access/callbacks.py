@@ -221,9 +221,8 @@ async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], sec
     """Await a function in a separate task, because it may cancel the task it runs in."""
     running = asyncio.ensure_future(function(*arguments))
     try:
-        await asyncio.wait([running], timeout=seconds)
-        if not running.done():
-            raise TimeoutError
+        async with Timeout(seconds):
+            await asyncio.wait([running])
         if running.cancelled():
             raise CutShortError
         return running.result()

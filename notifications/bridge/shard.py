@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ..address import Sort
+from ..aio import Timeout
 from ..broker import clients, pipeline
 from ..broker.clients import FAILURES
 from ..broker.reconnect import backoff
@@ -325,7 +326,7 @@ class Shard:
         """
         settlement, before, self._run, told, term = self._settlement, self._run, "", False, ""
         with suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_TIMEOUT):
+            async with Timeout(SETTLE_TIMEOUT):
                 for delay in backoff():
                     try:
                         self._run = await get_store().server(self.number)

@@ -250,12 +250,13 @@ class _Asynchronous:
 
     @property
     def _connect_timeout(self) -> float:
-        return CONNECT_TIMEOUT
+        return self.socket_connect_timeout or CONNECT_TIMEOUT
 
     async def _connect(self) -> None:
-        closing, self.socket_connect_timeout = self.socket_connect_timeout, None
+        seconds, closing = self._connect_timeout, self.socket_connect_timeout
+        self.socket_connect_timeout = None
         try:
-            async with Timeout(self._connect_timeout):
+            async with Timeout(seconds):
                 await super()._connect()  # type: ignore[misc]  # of redis-py's class behind this one
         finally:
             self.socket_connect_timeout = closing
@@ -311,7 +312,7 @@ def named(kind: Any) -> Any:
 class _AsyncUnix(_Asynchronous, redis.asyncio.UnixDomainSocketConnection):
     @property
     def _connect_timeout(self) -> float:
-        return SOCKET_TIMEOUT  # redis-py logs in meanwhile
+        return super()._connect_timeout + SOCKET_TIMEOUT  # redis-py logs in meanwhile
 
 
 class _AsyncEmbedded(_AsyncUnix):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import redis
 
+from ..aio import Timeout
 from .breaker import StaleConnectionError
 from .calls import Calls, Part
 from .connecting import FAILURES, SOCKET_TIMEOUT
@@ -73,7 +74,7 @@ class Lines:
         """Run a command that every node can execute on one that probably lives."""
         until = time.monotonic() + within
         while True:
-            node, left = self._nodes.any(), until - time.monotonic()
+            node, left = self._nodes.any(), max(within * Timeout.LAST_PART, until - time.monotonic())
             try:
                 return await self._line(node).exchange("", lambda _server, _whole: words, left, again)
             except FAILURES as error:
@@ -105,7 +106,7 @@ class Lines:
                 line = self._line(route.at())
                 if calls is not None:
                     calls.server = route.server
-                return await line.exchange("", route.words(words), route.left, again, calls, route.asking)
+                return await line.exchange("", route.words(words), route.left_to_read, again, calls, route.asking)
             except FAILURES as error:
                 pause = route.failed(error, sent=may_be_executed(error))
                 if route.has_moved:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import redis
 
+from ..aio import Timeout
 from .connecting import FAILURES, GroupChannel, Server
 from .nodes import Nodes
 from .slots import Node, Verdict, redirection
@@ -67,6 +68,7 @@ class Route:
         self._nodes = nodes
         self._slot = slot
         self._again = again
+        self._least = within * Timeout.LAST_PART
         self._until = time.monotonic() + within
         self._pause = PAUSE
         self._redirections = 0
@@ -79,6 +81,11 @@ class Route:
     def left(self) -> float:
         """Seconds that are left."""
         return max(0.0, self._until - time.monotonic())
+
+    @property
+    def left_to_read(self) -> float:
+        """Seconds that the next step may take in an event loop, which may have been blocked since the last one."""
+        return max(self._least, self.left)
 
     def server(self, server: Server) -> Server:
         """Return what scripts are told of the server of a connection."""
@@ -99,7 +106,7 @@ class Route:
         """Learn without blocking the event loop; see ``learn``."""
         if self._is_old:
             with self._unless_known():
-                await self._nodes.alearn(self.since, self.left)
+                await self._nodes.alearn(self.since, self.left_to_read)
 
     def _unless_known(self) -> AbstractContextManager[None]:
         # If nobody knows better, the node that was known is still the one to try.

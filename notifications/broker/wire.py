@@ -42,7 +42,7 @@ PACKET: Final = 64 * 1024
 POOL_OPTIONS: Final[dict[str, Any]] = {
     "protocol": 2,
     "socket_connect_timeout": CONNECT_TIMEOUT,
-    "socket_timeout": HANDSHAKE_TIMEOUT,
+    "socket_timeout": None,  # ``connect`` has one for everything
     "redis_connect_func": agreet,
 }
 
@@ -171,7 +171,9 @@ class Wire(asyncio.Protocol):
 
     async def prove(self) -> bool:
         """Probe the connection; return False if nothing is received within ``PROOF``."""
-        await asyncio.wait([self.hear()], timeout=PROOF)
+        with suppress(TimeoutError):
+            async with Timeout(PROOF):
+                await asyncio.wait([self.hear()])  # others wait for it, too
         return self.proven and not self._closed.done()
 
     def got(self, reply: Any) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TypeVar
 
 from .. import publisher
+from ..aio import Timeout
 from ..history import get_store
 from ..history.shares import OVER, Report, Share, Standing
 from ..history.store import OvertakenError
@@ -55,7 +56,9 @@ class TaskReporter(Reporter):
         if self._task.done():  # it was cancelled together with the job, as all tasks are when a loop ends
             self._task = new_task(self._end(last))
         try:
-            await asyncio.wait([self._task, self._free], timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
+            with suppress(TimeoutError):
+                async with Timeout(self.patience):
+                    await asyncio.wait([self._task, self._free], return_when=asyncio.FIRST_COMPLETED)
         finally:
             if not self._free.done():
                 self._task.cancel()
@@ -66,11 +69,11 @@ class TaskReporter(Reporter):
             return
         started = self.clock()
         try:
-            async with asyncio.timeout(FIRST_LOOK):
+            async with Timeout(FIRST_LOOK):
                 await self._looked.wait()
         except TimeoutError:
             self._looked.set()  # nobody waits again
-        self.patience -= self.clock() - started
+        self.patience -= min(self.clock() - started, FIRST_LOOK)  # not the time for which the loop was blocked
 
     def mute(self) -> None:
         """Say nothing in this process, which was forked: the event loop is the parent's."""

@@ -496,3 +496,15 @@ async def test_a_bell_finds_the_stream_that_has_moved(cluster):
         await asyncio.to_thread(cluster.client(target).xadd, stream, {"a": "b"})
         assert await rung or await bell.rung()
     await asyncio.to_thread(cluster.migrate_slot, key_slot(f"notifications:{shard}".encode()), source)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 6])
+async def test_a_blocked_event_loop_takes_no_time_from_the_nodes(topics, steps):
+    """Also before anything is known of the cluster: that is asked for, and then the node, in a second together."""
+    clients.breaker.worked()
+    publishing = asyncio.create_task(apublish(topics[0], {"n": 1}))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    time.sleep(clients.SOCKET_TIMEOUT + 0.1)  # noqa: ASYNC251  this is the fault
+
+    assert await publishing

@@ -3,6 +3,9 @@
 import asyncio
 import logging
 import re
+import sys
+import threading
+import time
 import tomllib
 from contextlib import closing, suppress
 from importlib import metadata
@@ -14,14 +17,15 @@ import redis.asyncio
 import uvloop
 
 from notifications import PublishError, Topic, apublish, publish
-from notifications.broker.clients import async_client
+from notifications.broker.clients import async_client, async_options
 from notifications.broker.connecting import ASYNC_CLASSES, CLASSES, agreet, named
 from notifications.broker.primary import Service, leading
-from notifications.broker.wire import Wire, site_pool
+from notifications.broker.wire import Wire, make_pool, site_pool
 from notifications.layers import RedisPubSubLayer
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
-from tests.waiting import await_for, scaled
+from tests.faults import port_that_does_not_answer
+from tests.waiting import await_for, scaled, wait_for
 
 TOPIC = Topic.for_user(1)
 
@@ -194,3 +198,41 @@ async def test_a_pool_makes_connections_of_its_class(redis_server):
         pool.connection_class = kind
         assert named(kind) is kind
         assert type(pool.make_connection()) is kind
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full queue refuses on other systems")
+async def test_a_site_decides_how_long_its_channel_layer_waits_for_a_connection():
+    """A Redis in another data centre takes longer to accept."""
+    with port_that_does_not_answer() as port:
+        host = {"address": f"redis://127.0.0.1:{port}/0", "socket_connect_timeout": 1.2}
+        pool = redis.asyncio.ConnectionPool(**RedisPubSubLayer(hosts=[host])._host)
+
+        began = time.monotonic()
+        with pytest.raises(redis.TimeoutError):
+            await Wire().connect(pool)
+
+        assert time.monotonic() - began >= 1.2
+
+
+async def test_a_busy_server_is_waited_for_as_long_on_a_unix_socket(redis_program, tmp_path):
+    """redis-py logs in while it connects there, and only then."""
+    path = tmp_path / "redis.sock"
+    options = ("--enable-debug-command", "yes", "--unixsocket", str(path))
+    with LocalRedis(*options) as server, redis.Redis.from_url(server.url) as client:
+        sleeping = threading.Thread(target=client.execute_command, args=("DEBUG", "SLEEP", 1.2))
+        sleeping.start()
+        wait_for(lambda: is_busy(server))
+        wire = Wire()
+        await wire.connect(make_pool(async_options(f"unix://{path}")))
+        wire.close()
+        sleeping.join()
+
+
+def is_busy(server):
+    """Return whether it does not answer at once."""
+    with redis.Redis.from_url(server.url, socket_timeout=0.1, retry=None) as client:
+        try:
+            client.ping()
+        except redis.TimeoutError:
+            return True
+    return False

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
 from notifications import Cancelled, Progress, Topic, acancel, cancel, track
 from notifications.broker.clients import breaker
@@ -19,7 +20,7 @@ from notifications.reporting import reporter
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.faults import paused
-from tests.waiting import scaled, wait_for
+from tests.waiting import await_for, scaled, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "job:42"
@@ -65,6 +66,39 @@ async def test_a_redis_that_hangs_costs_a_coroutine_one_second(server):
         began = time.monotonic()
         assert [each async for each in track(range(100), JOB)] == list(range(100))
         assert time.monotonic() - began < scaled(SECOND)
+
+
+@pytest.mark.parametrize("turns", range(3))
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "not connected yet"])
+def test_a_job_that_ends_while_the_event_loop_is_blocked_is_told(server, turns, connected):
+    """Redis is well; another task of the site computes for longer than the job may wait."""
+
+    async def compute():
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        time.sleep(reporter.PATIENCE + 0.3)  # noqa: ASYNC251  this is the fault
+
+    async def work():
+        async with Progress(JOB):
+            with redis.Redis.from_url(server.url) as client:
+                await await_for(lambda: not connected or client.exists(Topic.parse(JOB).history_key))
+            computing = asyncio.create_task(compute())
+        await computing
+
+    asyncio.run(work())
+
+    assert told("state")[-1] == "succeeded"
+
+
+async def test_a_cancelled_job_stops_also_if_the_event_loop_is_blocked_when_it_begins(server):
+    await acancel(JOB)
+
+    async with Progress(JOB) as p:
+        looking = asyncio.create_task(p.acheck())
+        await asyncio.sleep(0)
+        time.sleep(reporter.FIRST_LOOK + 0.1)  # noqa: ASYNC251  this is the fault
+        with pytest.raises(Cancelled):
+            await looking
 
 
 def test_a_long_job_shows_again_when_redis_is_back(server):

@@ -42,6 +42,7 @@ from notifications.topics import internal_name
 from project.local_redis import LocalRedis
 from tests.clients import message_of
 from tests.conftest import point_to
+from tests.faults import port_that_does_not_answer
 from tests.waiting import scaled, wait_for
 
 HUNG_AT_MOST = 1.5
@@ -125,20 +126,6 @@ def frozen(server):
         yield
     finally:
         server.child.send_signal(signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def port_that_does_not_answer():
-    """Give a port whose queue of connections is full, so that connecting hangs."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(3):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
 
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a full queue refuses on other systems")

@@ -174,16 +174,17 @@ async def test_a_wait_on_a_peer_ends_in_time():
 
 @in_virtual_time
 async def test_an_answer_that_came_while_the_loop_was_blocked_is_read():
-    """However long that was; asyncio's own time-out expires together with the reading."""
+    """However long that was, and several times; asyncio's own time-out expires together with the reading."""
     loop = asyncio.get_running_loop()
     ours, peers = socket.socketpair()
     with ours, peers:
         ours.setblocking(False)
-        loop.call_soon(peers.send, b"an answer")
-        loop.call_soon(loop.stand_still, 60)
 
         async with Timeout(2):
-            assert await loop.sock_recv(ours, 100) == b"an answer"
+            for _ in range(Timeout.STEPS):
+                loop.call_soon(peers.send, b"an answer")
+                loop.call_soon(loop.stand_still, 60)
+                assert await loop.sock_recv(ours, 100) == b"an answer"
 
     assert loop.timers == 0
 
@@ -217,6 +218,23 @@ async def test_a_wait_that_is_begun_again_has_all_of_its_time():
 
     assert loop.time() - began == pytest.approx(1.9 + 3)
     assert loop.timers == 0
+
+
+@in_virtual_time
+async def test_a_wait_that_is_begun_again_when_its_time_is_over_has_all_of_its_time():
+    """The loop was blocked to the end, and what it read then begins the wait again."""
+    loop = asyncio.get_running_loop()
+    answer = loop.create_future()
+
+    async def wait():
+        async with Timeout(2) as limit:
+            await answer
+            limit.restart(3)
+            await asyncio.sleep(2)
+
+    loop.call_later(2, answer.set_result, None)  # in the iteration in which the time is over
+
+    await wait()
 
 
 @in_virtual_time
