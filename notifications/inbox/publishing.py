@@ -226,14 +226,19 @@ def publish_change(change: Marked, db: str) -> None:
         number = count_unread(change.recipient.user, db)
         message = _change(number, change.what, change.ids, change.until)
         failed = _send([(change.recipient, publisher.prepare(change.recipient.topic(), message))])
-        if failed or _correct({change.recipient: number}, db):
-            return
-        count("inbox_told", "at once", change.rows)
-        # Of what was not published yet, browsers know nothing that could have changed: that stays pending.
-        unchanged = change.selection & Q(pending_since=change.at, published_at__isnull=False)
-        is_named = change.ids is not None and len(change.ids) == 1
-        if _update(unchanged, db, at_once=is_named, pending_since=None) < change.rows:
-            _update(change.selection & ~change.condition, db, pending_since=timezone.now())
+        is_told = not failed and not _correct({change.recipient: number}, db)
+        if is_told:
+            count("inbox_told", "at once", change.rows)
+            # Of what was not published yet, browsers know nothing that could have changed: that stays pending.
+            unchanged = change.selection & Q(pending_since=change.at, published_at__isnull=False)
+            is_named = change.ids is not None and len(change.ids) == 1
+            if _update(unchanged, db, at_once=is_named, pending_since=None) == change.rows:
+                return
+        # It may have been told, and be so no more; and others may have settled the rows before.
+        _update(change.selection & ~change.condition, db, pending_since=timezone.now())
+        if not is_told:
+            newest = table(db).filter(change.selection).order_by("-pk").values_list("pk", flat=True).first()
+            _make_pending([] if newest is None else [newest], db)  # one is enough for the number
 
 
 def _publish(rows: Sequence[KeptNotice], db: str, *, anew: bool) -> Outcome:
@@ -269,6 +274,8 @@ def _publish(rows: Sequence[KeptNotice], db: str, *, anew: bool) -> Outcome:
     done = [row for recipient, some in told.items() if recipient not in failed for row in some]
     _settle(done, db, now)
     _settle([*dropped, *refused], db, None)
+    # What they say may have been told now, and be so no more.
+    _make_pending([row.pk for recipient in failed for row in told[recipient]], db)
     return Outcome(len(done), len(rows) - len(done) - len(dropped) - len(refused), len(refused))
 
 
@@ -354,6 +361,12 @@ def _settle(rows: Sequence[KeptNotice], db: str, published_at: datetime | None) 
         _update(Q(pk__in=[row.pk for row in some], published_at__isnull=True), db, published_at=published_at)
         for state, ids in told.items():
             _update(Q(pk__in=ids) & ~state.condition, db, pending_since=timezone.now())
+
+
+def _make_pending(ids: Sequence[int], db: str) -> None:
+    """Have rows told once more that others have settled while they were told here, or may have been."""
+    if ids:
+        _update(Q(pk__in=ids, pending_since__isnull=True), db, at_once=len(ids) == 1, pending_since=timezone.now())
 
 
 def _update(condition: Q, db: str, *, at_once: bool = False, **changes: Any) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
 
 import msgspec
@@ -93,7 +92,7 @@ def notify(
     row, created = kept.save(db)
     if created:
         count("inbox_kept")
-        transaction.on_commit(partial(publish_created, [row.pk], db), using=db, robust=True)
+        transaction.on_commit(lambda: publish_created([row.pk], db), using=db, robust=True)
     return row
 
 
@@ -332,7 +331,7 @@ class _Kept(NamedTuple):
             if None in ids:  # no database says which it has ignored, and MySQL says nothing
                 ids = list(mine.values_list("pk", flat=True))
             if ids:
-                transaction.on_commit(partial(publish_created, ids, db), using=db, robust=True)
+                transaction.on_commit(lambda: publish_created(ids, db), using=db, robust=True)
         count("inbox_kept", amount=len(ids))
         return len(ids)
 
@@ -400,6 +399,6 @@ def _mark(recipient: Recipient, change: Change, ids: list[int] | None, until: in
     updates = batches(iter(found), UPDATED_AT_ONCE)
     rows = sum(table(db).filter(~already, pk__in=some).update(**changes) for some in updates)
     if rows:
-        publish = partial(publish_change, marked._replace(rows=rows), db)
-        transaction.on_commit(publish, using=db, robust=True)
+        marked = marked._replace(rows=rows)
+        transaction.on_commit(lambda: publish_change(marked, db), using=db, robust=True)
     return rows

@@ -1,7 +1,7 @@
 """The outbox of kept notices, in this process: what stays pending, and what is told later."""
 
 import re
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from datetime import timedelta
 from io import StringIO
 from unittest.mock import patch
@@ -13,9 +13,9 @@ from django.core.management import CommandError, call_command
 from django.db import OperationalError, connection, transaction
 from django.utils import timezone
 
-from notifications import publisher
+from notifications import PublishError, publisher
 from notifications.doctor import Level
-from notifications.inbox import anotify, examination, mark, notify, notify_many, outbox, publishing, unread
+from notifications.inbox import anotify, examination, mark, notify, notify_many, outbox, publishing, unread, writing
 from notifications.inbox.checks import check_apps
 from notifications.inbox.models import KeptNotice
 from notifications.inbox.outbox import Outbox, publish_pending
@@ -223,6 +223,75 @@ def test_what_is_told_too_late_is_told_anew(user, sent, late):
     assert [each[1] for each in told(sent)][-3:] == ["seen", "unread", "restored"]
     assert told(sent)[-1][3] == 1
     assert pending() == set()
+
+
+@pytest.mark.parametrize("unknown", ["answer", "number"])
+@pytest.mark.parametrize("late", ["outbox", "mark", "mark until"])
+def test_what_may_have_been_told_too_late_is_told_anew(user, sent, late, unknown):
+    """
+    Others have told and settled a row, and changed it again, before a change of it is told at last.
+
+    Redis did not say whether it took that, or others change the number faster than it can be told.
+    """
+    row = notify(user, Notice(title="-"))
+    send, patches = publisher.send_many, ExitStack()
+
+    def send_late(some):
+        patches.close()
+        publish_pending("default")
+        mark(user, "unread", ids=[row.pk])
+        publish_pending("default")
+        assert pending() == set()
+        ids = send(some)
+        if unknown == "answer":
+            raise PublishError(f"user:{user.pk}", "Redis did not answer", tuple(range(len(ids))), len(ids))
+        patches.enter_context(patch.object(publishing, "_correct", lambda said, _: set(said)))
+        return ids
+
+    if late == "outbox":
+        with redis_outage():
+            mark(user, "read", ids=[row.pk])
+    patches.enter_context(patch.object(publisher, "send_many", send_late))
+    with patches:
+        if late == "outbox":
+            publish_pending("default")
+        else:
+            mark(user, "read", **({"ids": [row.pk]} if late == "mark" else {"until": row.pk}))
+
+    assert pending() == {row.pk}
+    publish_pending("default")
+    assert [each[1] for each in told(sent)][-3:] == ["seen", "unread", "restored"]
+    assert told(sent)[-1][3] == 1
+    assert pending() == set()
+
+
+@pytest.mark.parametrize("in_a_transaction", [False, True])
+def test_a_bug_after_the_commit_does_not_look_like_one_of_the_commit(user, caplog, in_a_transaction):
+    """It is logged; the row is kept."""
+    with (
+        patch.object(writing, "publish_created", side_effect=RuntimeError("a bug")),
+        transaction.atomic() if in_a_transaction else nullcontext(),
+    ):
+        row = notify(user, Notice(title="-"))
+
+    assert pending() == {row.pk}
+    assert "a bug" in caplog.text
+
+
+def test_a_number_that_may_be_wrong_is_told_anew(user, sent):
+    """Of a row that others have settled meanwhile, and that says what browsers were told."""
+    row = notify(user, Notice(title="-"))
+
+    def give_up(said, _):
+        patches.close()
+        publish_pending("default")
+        return set(said)
+
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(publishing, "_correct", give_up))
+        mark(user, "read", ids=[row.pk])
+
+    assert pending() == {row.pk}
 
 
 def test_the_number_is_corrected_until_it_is_right(user, sent):
