@@ -169,10 +169,10 @@ class Timeout:
 
         """
         self._seconds = seconds
-        self._left = self.STEPS
+        self._left = 0
         self._limit = asyncio.timeout(None)
         self._loop: asyncio.AbstractEventLoop
-        self._timer: asyncio.TimerHandle
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Timeout:
         self._loop = asyncio.get_running_loop()
@@ -181,18 +181,27 @@ class Timeout:
         return self
 
     async def __aexit__(self, *exception: Any) -> None:
-        self._timer.cancel()
+        self._stop()
         await self._limit.__aexit__(*exception)
 
     def restart(self, seconds: float) -> None:
         """Allow the block so many seconds from now on."""
-        self._timer.cancel()
+        self._stop()
         self._limit.reschedule(None)
-        self._seconds, self._left = seconds, self.STEPS
+        self._seconds = seconds
         self._begin()
 
     def _begin(self) -> None:
-        self._timer = self._loop.call_later(self._seconds * (1 - self.LAST_PART), self._step)
+        self._left = self.STEPS
+        if self._seconds > 0:
+            self._timer = self._loop.call_later(self._seconds * (1 - self.LAST_PART), self._step)
+        else:
+            self._limit.reschedule(self._loop.time())
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _step(self) -> None:
         if self._left:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.register_profile("notifications", deadline=None)
     hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)  # --hypothesis-profile=quick
     hypothesis.settings.load_profile("notifications")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # So shells start what is to run in the background, and processes of tests would not hear Ctrl-C either.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 FOLDERS = ["browser", "site", "queues", "redis", "repository", "unit"]

@@ -203,6 +203,20 @@ async def test_a_peer_that_is_silent_gets_little_more_time_from_a_blocked_loop()
 
 
 @in_virtual_time
+async def test_no_time_at_all_is_over_at_once():
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+
+    for seconds in (0, -1):
+        with pytest.raises(TimeoutError):
+            async with Timeout(seconds):
+                await loop.create_future()
+
+    assert loop.time() == began
+    assert loop.timers == 0
+
+
+@in_virtual_time
 async def test_a_wait_that_is_begun_again_has_all_of_its_time():
     loop = asyncio.get_running_loop()
     began = loop.time()
