@@ -11,13 +11,13 @@ import asyncio
 import logging
 import random
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Container, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Container, Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, Final, NamedTuple, Protocol
 
 from ..aio import PerLoop
-from ..broker.reconnect import connected, keep_connected
+from ..broker.reconnect import connect, keep_connected
 from ..broker.wire import Subscription, confirmed, site_pool
 from ..conf import settings
 from ..logs import LogBudget, describe, outages
@@ -160,15 +160,14 @@ class Access:
     # Control messages.
 
     async def _listen(self) -> None:
-        await keep_connected(self._subscribed, self._disconnected)
+        await keep_connected(
+            lambda: connect(Subscription(self._heard), site_pool()), self._subscribe, self._disconnected
+        )
 
-    @asynccontextmanager
-    async def _subscribed(self) -> AsyncIterator[Subscription]:
-        async with connected(Subscription(self._heard), site_pool()) as subscription:
-            await confirmed(subscription.subscribe(control.channel()))
-            self._look_at_everybody()  # whoever came before we heard anything
-            self._heard_since = asyncio.get_running_loop().time()  # what was allowed before may be revoked since
-            yield subscription
+    async def _subscribe(self, subscription: Subscription) -> None:
+        await confirmed(subscription.subscribe(control.channel()))
+        self._look_at_everybody()  # whoever came before we heard anything
+        self._heard_since = asyncio.get_running_loop().time()  # what was allowed before may be revoked since
 
     async def _disconnected(self, reason: str, delay: float) -> None:
         count("control_gap")

@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
 from ..address import Sort
 from ..aio import Timeout
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
-from ..broker.reconnect import connected, keep_connected
+from ..broker.reconnect import connect, keep_connected
 from ..broker.wire import Subscription, confirmed, site_pool
 from ..conf import settings
 from ..exceptions import TopicError
@@ -241,28 +241,31 @@ class Listener:
     async def _keep_subscribed(self) -> None:
         # Listeners are few, and a disconnected one misses what is published: it reconnects as soon
         # as it can.
-        await keep_connected(self._subscribed, self._disconnected, steady=0.0)
+        await keep_connected(
+            lambda: connect(Subscription(self._received), site_pool()),
+            self._subscribe,
+            self._disconnected,
+            ended=self._unsubscribed,
+            steady=0.0,
+        )
 
-    @asynccontextmanager
-    async def _subscribed(self) -> AsyncIterator[Subscription]:
-        async with connected(Subscription(self._received), site_pool()) as subscription:
-            waiting: list[asyncio.Future[None]] = []
+    async def _subscribe(self, subscription: Subscription) -> None:
+        waiting: list[asyncio.Future[None]] = []
+        for shard in self.shards:
+            shard.connected()
+        if settings.address.sort is Sort.CLUSTER:
+            await asyncio.gather(*(shard.lease.announce() for shard in self.shards))
+        else:
             for shard in self.shards:
-                shard.connected()
-            if settings.address.sort is Sort.CLUSTER:
-                await asyncio.gather(*(shard.lease.announce() for shard in self.shards))
-            else:
-                for shard in self.shards:
-                    waiting += subscription.before(*shard.lease.announcement())
-            waiting += subscription.subscribe(*self._stamped)
-            waiting += subscription.subscribe(*patterns(), are_patterns=True)
-            await confirmed(waiting)
-            self._shared.subscription = subscription
-            try:
-                await asyncio.gather(self._agree(), *(shard.subscribed() for shard in self.shards))
-                yield subscription
-            finally:
-                self._shared.subscription = None
+                waiting += subscription.before(*shard.lease.announcement())
+        waiting += subscription.subscribe(*self._stamped)
+        waiting += subscription.subscribe(*patterns(), are_patterns=True)
+        await confirmed(waiting)
+        self._shared.subscription = subscription
+        await asyncio.gather(self._agree(), *(shard.subscribed() for shard in self.shards))
+
+    async def _unsubscribed(self, _subscription: Subscription) -> None:
+        self._shared.subscription = None
 
     async def _disconnected(self, reason: str, delay: float) -> None:
         await asyncio.gather(*(shard.disconnected(reason) for shard in self.shards))

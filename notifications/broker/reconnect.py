@@ -2,7 +2,9 @@
 The reconnect loop: connect, wait for the end of the connection, pause, connect again.
 
 It is used by the listener, the control channel of web processes, and the two connections of the
-channel layer. Each defines how its connection is opened, and what to do when it has ended.
+channel layer. Each defines how its connection is made and made ready, and what to do when it has
+ended. These are no asynchronous generators: ``loop.shutdown_asyncgens`` would end those in the
+midst of their work, and what was being sent would be lost.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Final, NoReturn, TypeVar
 
 import redis.asyncio
@@ -47,16 +49,27 @@ def backoff(first: float = 0.2, longest: float = LONGEST) -> Iterator[float]:
 async def connected(wire: W, pool: redis.asyncio.ConnectionPool) -> AsyncIterator[W]:
     """Connect, and close at the end; raises the errors of ``Wire.connect``."""
     try:
-        await wire.connect(pool)
-        yield wire
+        yield await connect(wire, pool)
     finally:
         wire.close()
 
 
+async def connect(wire: W, pool: redis.asyncio.ConnectionPool) -> W:
+    """Connect, and return the connection; raises the errors of ``Wire.connect``."""
+    try:
+        await wire.connect(pool)
+    except BaseException:
+        wire.close()
+        raise
+    return wire
+
+
 async def keep_connected(
-    opened: Callable[[], AbstractAsyncContextManager[Wire]],
+    connect: Callable[[], Awaitable[W]],
+    ready: Callable[[W], Awaitable[None]],
     lost: Callable[[str, float], Awaitable[None]],
     *,
+    ended: Callable[[W], Awaitable[None]] | None = None,
     steady: float = STEADY,
     longest: float = LONGEST,
 ) -> NoReturn:
@@ -64,10 +77,11 @@ async def keep_connected(
     Keep a connection until cancelled.
 
     Args:
-        opened: Opens a connection and makes it ready, each step with a time-out. It exits however
-            the connection ends, also on cancellation.
+        connect: Makes a connection, with a time-out.
+        ready: Makes it ready, such as by subscribing, with a time-out.
         lost: Called after each connection that ended or could not be opened, with the reason and
             the seconds until the next attempt.
+        ended: Called before a connection is closed, however it ended, also on cancellation.
         steady: Seconds that a connection has to last before the pauses are short again.
         longest: Seconds that a pause lasts at most.
 
@@ -76,9 +90,17 @@ async def keep_connected(
     while True:
         since: float | None = None
         try:
-            async with opened() as wire:
+            wire = await connect()
+            try:
+                await ready(wire)
                 since = loop.time()
                 reason = describe(await wire.wait_closed())
+            finally:
+                try:
+                    if ended is not None:
+                        await ended(wire)
+                finally:
+                    wire.close()
         except FAILURES as error:
             reason = describe(error)
         except asyncio.CancelledError:

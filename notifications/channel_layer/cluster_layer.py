@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Final
@@ -121,17 +121,12 @@ class ClusterLayer(LoopLayer):
             found = self._feeds[slot] = Feed(lambda: self._shared(slot), wanted, resync, self._lost, RETRY)
         return found
 
-    @asynccontextmanager
-    async def _shared(self, slot: int) -> AsyncIterator[Share]:
+    async def _shared(self, slot: int) -> Share:
         """Take part in the connection to the node that has a slot."""
         if (known := self._nodes.primary_of(slot)) is None or self._nodes.is_doubted(known):
             with suppress(*FAILURES):
                 await self._nodes.alearn(time.monotonic(), CONNECT_TIMEOUT)
-        share = Share(await self._connection(await self._nodes.afind(slot, CONNECT_TIMEOUT)), slot)
-        try:
-            yield share
-        finally:
-            share.close()
+        return Share(await self._connection(await self._nodes.afind(slot, CONNECT_TIMEOUT)), slot)
 
     async def _connection(self, node: Node) -> ShardSubscription:
         """Return the connection to a node; all shards that need a new one wait for the same."""

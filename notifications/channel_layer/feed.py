@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from ..aio import Timeout
@@ -27,7 +27,7 @@ class Feed:
 
     def __init__(
         self,
-        opened: Callable[[], AbstractAsyncContextManager[Any]],
+        connect: Callable[[], Awaitable[Any]],
         wanted: Callable[[], list[bytes]],
         resync: Callable[[], None],
         lost: Callable[[str, float], Awaitable[None]],
@@ -37,14 +37,14 @@ class Feed:
         Prepare; nothing connects before something is wanted.
 
         Args:
-            opened: Opens the connection.
+            connect: Makes the connection.
             wanted: Lists the Redis channels to subscribe to.
             resync: Called when it is connected again: messages may have been lost.
             lost: Called when it ends, as by ``reconnect.keep_connected``.
             longest: The longest pause between two attempts to connect, in seconds.
 
         """
-        self._opened = opened
+        self._connect = connect
         self._wanted = wanted
         self._resync = resync
         self._lost = lost
@@ -98,24 +98,23 @@ class Feed:
         self._had_gap = False
 
     async def _keep(self) -> None:
-        await keep_connected(self._subscribed, self._lost, longest=self._longest)
+        await keep_connected(
+            self._connect, self._subscribe, self._lost, ended=self._unsubscribed, longest=self._longest
+        )
 
-    @asynccontextmanager
-    async def _subscribed(self) -> AsyncIterator[Any]:
-        async with self._opened() as subscription:
-            names = self._wanted()
-            futures = subscription.subscribe(*names)
-            self._confirmations = dict(zip(names, futures, strict=True))
-            self.subscription = subscription
-            self._connected.set()
-            try:
-                await confirmed(futures)
-                if self._had_gap:
-                    self._had_gap = False
-                    self._resync()
-                yield subscription
-            finally:
-                self._had_gap = True
-                self._connected.clear()
-                self.subscription = None
-                self._confirmations = {}
+    async def _subscribe(self, subscription: Any) -> None:
+        names = self._wanted()
+        futures = subscription.subscribe(*names)
+        self._confirmations = dict(zip(names, futures, strict=True))
+        self.subscription = subscription
+        self._connected.set()
+        await confirmed(futures)
+        if self._had_gap:
+            self._had_gap = False
+            self._resync()
+
+    async def _unsubscribed(self, _subscription: Any) -> None:
+        self._had_gap = True
+        self._connected.clear()
+        self.subscription = None
+        self._confirmations = {}

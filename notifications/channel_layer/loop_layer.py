@@ -12,13 +12,13 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Final
 
 from ..aio import Timeout
-from ..broker.reconnect import connected, keep_connected
+from ..broker.reconnect import connect, keep_connected
 from ..broker.wire import HANDSHAKE_TIMEOUT, Publisher, Subscription
 from ..logs import LogBudget, describe
 from ..metrics import count
@@ -70,7 +70,7 @@ class LoopLayer:
         self._id = uuid.uuid4().hex
         self._own = self._key(self._id)
         self._group: Callable[[str], bytes] = lru_cache(maxsize=10_000)(lambda name: group_key(prefix, name).encode())
-        self._feed = Feed(self._subscribed, self._wanted, lambda: self._resync(self._boxes.values()), self._lost)
+        self._feed = Feed(self._new_subscription, self._wanted, lambda: self._resync(self._boxes.values()), self._lost)
         self._publisher: Publisher | None = None
         self._can_publish = asyncio.Event()
         self._publishing = Supervised("channel layer", self._keep_publishing)
@@ -100,8 +100,8 @@ class LoopLayer:
         count("layer_gap")
         self._log.warning("the channel layer is not connected (%s); trying again in %.1f s", reason, delay)
 
-    def _subscribed(self) -> AbstractAsyncContextManager[Subscription]:
-        return connected(Subscription(self._received), self._pool())
+    async def _new_subscription(self) -> Subscription:
+        return await connect(Subscription(self._received), self._pool())
 
     def _wanted(self) -> list[bytes]:
         return [self._own, *self._members]
@@ -116,25 +116,26 @@ class LoopLayer:
             box.resync()
 
     async def _keep_publishing(self) -> None:
-        await keep_connected(self._publishes, self._lost)
+        await keep_connected(self._new_publisher, self._publish_with, self._lost, ended=self._end_publishing)
 
-    @asynccontextmanager
-    async def _publishes(self) -> AsyncIterator[Publisher]:
+    async def _new_publisher(self) -> Publisher:
         publisher = Publisher(lambda error: self._log.lost(f"Redis refused to publish: {describe(error)}"))
-        async with connected(publisher, self._pool()):
-            self._publisher = publisher
-            self._can_publish.set()
-            try:
-                yield publisher
-            except asyncio.CancelledError:
+        return await connect(publisher, self._pool())
+
+    async def _publish_with(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+        self._can_publish.set()
+
+    async def _end_publishing(self, publisher: Publisher) -> None:
+        try:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
                 await publisher.finish()  # closing now would lose what Redis has not read
-                raise
-            finally:
-                self._can_publish.clear()
-                self._publisher = None
-                publisher.close()
-                if publisher.unanswered:
-                    self._log.lost("the connection ended before Redis confirmed", publisher.unanswered)
+        finally:
+            self._can_publish.clear()
+            self._publisher = None
+            publisher.close()
+            if publisher.unanswered:
+                self._log.lost("the connection ended before Redis confirmed", publisher.unanswered)
 
     async def _confirmed(self, key: bytes) -> None:
         await self._feed_of(key).confirmed(key, lambda: key in self._members or key == self._own)

@@ -1,7 +1,6 @@
 """The one loop that keeps connections: what it waits for, what it says, and how it ends."""
 
 import asyncio
-from contextlib import asynccontextmanager
 from itertools import islice
 
 import pytest
@@ -23,37 +22,42 @@ class Kept:
 
     def __init__(self, *plan, steady=0.0):
         self.plan = list(plan)
+        self.step = None
+        self.wires = []
         self.lost = []
         self.left = 0
         self.stays = asyncio.Event()
         self._steady = steady
 
-    @asynccontextmanager
-    async def opened(self):
-        wire = Wire()
-        step = self.plan.pop(0) if self.plan else None
-        if isinstance(step, BaseException):
-            raise step
-        if step is None:
+    async def connect(self):
+        self.step = self.plan.pop(0) if self.plan else None
+        if isinstance(self.step, BaseException):
+            raise self.step
+        self.wires.append(wire := Wire())
+        return wire
+
+    async def ready(self, wire):
+        if self.step is None:
             self.stays.set()
         else:
-            wire.close(step)
-        try:
-            yield wire
-        finally:
-            await asyncio.sleep(0)
-            self.left += 1
+            wire.close(self.step)
+
+    async def ended(self, wire):
+        await asyncio.sleep(0)
+        self.left += 1
 
     async def say(self, reason, delay):
         self.lost.append((reason, round(delay, 4)))
 
     async def run(self):
         async with asyncio.timeout(scaled()):
-            task = asyncio.create_task(keep_connected(self.opened, self.say, steady=self._steady))
+            kept = keep_connected(self.connect, self.ready, self.say, ended=self.ended, steady=self._steady)
+            task = asyncio.create_task(kept)
             await self.stays.wait()
             task.cancel()
             await asyncio.wait([task])
         assert task.cancelled()
+        assert all(wire.is_closed for wire in self.wires)
 
 
 def test_pauses_double_up_to_a_bound():
