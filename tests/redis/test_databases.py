@@ -138,7 +138,15 @@ def database(request: pytest.FixtureRequest) -> Iterator[tuple[str, Mapping[str,
 
 
 @pytest.fixture(scope="module")
-def filled(database: tuple[str, Mapping[str, Any]], django_db_blocker: DjangoDbBlocker) -> Iterator[Filled]:
+def filled(
+    database: tuple[str, Mapping[str, Any]], django_db_setup: None, django_db_blocker: DjangoDbBlocker
+) -> Iterator[Filled]:
+    """
+    Fill the table of the server, which is one more database of this process.
+
+    The test database is there before: with the blocker open, a thread that serves other tests as well might connect to
+    the default database, and would stay connected to one that has no tables.
+    """
     alias, settings = database
     with django_db_blocker.unblock(), connected(alias, settings):
         call_command("migrate", database=alias, verbosity=0)
