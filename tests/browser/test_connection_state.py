@@ -25,6 +25,7 @@ from tests.browser.test_elements import (
 from tests.faults import Proxy
 from tests.ports import free_port
 from tests.processes import Site, WebServer
+from tests.waiting import scaled
 
 __all__ = ["pages", "port", "pytestmark", "tab"]  # as there
 
@@ -82,10 +83,19 @@ class Line:
         """Let time go by on the page, not faster than its attempts to connect need."""
         for _ in range(0, milliseconds, 50):
             page.clock.run_for(50)
-            for _ in range(20):
+            for _ in range(int(scaled(200))):
                 if not page.evaluate(STATE, "connecting"):
                     break
                 page.wait_for_timeout(10)
+
+    def pass_time_until(self, page: Page, said: list[str]) -> None:
+        """Let as much time go by as it takes until the page has said this."""
+        for _ in range(200):
+            if page.evaluate("said") == said:
+                return
+            page.wait_for_timeout(10)
+            self.pass_time(page, 50)
+        raise AssertionError(f"the page has not said {said} in ten seconds, but {page.evaluate('said')}")
 
     def wait_until_open(self, page: Page) -> None:
         """Let as much time go by as the page needs."""
@@ -104,8 +114,7 @@ def line(browser: Browser, pages: tuple[Site, WebServer]) -> Iterator[Line]:
         open_tab(browser, (site, SimpleNamespace(address=f"127.0.0.1:{proxy.port}"))) as tab,
     ):
         yield Line(tab, proxy, server)
-        tab.offline()
-        tab.complaints[:] = [text for text in tab.complaints if not text.startswith("WebSocket connection to")]
+        tab.expect_complaints("net::ERR_", "WebSocket connection to")
 
 
 def state_url(**state: object) -> str:
@@ -229,9 +238,11 @@ def test_one_element_says_aloud_that_the_page_is_offline(line: Line, elements: s
     line.pass_time(page, 3_000)
     line.mend()
     line.wait_until_open(page)
-    line.pass_time(page, 3_000)
 
-    assert page.evaluate("said") == [f"{teller}: {text}" for text in ("Offline", "Catching up", "Connected")]
+    said = [f"{teller}: {text}" for text in ("Offline", "Catching up", "Connected")]
+    line.pass_time_until(page, said)
+    line.pass_time(page, 3_000)
+    assert page.evaluate("said") == said
 
 
 def test_line_that_comes_and_goes_is_not_said_each_time(line: Line) -> None:
@@ -385,4 +396,4 @@ def test_strange_answer_changes_nothing(tab: Tab) -> None:
     for each in bar(page).all():
         expect(each).to_have_attribute("aria-valuetext", "13%, Analysing the images")
     assert asked == []
-    tab.complaints.clear()  # the browser complains of the addresses
+    tab.expect_complaints("Failed to load resource", "Fetch API cannot load")  # these addresses

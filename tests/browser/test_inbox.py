@@ -424,7 +424,7 @@ def test_change_that_is_not_made_is_taken_back(fake: Fake, status: int) -> None:
     expect(dialog(page).get_by_role("status")).to_have_text(words)
     expect(titles(page)).to_have_text(["One"])
     expect(shown(page, "number")).to_have_text("1")
-    forget_failures(fake)
+    expect_failures(fake)
 
 
 def test_two_changes_that_are_not_made_are_both_taken_back(fake: Fake) -> None:
@@ -444,7 +444,7 @@ def test_two_changes_that_are_not_made_are_both_taken_back(fake: Fake) -> None:
 
     expect(titles(page)).to_have_text(["One"])
     expect(page.get_by_role("button", name="Mark as read: One")).to_be_visible()
-    forget_failures(fake)
+    expect_failures(fake)
 
 
 def test_failure_is_told_until_the_user_goes_on(fake: Fake) -> None:
@@ -452,6 +452,7 @@ def test_failure_is_told_until_the_user_goes_on(fake: Fake) -> None:
     fake.add(title="One", seen=True)
     page = fake.open()
     open_list(page)
+    expect(titles(page)).to_have_text(["One"])
     fake.status = 503
     page.get_by_role("button", name="Archive: One").click()
     status = dialog(page).get_by_role("status")
@@ -465,7 +466,7 @@ def test_failure_is_told_until_the_user_goes_on(fake: Fake) -> None:
     expect(status).to_have_text("The site did not answer: try again")
     page.get_by_role("button", name="Archive: One").click()
     expect(status).not_to_have_text("The site did not answer: try again")
-    forget_failures(fake)
+    expect_failures(fake)
 
 
 @pytest.mark.parametrize("how", ["click", "ctrl click", "middle click"])
@@ -542,7 +543,7 @@ def test_states_without_a_list(fake: Fake) -> None:
 
     expect(dialog(page)).to_contain_text("No notices")
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
-    forget_failures(fake)
+    expect_failures(fake)
 
 
 def test_list_in_doubt_is_loaded_when_the_site_answers_again(fake: Fake) -> None:
@@ -564,7 +565,7 @@ def test_list_in_doubt_is_loaded_when_the_site_answers_again(fake: Fake) -> None
     fake.status = 200
 
     expect(titles(page)).to_have_text(["Two", "One"])
-    forget_failures(fake)
+    expect_failures(fake)
 
 
 def test_session_that_has_ended(fake: Fake) -> None:
@@ -581,7 +582,7 @@ def test_session_that_has_ended(fake: Fake) -> None:
     expect(titles(page)).to_have_count(0)
     expect(bell(page)).to_have_accessible_name("Notices")
     expect(page.get_by_role("button", name="Reload the page")).to_be_visible()
-    forget_failures(fake)
+    expect_failures(fake)
 
 
 def test_changes_of_other_devices_are_shown(fake: Fake) -> None:
@@ -877,7 +878,7 @@ def test_refused_token(tab: Tab) -> None:
     words = "The site refused: reload the page and try again"
     expect(dialog(page).get_by_role("status")).to_have_text(words)
     expect(titles(page)).to_have_text(["One"])
-    tab.complaints[:] = [text for text in tab.complaints if "Failed to load resource" not in text]
+    tab.expect_complaints("Failed to load resource")
 
 
 # Pages
@@ -928,7 +929,7 @@ def test_changes_end_with_their_user(fake: Fake) -> None:
     page.evaluate("new Promise((go) => setTimeout(go, 100))")
     expect(titles(page)).to_have_count(0)
     assert len(held) == 1
-    forget_failures(fake)
+    expect_failures(fake)
 
 
 def test_group_that_is_larger_than_a_request(fake: Fake) -> None:
@@ -1063,6 +1064,6 @@ def hold_marks(page: Page) -> list[Route]:
     return held
 
 
-def forget_failures(fake: Fake) -> None:
-    """Forget what a browser says itself about answers that are errors."""
-    fake.tab.complaints[:] = [text for text in fake.tab.complaints if "Failed to load resource" not in text]
+def expect_failures(fake: Fake) -> None:
+    """Expect what a browser says itself about answers that are errors."""
+    fake.tab.expect_complaints("Failed to load resource")

@@ -588,7 +588,7 @@ def test_button_says_that_it_did_not_cancel(tab: Tab, fault: str) -> None:
     assert [text.split("&")[0] for text in posted] == [f"topic={job.replace(':', '%3A')}"] * 2
     page.wait_for_timeout(200)
     expect(shown(page, "cancel")).to_have_text("Cancelling…")
-    tab.complaints[:] = [text for text in tab.complaints if "Failed to load resource" not in text]
+    tab.expect_complaints("Failed to load resource")
 
 
 def test_button_needs_an_address(tab: Tab) -> None:
@@ -841,7 +841,7 @@ def test_more_jobs_than_a_connection_has_topics(tab: Tab) -> None:
         timeout=3 * MILLISECONDS,
     )
     assert any("too_many_subscriptions" in text for text in tab.complaints)
-    tab.complaints.clear()
+    tab.expect_complaints("too_many_subscriptions")
     for job in jobs[70:]:
         report(tab, job, percent=31)
     page.wait_for_function(
