@@ -149,8 +149,8 @@ class Timeout:
     time is spent in small steps, each of which begins only when the loop runs: while it is blocked, however long, one
     step passes at most.
 
-    It takes ``seconds`` in a loop that runs; one that is blocked again and again takes up to ``STEPS`` such times more.
-    It must be entered once, and raises ``TimeoutError`` where ``asyncio.timeout`` does.
+    It takes ``seconds`` in a loop that runs. In one that is blocked again and again it takes longer, by some three such
+    times for each of the ``STEPS`` at most (measured). It must be entered once, and raises ``TimeoutError`` where ``asyncio.timeout`` does.
     """
 
     __slots__ = ("_left", "_limit", "_loop", "_seconds", "_timer")

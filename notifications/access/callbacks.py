@@ -221,8 +221,11 @@ async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], sec
     """Await a function in a separate task, because it may cancel the task it runs in."""
     running = asyncio.ensure_future(function(*arguments))
     try:
-        async with Timeout(seconds):
-            await asyncio.wait([running])
+        with suppress(TimeoutError):
+            async with Timeout(seconds):
+                await asyncio.wait([running])
+        if not running.done():
+            raise TimeoutError
         if running.cancelled():
             raise CutShortError
         return running.result()

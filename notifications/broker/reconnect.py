@@ -81,7 +81,8 @@ async def keep_connected(
         ready: Makes it ready, such as by subscribing, with a time-out.
         lost: Called after each connection that ended or could not be opened, with the reason and
             the seconds until the next attempt.
-        ended: Called before a connection is closed, however it ended, also on cancellation.
+        ended: Called before a connection is closed, however it ended, also on cancellation, which an error of its own
+            would hide.
         steady: Seconds that a connection has to last before the pauses are short again.
         longest: Seconds that a pause lasts at most.
 

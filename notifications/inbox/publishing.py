@@ -7,7 +7,8 @@ does it later. Both may do it at the same time:
 
 * A notice is published under an idempotency key made of its row, so once.
 * A change may be told twice: what browsers are told is how things are, not what to add or subtract.
-* A row is settled only if it is still as it was read; otherwise it stays pending, or becomes so again.
+* A row is settled only if it is still as it was read; otherwise it stays pending, or becomes so again. So does one that
+  others have settled meanwhile, if it does not say what has been told, or may have been.
 * After each publishing the unread notices are counted again, and another number is published until it agrees. So the
   last message on a topic has the right number, whoever raced.
 """
@@ -39,7 +40,7 @@ from ..publisher import TOGETHER, Prepared
 from ..signals import tell
 from ..tenants import SEPARATOR
 from ..topics import Topic
-from .rows import Change, State, batches, count_all_unread, count_unread, is_alive, model, table
+from .rows import Change, State, alive, batches, count_all_unread, count_unread, is_alive, model, table
 from .signals import notice_created, notices_changed
 
 if TYPE_CHECKING:
@@ -199,7 +200,8 @@ def publish_created(ids: Sequence[int], db: str) -> None:
         if notice_created.receivers:
             for row in rows:
                 tell(notice_created, model(), notice=row, using=db)
-        outcome = _publish(rows, db, anew=False)
+        # What is not pending any more has been told by others, and may have changed since.
+        outcome = _publish([row for row in rows if row.pending_since is not None], db, anew=False)
         count("inbox_told", "at once", outcome.told)
 
 
@@ -232,13 +234,14 @@ def publish_change(change: Marked, db: str) -> None:
             # Of what was not published yet, browsers know nothing that could have changed: that stays pending.
             unchanged = change.selection & Q(pending_since=change.at, published_at__isnull=False)
             is_named = change.ids is not None and len(change.ids) == 1
-            if _update(unchanged, db, at_once=is_named, pending_since=None) == change.rows:
+            settled = _update(unchanged, db, at_once=is_named, pending_since=None)
+            # Browsers take the message for all rows that it names, also for those that were so before.
+            if change.ids is not None and settled == change.rows == len(change.ids):
                 return
-        # It may have been told, and be so no more; and others may have settled the rows before.
-        _update(change.selection & ~change.condition, db, pending_since=timezone.now())
+        _have_told_again(change.selection & ~change.condition & alive(timezone.now()), db)
         if not is_told:
-            newest = table(db).filter(change.selection).order_by("-pk").values_list("pk", flat=True).first()
-            _make_pending([] if newest is None else [newest], db)  # one is enough for the number
+            told = table(db).filter(change.selection, alive(timezone.now()), published_at__isnull=False)
+            _have_number_told_again(list(told.order_by("-pk").values_list("pk", flat=True)[:1]), db)
 
 
 def _publish(rows: Sequence[KeptNotice], db: str, *, anew: bool) -> Outcome:
@@ -274,8 +277,9 @@ def _publish(rows: Sequence[KeptNotice], db: str, *, anew: bool) -> Outcome:
     done = [row for recipient, some in told.items() if recipient not in failed for row in some]
     _settle(done, db, now)
     _settle([*dropped, *refused], db, None)
-    # What they say may have been told now, and be so no more.
-    _make_pending([row.pk for recipient in failed for row in told[recipient]], db)
+    if doubtful := [row for recipient in failed for row in told[recipient]]:
+        _have_told_again(_changed(doubtful), db)
+        _have_number_told_again([told[recipient][-1].pk for recipient in failed], db)
     return Outcome(len(done), len(rows) - len(done) - len(dropped) - len(refused), len(refused))
 
 
@@ -351,20 +355,54 @@ def _settle(rows: Sequence[KeptNotice], db: str, published_at: datetime | None) 
         changes["published_at"] = Coalesce("published_at", published_at)
     for some in batches(iter(rows), SETTLED_AT_ONCE):
         since: dict[datetime | None, list[int]] = {}
-        told: dict[State, list[int]] = {}
         for row in some:
             since.setdefault(row.pending_since, []).append(row.pk)
-            told.setdefault(State.of(row), []).append(row.pk)
         unchanged = reduce(or_, (Q(pk__in=ids, pending_since=each) for each, ids in since.items()))
         if _update(unchanged, db, at_once=len(some) == 1, **changes) == len(some) or published_at is None:
             continue
         _update(Q(pk__in=[row.pk for row in some], published_at__isnull=True), db, published_at=published_at)
-        for state, ids in told.items():
-            _update(Q(pk__in=ids) & ~state.condition, db, pending_since=timezone.now())
+        _have_told_again(_changed(some), db)
 
 
-def _make_pending(ids: Sequence[int], db: str) -> None:
-    """Have rows told once more that others have settled while they were told here, or may have been."""
+def _changed(rows: Iterable[KeptNotice]) -> Q:
+    """Return what is true of those of these rows that do not say any more what they said when they were read."""
+    told: dict[State, list[int]] = {}
+    for row in rows:
+        told.setdefault(State.of(row), []).append(row.pk)
+    return reduce(or_, (Q(pk__in=ids) & ~state.condition for state, ids in told.items()))
+
+
+def _have_told_again(wrong: Q, db: str) -> None:
+    """
+    Have rows told that say something else than browsers were told, or may have been.
+
+    They become pending. Those that others have locked are told here instead: whoever has locked them may settle them,
+    and tell only another change.
+    """
+    if not table(db).filter(wrong).exists():
+        return
+    at = timezone.now()
+    _update(wrong, db, pending_since=at)
+    rows = list(table(db).filter(wrong & ~Q(pending_since=at)).order_by("pk"))
+    for _ in range(CORRECTIONS):
+        if not rows:
+            break
+        told: dict[Recipient, list[KeptNotice]] = {}
+        for row in rows:
+            told.setdefault(Recipient.of(row), []).append(row)
+        numbers = count_all_unread({each.user for each in told}, db)
+        failed = _send(
+            (recipient, publisher.prepare(recipient.topic(), message))
+            for recipient, some in told.items()
+            for message in _states(some, numbers[recipient.user], is_new=False)
+        )
+        if failed or _correct({each: numbers[each.user] for each in told}, db):
+            break
+        rows = list(table(db).filter(_changed(rows)).order_by("pk"))
+
+
+def _have_number_told_again(ids: Sequence[int], db: str) -> None:
+    """Have a number told that may be wrong, with one of its user's rows, even if others have settled that meanwhile."""
     if ids:
         _update(Q(pk__in=ids, pending_since__isnull=True), db, at_once=len(ids) == 1, pending_since=timezone.now())
 
@@ -379,8 +417,8 @@ def _update(condition: Q, db: str, *, at_once: bool = False, **changes: Any) -> 
     Args:
         condition: Which rows.
         db: The alias of their database.
-        at_once: It is one row, named by its id, for which there is no order. By another condition InnoDB would lock an
-            index before the row, and whoever changes the row locks that index after it.
+        at_once: It is one row, named by its id, for which there is no order. InnoDB may lock an index by which it finds
+            it first, which whoever changes the row locks after it, and end one of the two: then the row stays pending.
         **changes: What they become.
 
     """

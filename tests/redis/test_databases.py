@@ -6,13 +6,15 @@ import random
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from io import StringIO
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import pytest
@@ -21,8 +23,11 @@ from django.db import OperationalError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from pytest_django.plugin import DjangoDbBlocker
 
+from notifications import publisher
 from notifications.inbox import listing, mark, notify, notify_many, unread
 from notifications.inbox.models import KeptNotice
+from notifications.inbox.outbox import publish_pending
+from notifications.inbox.rows import State
 from notifications.messages import Notice
 from notifications.testing import captured
 from tests.databases import SERVERS, connected
@@ -47,6 +52,14 @@ archived any. The others have a thousandth, of which some are unread and a third
 ROUNDS = 15
 DEADLOCK = 1213
 """The error of MariaDB for a transaction that is to be tried again."""
+TURNS = {
+    "seen": {"seen": True},
+    "read": {"seen": True, "read": True},
+    "unread": {"read": False},
+    "archived": {"archived": True},
+    "restored": {"archived": False},
+}
+"""What a change makes of the state of a notice that a page shows."""
 MOST = 1.0
 """Milliseconds that PostgreSQL may take for a query."""
 FILL = """
@@ -205,6 +218,92 @@ def test_racing_calls_agree(filled):
     last = sent[-1].message
     told = last["inbox"]["unread"] if last["action"] == "notice" else last["payload"]["unread"]
     assert told == unread(user, using=filled.alias) or rows.filter(pending_since__isnull=False).exists()
+    assert wrong(sent, rows) == []
+
+
+def test_what_browsers_are_told_of_a_row_is_right_or_pending(filled):
+    """One device marks all as read, also what was so, while another marks that as unread: in whichever order."""
+    user, rows = USERS - 2, KeptNotice.objects.using(filled.alias).filter(user_id=USERS - 2)
+    rows.delete()
+    with captured() as sent:
+        ids = [notify(user, Notice(title="-"), using=filled.alias).pk for _ in range(5)]
+        together = Barrier(2)
+
+        def mark_often(is_first: bool) -> None:
+            change = "read" if is_first else "unread"
+            try:
+                for _ in range(60):
+                    if is_first:
+                        mark(user, "read", ids=ids[:1], using=filled.alias)
+                        mark(user, "unread", ids=ids[1:2], using=filled.alias)
+                    together.wait(scaled(20))
+                    if not is_first:
+                        time.sleep(random.uniform(0, 0.008))
+                    mark(user, change, **({"until": ids[-1]} if is_first else {"ids": ids[:1]}), using=filled.alias)
+                    together.wait(scaled(20))
+                    if is_first:
+                        faults.extend(wrong(sent, rows))
+            finally:
+                connections[filled.alias].close()
+
+        faults: list[str] = []
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(mark_often, (True, False)))
+
+    assert faults == []
+
+
+def test_what_others_have_locked_is_told_at_once(filled):
+    """They may settle a row without telling what was told wrongly, and too late: so nobody waits for them."""
+    user, rows = USERS - 3, KeptNotice.objects.using(filled.alias).filter(user_id=USERS - 3)
+    rows.delete()
+    with captured() as sent:
+        ids = [notify(user, Notice(title="-"), using=filled.alias).pk for _ in range(2)]
+        send, locked, told = publisher.send_many, Event(), Event()
+
+        def archive() -> None:
+            try:
+                with transaction.atomic(using=filled.alias):
+                    mark(user, "archived", ids=ids, using=filled.alias)
+                    locked.set()
+                    told.wait(scaled(20))
+            finally:
+                connections[filled.alias].close()
+
+        def send_late(some: list[Any]) -> Any:
+            late.stop()
+            publish_pending(filled.alias)
+            mark(user, "unread", ids=ids, using=filled.alias)
+            archiving = pool.submit(archive)
+            assert locked.wait(scaled(20))
+            return send(some), archiving
+
+        late = patch.object(publisher, "send_many", send_late)
+        with ThreadPoolExecutor(1) as pool:
+            late.start()
+            mark(user, "read", ids=ids, using=filled.alias)
+            told.set()
+
+    assert wrong(sent, rows) == []
+    assert not rows.filter(read_at__isnull=False).exists()
+
+
+def wrong(sent: Iterable[Any], rows: Any) -> list[str]:
+    """Say of which rows a page shows something else than they say, although nobody is going to tell it."""
+    shown: dict[int, State] = {}
+    for each in list(sent):
+        if each.message["action"] == "notice":
+            shown.setdefault(int(each.message["inbox"]["id"]), State(seen=False, read=False, archived=False))
+            continue
+        change, ids, until = (each.message["payload"][name] for name in ("change", "ids", "until"))
+        for pk, state in shown.items():
+            if change is not None and (str(pk) in ids if until is None else pk <= int(until)):
+                shown[pk] = state._replace(**TURNS[change])
+    return [
+        f"{row.pk} is shown as {shown[row.pk]}, and is {State.of(row)}"
+        for row in rows.all()
+        if row.pending_since is None and shown[row.pk] != State.of(row)
+    ]
 
 
 def test_marks_of_the_same_rows_do_not_lock_each_other_out(filled):

@@ -19,6 +19,7 @@ from notifications.inbox import anotify, examination, mark, notify, notify_many,
 from notifications.inbox.checks import check_apps
 from notifications.inbox.models import KeptNotice
 from notifications.inbox.outbox import Outbox, publish_pending
+from notifications.inbox.publishing import publish_created
 from notifications.inbox.signals import notice_created, notices_changed
 from notifications.messages import Notice
 from notifications.metrics import counts
@@ -263,6 +264,66 @@ def test_what_may_have_been_told_too_late_is_told_anew(user, sent, late, unknown
     assert [each[1] for each in told(sent)][-3:] == ["seen", "unread", "restored"]
     assert told(sent)[-1][3] == 1
     assert pending() == set()
+
+
+@pytest.mark.parametrize("how", ["ids", "until"])
+def test_a_mark_that_names_more_than_it_changes_is_told_anew_if_these_have_changed(user, sent, how):
+    """Browsers take it for all that it names, also for what another device has changed meanwhile."""
+    one, two = notify(user, Notice(title="one")), notify(user, Notice(title="two"))
+    mark(user, "read", ids=[one.pk])
+
+    with in_the_middle(lambda: mark(user, "unread", ids=[one.pk]), before=True):
+        mark(user, "read", **({"ids": [one.pk, two.pk]} if how == "ids" else {"until": two.pk}))
+
+    assert pending() == {one.pk}
+    publish_pending("default")
+    assert (f"user:{user.pk}", "unread", [str(one.pk)], 1) in told(sent)[-3:]
+    assert pending() == set()
+
+
+def test_a_notice_that_others_have_told_is_not_told_again_by_a_late_process(user, sent):
+    """It has changed since, and may change again before the late message comes."""
+    with patch.object(writing, "publish_created") as late:
+        row = notify(user, Notice(title="-"))
+    publish_pending("default")
+    mark(user, "read", ids=[row.pk])
+    sent.clear()
+
+    publish_created(*late.call_args.args)
+
+    assert sent == []
+
+
+def test_an_outage_makes_nothing_pending_that_has_expired(user, sent):
+    rows = [notify(user, Notice(title="-")) for _ in range(3)]
+    KeptNotice.objects.update(expires_at=timezone.now())
+    last = notify(user, Notice(title="-"))
+
+    with redis_outage():
+        mark(user, "read", until=last.pk)
+
+    assert rows
+    assert pending() == {last.pk}
+
+
+def test_a_number_that_may_be_wrong_is_told_with_a_row_that_can_be_told(user, sent):
+    """Not with one that has expired before it was ever published."""
+    row = notify(user, Notice(title="-"))
+    with redis_outage():
+        gone = notify(user, Notice(title="-"), expires=timedelta(minutes=1))
+    KeptNotice.objects.filter(pk=gone.pk).update(expires_at=timezone.now())
+    publish_pending("default")
+
+    def give_up(said, _):
+        patches.close()
+        publish_pending("default")
+        return set(said)
+
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(publishing, "_correct", give_up))
+        mark(user, "read", until=gone.pk)
+
+    assert pending() == {row.pk}
 
 
 @pytest.mark.parametrize("in_a_transaction", [False, True])
