@@ -150,7 +150,8 @@ class Timeout:
     step passes at most.
 
     It takes ``seconds`` in a loop that runs. In one that is blocked again and again it takes longer, by some three such
-    times for each of the ``STEPS`` at most (measured). It must be entered once, and raises ``TimeoutError`` where ``asyncio.timeout`` does.
+    times for each of the ``STEPS`` at most (measured). It must be entered once, and raises ``TimeoutError`` where
+    ``asyncio.timeout`` does.
     """
 
     __slots__ = ("_left", "_limit", "_loop", "_seconds", "_timer")
