@@ -222,11 +222,15 @@ class _Unix(_Timed, redis.UnixDomainSocketConnection):
 
 
 class _Embedded(_Unix):
-    """Connects to the checkout's own server, which it starts if necessary."""
+    """Connects to the checkout's own server, which it starts if necessary; one that is dying may still accept."""
 
     def connect(self) -> None:
         self.path = embedded.ready()
-        super().connect()
+        try:
+            super().connect()
+        except redis.ConnectionError:
+            self.path = embedded.ready()
+            super().connect()
 
 
 CLASSES: Final[dict[str, type]] = {"redis": _Tcp, "rediss": _Tls, "unix": _Unix, EMBEDDED: _Embedded}
@@ -316,7 +320,15 @@ class _AsyncUnix(_Asynchronous, redis.asyncio.UnixDomainSocketConnection):
 
 
 class _AsyncEmbedded(_AsyncUnix):
-    """Connects to the checkout's own server; while that starts, the event loop runs on."""
+    """Connects to the checkout's own server as ``_Embedded`` does; while that starts, the event loop runs on."""
+
+    async def connect(self) -> None:
+        try:
+            await super().connect()  # type: ignore[no-untyped-call]  # it has no types
+        except redis.ConnectionError as error:
+            if isinstance(error.__cause__, embedded.StartError):
+                raise
+            await super().connect()  # type: ignore[no-untyped-call]  # as above
 
     async def _connect(self) -> None:
         self.path = await asyncio.to_thread(embedded.ready)

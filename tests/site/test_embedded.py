@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -226,6 +227,30 @@ def test_a_server_that_is_killed_is_started_again(base: Path, use: Callable[...,
 
     assert user.find_server() != server
     assert len(user.started) == 2
+
+
+@pytest.mark.parametrize("command", ["", "async"])
+def test_a_server_that_accepts_while_it_dies_is_replaced(base: Path, use: Callable[..., User], command: str) -> None:
+    """The kernel closes its sockets last, and resets what has connected to them in between."""
+    user = use()
+    (base / embedded.DIRECTORY).mkdir(mode=0o700)
+
+    def die() -> None:
+        with dying:
+            dying.accept()[0].close()  # whoever looks whether it answers
+            with dying.accept()[0] as connection:
+                connection.recv(1)  # the rest is unread, so that it is reset
+
+    with socket.socket(socket.AF_UNIX) as dying, ThreadPoolExecutor(1) as pool:
+        dying.bind(str(base / embedded.DIRECTORY / embedded.SOCKET))
+        dying.listen()
+        dying.settimeout(scaled())
+        ended = pool.submit(die)
+
+        assert user.ask(command).split()[0].isdigit()
+
+        ended.result()
+    assert len(user.started) == 1
 
 
 def test_a_forked_child_keeps_the_server(base: Path, use: Callable[..., User]) -> None:
