@@ -122,6 +122,8 @@ class Visitor:
 
     def wait_until(self, page: Page, state: str) -> None:
         page.wait_for_function("async (state) => (await window.notifications)?.state === state", arg=state)
+        if state == "open" and not self.sockets:  # the browser tells of a socket, perhaps later than the page
+            page.wait_for_event("websocket")
 
     def keep(self, user: User, title: str) -> None:
         """Have the site keep a notice for a user, whoever is logged in here."""
