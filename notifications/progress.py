@@ -592,6 +592,18 @@ def end_job(job: Progress, error: BaseException | None, state: State | None = No
         reporter.end(job._last())
 
 
+def leave_job(job: Progress) -> None:
+    """
+    Let this process say nothing more of a job, because another one is about to tell its end.
+
+    What is being said when it is called has been said when it returns, unless Redis takes longer than a job may wait.
+    """
+    if isinstance(job._reporter, ThreadReporter):
+        job._reporter.leave_to_others()
+    else:
+        mute_job(job)
+
+
 def mute_job(job: Progress) -> None:
     """Let this process say nothing of a job any more, because another one does."""
     if job._reporter is not None:

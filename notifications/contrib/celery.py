@@ -39,7 +39,7 @@ from ..exceptions import Cancelled
 from ..jobs import announce
 from ..logs import LogBudget, describe
 from ..messages import State
-from ..progress import Progress, end_job, job_of, mute_job
+from ..progress import Progress, end_job, job_of, leave_job
 from ..progress import progress as job_progress
 from ..topics import Topic
 from .tracked import Marks, Tracked
@@ -242,7 +242,7 @@ def _leave(job: Progress, error: BaseException | None, attempt: Attempt) -> None
     elif isinstance(error, Reject) and error.requeue and current_task.acks_late:
         error = Retry()
     elif isinstance(error, SystemExit | KeyboardInterrupt) and current_process().name != "MainProcess":
-        mute_job(job)  # the process ends, and the main process of the worker says why
+        leave_job(job)  # the process ends, and the main process of the worker says why, perhaps before that
         return
     end_job(job, error)
 

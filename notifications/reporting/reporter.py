@@ -182,7 +182,7 @@ class Reporter:
 
     def _wait(self) -> float:
         """Return the seconds until something is due, unless something changes before."""
-        if self._last is not None:
+        if self._over():
             return 0
         telling = (self._changed or self._untold) and not self._quiet
         due = [at for wanted, at in ((telling, self._publish_at), (self._asked, self._look_at)) if wanted]

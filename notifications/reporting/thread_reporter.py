@@ -72,6 +72,15 @@ class ThreadReporter(Reporter):
         if not self._stays:
             self._thread.join(max(0.0, self._deadline - self.clock()))
 
+    def leave_to_others(self) -> None:
+        """Say nothing more, and wait until what is being said now has been said, within its patience."""
+        self.muted = True
+        if self._thread is not None and not sys.is_finalizing():
+            with self._condition:
+                self._dropped = True
+                self._condition.notify()
+            self._thread.join(max(0.0, self.patience))
+
     def wait_for_look(self) -> None:
         """Wait until it was looked for the first time whether the job is cancelled, within its patience."""
         if self._thread is None or self.muted or self._looked.is_set():
@@ -102,7 +111,7 @@ class ThreadReporter(Reporter):
                 with self._condition:
                     while (wait := self._wait()) != 0:
                         self._condition.wait(wait)
-                if self._last is None:
+                if not self._over():
                     self._turn()
             if self._last is not None:
                 self._end(self._last)

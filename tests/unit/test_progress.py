@@ -38,11 +38,11 @@ from notifications import (
     track,
 )
 from notifications.history import get_store
-from notifications.progress import job_of
+from notifications.progress import job_of, leave_job
 from notifications.reporting import terminal
 from notifications.reporting.counts import MEMORY, Rate, percent
 from notifications.reporting.reporter import RETRY
-from notifications.signals import message_published
+from notifications.signals import message_prepared, message_published
 from notifications.testing import assert_notified, captured, redis_outage
 from tests.cases import cases
 from tests.repository.test_readme import ROOT, example
@@ -633,6 +633,29 @@ def test_receivers_of_signals_run_in_the_context_of_the_job(sent):
 
     assert seen == {"acme"}
     assert closed == ["progress"]
+
+
+def test_a_job_that_is_left_to_another_process_says_nothing_more(sent):
+    """What was being said comes before what the other one says, and nothing follows it."""
+    begun = threading.Event()
+
+    def receive(**_):
+        begun.set()
+        time.sleep(0.1)
+
+    message_prepared.connect(receive)
+    try:
+        job = Progress(JOB).__enter__()
+        begun.wait(scaled())
+        job.advance()
+        leave_job(job)
+        assert told(sent, "done") == [0]
+        assert reporters() == []
+        job.__exit__(None, None, None)
+    finally:
+        message_prepared.disconnect(receive)
+
+    assert told(sent, "done") == [0]
 
 
 def cost_of(call):
