@@ -201,6 +201,15 @@ def test_of_two_marks_at_once_the_row_decides(user, sent):
     assert pending() == set()
 
 
+def expect_told_anew(sent, row):
+    """Expect a row to be pending, and the outbox to tell that it is unread."""
+    assert pending() == {row.pk}
+    publish_pending("default")
+    assert [each[1] for each in told(sent)][-3:] == ["seen", "unread", "restored"]
+    assert told(sent)[-1][3] == 1
+    assert pending() == set()
+
+
 @pytest.mark.parametrize("late", ["outbox", "mark"])
 def test_what_is_told_too_late_is_told_anew(user, sent, late):
     """Whoever finds that a row has changed, and was settled by another, since it was read has it told once more."""
@@ -219,11 +228,7 @@ def test_what_is_told_too_late_is_told_anew(user, sent, late):
         with in_the_middle(meanwhile, before=True):
             mark(user, "read", ids=[row.pk])
 
-    assert pending() == {row.pk}
-    publish_pending("default")
-    assert [each[1] for each in told(sent)][-3:] == ["seen", "unread", "restored"]
-    assert told(sent)[-1][3] == 1
-    assert pending() == set()
+    expect_told_anew(sent, row)
 
 
 @pytest.mark.parametrize("unknown", ["answer", "number"])
@@ -259,11 +264,7 @@ def test_what_may_have_been_told_too_late_is_told_anew(user, sent, late, unknown
         else:
             mark(user, "read", **({"ids": [row.pk]} if late == "mark" else {"until": row.pk}))
 
-    assert pending() == {row.pk}
-    publish_pending("default")
-    assert [each[1] for each in told(sent)][-3:] == ["seen", "unread", "restored"]
-    assert told(sent)[-1][3] == 1
-    assert pending() == set()
+    expect_told_anew(sent, row)
 
 
 @pytest.mark.parametrize("how", ["ids", "until"])
