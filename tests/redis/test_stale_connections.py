@@ -12,7 +12,7 @@ import redis
 from notifications import PublishError, Topic, adisconnect_user, apublish, disconnect_user, publish
 from notifications.bridge.lease import Lease
 from notifications.broker import clients, connecting, pipeline
-from notifications.broker.clients import IDLE, SOCKET_TIMEOUT, breaker
+from notifications.broker.clients import IDLE, PROOF, SOCKET_TIMEOUT, breaker
 from notifications.broker.wire import HANDSHAKE_TIMEOUT, Subscription, site_pool
 from notifications.history import get_store
 from notifications.history.redis import READ_TIMEOUT
@@ -370,3 +370,20 @@ async def test_what_redis_answered_while_the_event_loop_was_blocked_counts(serve
     assert breaker.remaining() == 0
     with redis.Redis.from_url(server.url) as client:
         assert published(client)[-1:] == [1]
+
+
+async def test_a_blocked_event_loop_costs_the_channel_layer_no_connection(server):
+    """A connection that was idle is probed, and Redis answers while the loop is blocked."""
+    layer = RedisPubSubLayer(hosts=[server.url])
+    await layer.group_send("group", {"type": "x"})
+    with redis.Redis.from_url(server.url) as client:
+        before = {each["id"] for each in client.client_list()}
+        await asyncio.sleep(IDLE * 1.2)
+
+        sending = asyncio.create_task(layer.group_send("group", {"type": "x"}))
+        await asyncio.sleep(0)
+        time.sleep(PROOF + 0.1)  # noqa: ASYNC251  this is the fault
+        await sending
+
+        assert {each["id"] for each in client.client_list()} == before
+    await layer.flush()
