@@ -196,13 +196,15 @@ class SentinelGroup(_Group):
     def primary(self) -> LocalRedis:
         """The server that the Sentinels call the primary, by the latest decision that one of them knows of."""
         _, port = max(self._named())
-        return next(server for server in self.servers if server.port == port)
+        [primary] = [server for server in self.servers if server.port == port]
+        return primary
 
     @property
     def replica(self) -> LocalRedis:
         """One of the others that can answer."""
         primary = self.primary
-        return next(server for server in self._able(self.servers) if server is not primary)
+        first, *_ = [server for server in self._able(self.servers) if server is not primary]
+        return first
 
     def failover(self) -> LocalRedis:
         """Have a Sentinel change the primary while all live, and return the new one when it is decided."""
@@ -347,7 +349,8 @@ class RedisCluster(_Group):
         """Return a replica of a primary."""
         view = self._views()[node.port]
         [primary] = [line.id for line in view if line.port == node.port]
-        return self._node(next(line.port for line in view if line.follows == primary))
+        first, *_ = [line.port for line in view if line.follows == primary]
+        return self._node(first)
 
     def wait_for_promotion(self, node: LocalRedis, seconds: float = SWITCH_SECONDS) -> float:
         """
@@ -371,6 +374,7 @@ class RedisCluster(_Group):
 
     def failover(self, node: LocalRedis) -> LocalRedis:
         """Exchange a primary for its replica while both live, without losing a write, and return the new primary."""
+        self.wait_until_ok()  # a primary that was only just promoted has no replica yet
         replica = self.replica_of(node)
         self.client(replica).execute_command("CLUSTER", "FAILOVER")
         self.wait_for_promotion(node)
@@ -429,7 +433,8 @@ class RedisCluster(_Group):
         return [next((line.port for line in view if line.has(slot)), 0) for view in self._views().values()]
 
     def _node(self, port: int) -> LocalRedis:
-        return next(node for node in self.nodes if node.port == port)
+        [node] = [node for node in self.nodes if node.port == port]
+        return node
 
     def _views(self) -> dict[int, list[Line]]:
         """Return what each living node says of all, by its port."""
@@ -503,7 +508,7 @@ def _wait_until_none(missing: Callable[[], Iterator[str]], seconds: float) -> No
     def nothing_is() -> bool:
         try:
             last[:] = [next(missing(), "")]
-        except (redis.RedisError, ValueError, StopIteration) as error:
+        except (redis.RedisError, ValueError) as error:
             last[:] = [repr(error)]
         return last == [""]
 
