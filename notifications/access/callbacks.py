@@ -181,7 +181,7 @@ class Callbacks:
                 self._coroutines.give_back()
         await self._threads.take(whose, self._longest_wait)
         threaded = in_thread or partial(DatabaseSyncToAsync, thread_sensitive=False, executor=self._executor)
-        running = asyncio.ensure_future(threaded(_called)(function, *arguments))
+        running = asyncio.ensure_future(threaded(called)(function, *arguments))
         try:
             async with Timeout(seconds):
                 await asyncio.wait([running])  # awaiting it would look like our own cancellation if it is cancelled
@@ -204,7 +204,7 @@ class Callbacks:
         self._threads.give_back()
 
 
-def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+def called(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     Call a function in a thread.
 

@@ -25,7 +25,7 @@ from ..protocol.frames import CloseCode
 from ..tasks import in_context
 from ..tenants import NO_TENANT, Tenant
 from . import sessions
-from .callbacks import within
+from .callbacks import called, within
 from .control import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
 
 
 def _judge_in_tenant(credentials: Sequence[Credentials]) -> list[Verdict]:
-    return within(credentials[0].tenant.name, _judge)(credentials)  # type: ignore[no-any-return]  # as the function
+    return called(within(credentials[0].tenant.name, _judge), credentials)  # type: ignore[no-any-return]  # as _judge
 
 
 def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:

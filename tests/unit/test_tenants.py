@@ -356,3 +356,15 @@ async def test_one_tenant_whose_database_is_away_holds_up_no_other(monkeypatch):
     assert await judge([acme, globex, acme]) == [NOBODY_KNOWS, Verdict(None, ONE), NOBODY_KNOWS]
     with pytest.raises(DatabaseError):
         await judge([acme])
+
+
+async def test_a_tenant_that_next_does_not_find_is_an_error_and_no_endless_wait(tenants):
+    """``StopIteration``, which Python 3.11 takes into no future: a ``TENANT_CONTEXT`` that looks its tenant up so."""
+
+    def nowhere(name):
+        return next(iter(()))
+
+    tenants.NOTIFICATIONS = {**tenants.NOTIFICATIONS, "TENANT_CONTEXT": nowhere}
+
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await judge([Credentials(ONE, None, None, Tenant(ACME, copy_context()))])
