@@ -14,7 +14,7 @@ from tests.conftest import point_to
 from tests.faults import held_up
 from tests.redis.test_inlet_shards import append, await_empty, emptying, kept, topic_of
 from tests.redis_groups import RedisCluster
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 SHARDS = 4
 
@@ -50,7 +50,7 @@ async def test_an_inlet_takes_entries_for_every_server(cluster, client):
     assert len({cluster.node_of(topic_of(shard).history_key).port for shard in range(SHARDS)}) > 1
     append(client, *spread(0, 2 * STEP))
     async with held_up(_INLET) as reached, emptying(client) as running:
-        await asyncio.wait_for(reached.wait(), 10)
+        await asyncio.wait_for(reached.wait(), scaled())
         running.cancel()
     append(client, *spread(2 * STEP, 4 * STEP))
     async with emptying(client, token="two"):

@@ -23,7 +23,7 @@ from notifications.topics import internal_name
 from tests.conftest import point_to
 from tests.faults import Proxy, held_up
 from tests.redis.test_inlet import Layer
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 SECRET = "s3cret-of-nobody"
 
@@ -98,13 +98,13 @@ async def test_an_inlet_takes_entries_of_every_shard(live_redis, shard):
     published = counts["inlet_published", ""]
     with live_redis.pubsub() as watching:
         watching.psubscribe("*:stamped")
-        watching.get_message(timeout=1)
+        watching.get_message(timeout=scaled())
         async with emptying(live_redis, shard):
             await await_empty(live_redis, shard)
             await await_for(lambda: counts["inlet_published", ""] == published + len(numbers))
             await await_for(lambda: listening.inlet == (0, 0.0))
             await await_for(lambda: all(ttl <= IDEMPOTENCY_TTL for ttl in notes(live_redis)))
-        told = [watching.get_message(timeout=1) for _ in numbers]
+        told = [watching.get_message(timeout=scaled()) for _ in numbers]
 
     for number, topic in enumerate(topics):
         assert kept(live_redis, topic) == [each for each in numbers if each % 3 == number]
@@ -120,7 +120,7 @@ async def test_a_holder_that_dies_between_publishing_and_removal_publishes_nothi
     fields = {} if key is None else {"idempotency_key": key}
     append(live_redis, *((topic_of(shard), 1) for shard in order), **fields)
     async with held_up(_INLET) as reached, emptying(live_redis) as running:
-        await asyncio.wait_for(reached.wait(), 10)
+        await asyncio.wait_for(reached.wait(), scaled())
         running.cancel()
     assert kept(live_redis, topic_of(1)) == [1]
     assert live_redis.xlen(internal_name(INLET, 0)) == 2
@@ -139,7 +139,7 @@ async def test_a_holder_that_is_late_changes_nothing(live_redis):
     """It was held up before the removal; its successor published the rest, and its own removal finds another token."""
     append(live_redis, *((topic_of(number % 2), number) for number in range(STEP)))
     async with held_up(_INLET) as reached, emptying(live_redis):
-        await asyncio.wait_for(reached.wait(), 10)
+        await asyncio.wait_for(reached.wait(), scaled())
         reached.let_others_pass()
         async with emptying(live_redis, token="two"):
             append(live_redis, *((topic_of(number % 2), number) for number in range(STEP, 2 * STEP)))

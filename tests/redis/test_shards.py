@@ -109,7 +109,7 @@ async def a_stream(live_redis):
         return found
 
     expected = {topic: list(range(at, sent, len(TOPICS))) for at, topic in enumerate(TOPICS)}
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(scaled(20)):
         while sum(map(len, (found := await stamped()).values())) < sent:  # noqa: ASYNC110  Redis does not call
             await asyncio.sleep(0.05)
     assert found == expected

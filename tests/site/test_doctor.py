@@ -25,7 +25,7 @@ from tests.ports import free_port
 from tests.processes import LAYERS, ROOT, Site
 from tests.redis_groups import RedisCluster, SentinelGroup
 from tests.settings import MIDDLEWARE
-from tests.waiting import wait_for
+from tests.waiting import scaled, wait_for
 
 
 @pytest.fixture
@@ -540,7 +540,7 @@ def test_listeners_of_another_prefix(quiet_site):
 
     with quiet_site.client().pubsub() as more:  # Redis lists them in any order; the doctor names the first
         more.subscribe(*(f"shopz{n}:notifications:stamped" for n in range(10)))
-        more.get_message(timeout=5)
+        more.get_message(timeout=scaled())
         report = ask(quiet_site)
 
     assert report.broken == "listeners"
@@ -1023,7 +1023,7 @@ def test_somebody_else_subscribes_to_our_channels(good_site):
     client = good_site.client()
     with client.pubsub() as other:
         other.subscribe(*(f"user:{n}" for n in range(10, 30)))
-        other.get_message(timeout=5)
+        other.get_message(timeout=scaled())
         report = ask(good_site)
 
     assert "somebody else subscribes to 'user:10' and 19 more channels" in report.of("neighbours", "warning")

@@ -349,7 +349,7 @@ def test_forged_token_is_refused(site: Site) -> None:
         phone.send(json.dumps({"type": "auth", "token": "forged"}))
         assert receive(phone)["action"] == "auth_error"
         with pytest.raises(ConnectionClosed) as closed:
-            phone.recv(timeout=5)
+            phone.recv(timeout=TIMEOUT)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 4003
 
@@ -622,7 +622,7 @@ def test_access_is_ended_by_the_calls_of_the_documents(live_redis, user) -> None
     order = types.SimpleNamespace(pk=7, watchers={user})
     with live_redis.pubsub(ignore_subscribe_messages=True) as watch:
         watch.subscribe(control.channel())
-        watch.get_message(timeout=1)
+        watch.get_message(timeout=TIMEOUT)
 
         example("end-access", SECURITY)["suspend"](user)
         example("end-access", SECURITY)["unshare"](order, user)

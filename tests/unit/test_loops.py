@@ -20,7 +20,7 @@ from notifications.history import get_store
 from notifications.history.position import Position
 from notifications.topics import Topic
 from tests.virtual_time import in_virtual_time
-from tests.waiting import await_for
+from tests.waiting import await_for, scaled
 
 
 class Locked:
@@ -125,7 +125,7 @@ def test_no_event_loop_is_kept_by_what_it_was_used_for(use, monkeypatch):
 async def test_each_event_loop_has_one_of_its_own():
     """The same for all who ask in one loop, another in another."""
     mine = locked()
-    other = await asyncio.to_thread(asyncio.run, asyncio.wait_for(ask(), 1))
+    other = await asyncio.to_thread(asyncio.run, asyncio.wait_for(ask(), scaled()))
 
     assert locked() is mine
     assert other is not mine

@@ -330,7 +330,7 @@ async def test_a_time_out_around_a_send_may_be_used(server):
     """``asyncio.timeout`` needs a task, and it has one."""
 
     async def send(text):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(scaled()):
             await server.send(text)
 
     outbox = Outbox(send, lambda: None)
