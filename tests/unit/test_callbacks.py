@@ -1,7 +1,9 @@
 """Calling the functions of a site: their time, their turns, and what happens when they do not return."""
 
 import asyncio
+import socket
 import threading
+import time
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -35,6 +37,33 @@ async def test_the_time_of_a_call_begins_with_its_turn(monkeypatch):
     gate.set()
 
     assert await asyncio.gather(first, *others) == [True, *["answer"] * 3]
+
+
+@pytest.mark.parametrize("sync", [True, False], ids=["threads", "coroutines"])
+async def test_an_answer_that_came_while_the_event_loop_was_blocked_counts(sync):
+    """Another function of the site blocks the loop for longer than this one may take."""
+    asked, called, allowed = Callbacks("test", threads=1, longest_wait=scaled()), threading.Event(), 0.3
+    ours, services = socket.socketpair()
+
+    def ask():
+        called.set()
+        return ours.recv(100)
+
+    async def ask_without_a_thread():
+        called.set()
+        answer = await asyncio.get_running_loop().sock_recv(ours, 100)
+        for _ in range(3):
+            await asyncio.sleep(0)  # no HTTP client reads an answer in one step
+        return answer
+
+    with ours, services:
+        ours.setblocking(sync)
+        asking = asyncio.create_task(asked.call("", allowed, ask if sync else ask_without_a_thread))
+        await await_for(called.is_set)
+        services.send(b"allowed")
+        time.sleep(allowed)  # noqa: ASYNC251  this is the fault
+
+        assert await asking == b"allowed"
 
 
 async def test_a_call_that_does_not_return_keeps_its_thread():
