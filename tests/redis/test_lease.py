@@ -58,9 +58,8 @@ async def test_whoever_has_not_heard_that_they_have_the_lease_gets_it_all_the_sa
         await arun(*arguments, **options)
         raise TimeoutError
 
-    lease = listening()
-    await asyncio.sleep(0.02)  # between the two: who has listened longer is what counts
-    other = listening()
+    lease, other = listening(), listening()
+    lease._since -= scaled()  # it has listened longer, however long a call takes: that is what counts
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "arun", answer_too_late)
         with pytest.raises(TimeoutError):
@@ -92,6 +91,7 @@ async def test_a_stand_by_that_has_stopped_keeps_nobody_from_a_free_lease(live_r
 async def test_who_had_the_lease_and_heard_everything_since_is_no_newcomer(live_redis):
     """Of those who wait it has listened longest, so what it alone has heard is not lost."""
     first, second = listening(), listening()
+    first._since -= scaled()  # it listened long before the newcomer, however slow the machine is
     await first.take()
     await second.take()
     await first.release()
@@ -139,6 +139,7 @@ async def test_who_subscribed_first_gets_the_lease_though_another_asks_first(liv
     first = Lease()
     live_redis.execute_command(*first.announcement())
     first.subscribed()
+    first._since -= scaled()  # long before the newcomer, however slow the machine is
     newcomer = listening()
 
     assert not await newcomer.take()
@@ -211,13 +212,14 @@ async def test_a_holder_with_a_gap_leaves_the_lease_to_a_stand_by_that_was_pause
     assert await paused.take()
 
 
-async def test_a_holder_with_a_gap_leaves_the_lease_to_its_predecessor_that_was_paused(live_redis):
+async def test_a_holder_with_a_gap_leaves_the_lease_to_its_predecessor_that_was_paused(live_redis, lease_key):
     """Which has lost it by being paused, and has not asked since."""
-    holder, paused = listening(ttl=0.01), listening(ttl=0.01)
+    holder, paused = listening(), listening()
     holder._since -= 2 * NEWCOMER
     await paused.take()
     await paused.take()
-    await asyncio.sleep(0.02)
+    live_redis.delete(lease_key)  # its time is over
+    paused.lost()
     assert await holder.take()
 
     await holder.release()
@@ -456,7 +458,7 @@ async def test_who_is_named_and_has_had_a_gap_while_a_shard_was_handed_over_has_
 
 async def test_who_is_named_and_does_not_come_is_not_waited_for_long(live_redis, lease_key, monkeypatch):
     """It may have died a moment ago."""
-    monkeypatch.setattr("notifications.bridge.lease.HEIR_TTL", 0.2)
+    monkeypatch.setattr("notifications.bridge.lease.HEIR_TTL", scaled(1))
     holder, other = listening(), listening()
     assert await holder.take()
     assert not await other.take()
