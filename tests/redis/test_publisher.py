@@ -45,10 +45,10 @@ from tests.conftest import point_to
 from tests.faults import port_that_does_not_answer
 from tests.waiting import scaled, wait_for
 
-HUNG_AT_MOST = 1.5
-"""Seconds that a call may take when Redis does not answer."""
-FAST = 0.05
-"""Seconds that a call may take while Redis is known to hang."""
+HUNG_AT_MOST = 1.8
+"""Seconds that a call may take when Redis does not answer: one, and what a busy machine needs. Two are two waits."""
+SPARED = "not asked again"
+"""What the error says of a Redis that is known to hang: it was not asked, so nobody has waited."""
 
 TWINS = pytest.mark.parametrize("call", ["sync", "async"])
 
@@ -153,6 +153,12 @@ class Caller:
         with pytest.raises(PublishError):
             self(message or {})
         return time.monotonic() - started
+
+    def is_spared(self):
+        """Return whether a call fails without asking Redis."""
+        with pytest.raises(PublishError) as caught:
+            self({})
+        return SPARED in caught.value.reason
 
     def works(self):
         try:
@@ -452,14 +458,14 @@ def test_a_dead_redis_fails_at_once(settings, caller):
     with pytest.raises(PublishError) as caught:
         caller({"secret": "payload"})
 
-    assert time.monotonic() - started < scaled(0.5)
+    assert time.monotonic() - started < scaled(1)
+    assert isinstance(caught.value.__cause__, redis.ConnectionError)  # refused, and not a time-out
     assert caught.value.topic == "user:7"
     assert "user:7" in str(caught.value)
     assert caught.value.reason in str(caught.value)
     assert "connect" in caught.value.reason.lower()
     assert "payload" not in str(caught.value)
     assert "hunter2" not in str(caught.value)
-    assert caught.value.__cause__ is not None
 
 
 @TWINS
@@ -501,13 +507,13 @@ def test_a_hung_redis_costs_one_wait_and_then_nothing(own_redis, caller, monkeyp
         caller({})
     with frozen(own_redis):
         assert caller.seconds_to_fail() < scaled(HUNG_AT_MOST)
-        assert sum(caller.seconds_to_fail() for _ in range(10)) < scaled(10 * FAST)
+        assert all(caller.is_spared() for _ in range(10))
 
 
 @TWINS
 def test_a_hung_redis_is_used_again_when_it_answers(own_redis, caller, monkeypatch):
     """After FAIL_FAST seconds Redis is asked again, and used as before."""
-    monkeypatch.setattr("notifications.broker.breaker.FAIL_FAST", 0.3)
+    monkeypatch.setattr("notifications.broker.breaker.FAIL_FAST", scaled(1))
     with frozen(own_redis):
         caller.seconds_to_fail()
     assert not caller.works()
@@ -526,7 +532,7 @@ def test_a_network_that_swallows_packets_costs_half_a_second(settings, caller):
         point_to(settings, f"redis://127.0.0.1:{port}/0")
 
         assert clients.CONNECT_TIMEOUT / 2 < caller.seconds_to_fail() < scaled(HUNG_AT_MOST)
-        assert caller.seconds_to_fail() < scaled(FAST)
+        assert caller.is_spared()
 
 
 @linux_only
@@ -536,7 +542,7 @@ def test_one_way_to_publish_spares_the_other(settings):
         point_to(settings, f"redis://127.0.0.1:{port}/0")
         Caller(None).seconds_to_fail()
         with asyncio.Runner() as runner:
-            assert Caller(runner).seconds_to_fail() < scaled(FAST)
+            assert Caller(runner).is_spared()
 
 
 @TWINS

@@ -19,8 +19,8 @@ from tests.waiting import scaled, wait_for
 
 NAME = "redis.internal"
 TOPIC = Topic.for_user(1)
-AT_MOST = 1.5
-"""Seconds that a call may take, before scaling."""
+AT_MOST = 1.8
+"""Seconds that a call may take, before scaling: one, and what a busy machine takes. Two would be two waits."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +44,22 @@ def looking_up():
 
 
 @pytest.mark.parametrize("kind", ["sync", "async", "silently"])
-def test_a_silent_name_server_costs_a_publish_about_a_second(server, kind):
+def test_a_silent_name_server_costs_a_publish_about_a_second(server, caplog, kind):
     """And then nothing: the breaker spares whoever comes next."""
     with silent_name_server(NAME):
-        for most in (AT_MOST, AT_MOST / 10):
+        for said in ("name server", "not asked again"):
             began = time.monotonic()
             if kind == "sync":
-                with pytest.raises(PublishError, match=r"name server|not asked again"):
+                with pytest.raises(PublishError, match=said):
                     publish(TOPIC, {"n": 1})
             elif kind == "async":
-                with pytest.raises(PublishError, match=r"name server|not asked again"):
+                with pytest.raises(PublishError, match=said):
                     asyncio.run(apublish(TOPIC, {"n": 1}))  # the end of the loop waits for nothing, either
             else:
+                caplog.clear()
                 assert publish(TOPIC, {"n": 1}, fail_silently=True) is None
-            assert time.monotonic() - began < scaled(most)
+                assert said in caplog.text
+            assert time.monotonic() - began < scaled(AT_MOST)
 
 
 def test_threads_do_not_pile_up(server):
