@@ -21,7 +21,7 @@ import pytest
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from tests.waiting import wait_for
+from tests.waiting import scaled, wait_for
 
 if TYPE_CHECKING:
     import redis
@@ -221,11 +221,13 @@ def site(shared_site: tuple[Site, dict[str, WebServer]]) -> Site:
 
 
 SERVERS = ("daphne", "uvicorn")
+AUTH_TIMEOUT = scaled(2)
+"""Seconds in which a socket has to authenticate; on a machine that is busy, a test may not run for half a second."""
 SITE_SETTINGS = {
     "CSRF_TRUSTED_ORIGINS": ["https://trusted.example", "https://*.wild.example"],
     "SECURE_PROXY_SSL_HEADER": ["HTTP_X_FORWARDED_PROTO", "https"],
     "NOTIFICATIONS": {
-        "AUTH_TIMEOUT": 0.5,
+        "AUTH_TIMEOUT": AUTH_TIMEOUT,
         "HISTORY_SIZE": 5000,  # more than any test publishes at once: nothing is told, everything is filled
         "TOPICS": {
             "upload": {"AUTHORIZE": "tests.testsite.permissions.may_watch"},

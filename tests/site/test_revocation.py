@@ -19,7 +19,7 @@ from notifications.access.control import channel
 from notifications.access.credentials import credentials_of, judge
 from notifications.connection.limits import BURST
 from tests.clients import RawRedis, open_tab
-from tests.conftest import SERVERS, point_to
+from tests.conftest import AUTH_TIMEOUT, SERVERS, point_to
 from tests.faults import never_reading, redis_down
 from tests.http_client import EventStream, post
 from tests.processes import LAYERS, Site
@@ -38,7 +38,7 @@ def site_settings(check_interval, **notifications_settings):
         "CHECK_INTERVAL": check_interval,
         "SESSION_DOUBT": 0,
         "NOTIFICATIONS": {
-            "AUTH_TIMEOUT": 0.5,
+            "AUTH_TIMEOUT": AUTH_TIMEOUT,
             "REAUTHORIZE_INTERVAL": 1,
             "TOPICS": {
                 "upload": {"AUTHORIZE": "tests.testsite.permissions.may_watch"},

@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tests.clients import RawRedis, expect_refused, open_tab
-from tests.conftest import SERVERS
+from tests.conftest import AUTH_TIMEOUT, SERVERS
 from tests.processes import WebServer
 from tests.waiting import scaled, wait_for
 
@@ -45,13 +45,13 @@ async def test_a_token_needs_an_allowed_origin_or_none(site, server, origin):
 
 
 async def test_no_credentials_in_time_is_4001(server):
-    """A socket that says nothing is told why and closed after ``AUTH_TIMEOUT``, here half a second."""
+    """A socket that says nothing is told why and closed after ``AUTH_TIMEOUT``."""
+    began = time.monotonic()
     async with open_tab(server) as tab:
-        began = time.monotonic()
         (frame,) = await tab.expect_closed(4001)
 
         assert frame["action"] == "auth_error"
-        assert time.monotonic() - began >= 0.4
+        assert time.monotonic() - began >= AUTH_TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -482,9 +482,13 @@ async def test_a_burst_of_a_page_that_opens_is_allowed(site, server):
 
 @pytest.fixture(scope="module")
 def beating_servers(site):
-    """Web servers of the same site with a heartbeat of 0.2 s, by kind."""
+    """
+    Web servers of the same site with a quick heartbeat, by kind.
+
+    Whoever says nothing for two beats is closed, and on a busy machine a test may not run for half a second.
+    """
     before = site.settings
-    site.settings = {**before, "NOTIFICATIONS": {**before["NOTIFICATIONS"], "HEARTBEAT_INTERVAL": 0.2}}
+    site.settings = {**before, "NOTIFICATIONS": {**before["NOTIFICATIONS"], "HEARTBEAT_INTERVAL": scaled(0.6)}}
     with ThreadPoolExecutor() as threads:
         servers = {kind: threads.submit(site.start_server, kind) for kind in SERVERS}
     site.settings = before
@@ -525,4 +529,4 @@ async def test_a_browser_that_never_answers_is_closed(site, beating_server):
         assert await tab.expect_closed(4100) == []
 
         assert len(tab.pings) in (1, 2)
-        assert time.monotonic() - began < scaled(3)
+        assert time.monotonic() - began < scaled(5)
