@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, wraps
+from http.client import BadStatusLine, IncompleteRead
 from typing import Any, Final
 
 from asgiref.sync import async_to_sync, iscoroutinefunction
 from channels.db import DatabaseSyncToAsync
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import DataError
 from django.db import Error as DatabaseError
 from django.http import Http404
@@ -39,8 +42,19 @@ MAX_CAUSES: Final = 10
 """Causes that are followed from the error that was raised; httpx has three."""
 COME_BACK: Final = frozenset({408, 425, 429})
 """Client error statuses of HTTP that mean that there is no answer yet."""
-OUTAGES: Final = (DatabaseError, OSError, TimeoutError, RedisError, CutShortError)
+OUTAGES: Final = (
+    *(DatabaseError, OSError, TimeoutError, MemoryError, RedisError, CutShortError),
+    *(futures.CancelledError, BadStatusLine, IncompleteRead),
+)
 """Errors that mean that the answer is unknown. Those of most HTTP libraries derive from ``OSError``."""
+OUTAGES_OF_LIBRARIES: Final = (
+    ("httpx", "TransportError"),
+    ("aiohttp", "ClientConnectionError"),
+    ("aiohttp", "ClientPayloadError"),
+)
+"""Errors of others, by module and name. Not all of them say which ``OSError`` they come from, and some have none."""
+NO_SUCH: Final = (ObjectDoesNotExist, ValidationError, LookupError, ValueError)
+"""Errors for an id that nothing has. They remain that where a function looks elsewhere because something is away."""
 
 in_thread: Callable[..., Any] | None = None
 """Makes a synchronous function awaitable, instead of this module's threads: ``testing`` runs it in the thread of the
@@ -56,21 +70,38 @@ def is_outage(error: BaseException) -> bool:
     Return whether an error means that the answer is unknown, because something did not answer.
 
     Everything else that a site's function raises is a bug, or a denial. So is a missing file, and an HTTP status by
-    which a service refuses, for which HTTP libraries raise an ``OSError``, too. Libraries such as httpx raise errors
-    of their own when something did not answer, from the ``OSError`` that they got.
+    which a service refuses. Of an error that is none of these, what counts is the one from which it was raised, or the
+    one that was being handled: ``from None`` hides it from people, as httpcore does, but does not make it a denial.
     """
+    each: BaseException | None = error
     for _ in range(MAX_CAUSES):
-        if isinstance(error, OUTAGES):
-            break
-        if isinstance(error, PermissionDenied | Http404) or error.__cause__ is None:
+        if each is None or isinstance(each, PermissionDenied | Http404 | PermissionError | DataError):
             return False
-        error = error.__cause__
-    if not isinstance(error, OUTAGES) or isinstance(error, PermissionError | DataError):
-        return False
-    if isinstance(error, FileNotFoundError):
-        return error.filename is None  # a server's Unix socket, which errors do not name
-    status = getattr(getattr(error, "response", error), "status_code", getattr(error, "code", None))
-    return not isinstance(status, int) or status in COME_BACK or not 400 <= status < 500
+        status = _status(each)
+        if isinstance(each, OUTAGES) or _is_of_a_library(each):
+            if isinstance(each, FileNotFoundError):
+                return each.filename is None  # a server's Unix socket, which errors do not name
+            return status is None or status in COME_BACK or not 400 <= status < 500
+        if status is not None and 400 <= status < 600:
+            return status in COME_BACK or status >= 500
+        each = each.__cause__ or (None if isinstance(each, NO_SUCH) else each.__context__)
+    return False
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status that an error, or the response in it, tells; None if it is about something else."""
+    names = ("status_code", "status", "code") if isinstance(error, OSError) else ("status_code", "status")
+    for each in (getattr(error, "response", None), error):
+        for name in names:
+            if isinstance(value := getattr(each, name, None), int):
+                return value
+    return None
+
+
+def _is_of_a_library(error: BaseException) -> bool:
+    """Return whether it is one of ``OUTAGES_OF_LIBRARIES``; a library that is not imported has raised nothing."""
+    classes = (getattr(sys.modules.get(module), name, None) for module, name in OUTAGES_OF_LIBRARIES)
+    return any(isinstance(each, type) and isinstance(error, each) for each in classes)
 
 
 class Turns:

@@ -4,9 +4,11 @@ import asyncio
 import logging
 import threading
 import time
+from concurrent import futures
 from email.message import Message
 from errno import ENOENT
 from functools import partial
+from http.client import BadStatusLine, IncompleteRead
 from types import SimpleNamespace
 from urllib.error import HTTPError
 
@@ -84,9 +86,30 @@ class NoJSONError(OSError, ValueError):
     """What requests raises for a service whose proxy answers with a page; and a wrong certificate is as much."""
 
 
+class LibrarysStatusError(Exception):
+    """What aiohttp and httpx raise when a service has answered so."""
+
+    def __init__(self, status, *, inside=False):
+        super().__init__(f"{status} for url")
+        self.__dict__ = {"response": SimpleNamespace(status_code=status)} if inside else {"status": status}
+
+
 def raised_from(error, cause):
     error.__cause__ = cause
     return error
+
+
+def raised_during(error, other, *, hidden=False):
+    """Return an error that was raised while another was handled, and is then raised ``from None`` as in httpcore."""
+    try:
+        try:
+            raise other
+        except type(other):
+            raise error  # noqa: B904
+    except type(error) as caught:
+        if hidden:
+            caught.__suppress_context__ = True
+        return caught
 
 
 @pytest.mark.parametrize(
@@ -96,6 +119,19 @@ def raised_from(error, cause):
         (LibraryError("all attempts failed"), False),
         (raised_from(LibraryError(), raised_from(LibraryError(), ConnectionRefusedError())), None),
         (raised_from(LibraryError(), KeyError()), False),
+        (raised_from(LibraryError(), raised_during(LibraryError(), TimeoutError(), hidden=True)), None),
+        (raised_during(LibraryError(), ConnectionRefusedError()), None),
+        (raised_during(ObjectDoesNotExist(), ConnectionRefusedError()), False),  # only the cache was away
+        (raised_during(KeyError(), ConnectionRefusedError()), False),
+        (LibrarysStatusError(403), False),
+        (raised_during(LibrarysStatusError(404, inside=True), ConnectionRefusedError()), False),
+        (LibrarysStatusError(503), None),
+        (LibrarysStatusError(500, inside=True), None),
+        (LibrarysStatusError(429, inside=True), None),
+        (BadStatusLine("SSH-2.0"), None),
+        (IncompleteRead(b"half"), None),
+        (MemoryError(), None),
+        (futures.CancelledError(), None),
         (raised_from(PermissionDenied(), TimeoutError()), False),
         (raised_from(Http404(), OperationalError("away")), False),
         (ConnectionRefusedError(), None),
