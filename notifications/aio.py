@@ -242,8 +242,17 @@ class LoopThread:
         with self._lock:
             if self._loop is None or self._pid != os.getpid():  # a fork has no threads
                 self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=self._loop.run_forever, name=self._name, daemon=True).start()
+                threading.Thread(target=_run_on, args=(self._loop,), name=self._name, daemon=True).start()
             return self._loop
+
+
+def _run_on(loop: asyncio.AbstractEventLoop) -> None:
+    """Run a loop for ever, also after a ``SystemExit`` in it, which asyncio passes on to whoever runs the loop."""
+    while True:
+        try:
+            return loop.run_forever()
+        except (SystemExit, KeyboardInterrupt):
+            logger.exception("a task ended in a way that ends a process; its event loop runs on")
 
 
 class SmallQueue(Generic[T]):

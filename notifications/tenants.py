@@ -35,7 +35,9 @@ def current() -> str:
         return known
     try:
         name = ask()
-    except Exception as error:  # the site's code: whatever it raises, the tenant is unknown
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the site's code: whatever it raises, also SystemExit, the tenant is unknown
         raise TopicError(f"TENANT could not say whose topic it is ({type(error).__name__})") from error
     check(name)
     return str(name)

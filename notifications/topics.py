@@ -205,7 +205,9 @@ def _clean(kind: str, id_: object, clean_id: Callable[[str], str] | None) -> str
     if clean_id is not None:
         try:
             text = clean_id(text)
-        except Exception as error:  # the site's code: whatever it raises refuses this id only
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # the site's code: whatever it raises, also SystemExit, refuses this id only
             raise TopicError(f"CLEAN_ID of kind {kind!r} refused the id ({type(error).__name__})") from error
         if not isinstance(text, str):
             raise TopicError(f"CLEAN_ID of kind {kind!r} returned a {type(text).__name__}, not a str")

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING
 import hypothesis
 import psutil
 import pytest
-from django.db import connections
-from django.db.backends.base.base import BaseDatabaseWrapper
 
 from tests.waiting import scaled, wait_for
 
@@ -102,28 +100,6 @@ def a_flush_only_empties() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("django.core.management.commands.flush.emit_post_migrate_signal", lambda *_, **__: None)
         yield
-
-
-@pytest.fixture(autouse=True)
-def no_connection_is_left_in_the_thread_of_accounts() -> Iterator[None]:
-    """
-    End what a test has opened in the thread that looks for accounts, which lives as long as the process.
-
-    With a connection there, the next look asks for the database, which pytest-django keeps from tests without its mark:
-    they would pass or fail by their order.
-    """
-    yield
-
-    from notifications.access import credentials
-
-    def forget() -> None:
-        for alias in connections:
-            if hasattr(connections._connections, alias):
-                BaseDatabaseWrapper.close(connections[alias])  # Django's own leaves a database in memory open
-                del connections[alias]
-
-    if any(thread.is_alive() for thread in credentials._thread._threads):  # in a fork of this process none is
-        credentials._thread.submit(forget).result()
 
 
 @pytest.fixture(scope="session")

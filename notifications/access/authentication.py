@@ -160,8 +160,10 @@ async def token_user(token: str, address: str = "") -> Any:
 
     """
     try:
-        function = within(current(), settings.authenticate_token)
-        user = await tokens().call(address, settings.AUTH_TIMEOUT, function, token)
+        tenant = current()
+        function = within(tenant, settings.authenticate_token)
+        user = await tokens().call(address, settings.AUTH_TIMEOUT, function, token, group=tenant)
+        is_refused = user is None or not user.is_active or user.pk is None
     except Exception as error:
         if is_outage(error):
             count("auth_failed", "unavailable")
@@ -174,7 +176,7 @@ async def token_user(token: str, address: str = "") -> Any:
         if times := outages.due(f"AUTHENTICATE_TOKEN {type(error).__name__}"):
             logger.exception("AUTHENTICATE_TOKEN failed; the token is refused (%d time(s))", times)
         return None
-    if user is None or not user.is_active or user.pk is None:
+    if is_refused:
         count("auth_failed", "token")
         return None
     return user

@@ -126,8 +126,9 @@ async def _authorized(user: Any, topic: Topic) -> bool:
     try:
         if (authorize := settings.kinds[topic.kind].authorize) is None:
             return False
-        whose, function = Topic.for_user(user).full_id, within(topic.tenant, authorize)
-        return bool(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user, topic.id))
+        whose, function = Topic.for_user(user).full_id, within(topic.tenant, _decided_at_once(authorize))
+        call = permissions().call
+        return bool(await call(whose, AUTHORIZE_TIMEOUT, function, user, topic.id, group=_group("AUTHORIZE", topic)))
     except INVALID_ID as error:
         if is_outage(error):
             raise
@@ -135,7 +136,7 @@ async def _authorized(user: Any, topic: Topic) -> bool:
 
 
 async def _authorized_together(user: Any, topic: Topic) -> bool:
-    group, whose = f"{topic.tenant}/{topic.kind}", Topic.for_user(user).full_id
+    group, whose = _group("AUTHORIZE_MANY", topic), Topic.for_user(user).full_id
     function = within(topic.tenant, cast("Callable[..., Any]", settings.kinds[topic.kind].authorize_many))
     try:
         answer = await pairs().ask(group, whose, AUTHORIZE_TIMEOUT, function, (user, topic.id))
@@ -181,17 +182,18 @@ async def joined(user: Any, what: Joining) -> list[Topic] | None:
         One more than ``MAX_SUBSCRIPTIONS`` at most. None when nobody could say, as for ``authorized``.
 
     """
-    return await _said("JOIN", what, _joined(user, what.kind), no=[])
+    return await _said("JOIN", what, _joined(user, what), no=[])
 
 
-async def _joined(user: Any, kind: str) -> list[Topic]:
-    if (join := settings.kinds[kind].join) is None:
+async def _joined(user: Any, what: Joining) -> list[Topic]:
+    if (join := settings.kinds[what.kind].join) is None:
         return []
     whose, function = Topic.for_user(user).full_id, within(current(), _read_at_once(join))
     topics: dict[Topic, None] = {}
-    for id_ in _some(await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user)):
+    ids = await permissions().call(whose, AUTHORIZE_TIMEOUT, function, user, group=_group("JOIN", what))
+    for id_ in _some(ids):
         try:
-            topics[Topic(kind, id_)] = None
+            topics[Topic(what.kind, id_)] = None
         except TopicError as error:
             _refusals.warning("JOIN returned something that is not a topic: %s", error)
     return list(topics)
@@ -206,6 +208,19 @@ def joined_by_all() -> list[Topic]:
         except TopicError as error:
             _refusals.warning("JOIN of kind %r names something that is not a topic: %s", kind, error)
     return topics
+
+
+def _decided_at_once(authorize: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a function that returns a queryset, or what is lazy, decide where it runs; see ``_read_at_once``."""
+    if is_async(authorize):
+        return authorize
+
+    @wraps(authorize)
+    def deciding(user: Any, id_: str) -> Any:
+        answer = authorize(user, id_)
+        return answer if inspect.isawaitable(answer) else bool(answer)
+
+    return deciding
 
 
 def _read_at_once(join: Callable[..., Any]) -> Callable[..., Any]:
@@ -225,6 +240,11 @@ def _some(ids: Any) -> list[Any]:
     if isinstance(ids, str | bytes):
         raise TypeError(f"JOIN returned a {type(ids).__name__}, not several ids")
     return list(islice(ids, settings.MAX_SUBSCRIPTIONS + 1))
+
+
+def _group(option: str, what: What) -> str:
+    """Name what hangs together: a function, whose rows each tenant may have in another database."""
+    return f"{option} {what.tenant}/{what.kind}"
 
 
 async def _said(option: str, what: What, question: Awaitable[T], no: T | None) -> T | None:

@@ -124,7 +124,7 @@ class Batches:
         self, group: str, whose: str, seconds: float, function: Callable[[list[Any]], Any], question: Any
     ) -> Any:
         """Return the answer to a question that is not to be asked with others; as ``ask``."""
-        (answer,) = await self._call(whose, seconds, function, [question])
+        (answer,) = await self._call(group, whose, seconds, function, [question])
         return answer
 
     async def end(self) -> None:
@@ -205,7 +205,7 @@ class Batches:
         """
         function, seconds = questions[0].function, questions[0].seconds
         try:
-            return await self._call(name, seconds, function, [each.value for each in questions])
+            return await self._call(name, name, seconds, function, [each.value for each in questions])
         except TimeoutError:
             raise  # asking each would take as long again
         except Exception as error:
@@ -216,7 +216,7 @@ class Batches:
                 return outcomes
         for index in (0, -1):
             try:
-                (outcomes[index],) = await self._call(name, seconds, function, [questions[index].value])
+                (outcomes[index],) = await self._call(name, name, seconds, function, [questions[index].value])
             except Exception as error:
                 outcomes[index] = Raised(error, error.__traceback__)
                 if not is_outage(error):
@@ -228,9 +228,10 @@ class Batches:
         return outcomes
 
     async def _call(
-        self, whose: str, seconds: float, function: Callable[[list[Any]], Any], questions: list[Any]
+        self, group: str, whose: str, seconds: float, function: Callable[[list[Any]], Any], questions: list[Any]
     ) -> Sequence[Any]:
-        answers = await self._calls.call(whose, seconds, function, list(questions))  # theirs: they may change it
+        theirs = list(questions)  # they may change it
+        answers = await self._calls.call(whose, seconds, function, theirs, group=group)
         if not isinstance(answers, list | tuple):
             raise AnswersError(f"returned a {type(answers).__name__}, not a list")
         if len(answers) != len(questions):

@@ -4,6 +4,9 @@ Calls to the site's functions: a limited number at once, in turn, each with a ti
 A site's function may be slow, and thousands of browsers may come back at the same moment. So the time-out begins when
 the function is called, and not while others are served first. Users take turns; the number of waiting calls and the
 time that they wait are bounded. A call that got no answer is a separate kind of error, and never a denial.
+
+A function may also hang: a service without a time-out, or a database to which a connection is dead. Nothing ends its
+thread, so another one takes its place; and what hangs again and again is called less and less often.
 """
 
 from __future__ import annotations
@@ -14,7 +17,6 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent import futures
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, wraps
 from http.client import BadStatusLine, IncompleteRead
@@ -31,12 +33,25 @@ from redis.exceptions import RedisError
 from ..aio import CutShortError, Timeout
 from ..conf import settings
 from ..tasks import ended
+from .threads import Threads
 
 MAX_WAITING: Final = 10_000
 """Calls of one kind that may wait for their turn; each takes about 1 KiB."""
 MAX_COROUTINES: Final = 32
 """Calls of asynchronous functions of one kind that run at once. More would only wait in a queue of the database or the
 event loop, with their time-out running."""
+
+MAX_STUCK: Final = 64
+"""Calls of one kind that have not returned although their time is over. Each has a thread, and perhaps a connection to
+the database."""
+MAX_STUCK_TOGETHER: Final = 16
+"""Such calls of one group. As their pauses grow, these are half an hour, after which the kernel has given up on most
+connections (``tcp(7)``, ``tcp_retries2``: 13 to 30 minutes)."""
+FIRST_PAUSE: Final = 5.0
+"""Seconds in which a group is not called after as many of its calls have hung as there are threads. Then one call
+tries; if that hangs as well, they double."""
+LONGEST_PAUSE: Final = 300.0
+"""Seconds that they become at most."""
 
 MAX_CAUSES: Final = 10
 """Causes that are followed from the error that was raised; httpx has three."""
@@ -62,7 +77,7 @@ ORM, which sees the test's data."""
 
 
 class BusyError(TimeoutError):
-    """A call did not get its turn: too many were waiting already, or it waited too long."""
+    """A call did not get its turn: too many were waiting already or have hung, or it waited too long."""
 
 
 def is_outage(error: BaseException) -> bool:
@@ -162,13 +177,32 @@ class Turns:
         self._free += 1
 
 
+class _Group:
+    """
+    Calls that hang together.
+
+    Attributes:
+        silent: How many did not return in time, one after the other.
+        stuck: How many have not returned yet.
+        pause: Seconds from the last of them to the next that is made; it counts once there are as many as threads.
+        pause_ends: When that is, by the clock of the event loop.
+
+    """
+
+    __slots__ = ("pause", "pause_ends", "silent", "stuck")
+
+    def __init__(self) -> None:
+        self.silent = self.stuck = 0
+        self.pause = self.pause_ends = 0.0
+
+
 class Callbacks:
     """
     The calls of one kind, in one event loop.
 
     A synchronous function runs in a thread of this class: in Django's single thread for synchronous code, one slow
-    function would hold up every socket of the process. A function that exceeds its time-out keeps its thread, and its
-    turn, until it returns.
+    function would hold up every socket of the process. A function that exceeds its time-out keeps its thread until it
+    returns, but not its turn.
     """
 
     def __init__(self, sort: str, threads: int, longest_wait: float) -> None:
@@ -177,17 +211,21 @@ class Callbacks:
 
         Args:
             sort: Names the threads.
-            threads: Synchronous functions that run at once.
+            threads: Synchronous functions that run at once, besides those whose time is over.
             longest_wait: Seconds that a call may wait for its turn.
 
         """
         self._longest_wait = longest_wait
+        self._at_once = threads
         self._threads = Turns(threads)
         self._coroutines = Turns(MAX_COROUTINES)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"notifications-{sort}")
+        self._executor = Threads(f"notifications-{sort}")
+        self._groups: dict[str, _Group] = {}
         self._late: set[asyncio.Future[Any]] = set()
 
-    async def call(self, whose: str, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    async def call(
+        self, whose: str, seconds: float, function: Callable[..., Any], *arguments: Any, group: str = ""
+    ) -> Any:
         """
         Call a function, sync or async, when it is its turn.
 
@@ -196,11 +234,14 @@ class Callbacks:
             seconds: The time-out, from its turn on.
             function: The function to call.
             arguments: Its arguments.
+            group: What hangs together, such as the function and the tenant. When as many of its synchronous calls
+                have hung in a row as there are threads, the next one follows after a pause.
 
         Raises:
             BusyError: It did not get its turn.
             TimeoutError: It has not returned in time.
-            CutShortError: It, or something it was waiting for, was cancelled.
+            CutShortError: It, or something it was waiting for, was cancelled, or ended in a way that would end the
+                process.
             Exception: Whatever it raises.
 
         """
@@ -210,9 +251,14 @@ class Callbacks:
                 return await _in_a_task(function, arguments, seconds)
             finally:
                 self._coroutines.give_back()
+        self._expect_return(group)
         await self._threads.take(whose, self._longest_wait)
-        threaded = in_thread or partial(DatabaseSyncToAsync, thread_sensitive=False, executor=self._executor)
-        running = asyncio.ensure_future(threaded(called)(function, *arguments))
+        try:
+            pause = self._expect_return(group)
+            running = self._begun(group, seconds, function, arguments)
+        except BaseException:
+            self._threads.give_back()
+            raise
         try:
             async with Timeout(seconds):
                 await asyncio.wait([running])  # awaiting it would look like our own cancellation if it is cancelled
@@ -221,18 +267,70 @@ class Callbacks:
                 result = running.result()
                 # A lambda or partial around a coroutine function looks synchronous, and a coroutine is true.
                 return await _in_a_task(lambda: result, (), seconds) if inspect.isawaitable(result) else result
-        finally:
-            if running.done():
-                self._threads.give_back()
-            else:
-                self._late.add(running)
-                running.add_done_callback(self._came_late)
+        except TimeoutError:
+            self._hangs(group, pause, running)
+            raise
+        except asyncio.CancelledError:  # nobody waits for it any more; it has its turn all the same
+            asyncio.get_running_loop().call_later(seconds, self._hangs, group, pause, running)
+            raise
 
-    def _came_late(self, running: asyncio.Future[Any]) -> None:
-        self._late.discard(running)
-        with suppress(asyncio.CancelledError):
-            running.exception()  # nobody is waiting for it any more
+    def _expect_return(self, group: str) -> float:
+        """
+        Return the pause that follows if the next call hangs, too: as long again as the one before it, if there was one.
+
+        Raises:
+            BusyError: Too many calls have not returned.
+
+        """
+        if len(self._late) >= MAX_STUCK:
+            raise BusyError(f"{len(self._late)} calls have not returned")
+        if (known := self._groups.get(group)) is None:
+            return FIRST_PAUSE
+        if known.stuck >= MAX_STUCK_TOGETHER:
+            raise BusyError(f"{known.stuck} calls of this kind have not returned")
+        if known.silent < self._at_once:
+            return FIRST_PAUSE
+        left = known.pause_ends - asyncio.get_running_loop().time()
+        if left > 0:
+            raise BusyError(f"{known.silent} calls did not return in time; the next follows in {left:.0f} s")
+        return min(2 * known.pause, LONGEST_PAUSE)
+
+    def _begun(
+        self, group: str, seconds: float, function: Callable[..., Any], arguments: Sequence[Any]
+    ) -> asyncio.Future[Any]:
+        if (known := self._groups.get(group)) is not None:
+            known.pause_ends = asyncio.get_running_loop().time() + seconds  # one tries whether it returns
+        threaded = in_thread or partial(DatabaseSyncToAsync, thread_sensitive=False, executor=self._executor)
+        running: asyncio.Future[Any] = asyncio.ensure_future(threaded(called)(function, *arguments))
+        running.add_done_callback(partial(self._ended, group))
+        return running
+
+    def _hangs(self, group: str, pause: float, running: asyncio.Future[Any]) -> None:
+        """Give the turn of a call to others; its time is over."""
+        if running.done() or running in self._late:
+            return
+        self._late.add(running)
+        known = self._groups.setdefault(group, _Group())
+        known.silent += 1
+        known.stuck += 1
+        known.pause = max(pause, known.pause)
+        known.pause_ends = asyncio.get_running_loop().time() + known.pause
         self._threads.give_back()
+
+    def _ended(self, group: str, running: asyncio.Future[Any]) -> None:
+        if not running.cancelled():
+            running.exception()  # perhaps nobody is waiting for it any more
+        known = self._groups.get(group)
+        if running in self._late:
+            self._late.remove(running)
+            self._groups[group].stuck -= 1
+        else:
+            self._threads.give_back()
+        if known is not None:
+            known.silent = 0
+            known.pause = 0.0
+            if not known.stuck:
+                del self._groups[group]
 
 
 def called(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -240,17 +338,38 @@ def called(function: Callable[..., Any], *arguments: Any) -> Any:
     Call a function in a thread.
 
     A ``StopIteration``, which ``next`` raises if it finds nothing, becomes a ``RuntimeError``, as in coroutines: on
-    Python 3.11 no future takes it, so that the call would never end.
+    Python 3.11 no future takes it, so that the call would never end. ``SystemExit``, which would end the server, and
+    what else is no ``Exception``, such as the time-outs of gevent and func_timeout, become a ``CutShortError``.
     """
     try:
-        return function(*arguments)
+        result = function(*arguments)
+        inspect.isawaitable(result)  # evaluates what is lazy, here where the database may be asked
     except StopIteration as error:
         raise RuntimeError("the function raised StopIteration") from error
+    except (Exception, asyncio.CancelledError):
+        raise
+    except BaseException as error:
+        raise _cut_short(error) from error
+    return result
+
+
+async def _awaited(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Await a function; see ``called``. A ``KeyboardInterrupt`` is one: it comes in the thread of an event loop."""
+    try:
+        return await function(*arguments)
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:
+        raise _cut_short(error) from error
+
+
+def _cut_short(error: BaseException) -> CutShortError:
+    return CutShortError(f"the function raised {type(error).__name__}")
 
 
 async def _in_a_task(function: Callable[..., Any], arguments: Sequence[Any], seconds: float) -> Any:
     """Await a function in a separate task, because it may cancel the task it runs in."""
-    running = asyncio.ensure_future(function(*arguments))
+    running = asyncio.ensure_future(_awaited(function, arguments))
     try:
         with suppress(TimeoutError):
             async with Timeout(seconds):

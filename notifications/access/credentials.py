@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from typing import Any, Final, NamedTuple
 
-from channels.db import DatabaseSyncToAsync
 from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.sessions.backends import cache, signed_cookies
 from django.core.cache import caches
 from django.utils import timezone
 
-from ..aio import Timeout
+from ..aio import PerLoop
 from ..logs import LogBudget, describe
 from ..protocol.frames import CloseCode
 from ..tasks import in_context
 from ..tenants import NO_TENANT, Tenant
 from . import sessions
-from .callbacks import called, within
+from .callbacks import Callbacks, within
 from .control import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -35,8 +33,8 @@ TIMEOUT: Final = 20.0
 KEYS_A_QUERY: Final = 10_000
 """Accounts or sessions per query; databases limit the parameters of a query."""
 
-_thread = ThreadPoolExecutor(1, thread_name_prefix="notifications-access")
-"""A separate thread, so that slow functions of the site cannot delay the end of access."""
+lookups = PerLoop(lambda: Callbacks("access", threads=1, longest_wait=TIMEOUT))
+"""They have a thread of their own, so that slow functions of the site cannot delay the end of access."""
 _log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
@@ -124,8 +122,10 @@ async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
     for name, indexes in by_tenant.items():
         some = [credentials[index] for index in indexes]
         try:
-            async with Timeout(TIMEOUT):
-                found = await in_context(some[-1].tenant.fresh_context(), _in_thread(some))
+            found = await in_context(
+                some[-1].tenant.fresh_context(),
+                lookups().call(name, TIMEOUT, within(name, _judge), some, group=name),
+            )
         except Exception as error:
             failures.append(error)
             if len(failures) == len(by_tenant):
@@ -135,10 +135,6 @@ async def judge(credentials: Sequence[Credentials]) -> list[Verdict]:
         for index, verdict in zip(indexes, found, strict=True):
             verdicts[index] = verdict
     return verdicts
-
-
-def _judge_in_tenant(credentials: Sequence[Credentials]) -> list[Verdict]:
-    return called(within(credentials[0].tenant.name, _judge), credentials)  # type: ignore[no-any-return]  # as _judge
 
 
 def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:
@@ -151,9 +147,6 @@ def _judge(credentials: Sequence[Credentials]) -> list[Verdict]:
         good = True if each.session_key is None else found.get(each.session_key)
         verdicts.append(Verdict(_end(each, user, auth_hash, good), user))
     return verdicts
-
-
-_in_thread = DatabaseSyncToAsync(_judge_in_tenant, thread_sensitive=False, executor=_thread)
 
 
 def _end(credentials: Credentials, user: Any, auth_hash: str | None, good: bool | None) -> End | None:

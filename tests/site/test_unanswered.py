@@ -22,6 +22,7 @@ HERE = "tests.testsite.strange_permissions"
 TOPICS = {
     "upload": {"AUTHORIZE": f"{HERE}.ask_what_may_be_away"},
     "gated": {"AUTHORIZE": f"{HERE}.wait_at_gate"},
+    "dead": {"AUTHORIZE": f"{HERE}.wait_at_gate"},
     "slow": {"AUTHORIZE": f"{HERE}.take_a_while"},
     "order": {"AUTHORIZE": "tests.testsite.permissions.may_watch_order"},
 }
@@ -386,3 +387,31 @@ async def test_a_permission_is_as_old_as_its_question(live_redis, settings):
         assert as_of <= begun
     finally:
         access.remove("7", socket)
+
+
+@pytest.mark.parametrize("kind", SERVERS)
+async def test_a_server_ends_though_the_site_does_not_answer(site, new_gate, kind):
+    """At SIGTERM, as at each deployment, and not when it is killed half a minute later."""
+    server, alice, gate = site.start_server(kind), site.add_user(), new_gate()
+    async with open_tab(server, alice) as tab:
+        await tab.send({"action": "subscribe", "topic": f"gated:{gate.name}"})
+        await await_for(gate.was_asked)
+
+        await asyncio.to_thread(server.terminate)
+
+
+async def test_one_kind_that_hangs_holds_up_no_other(site, server, new_gate):
+    """More tabs ask for it than there are threads; the topics of others, and their own, are subscribed meanwhile."""
+    gates = [new_gate() for _ in range(MAX_THREADS + 2)]
+    async with AsyncExitStack() as tabs:
+        for gate in gates:
+            user = site.add_user()
+            tab = await tabs.enter_async_context(open_tab(server, user))
+            await tab.send({"action": "subscribe", "topic": f"dead:{gate.name}"})
+            await tab.send({"action": "subscribe_upload", "upload_id": user.new_upload()})
+            gate.tab = tab
+
+        for gate in gates:
+            await gate.tab.expect("error", code="unavailable", topic=f"dead:{gate.name}")
+            while (await gate.tab.next_frame())["action"] != "subscribed":
+                """On a busy machine it may have been unavailable at first."""

@@ -9,14 +9,17 @@ from email.message import Message
 from errno import ENOENT
 from functools import partial
 from http.client import BadStatusLine, IncompleteRead
+from threading import current_thread
 from types import SimpleNamespace
 from urllib.error import HTTPError
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.contrib.auth.models import AnonymousUser, User
 from django.core.exceptions import ObjectDoesNotExist, PermissionDenied, ValidationError
 from django.db import OperationalError
 from django.http import Http404
+from django.utils.functional import SimpleLazyObject
 
 from notifications import Topic
 from notifications.access import authentication, authorization
@@ -523,6 +526,36 @@ async def test_an_authenticator_cannot_let_in_who_is_nobody(settings, stranger):
     configure(settings, AUTHENTICATE_TOKEN=lambda token: stranger)
 
     assert await token_user("token") is None
+
+
+async def test_a_user_may_be_lazy(settings):
+    """As ``request.user``, which asks the database when it is looked at first: that is in a thread."""
+    found = []
+    configure(
+        settings, AUTHENTICATE_TOKEN=lambda token: SimpleLazyObject(lambda: found.append(current_thread()) or ANN)
+    )
+
+    assert await token_user("good") == ANN
+    assert found != [current_thread()]
+
+
+async def test_an_authenticator_that_returns_no_user_refuses(settings, caplog):
+    """Such as one that returns the user's key: that is said once, and not for each socket."""
+    configure(settings, AUTHENTICATE_TOKEN=lambda token: 7)
+
+    assert [await token_user("hunter2") for _ in range(3)] == [None] * 3
+
+    assert len(caplog.records) == 1
+    assert "is_active" in caplog.text
+
+
+async def test_a_queryset_is_an_answer(settings):
+    """It is evaluated where the database may be asked."""
+    user = await sync_to_async(User.objects.create_user)("bea")
+    authorize_with(settings, lambda user, id_: User.objects.filter(username=id_))
+
+    assert await may(f"order:{user.username}")
+    assert not await may("order:nobody")
 
 
 async def test_an_authenticator_that_fails_refuses(settings, caplog):

@@ -1,6 +1,7 @@
 """Calling the functions of a site: their time, their turns, and what happens when they do not return."""
 
 import asyncio
+import gc
 import socket
 import threading
 import time
@@ -8,10 +9,11 @@ import time
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
+from django.utils.functional import SimpleLazyObject
 
 from notifications import Topic
 from notifications.access import authorization, callbacks
-from notifications.access.callbacks import BusyError, Callbacks, Turns, within
+from notifications.access.callbacks import BusyError, Callbacks, Turns, is_outage, within
 from notifications.aio import CutShortError
 from tests.testsite import tenancy
 from tests.waiting import await_for, scaled
@@ -66,23 +68,165 @@ async def test_an_answer_that_came_while_the_event_loop_was_blocked_counts(sync)
         assert await asking == b"allowed"
 
 
-async def test_a_call_that_does_not_return_keeps_its_thread():
-    """It is given up in time; whoever comes next has no turn until it has returned, and then has one."""
-    gate, asked = threading.Event(), Callbacks("test", threads=1, longest_wait=0.02)
-    with pytest.raises(TimeoutError):
-        await asked.call("", 0.05, hang(gate))
-    with pytest.raises(BusyError):
-        await asked.call("", scaled(), lambda: True)
-
+@pytest.fixture
+def gate():
+    """Return an event for which ``hang`` waits, and let all go on after the test."""
+    gate = threading.Event()
+    yield gate
     gate.set()
 
-    async with asyncio.timeout(scaled()):
-        while True:
-            try:
-                assert await asked.call("", scaled(), lambda: "answer") == "answer"
-                return
-            except BusyError:
-                continue
+
+async def test_what_hangs_keeps_nobody_from_a_turn(gate):
+    """Calls of one group, as many as there are threads; it is not called again meanwhile, and others are at once."""
+    asked = Callbacks("test", threads=2, longest_wait=scaled())
+    hanging = [asyncio.create_task(asked.call("", 0.05, hang(gate), group="dead")) for _ in range(2)]
+
+    assert await asked.call("", scaled(), lambda: "answer", group="well") == "answer"
+    for call in hanging:
+        with pytest.raises(TimeoutError):
+            await call
+    with pytest.raises(BusyError, match="2 calls did not return in time"):
+        await asked.call("", scaled(), lambda: "answer", group="dead")
+    assert await asked.call("", scaled(), lambda: "answer", group="well") == "answer"
+
+
+async def test_what_has_hung_is_called_again_after_a_pause(gate, monkeypatch):
+    """By then the service may be well, though calls of before, on connections that are dead, have not returned."""
+    monkeypatch.setattr(callbacks, "FIRST_PAUSE", 0.2)
+    asked = Callbacks("test", threads=1, longest_wait=scaled())
+    for pause in (0.2, 0.4, 0.8):
+        with pytest.raises(TimeoutError):
+            await asked.call("", 0.01, hang(gate))
+        with pytest.raises(BusyError):
+            await asked.call("", scaled(), lambda: "answer")
+        asked._groups[""].pause_ends -= pause
+
+    assert [await asked.call("", scaled(), lambda: "answer") for _ in range(2)] == ["answer"] * 2
+
+
+async def test_what_has_hung_is_called_again_when_it_returns(gate):
+    asked = Callbacks("test", threads=1, longest_wait=scaled())
+    with pytest.raises(TimeoutError):
+        await asked.call("", 0.01, hang(gate))
+    gate.set()
+    await await_for(lambda: not asked._late)
+
+    assert await asked.call("", scaled(), lambda: "answer") == "answer"
+    assert not asked._groups
+
+
+async def test_no_pause_is_longer_than_the_longest(gate, monkeypatch):
+    monkeypatch.setattr(callbacks, "FIRST_PAUSE", 100)
+    asked = Callbacks("test", threads=1, longest_wait=scaled())
+    pauses = []
+    for _ in range(3):
+        with pytest.raises(TimeoutError):
+            await asked.call("", 0.01, hang(gate))
+        pauses.append(asked._groups[""].pause_ends - asyncio.get_running_loop().time())
+        asked._groups[""].pause_ends = 0
+
+    assert pauses == pytest.approx([100, 200, callbacks.LONGEST_PAUSE], abs=1)
+
+
+async def test_calls_that_hang_at_once_are_followed_by_one_pause(gate, monkeypatch):
+    """However many there were: when a database comes back it is asked soon."""
+    monkeypatch.setattr(callbacks, "FIRST_PAUSE", 0.2)
+    asked = Callbacks("test", threads=2, longest_wait=scaled())
+    hanging = [asyncio.create_task(asked.call("", 0.05, hang(gate))) for _ in range(6)]
+    await asyncio.wait(hanging)
+
+    loop = asyncio.get_running_loop()
+    assert asked._groups[""].silent >= 2
+    assert asked._groups[""].pause_ends - loop.time() <= 0.2
+
+
+@pytest.mark.parametrize(("bound", "groups"), [("MAX_STUCK", "ab"), ("MAX_STUCK_TOGETHER", "aa")])
+async def test_what_hangs_is_bounded(gate, monkeypatch, bound, groups):
+    """It keeps threads, and perhaps connections to the database."""
+    monkeypatch.setattr(callbacks, bound, 2)
+    asked = Callbacks("test", threads=3, longest_wait=scaled())
+    for group in groups:
+        with pytest.raises(TimeoutError):
+            await asked.call("", 0.01, hang(gate), group=group)
+
+    with pytest.raises(BusyError, match="2 calls"):
+        await asked.call("", scaled(), lambda: "answer", group="a")
+
+
+async def test_who_goes_away_leaves_a_turn_for_as_long_as_a_call_may_take(gate):
+    """Not at once, or those who come and go would start threads without a limit; nor for good if the call hangs."""
+    asked = Callbacks("test", threads=1, longest_wait=scaled())
+    begun = threading.Event()
+    calling = asyncio.create_task(asked.call("", 0.2, lambda: begun.set() or gate.wait(scaled())))
+    await await_for(begun.is_set)
+    calling.cancel()
+    await asyncio.wait([calling])
+
+    next_one = asyncio.create_task(asked.call("", scaled(), lambda: len(asked._late), group="another"))
+
+    assert await next_one == 1
+
+
+class LibrarysTimeout(BaseException):
+    """As the time-outs of gevent and func_timeout."""
+
+
+@pytest.mark.parametrize(
+    ("sync", "error"),
+    [
+        *((True, error) for error in (SystemExit, LibrarysTimeout, KeyboardInterrupt, GeneratorExit)),
+        *((False, error) for error in (SystemExit, LibrarysTimeout)),
+    ],
+)
+async def test_what_would_end_the_process_ends_one_call(sync, error):
+    """It is not known what the answer would have been; the next call is served."""
+    asked = Callbacks("test", threads=1, longest_wait=scaled())
+
+    def leave():
+        raise error
+
+    async def leave_without_a_thread():
+        raise error
+
+    with pytest.raises(CutShortError, match=error.__name__):
+        await asked.call("", scaled(), leave if sync else leave_without_a_thread)
+    assert await asked.call("", scaled(), lambda: "answer") == "answer"
+
+
+async def test_without_a_thread_nothing_is_known(monkeypatch):
+    """A container limits their number; what could not be called is not called later."""
+    asked, calls = Callbacks("test", threads=1, longest_wait=scaled()), []
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail_to_start)
+        with pytest.raises(OSError, match="can't start new thread") as caught:
+            await asked.call("", scaled(), calls.append, 1)
+    await asked.call("", scaled(), calls.append, 2)
+
+    assert is_outage(caught.value)
+    assert calls == [2]
+
+
+def fail_to_start(thread):
+    raise RuntimeError("can't start new thread")
+
+
+async def test_threads_are_used_again_and_end_with_their_loop():
+    asked = Callbacks("test", threads=4, longest_wait=scaled())
+    names = {(await asked.call("", scaled(), threading.current_thread)) for _ in range(10)}
+    assert len(names) == 1
+
+    del asked
+    await await_for(lambda: gc.collect() is not None and not any(thread.is_alive() for thread in names))
+
+
+async def test_what_is_lazy_is_evaluated_in_its_thread():
+    """Where the database may be asked."""
+    asked, seen = Callbacks("test", threads=1, longest_wait=scaled()), []
+    user = User(pk=1)
+    lazy = SimpleLazyObject(lambda: seen.append(threading.current_thread()) or user)
+
+    assert (await asked.call("", scaled(), lambda: lazy)).pk == 1
+    assert seen != [threading.current_thread()]
 
 
 async def test_a_function_that_raises_stop_iteration_gives_its_thread_back():
@@ -268,5 +412,6 @@ async def test_an_asynchronous_function_that_hangs_in_a_tenant_is_given_up(schem
     with pytest.raises(TimeoutError):
         await asked.call("", 0.05, within("acme", go_on.wait))
     go_on.set()
+    await await_for(lambda: not asked._late)
 
     assert await asked.call("", scaled(), within("acme", schemas)) == "acme"

@@ -135,6 +135,25 @@ async def ask():
     return locked()
 
 
+async def test_a_loop_in_a_thread_outlives_what_would_end_a_process():
+    """All polls of a process that serves by WSGI depend on it."""
+    thread = LoopThread("of a test")
+
+    def leave():
+        raise SystemExit
+
+    try:
+        first = await thread.run(ask())
+        thread._loop.call_soon_threadsafe(leave)
+        async with asyncio.timeout(scaled()):
+            assert await thread.run(ask()) is first
+            assert await thread.run(ask()) is first
+    finally:
+        thread._loop.call_soon_threadsafe(thread._loop.stop)
+        await await_for(lambda: not thread._loop.is_running())
+        thread._loop.close()
+
+
 async def test_a_loop_in_a_thread_is_the_same_for_all_calls():
     """What belongs to a loop, such as a connection to Redis, is there again; results and errors come back."""
     thread = LoopThread("of a test")

@@ -7,7 +7,6 @@ from contextvars import copy_context
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from asgiref.sync import sync_to_async
 from django.contrib.auth import logout
 from django.core.checks import run_checks
 from django.db import DatabaseError, transaction
@@ -111,6 +110,19 @@ def test_a_name_that_is_none_is_refused(tenants, name):
 def test_what_is_of_no_tenant_has_no_topic(tenants):
     """Where the site does not know the tenant nothing is published to anybody."""
     with pytest.raises(TopicError, match=r"TENANT could not say whose topic it is \(KeyError\)"):
+        publish("order:7", {})
+
+
+@cases("error", [SystemExit, asyncio.CancelledError])
+def test_a_tenant_that_cannot_be_named_ends_no_process(settings, error):
+    """A function that a request, a socket and a listener all call."""
+
+    def leave():
+        raise error
+
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "TENANT": leave}
+
+    with pytest.raises(TopicError, match=error.__name__):
         publish("order:7", {})
 
 
@@ -345,12 +357,12 @@ TENANTS = (ACME, GLOBEX)
 async def test_one_tenant_whose_database_is_away_holds_up_no_other(monkeypatch):
     """The end of access in one tenant does not depend on the databases of the others."""
 
-    def judge_in_tenant(some):
+    def judge_them(some):
         if some[0].tenant.name == ACME:
             raise DatabaseError("no such schema")
         return [Verdict(None, each.user) for each in some]
 
-    monkeypatch.setattr(credentials, "_in_thread", sync_to_async(judge_in_tenant))
+    monkeypatch.setattr(credentials, "_judge", judge_them)
     acme, globex = (Credentials(ONE, None, None, Tenant(name, copy_context())) for name in TENANTS)
 
     assert await judge([acme, globex, acme]) == [NOBODY_KNOWS, Verdict(None, ONE), NOBODY_KNOWS]

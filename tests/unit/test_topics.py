@@ -1,6 +1,7 @@
 """Names: what is a topic, and which channels, groups and keys belong to it."""
 
 import string
+from asyncio import CancelledError
 from contextlib import suppress
 from types import SimpleNamespace
 from uuid import UUID
@@ -257,7 +258,7 @@ def test_clean_id_applies_to_its_kind_only():
         assert Topic("user", "ABC").id == "ABC"
 
 
-@cases("error", [ValueError, RuntimeError, KeyError])
+@cases("error", [ValueError, RuntimeError, KeyError, SystemExit, CancelledError, GeneratorExit])
 def test_an_id_that_clean_id_refuses_is_refused(error):
     """Whatever CLEAN_ID raises, the id is refused with a TopicError that does not quote it."""
 
