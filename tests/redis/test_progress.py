@@ -132,8 +132,10 @@ def test_a_job_that_ends_when_redis_has_just_hung_is_told(server):
 def test_a_job_that_ends_while_redis_restarts_is_told(server, monkeypatch):
     """The last message is tried for as long as the job may wait."""
     monkeypatch.setattr(reporter, "PATIENCE", scaled(10))  # on a busy machine a Redis takes longer to restart
-    with Progress(JOB):
+    with Progress(JOB) as p:
         wait_for(lambda: told("state"))
+        p.stage = "Reading"
+        wait_for(lambda: len(told("state")) == 2)  # so the job has heard that the first was told: Redis was there
         server.kill()
         restarting = threading.Thread(target=server.restart)
         restarting.start()
