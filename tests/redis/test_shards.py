@@ -334,7 +334,7 @@ async def test_the_doctor_names_shards_that_nobody_leads(live_redis):
 
 async def test_the_number_of_listeners_that_were_killed_ends_by_itself(live_redis, monkeypatch):
     """Nobody renews it; until then nobody with another number takes a lease."""
-    monkeypatch.setattr(agreement, "TTL", 0.5)
+    monkeypatch.setattr(agreement, "TTL", scaled(2))
     dead, other = Agreement(2), Agreement(4)
     await dead.renew()
     await other.renew()
