@@ -14,6 +14,7 @@ from notifications.tokens import check_grant
 from notifications.topics import Topic
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
+from tests.faults import paused
 from tests.unit.test_templatetags import (
     Elements,
     config_of,
@@ -46,12 +47,10 @@ def test_redis_that_hangs_is_waited_for_once(settings: SimpleNamespace, redis_pr
     with LocalRedis() as server:
         point_to(settings, server.url)
         config_of(render("{% notifications %}"))
-        with redis.Redis.from_url(server.url) as client:
-            client.execute_command("CLIENT", "PAUSE", 4000, "ALL")
         before = counts["position_failed", "TimeoutError"]
 
-        # At a second for each page the test would run into its time-out.
-        since = [config_of(render("{% notifications %}"))["since"] for _ in range(200)]
+        with paused(server.child):  # at a second for each page the test would run into its time-out
+            since = [config_of(render("{% notifications %}"))["since"] for _ in range(200)]
 
     assert since == [None] * 200
     assert counts["position_failed", "TimeoutError"] == before + 200
