@@ -5,6 +5,7 @@ import redis
 from redis.crc import key_slot
 
 from tests.redis_groups import SERVERS, RedisCluster, SentinelGroup
+from tests.waiting import wait_for
 
 
 @pytest.mark.parametrize("server", SERVERS)
@@ -13,7 +14,7 @@ def test_sentinels_promote_the_replica_of_a_killed_primary(server: str) -> None:
     with SentinelGroup(server=server) as group:
         old, replica = group.primary, group.replica
         group.client(old).set("key", "value")
-        assert group.client(old).wait(1, 5000) == 1
+        wait_for(lambda: group.client(old).wait(1, 500) == 1, what="the replica has it")
 
         group.kill(old)
         group.wait_for_switch(old)
@@ -37,7 +38,7 @@ def test_a_cluster_promotes_the_replica_of_a_killed_primary(server: str) -> None
         old = cluster.node_of("key")
         replica = cluster.replica_of(old)
         cluster.client(old).set("key", "value")
-        assert cluster.client(old).wait(1, 5000) == 1
+        wait_for(lambda: cluster.client(old).wait(1, 500) == 1, what="the replica has it")
 
         cluster.kill(old)
         cluster.wait_for_promotion(old)
