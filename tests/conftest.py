@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,11 @@ def nothing_left_behind() -> Iterator[None]:
 
     def left() -> list[str]:
         # multiprocessing keeps its resource tracker until the interpreter ends.
-        children = set(psutil.Process().children(recursive=True)) - before
-        commands = [" ".join(child.cmdline()) for child in children if child.status() != psutil.STATUS_ZOMBIE]
+        commands = []
+        for child in set(psutil.Process().children(recursive=True)) - before:
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    commands.append(" ".join(child.cmdline()))
         return [command for command in commands if "multiprocessing" not in command]
 
     try:
