@@ -26,6 +26,7 @@ from notifications.layers import direct
 from notifications.topics import internal_name
 from tests.faults import kill_type
 from tests.processes import LAYERS
+from tests.redis.test_listener import renewed
 from tests.waiting import await_for, scaled
 
 TOPIC = Topic("user", "1")
@@ -250,7 +251,7 @@ async def test_a_holder_that_dies_after_stamping_has_delivered(layer, live_redis
     got = await member(layer, TOPIC, NOT_KEPT)
     lease = Lease()
     assert await lease.take()
-    async with listening(layer, "stand-by") as listener:
+    async with renewed(live_redis), listening(layer, "stand-by") as listener:
         for n, topic in enumerate((TOPIC, NOT_KEPT, TOPIC)):
             live_redis.publish(topic.channel, f'{{"n":{n}}}')
         await await_for(lambda: waiting(listener) == 3)
@@ -273,7 +274,7 @@ async def test_what_was_delivered_does_not_hide_what_a_dead_holder_left(layer, l
     got = await member(layer, TOPIC)
     lease = Lease()
     assert await lease.take()
-    async with listening(layer, "stand-by") as listener:
+    async with renewed(live_redis), listening(layer, "stand-by") as listener:
         live_redis.publish("user:1", '{"n":0}')
         await await_for(lambda: waiting(listener) == 1)
         batch = [raw(layer, TOPIC, b'{"n":0}')]
