@@ -449,7 +449,7 @@ def test_a_second_signal_ends_it_at_once(new_site, hung_layer):
     listener.send_signal(signal.SIGINT)
 
     assert listener.wait() == 128 + signal.SIGINT
-    assert time.monotonic() - began < scaled(1)
+    assert time.monotonic() - began < scaled(2)  # of the 3.5 s that it would have drained
 
 
 def test_it_ends_in_time_while_redis_hangs(new_site):
