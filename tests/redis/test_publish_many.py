@@ -22,6 +22,7 @@ from tests.faults import Proxy
 from tests.redis.test_publisher import HUNG_AT_MOST, frozen, unused_port
 from tests.redis.test_publisher import ear as ear
 from tests.redis.test_publisher import own_redis as own_redis
+from tests.redis.test_stale_connections import never_idle as never_idle
 from tests.waiting import scaled
 
 pytestmark = pytest.mark.usefixtures("live_redis")
@@ -277,6 +278,7 @@ def test_a_connection_that_died_idle_is_replaced_first(proxy, kept, say, reset):
     assert breaker.remaining() == 0
 
 
+@pytest.mark.usefixtures("never_idle")
 def test_what_may_have_been_published_is_not_sent_again(proxy, kept, say):
     """Redis took them, and the answers were lost with the connection: once they are, and an error."""
     say(numbered(1))
@@ -289,6 +291,7 @@ def test_what_may_have_been_published_is_not_sent_again(proxy, kept, say):
     assert kept() == [0, *range(20)]
 
 
+@pytest.mark.usefixtures("never_idle")
 def test_with_keys_they_are_sent_again(proxy, kept, say):
     """The script knows them: they are there once, and the caller gets the ids."""
     say(numbered(1))

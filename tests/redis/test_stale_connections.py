@@ -11,7 +11,7 @@ import redis
 
 from notifications import PublishError, Topic, adisconnect_user, apublish, disconnect_user, publish
 from notifications.bridge.lease import Lease
-from notifications.broker import clients, connecting, pipeline
+from notifications.broker import clients, connecting, pipeline, wire
 from notifications.broker.clients import IDLE, PROOF, SOCKET_TIMEOUT, breaker
 from notifications.broker.wire import HANDSHAKE_TIMEOUT, Subscription, site_pool
 from notifications.history import get_store
@@ -54,6 +54,13 @@ def _patience(request, monkeypatch):
         monkeypatch.setattr(module, "SOCKET_TIMEOUT", scaled(5))
     monkeypatch.setattr(connecting, "CONNECT_TIMEOUT", scaled(3))
     monkeypatch.setattr(pipeline.arun, "__defaults__", (scaled(5),))
+
+
+@pytest.fixture
+def never_idle(monkeypatch):
+    """Let a connection that was used just now not be idle, on however busy a machine: it is not proven first."""
+    for module in (clients, wire):
+        monkeypatch.setattr(module, "IDLE", scaled(60))
 
 
 @pytest.fixture
@@ -132,6 +139,7 @@ def test_all_connections_of_a_pool_may_be_stale(proxy, redis_itself, reset):
     assert breaker.remaining() == 0
 
 
+@pytest.mark.usefixtures("never_idle")
 def test_a_connection_that_dies_in_use_costs_its_own_message_only(proxy, redis_itself, send):
     """Nobody knows whether that was done, so it is an error; the next one goes at once, and Redis is not blamed."""
     send(1)
@@ -147,6 +155,7 @@ def test_a_connection_that_dies_in_use_costs_its_own_message_only(proxy, redis_i
     assert published(redis_itself) == [1, 3]
 
 
+@pytest.mark.usefixtures("never_idle")
 def test_what_may_have_been_done_is_not_sent_again(proxy, redis_itself, send):
     """Redis took the message, and the answer was lost with the connection: once it is, and an error."""
     send(1)
@@ -160,6 +169,7 @@ def test_what_may_have_been_done_is_not_sent_again(proxy, redis_itself, send):
     assert published(redis_itself) == [1, 2, 3]
 
 
+@pytest.mark.usefixtures("never_idle")
 def test_with_an_idempotency_key_it_is_sent_again(proxy, redis_itself, send):
     """The script knows it then: it is there once, and the caller gets its id."""
     send(1)
@@ -172,6 +182,7 @@ def test_with_an_idempotency_key_it_is_sent_again(proxy, redis_itself, send):
     assert published(redis_itself) == [1, 2]
 
 
+@pytest.mark.usefixtures("never_idle")
 async def test_a_batch_whose_answer_is_lost_is_not_sent_again_within_the_call(proxy, redis_itself):
     """A full Redis cannot note its number: the listener first looks at what has come back."""
     lease = Lease()
