@@ -25,7 +25,7 @@ from tests.browser.test_elements import (
 )
 from tests.demo_browser import MILLISECONDS, SCREENSHOTS
 from tests.processes import Site, WebServer
-from tests.waiting import scaled
+from tests.waiting import scaled, wait_for
 
 __all__ = ["pages", "port", "pytestmark", "tab", "tab_with_cache"]  # as there
 
@@ -179,6 +179,8 @@ def test_messages_of_before_the_page_are_older_than_its_number(fake: Fake) -> No
 
     fake.tab.open("elsewhere", tag="", live=False, page=page)
     fake.tell(fake.add())
+    with fake.tab.site.client() as client:  # what is not kept yet would be newer than the next page
+        wait_for(lambda: client.xlen(f"notifications:history:user:{fake.tab.user.pk}") == 2)
     told = fake.add()
     fake.notices = fake.notices[:1]
     fake.open(more=TOASTS, page=page)
