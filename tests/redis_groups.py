@@ -39,8 +39,9 @@ SERVERS: Final = (VALKEY, REDIS)
 """For ``parametrize``: the server that all other tests run on, and the ``redis-server`` of this machine."""
 SERVICE: Final = "main"
 """What the Sentinels call the primary."""
-DOWN_AFTER_MS: Final = int(scaled(1000))
-"""Without an answer for so long, a server is down for one Sentinel."""
+DOWN_AFTER_MS: Final = int(scaled(2000))
+"""Without an answer for so long, a server is down for one Sentinel. Two busy cores may stop a healthy one for a second,
+and a failover nobody wanted may be one to a server that has just come back without data."""
 FAILOVER_TIMEOUT_MS: Final = int(scaled(5000))
 OFTEN: Final = ("info-period", "1000", "publish-period", "500")
 """ms between two looks of a Sentinel at the servers, and at the others; by itself it takes half a minute for what comes
