@@ -5,6 +5,7 @@ import time
 import pytest
 from django.apps import apps
 from django.contrib.auth import get_user_model
+from django.contrib.auth.hashers import make_password
 from django.contrib.auth.models import Group, User
 from django.contrib.sessions.models import Session
 from django.db import connection, transaction
@@ -107,8 +108,9 @@ def user(transactional_db):
 
 def test_saves_that_change_nothing_of_the_access_tell_nothing(told, user):
     """A login, a new name, other models and new users cost no call to Redis."""
-    user.first_name = "Ann"
-    user.save()
+    for ann in (user, get_user_model().objects.get(pk=user.pk)):
+        ann.first_name = "Ann"
+        ann.save()
     user.save(update_fields=["last_login"])
     get_user_model().objects.only("first_name").get(pk=user.pk).save()
     get_user_model().objects.create_user("ben", password="x", is_active=False)
@@ -127,6 +129,52 @@ def test_a_new_password_and_a_deactivation_are_told(told, user, django_assert_nu
         user.save(update_fields=["is_active"])
 
     assert told() == [Control("check", str(user.pk))] * 2
+
+
+def test_a_password_that_changes_in_any_way_is_told(told, user, django_assert_num_queries):
+    """Django's admin disables it without ``set_password``, and a site may copy its hash from elsewhere."""
+    users = get_user_model().objects
+    disabled, copied, named = (users.get(pk=user.pk) for _ in range(3))
+    disabled.set_unusable_password()
+    copied.password = make_password("new")
+    named.password = make_password("other")
+
+    with django_assert_num_queries(3):
+        disabled.save()
+        copied.save()
+        named.save(update_fields=["password"])
+
+    assert told() == [Control("check", str(user.pk))] * 3
+
+
+def test_a_password_that_is_not_known_to_be_the_same_is_told(told, user):
+    """As of users who are made anew with the key of one there is, such as by ``loaddata``, or read in parts."""
+    made = get_user_model()(pk=user.pk, username="ann", password=make_password("new"))
+    made.save()
+    read = get_user_model().objects.defer("password").get(pk=user.pk)
+    read.password = make_password("other")
+    read.save()
+
+    assert told() == [Control("check", str(user.pk))] * 2
+
+
+def test_a_password_that_is_not_written_is_not_told(told, user):
+    """What ``save`` leaves out ends nobody's access."""
+    user.set_password("new")
+    user.save(update_fields=["last_login"])
+
+    assert told() == []
+
+
+def test_a_new_password_is_told_when_a_rolled_back_save_is_repeated(told, user):
+    """The first attempt has told nobody, so the instance must not remember it."""
+    user.set_unusable_password()
+    for is_rolled_back in (True, False):
+        with transaction.atomic():
+            user.save()
+            transaction.set_rollback(is_rolled_back)
+
+    assert told() == [Control("check", str(user.pk))]
 
 
 @pytest.fixture

@@ -201,6 +201,20 @@ async def test_a_deactivated_user_is_closed_at_once(site, server):
         await closed(app, 4005, "the account is not active")
 
 
+async def test_a_disabled_password_closes_at_once(site, server):
+    """What Django's admin does for "password-based authentication: disabled" is a change of the password."""
+    alice = site.add_user()
+    code = f"from django.contrib.auth.models import User as U; u = U.objects.get(pk={alice.pk})"
+    async with open_tab(server, alice) as app:
+        await listening(site)
+        await asyncio.sleep(2)  # the look after the first subscription is over
+        code += "; u.set_unusable_password(); u.save()"
+        done = await asyncio.to_thread(site.run, "shell", "-v", "0", "-c", code)
+
+        assert done.returncode == 0, done.stderr
+        await closed(app, 4005, "the password was changed")
+
+
 async def test_a_deleted_user_is_closed_at_once(site, server):
     """The sockets of an account that is deleted are closed like those of one that is deactivated."""
     alice = site.add_user()
