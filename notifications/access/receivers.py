@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final
 
 from django.apps import apps
-from django.conf import settings as django_settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_out
 from django.core.exceptions import ImproperlyConfigured
@@ -29,6 +28,23 @@ _log = LogBudget(logging.getLogger(__name__))
 
 _READ: Final = "_notifications_password_read"
 """The attribute of a user that remembers the password's hash as it was read; missing if it was not read."""
+
+
+def _user_model() -> Any:
+    try:
+        return get_user_model()._meta.concrete_model  # a proxy's rows are those of its model
+    except ImproperlyConfigured:
+        return None  # a program that only publishes may have no users
+
+
+def _model_of(column: str) -> Any:
+    """Return the model whose table has a column of users: their own, or a parent of it."""
+    return {field.name: field.model for field in _user._meta.concrete_fields}.get(column, _user)
+
+
+_user: Final = _user_model()
+_models: Final = () if _user is None else (_user, _model_of("password"), _model_of("is_active"))
+"""The models whose rows say whether a user has access."""
 
 
 @contextmanager
@@ -48,9 +64,9 @@ def _logged_out(*, request: Any, user: Any, **_: Any) -> None:
             disconnect_user(user, session_key=session_key, on_commit=True, fail_silently=True)
 
 
-@receiver(post_save, dispatch_uid="notifications")  # no sender: proxies of the user model are saved as themselves
+@receiver(post_save, dispatch_uid="notifications")  # no sender: users are saved as proxies, parents and children, too
 def _saved(*, instance: Any, created: bool, update_fields: frozenset[str] | None, using: str, **_: Any) -> None:
-    if not isinstance(instance, get_user_model()):
+    if not isinstance(instance, _models):
         return
     if created:
         _remember_password(instance)
@@ -58,10 +74,20 @@ def _saved(*, instance: Any, created: bool, update_fields: frozenset[str] | None
     # It is not remembered once it is saved: that may be rolled back and saved again, and to tell twice costs little.
     has_password_changed = vars(instance).get("password") != vars(instance).get(_READ)
     is_password_written = update_fields is None or "password" in update_fields
-    is_inactive = "is_active" not in instance.get_deferred_fields() and not instance.is_active
+    is_inactive = "is_active" not in instance.get_deferred_fields() and not getattr(instance, "is_active", True)
     if (has_password_changed and is_password_written) or is_inactive:
         with _harmless():
-            check_user(instance, using=using)
+            for key in _keys(instance, using):
+                check_user(key, using=using)
+
+
+def _keys(instance: Any, using: str) -> list[str]:
+    """Return the keys of the users, one or none, whose row an instance has, or a part of it."""
+    if isinstance(instance, _user):
+        return [str(getattr(instance, _user._meta.pk.attname))]  # not its own ``pk``: a child may have another
+    pk = next(model for model in _models if isinstance(instance, model))._meta.pk
+    children = _user._base_manager.using(using).filter(**{pk.name: getattr(instance, pk.attname)})
+    return [str(key) for key in children.values_list("pk", flat=True)]
 
 
 def _remember_password(instance: Any) -> None:
@@ -95,16 +121,16 @@ def _deleted(*, instance: Any, using: str, **_: Any) -> None:
 @receiver(class_prepared, dispatch_uid="notifications")
 def _watch_deletions(*, sender: Any, **_: Any) -> None:
     """
-    Connect to deletions of users, including those through a proxy of their model.
+    Connect to deletions of users, as themselves or as proxies; a parent or a child that is deleted takes them along.
 
     Each model has its own receiver: with one for all senders, Django could not delete any model of the site by a
     single statement, because it would have to load each row for the receiver.
     """
-    if sender._meta.concrete_model._meta.label_lower == django_settings.AUTH_USER_MODEL.lower():
+    if sender._meta.concrete_model is _user:
         post_delete.connect(_deleted, sender=sender, dispatch_uid="notifications")
 
 
 for _model in apps.get_models():
     _watch_deletions(sender=_model)
-with suppress(ImproperlyConfigured):  # a program that only publishes may have no users
-    _remember_passwords(get_user_model()._meta.concrete_model)
+if _user is not None:
+    _remember_passwords(_model_of("password"))

@@ -1,5 +1,9 @@
 """Ending access, as Redis passes it on: what Django's own events tell, and when."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -17,6 +21,8 @@ from notifications.access import control
 from notifications.access.control import Control, fingerprint
 from notifications.history import get_store
 from notifications.topics import Topic
+from tests.change_users import MODELS
+from tests.processes import ROOT
 from tests.waiting import scaled
 
 
@@ -219,6 +225,21 @@ def test_a_user_deleted_through_a_proxy_is_told(told, user):
     Employee.objects.filter(pk=other.pk).delete()
 
     assert told() == [Control("check", str(pk)) for pk in pks]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_users_are_told_through_any_model_of_their_rows(told, redis_server, model):
+    """A user model may be a proxy, or a parent or a child in multi-table inheritance; the user's own key is told."""
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "REDIS_URL": redis_server.url}
+    env["TEST_SETTINGS"] = json.dumps({"AUTH_USER_MODEL": f"testsite.{model}"})
+    command = [sys.executable, "-m", "tests.change_users"]
+
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=scaled(60), check=False)
+
+    assert done.returncode == 0, done.stderr
+    changes = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {name for name, *_ in changes} == set(MODELS)
+    assert told() == [Control("check", pk) for _, _, pk in changes]
 
 
 def test_other_models_are_deleted_as_fast_as_without_us(told, transactional_db):

@@ -34,3 +34,29 @@ class CompositeUser(AbstractBaseUser):
 
     USERNAME_FIELD = "name"
     objects = BaseUserManager()
+
+
+class Account(AbstractBaseUser):
+    """A user model of which there are models that share its rows; each of them can be ``AUTH_USER_MODEL``."""
+
+    name = models.CharField(max_length=50, unique=True)
+    is_active = models.BooleanField(default=True)
+
+    USERNAME_FIELD = "name"
+    objects = BaseUserManager()
+
+
+class AccountProxy(Account):
+    class Meta:
+        proxy = True
+
+
+class Member(Account):
+    """A child in a table of its own, with its parent's key."""
+
+
+class Pupil(Account):
+    """A child in a table of its own, with a key of its own."""
+
+    number = models.AutoField(primary_key=True)
+    account = models.OneToOneField(Account, models.CASCADE, parent_link=True)
