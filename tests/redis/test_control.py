@@ -242,6 +242,18 @@ def test_users_are_told_through_any_model_of_their_rows(told, redis_server, mode
     assert told() == [Control("check", pk) for _, _, pk in changes]
 
 
+def test_a_program_without_users_saves_its_models():
+    """One that only publishes need not have ``django.contrib.auth`` installed."""
+    code = "import django; django.setup()\nfrom django.core.management import call_command as call; call('migrate')"
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}  # each migration that was applied is a row
+    env["TEST_SETTINGS"] = json.dumps({"INSTALLED_APPS": ["django.contrib.sessions", "channels", "notifications"]})
+
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=scaled(60), check=False)
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_other_models_are_deleted_as_fast_as_without_us(told, transactional_db):
     """A receiver for all models would have Django read each row of any table before it deletes it."""
     Session.objects.create(session_key="a", expire_date=timezone.now())
