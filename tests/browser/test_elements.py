@@ -1275,6 +1275,39 @@ def test_notice_outlives_its_dialog(tab: Tab, end: str) -> None:
     expect_usable(page)
 
 
+def test_dialog_that_is_displayed_after_it_was_opened(tab: Tab) -> None:
+    """A script may display a dialog a frame after showModal, for a transition: it has the notices from then on."""
+    page = tab.open(DIALOG + TOASTS)
+    page.evaluate("document.getElementById('dialog').style.display = 'none'")
+    tab.notice(title="One")
+    tab.notice(title="Two")
+    expect(shown(page, "toast")).to_have_count(2)
+
+    for _ in range(2):  # when it is opened again, too
+        page.evaluate(OPEN, "dialog")
+        expect(page.locator("main > notification-toasts")).to_have_count(1)  # where they are seen meanwhile
+        page.evaluate("document.getElementById('dialog').style.display = 'block'")
+        expect(page.locator("#dialog > notification-toasts")).to_have_count(1)
+        expect_usable(page)
+        page.evaluate("const dialog = document.getElementById('dialog'); dialog.style.display = 'none'; dialog.close()")
+
+
+def test_dialog_in_a_popover_that_is_hidden(tab: Tab) -> None:
+    """A modal dialog that is hidden with the popover around it, and is still open, does not hide the notices."""
+    page = tab.open(f'<div id="around" popover="manual">{DIALOG}</div>{TOASTS}')
+    page.evaluate("document.getElementById('around').showPopover()")
+    page.evaluate(OPEN, "dialog")
+    tab.notice(title="Meanwhile")
+    expect(page.locator("#dialog > notification-toasts")).to_have_count(1)
+
+    page.evaluate("document.getElementById('around').hidePopover()")
+    expect(shown(page, "toast")).to_be_visible()
+
+    page.evaluate("document.getElementById('around').showPopover()")
+    expect(page.locator("#dialog > notification-toasts")).to_have_count(1)
+    expect_usable(page)
+
+
 def test_dialog_in_a_shadow(tab: Tab) -> None:
     """The dialogs of web components are in their shadows; what is put into the component is slotted into the dialog."""
     page = tab.open(f'<div id="holder"></div>{TOASTS}')

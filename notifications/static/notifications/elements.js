@@ -482,7 +482,8 @@ export class NotificationToasts extends HTMLElement {
   #home; // marks the element's place on the page while it is in a dialog
   #moving = false;
   #open = []; // modal dialogs and full-screen elements, in the order in which they were opened
-  #closed = new WeakSet(); // those into which nothing can be put
+  #sizes = new ResizeObserver(() => this.#place()); // theirs: one of them is displayed, or no longer
+  #closed; // the topmost, if nothing can be put into it
   #connection = make("p", "connection"); // what is said about it, if nothing else on the page says it
   #errors = make("div", "errors");
   #others = make("div", "others");
@@ -568,7 +569,9 @@ export class NotificationToasts extends HTMLElement {
       leave();
       page.abort();
       dialogs.disconnect();
+      this.#sizes.disconnect();
     };
+    for (const each of this.#open) this.#sizes.observe(each);
     if (memory) {
       listen(window, "pagehide", ({ persisted }) => this.#leave(persisted));
       listen(window, "pageshow", ({ persisted }) => {
@@ -877,7 +880,8 @@ export class NotificationToasts extends HTMLElement {
     if (!this.isConnected || this.#moving) return false;
     const top = this.#toasts.length ? this.#topmost() : undefined;
     // A dialog in a shadow root is reached through its host: what is put into the host may be slotted into the dialog.
-    const spot = !this.#closed.has(top) && around(top).find((node) => node.getRootNode() === document);
+    if (top !== this.#closed) this.#closed = undefined;
+    const spot = !this.#closed && around(top).find((node) => node.getRootNode() === document);
     const comes = spot && !around(this.#home ?? this).includes(top) && this.parentNode !== spot;
     if (comes) {
       this.#move(() => {
@@ -887,21 +891,26 @@ export class NotificationToasts extends HTMLElement {
     } else if (this.#home && this.parentNode !== spot) this.#goHome();
     this.#raise(Boolean(this.#home) || this.#covered(), again);
     if (!comes || this.getClientRects().length) return Boolean(comes);
-    this.#closed.add(top); // a film, or a component without a slot
+    this.#closed = top; // a film, or a component without a slot
     this.#goHome();
     this.#raise(false);
     return false;
   }
 
-  /** Return the only element that is not inert. Browsers do not tell in which order dialogs were opened. */
+  /**
+   * Return the only element that is not inert, if it is displayed, or else the one below it: a script may display a dialog
+   * later, or hide what it is in. Browsers do not tell in which order dialogs were opened.
+   */
   #topmost() {
     const open = [...document.querySelectorAll("dialog:modal, :fullscreen")];
     const known = this.#open.filter((each) => each.matches("dialog:modal, :fullscreen"));
     const focused = around(focusedElement()).find((node) => node.matches?.("dialog:modal"));
     const news = open.filter((each) => !known.includes(each) && each !== focused);
     if (focused && !known.includes(focused)) news.push(focused);
+    for (const each of news) this.#sizes.observe(each);
+    for (const each of this.#open) if (!known.includes(each)) this.#sizes.unobserve(each);
     this.#open = [...known, ...news];
-    return this.#open.at(-1);
+    return this.#open.findLast((each) => each.getClientRects().length);
   }
 
   get #homeless() {
