@@ -1572,6 +1572,22 @@ def test_colours_follow_the_page(tab: Tab) -> None:
     assert shown(page, "toast").evaluate("(toast) => getComputedStyle(toast).backgroundColor") != light
 
 
+def test_notices_are_not_printed(tab: Tab) -> None:
+    """A notice would be on each sheet of what is printed, for whoever reads it."""
+    page = tab.open(TOASTS + DIALOG)
+    tab.notice(title="Your payslip is ready")
+    expect(shown(page, "toast")).to_be_visible()
+
+    for over in ("the page", "a dialog"):
+        if over == "a dialog":
+            page.evaluate(OPEN, "dialog")
+            expect(page.locator("#dialog > notification-toasts")).to_have_count(1)
+        page.emulate_media(media="print")
+        expect(shown(page, "toast")).to_be_hidden()
+        page.emulate_media(media="screen")
+        expect(shown(page, "toast")).to_be_visible()
+
+
 @pytest.mark.parametrize("width", [1100, 390, 320])
 @pytest.mark.parametrize("direction", ["ltr", "rtl"])
 def test_margins_are_equal(tab_with_scrollbars: Tab, width: int, direction: str) -> None:

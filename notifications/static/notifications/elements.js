@@ -1105,6 +1105,7 @@ const TOASTS_CSS = `${LEVEL_CSS}
   color: CanvasText;
 }
 @media (max-width: 34rem) { :host { inline-size: 100%; } }
+@media print { :host { display: none; } }
 [part="list"] { padding: 0.5rem 1rem 1rem; }
 [hidden] { display: none !important; }
 [part~="toast"] {
