@@ -77,7 +77,7 @@ const MET = ["seen", "read", "archived"]; // changes of a kept notice after whic
 let connection;
 let memory; // of the tab; none without a user
 let browser; // what this browser has shown; none without a user
-let began = performance.timeOrigin; // when this page was asked for, or taken out of the browser's cache
+let began; // when this page was asked for, seen if it had been prerendered, or taken out of the browser's cache
 let carrier; // the <notification-toasts> whose notices are kept for the next page
 const connected = new Set(); // all of them
 let owner; // the page's user
@@ -94,6 +94,7 @@ const owners = new EventTarget(); // dispatches "change" when the user changes
  */
 export function define(given, texts = {}, { user, url = "/ws/notifications/" } = {}) {
   connection = given;
+  began = performance.timeOrigin + (performance.getEntriesByType("navigation")[0]?.activationStart ?? 0);
   Object.assign(labels, texts);
   keepFor({ user, url });
   connection.addEventListener("state", ({ detail: { state, code } }) => {
@@ -583,9 +584,7 @@ export class NotificationToasts extends HTMLElement {
         this.#toasts.forEach((toast) => this.#remove(toast)); // another page has them
         if (!carrier?.isConnected) {
           carrier = this;
-          // A prerendered page has a separate storage until it is shown.
-          if (document.prerendering) listen(document, "prerenderingchange", () => this.#recall());
-          else this.#recall();
+          this.#recall();
         }
       }
     }

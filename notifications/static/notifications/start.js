@@ -27,6 +27,13 @@ function load(url) {
   return import(href);
 }
 
+/** Wait until a page that the browser has prerendered is seen: until then the tab's storage and its messages are another's. */
+async function seen() {
+  if (document.prerendering) {
+    await new Promise((go) => document.addEventListener("prerenderingchange", go, { once: true }));
+  }
+}
+
 let tries = 0;
 
 /** Load the transports over HTTP. Some browsers remember that a module could not be had, so each try has its own URL. */
@@ -141,6 +148,7 @@ async function start() {
   const modules = [config.client, config.elements, config.progress].map(load);
   const [{ connect }, { define, keepFor }, { defineBars }] = await Promise.all(modules);
   const { url, stream_url: streamUrl } = config;
+  await seen();
   told.id = noteBeginning(config);
   const connection = connect({
     url,
