@@ -35,7 +35,16 @@ from .conf import settings
 from .connection.connection import Caller, Connection
 from .exceptions import TopicError
 from .metrics import count, tally
-from .protocol.frames import MAX_REQUEST_SIZE, Close, CloseCode, FrameError, Request, decode_request, encode
+from .protocol.frames import (
+    MAX_REQUEST_SIZE,
+    Close,
+    CloseCode,
+    FrameError,
+    Request,
+    Subscribe,
+    decode_request,
+    encode,
+)
 from .tasks import ended, in_context, new_task
 
 MAX_CHARACTERS: Final = 256 * 1024
@@ -336,7 +345,7 @@ class Response:
         """Yield one JSON array of frames: when there is news, or when the time is up."""
         loop = asyncio.get_running_loop()
         until = loop.time() + wanted.wait
-        named = {each.topic for each in wanted.topics}
+        named = {each.topic for each in wanted.subscriptions if isinstance(each, Subscribe)}
         texts: list[str] = []
         has_news = False
         while True:

@@ -7,6 +7,7 @@ from this module and ``messages.py``.
 
 from __future__ import annotations
 
+import json
 import re
 from enum import IntEnum
 from typing import Annotated, Any, Final, Literal, Self
@@ -16,7 +17,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from ..exceptions import NotificationsError
-from .surrogates import mend_json
+from .surrogates import mend_json, mend_values
 
 MAX_FRAME_SIZE: Final = 4096
 MAX_AUTH_FRAME_SIZE: Final = 16384
@@ -212,7 +213,7 @@ class Request(Since):
     Attributes:
         mode: How it is answered: ``"stream"`` or ``"poll"``.
         token: As in an ``auth`` frame; None if there is a session.
-        topics: The topics of the page.
+        topics: The topics of the page, each to be read as a ``Subscription``.
         wait: Seconds that a poll may wait for news.
         guest: As in the ``auth`` frame of a guest.
 
@@ -220,7 +221,7 @@ class Request(Since):
 
     mode: Literal["stream", "poll"]
     token: str | None = None
-    topics: Annotated[list[Subscription], Meta(max_length=MAX_TOPICS)] = []
+    topics: Annotated[list[Any], Meta(max_length=MAX_TOPICS)] = []
     wait: Annotated[float, Meta(ge=0, le=MAX_WAIT)] = MAX_WAIT
     guest: bool = False
 
@@ -232,9 +233,9 @@ class Request(Since):
         return Guest(guest=True) if self.guest else None
 
     @property
-    def subscriptions(self) -> list[Subscribe]:
-        """The frames that subscribe to the topics."""
-        return [Subscribe(topic=each.topic, since=each.since, grant=each.grant) for each in self.topics]
+    def subscriptions(self) -> list[Any]:
+        """The frames that subscribe to the topics; a ``FrameError`` for each topic that cannot be read."""
+        return [_subscribe(each) for each in self.topics]
 
 
 class _Head(Struct):
@@ -252,6 +253,8 @@ _ACTIONS: Final = frozenset(
     str(frame.__struct_config__.tag)
     for frame in (SubscribeUpload, UnsubscribeUpload, Subscribe, Unsubscribe, Ping, Pong)
 )
+
+_HALF: Final = "the frame contains half a character (a lone surrogate), which no topic does"
 
 
 def decode(text: str | None) -> Auth | Guest | Action:
@@ -294,15 +297,43 @@ def decode_request(body: bytes) -> Request:
 
     """
     try:
-        return _request.decode(body)
+        try:
+            return _request.decode(body)
+        except msgspec.ValidationError:
+            raise
+        except ValueError:
+            return msgspec.convert(_with_halves(body), Request)
     except (ValueError, RecursionError) as error:
         raise FrameError("invalid_message", f"{error}") from error
+
+
+def _with_halves(body: bytes) -> Any:
+    """Parse a body that may have lone surrogates, and replace those outside its topics."""
+    value = json.loads(body.decode(errors="surrogatepass"), parse_constant=_no_number)
+    if not isinstance(value, dict):
+        return value
+    return {name: each if name == "topics" else mend_values(each) for name, each in value.items()}
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _subscribe(value: Any) -> Subscribe | FrameError:
+    try:
+        each = msgspec.convert(value, Subscription)
+        f"{each.topic}{each.grant}".encode()
+    except UnicodeEncodeError:
+        return FrameError("invalid_message", _HALF)
+    except ValueError as error:
+        return FrameError("invalid_message", f"{error}")
+    return Subscribe(topic=each.topic, since=each.since, grant=each.grant)
 
 
 def _without_topic(frame: Auth | Guest | Action) -> Auth | Guest | Action:
     if isinstance(frame, Auth | Guest | Ping | Pong):
         return frame
-    raise FrameError("invalid_message", "the frame contains half a character (a lone surrogate), which no topic does")
+    raise FrameError("invalid_message", _HALF)
 
 
 def _is_json(text: str) -> bool:

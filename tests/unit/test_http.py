@@ -93,10 +93,11 @@ async def frames_of(response):
         (b'{"mode":"poll","wait":-1}', 400),
         (b'{"mode":"poll","since":"yesterday"}', 400),
         (b'{"mode":"poll","token":7}', 400),
-        (b'{"mode":"poll","topics":["order:7"]}', 400),
-        (b'{"mode":"poll","topics":[{"topic":"order:7","since":"1"}]}', 400),
+        (b'{"mode":"poll","topics":{"topic":"order:7"}}', 400),
+        (b'{"mode":"poll","wait":NaN}', 400),
         (json.dumps({"mode": "poll", "topics": [{"topic": "a:b"}] * (MAX_TOPICS + 1)}).encode(), 400),
-        (b'{"mode":"poll","token":"\\ud83d"}', 400),
+        (b'{"mode":"socket","token":"\\ud83d"}', 400),
+        (b'["\\ud83d"]', 400),
         (b"[" * MAX_REQUEST_SIZE, 400),
         (b" " * (MAX_REQUEST_SIZE + 1), 413),
     ],
@@ -208,6 +209,43 @@ async def test_a_poll_is_an_array_of_frames():
 
     assert [frame["action"] for frame in frames] == ["auth_success", "subscribed", "error"]
     assert response["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        r'{"topic":"order:\ud83d"}',
+        '{"topic":"order:\ud83d"}',
+        r'{"topic":"order:8","grant":"\ud83d"}',
+        '{"topic":"order:8","grant":5}',
+        '{"topic":"order:8","since":"1"}',
+        '{"topic":7}',
+        '"order:8"',
+        "null",
+    ],
+    ids=ascii,
+)
+async def test_a_topic_that_cannot_be_read_costs_that_topic_alone(entry):
+    """It is answered in its place, with the error that a WebSocket answers; a page would else repeat it for ever."""
+    text = f'{{"mode":"poll","token":"1","topics":[{{"topic":"order:7"}},{entry},{{"topic":"order:9"}}]}}'
+
+    response = await answer(text.encode(errors="surrogatepass"))
+
+    assert response.status_code == 200
+    _, first, wrong, last = await frames_of(response)
+    assert (first["topic"], last["topic"]) == ("order:7", "order:9")
+    assert (wrong["action"], wrong["code"]) == ("error", "invalid_message")
+    assert wrong["message"]
+
+
+async def test_half_a_character_beside_the_topics_does_not_cost_a_request():
+    """It is read as U+FFFD, as in a frame of a WebSocket: a token that has it is wrong, and the rest works."""
+    response = await answer(rb'{"mode":"poll","token":"\ud83d"}')
+    _, close = await frames_of(response)
+    assert close["code"] == CloseCode.AUTH_FAILED
+
+    response = await answer(rb'{"mode":"poll","token":"1","wait":0,"title":"\ud83d","topics":[{"topic":"order:7"}]}')
+    assert [frame["action"] for frame in await frames_of(response)] == ["auth_success", "subscribed"]
 
 
 async def test_a_message_ends_a_poll(layer):
