@@ -28,7 +28,9 @@ from urllib.parse import parse_qsl, unquote
 EMBEDDED: Final = "embedded"
 SCHEMES: Final = ("redis", "rediss", "unix", EMBEDDED)
 """How a connection reaches its server: plainly, with TLS, by a Unix socket, or by one that it finds itself."""
-QUOTE: Final = "In a user name, a password or an option write / as %2F, # as %23, ? as %3F, @ as %40 and % as %25."
+QUOTE: Final = (
+    "In a user name, a password or an option write / as %2F, # as %23, ? as %3F, & as %26, @ as %40 and % as %25."
+)
 
 _TCP: Final = re.compile(
     r"(?P<scheme>rediss?)://(?:(?P<login>[^/?#]*)@)?(?P<host>\[[0-9A-Fa-f:.]+(?:%[\w.-]+)?\]|[\w.-]*)"
@@ -46,10 +48,10 @@ _BEGINNINGS: Final = tuple(
 )
 _SENTINEL_PORT: Final = 26379
 SHORTEST_SECRET: Final = 3
-"""Characters; anything shorter is found in any text."""
+"""Characters; anything shorter is found in any text, and hidden only where it is a word, of a URL that is misread."""
 _SECRET: Final = ("username", "password", "ssl_password", "sentinel_username", "sentinel_password")
 _SECRET_OPTION: Final = re.compile(rf"[?&](?:{'|'.join(_SECRET)})=([^&]*)")
-_WORD: Final = re.compile(r"[^\s:/?#@&=%,'\"]+")
+_WORD: Final = re.compile(r"[^\s:/?#@&=%+,'\"\[\]]+")
 
 
 class AddressError(ValueError):
@@ -104,6 +106,12 @@ _USED_WITH_TLS: Final[dict[str, Callable[[str], Any]]] = {
 }
 """Options of a URL and how each is parsed. All others would change what the app relies on, such as time-outs, retries
 and the type of replies, or do not exist: they are left out, and a system check names them."""
+_KNOWN: Final = frozenset({*_USED, *_USED_BY_SENTINELS, *_USED_WITH_TLS}).union(
+    ("socket_timeout", "socket_connect_timeout", "socket_read_size", "socket_keepalive", "timeout"),
+    ("retry_on_timeout", "health_check_interval", "encoding", "encoding_errors", "decode_responses", "protocol"),
+    ("ssl_validate_ocsp", "ssl_validate_ocsp_stapled", "ssl_ocsp_expected_cert"),
+)
+"""Options that redis-py knows. What follows a password and is none of them is a part of it: its & was not quoted."""
 
 
 class Sort(Enum):
@@ -235,14 +243,30 @@ def secrets(url: Any) -> set[str]:
     rest = url.partition("://")[2] or url
     login = rest.rpartition("@")[0]
     texts = {login.lstrip(":"), *login.partition(":"), *_SECRET_OPTION.findall(rest)}
+    shortest = 1
     try:
         options = read(url).options
     except AddressError:
         texts.add(rest)  # any part of it may be
     else:
         texts |= {str(options[name]) for name in _SECRET if name in options}
+        if not set("[]") & set(login):  # urllib takes them for an IPv6 address
+            shortest = SHORTEST_SECRET
     words = texts.union(*map(_WORD.findall, texts))
-    return {word for word in words | {unquote(word) for word in words} if len(word) >= SHORTEST_SECRET}
+    words |= {unquote(word) for word in words}
+    return {form for word in words for form in (word, word.lower(), repr(word)[1:-1]) if len(form) >= shortest}
+
+
+def hide(words: set[str], text: str) -> str:
+    """Return a text without the secrets, in letters of any case: urllib writes hosts in small ones."""
+    if not words:
+        return text
+    longest_first = sorted(words, key=len, reverse=True)
+    parts = (
+        re.escape(word) if len(word) >= SHORTEST_SECRET else rf"(?<!\w){re.escape(word)}(?!\w)"
+        for word in longest_first
+    )
+    return re.sub("|".join(parts), "***", text, flags=re.IGNORECASE)
 
 
 def _form(url: str) -> str:
@@ -258,14 +282,18 @@ def _options(query: str, scheme: str, sort: Sort = Sort.SERVER) -> tuple[dict[st
     unused = []
     if query and not all(_OPTION.fullmatch(part) for part in query.split("&")):
         raise AddressError("what follows the question mark is not option=value&option=value")
-    for name, text in parse_qsl(query):
+    is_behind_secret = False
+    for name, text in parse_qsl(query, keep_blank_values=True):
         reader = _USED.get(name) or (_USED_WITH_TLS.get(name) if scheme == "rediss" else None)
         reader = reader or (_USED_BY_SENTINELS.get(name) if sort is Sort.SENTINEL else None)
         if reader is None:
+            if is_behind_secret and name not in _KNOWN:
+                raise AddressError("after its password there is something that is no option")
             unused.append(name)
-            continue
-        try:
-            options[name] = reader(text)
-        except ValueError:
-            raise AddressError(f"its option {name!r} has a value that cannot be read") from None
+        elif text:
+            try:
+                options[name] = reader(text)
+            except ValueError:
+                raise AddressError(f"its option {name!r} has a value that cannot be read") from None
+        is_behind_secret |= name in _SECRET
     return options, tuple(unused)

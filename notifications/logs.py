@@ -42,12 +42,12 @@ def describe(error: BaseException | str, *, named: bool = False) -> str:
     """
     kind = "" if isinstance(error, str) else type(error).__name__
     text = str(error) or kind
+    if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
+        text = f"{error.encoding}: {error.reason}"  # without the character, which may be one of a password
     text = next((meaning for words, meaning in _MEANINGS.items() if words in text), text)
     if named and kind and text != kind:
         text = f"{kind}: {text}"
-    for secret in sorted(_secrets(), key=len, reverse=True):
-        text = text.replace(secret, "***")
-    text = " ".join(text.split())
+    text = " ".join(address.hide(_secrets(), text).split())
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

@@ -3,7 +3,7 @@
 import re
 import ssl
 from itertools import product
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import pytest
 import redis
@@ -72,6 +72,8 @@ def test_yes_and_no_are_what_redis_py_takes_for_them(word):
 UNUSED = {
     "redis://h?socket_timeout=1&client_name=site&decode_responses=True": ("socket_timeout", "decode_responses"),
     "redis://h?ssl_ca_certs=/ca.pem&client_name=site": ("ssl_ca_certs",),
+    "redis://h?password=hush&socket_timeout=1&client_name=site": ("socket_timeout",),
+    "redis://h?timeuot=1&password=hush&client_name=site": ("timeuot",),
     "unix:///s?client_name=site&ssl_cert_reqs=maybe": ("ssl_cert_reqs",),
     "rediss://h?sentinel_username=site&client_name=site": ("sentinel_username",),
     "redis+cluster://h?sentinel_password=hush&client_name=site": ("sentinel_password",),
@@ -158,6 +160,7 @@ SERVICE = "it does not say which service the Sentinels are to be asked for: …/
 NOTHING_FOLLOWS = "a cluster has no services and no databases: nothing may follow its hosts"
 NO_PORT = "there is no port of this number"
 OPTIONS = "what follows the question mark is not option=value&option=value"
+UNKNOWN = "after its password there is something that is no option"
 VALUE = "its option {!r} has a value that cannot be read"
 NO_ADDRESS = {
     None: "it is not a text",
@@ -175,6 +178,8 @@ NO_ADDRESS = {
     "redis+cluster://h1:1,h2:65536": NO_PORT,
     "redis://h?db": OPTIONS,
     "redis://h?db=1&client": OPTIONS,
+    "redis://h?password=ab&secret=1": UNKNOWN,
+    "redis+cluster://h?sentinel_password=ab&secret=": UNKNOWN,
     "redis://h?db=-1": VALUE.format("db"),
     "redis://h?max_connections=1_000": VALUE.format("max_connections"),
     "redis://h?max_connections=٣": VALUE.format("max_connections"),
@@ -242,10 +247,42 @@ def test_texts_of_libraries_lose_the_credentials():
     told = {}
     for url in URLS:
         with override_settings(NOTIFICATIONS={"REDIS_URL": url}):
-            for text in (url, "Port could not be cast to integer value as 'Secret'", "connecting to Secret:6379"):
+            for text in (url, "Port could not be cast to integer value as 'Secret'", "connecting to secret:6379"):
                 told[url, text] = describe(ValueError(text))
 
-    assert {case: text for case, text in told.items() if "Secret" in text} == {}
+    assert {case: text for case, text in told.items() if "secret" in text.lower()} == {}
+
+
+MISREAD = {
+    "redis://site:k9/Secret@127.0.0.1:1/0": ["k9"],
+    "redis://Zq:6379/cret@127.0.0.1:1/0": ["zq"],
+    "redis://site:[Xs]ecret@h/0": ["xs", "ecret"],
+    "redis://site:ecr\x00et/x@h:x/0": ["ecr", "et"],
+    "redis://site:Xs\xe4t#@h": ["xe4", "ä"],
+    "redis://site:ec\u2100ret@h:x/0": ["ec", "ret"],
+    "redis://h/0?max_connections=k9+k8&x=#": ["k9", "k8"],
+}
+
+
+@cases(("url", "parts"), MISREAD.items())
+def test_no_part_of_a_url_that_is_misread_is_told(settings, url, parts):
+    """However short a part is, and whatever urllib, the socket or redis-py makes of it."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "REDIS_URL": url}
+    told = []
+
+    for use in (
+        lambda: urlsplit(url).port,
+        lambda: redis.Redis.from_url(url, socket_connect_timeout=0.1, retry=None).ping(),
+        lambda: int(url.partition("site:")[2].partition("/")[0]),
+        lambda: url.encode("ascii"),
+    ):
+        try:
+            use()
+        except (ValueError, redis.RedisError) as error:
+            told.append(describe(error))
+
+    assert told
+    assert [(part, text) for part in parts for text in told if part in text.lower()] == []
 
 
 QUOTED = {
