@@ -80,6 +80,12 @@ def _some(value: str) -> int:
     return number
 
 
+def _name(value: str) -> str:
+    if not re.fullmatch("[!-~]+", value):  # Redis takes no others
+        raise ValueError
+    return value
+
+
 def _version(value: str) -> ssl.TLSVersion:
     return ssl.TLSVersion(_number(value))
 
@@ -88,7 +94,7 @@ _USED: Final[dict[str, Callable[[str], Any]]] = {
     "db": _number,
     "username": str,
     "password": str,
-    "client_name": str,
+    "client_name": _name,
     "max_connections": _some,
 }
 _USED_BY_SENTINELS: Final[dict[str, Callable[[str], Any]]] = {"sentinel_username": str, "sentinel_password": str}
@@ -177,6 +183,11 @@ def read(url: Any) -> Address:
         raise AddressError("it is not a text")
     if url == EMBEDDED:
         return Address(EMBEDDED, {"path": EMBEDDED}, (), Sort.EMBEDDED)
+    try:
+        url.encode()
+        unquote(url, errors="strict")
+    except UnicodeError:
+        raise AddressError("it has a character that is not UTF-8") from None
     if not url.startswith((*_BEGINNINGS, "unix://")):
         raise AddressError("it does not begin with redis://, rediss://, redis+sentinel://, redis+cluster:// or unix://")
     if "+" in url.partition(":")[0]:
@@ -296,4 +307,6 @@ def _options(query: str, scheme: str, sort: Sort = Sort.SERVER) -> tuple[dict[st
             except ValueError:
                 raise AddressError(f"its option {name!r} has a value that cannot be read") from None
         is_behind_secret |= name in _SECRET
+    if "ssl_keyfile" in options and "ssl_certfile" not in options:
+        raise AddressError("its option 'ssl_keyfile' needs 'ssl_certfile'")
     return options, tuple(unused)

@@ -161,6 +161,7 @@ NOTHING_FOLLOWS = "a cluster has no services and no databases: nothing may follo
 NO_PORT = "there is no port of this number"
 OPTIONS = "what follows the question mark is not option=value&option=value"
 UNKNOWN = "after its password there is something that is no option"
+ENCODING = "it has a character that is not UTF-8"
 VALUE = "its option {!r} has a value that cannot be read"
 NO_ADDRESS = {
     None: "it is not a text",
@@ -180,6 +181,13 @@ NO_ADDRESS = {
     "redis://h?db=1&client": OPTIONS,
     "redis://h?password=ab&secret=1": UNKNOWN,
     "redis+cluster://h?sentinel_password=ab&secret=": UNKNOWN,
+    "redis://:Secr\udce4t@h": ENCODING,
+    "redis://:Secr%E4t@h": ENCODING,
+    "redis://h?password=Secr%E4t": ENCODING,
+    "redis://h?client_name=my%20site": VALUE.format("client_name"),
+    "redis://h?client_name=%C3%A9": VALUE.format("client_name"),
+    "redis+sentinel://h/main?client_name=a%0Ab": VALUE.format("client_name"),
+    "rediss://h?ssl_keyfile=/key.pem": "its option 'ssl_keyfile' needs 'ssl_certfile'",
     "redis://h?db=-1": VALUE.format("db"),
     "redis://h?max_connections=1_000": VALUE.format("max_connections"),
     "redis://h?max_connections=٣": VALUE.format("max_connections"),
@@ -360,6 +368,7 @@ def test_a_password_of_two_characters_does_not_blacken_every_text():
 
 
 WRONG = ["redis://h:0", "redis://h:65536", "redis://h/db", "redis://h/0?db=x", "redis://h?max_connections=0"]
+WRONG += ["redis://:\udce4@h", "redis://h?client_name=my%20site", "rediss://h?ssl_keyfile=/key.pem"]
 WRONG += ["rediss://h?ssl_cert_reqs=maybe", "rediss://h?ssl_min_version=1", "redis://h/0#", "redis://h?a"]
 
 
