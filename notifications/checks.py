@@ -26,6 +26,7 @@ from .mount import stream_path
 OWN_LAYER: Final = "notifications.layers.RedisPubSubLayer"
 CORE_LAYER: Final = "channels_redis.core.RedisChannelLayer"
 REDIS_LAYERS: Final = {OWN_LAYER, CORE_LAYER, "channels_redis.pubsub.RedisPubSubChannelLayer"}
+DECODES: Final = "has an entry with decode_responses, with which this layer receives nothing"
 MEMORY_LAYER: Final = "channels.layers.InMemoryChannelLayer"
 FIRST_SAFE_DAPHNE: Final = (4, 2, 3)
 FIRST_REDIS_WITH_READ_TIMEOUT: Final = 8
@@ -108,9 +109,8 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
 def check_redis_urls(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
     raw = getattr(django_settings, "NOTIFICATIONS", {})
     urls = {"NOTIFICATIONS['REDIS_URL']": raw.get("REDIS_URL")} if isinstance(raw, Mapping) else {}
-    default = getattr(django_settings, "CHANNEL_LAYERS", {}).get("default") or {}
-    where, backend = "CHANNEL_LAYERS['default']['CONFIG']['hosts']", default.get("BACKEND")
-    hosts = (default.get("CONFIG") or {}).get("hosts") or []
+    backend, config = _default_layer()
+    where, hosts = "CHANNEL_LAYERS['default']['CONFIG']['hosts']", (config or {}).get("hosts") or []
     problems = _problems_of_hosts(hosts, backend == OWN_LAYER) if backend in REDIS_LAYERS else []
     if backend == OWN_LAYER and not problems and hosts:
         urls[where] = _url_of(hosts[0])
@@ -155,6 +155,8 @@ def _problems_of_hosts(hosts: Any, only_one: bool) -> list[str]:
     problems = ["has several hosts, and this layer takes one"] if only_one and len(hosts) > 1 else []
     if any(isinstance(host, Mapping) and "sentinels" in host and "master_name" not in host for host in hosts):
         problems.append("has an entry with sentinels and no master_name")
+    if not only_one and any(isinstance(host, Mapping) and host.get("decode_responses") for host in hosts):
+        problems.append(DECODES)
     for url in filter(None, map(_url_of, hosts)):
         try:
             found = address.read(url)
@@ -163,7 +165,19 @@ def _problems_of_hosts(hosts: Any, only_one: bool) -> list[str]:
         else:
             if not only_one and found.sort is not address.Sort.SERVER:
                 problems.append(f"names {found.sort.value}, which only {OWN_LAYER} understands")
+            if not only_one and "decode_responses" in found.unused:
+                problems.append(DECODES)
     return problems
+
+
+def _default_layer() -> tuple[Any, Mapping[str, Any] | None]:
+    """Return backend and options of the default channel layer, or None for those that Channels cannot read."""
+    layers = getattr(django_settings, "CHANNEL_LAYERS", None)
+    default = layers.get("default") if isinstance(layers, Mapping) else None
+    if not isinstance(default, Mapping):
+        return None, None
+    config = default.get("CONFIG", {})
+    return default.get("BACKEND"), config if isinstance(config, Mapping) else None
 
 
 def _url_of(host: Any) -> Any:
@@ -175,17 +189,15 @@ def _url_of(host: Any) -> Any:
 
 @register("notifications")
 def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list[CheckMessage]:
-    layers = getattr(django_settings, "CHANNEL_LAYERS", {})
-    default = layers.get("default")
-    if default is None:
+    backend, config = _default_layer()
+    if config is None:
         return [
             Error(
-                "CHANNEL_LAYERS has no 'default' layer.",
-                hint="Set it to notifications.layers.RedisPubSubLayer: sockets join their groups on it.",
+                "CHANNEL_LAYERS has no 'default' layer, or its CONFIG is not a dict.",
+                hint='Set it to {"BACKEND": "notifications.layers.RedisPubSubLayer"}: sockets join their groups on it.',
                 id="notifications.E012",
             )
         ]
-    backend, config = default.get("BACKEND"), default.get("CONFIG", {})
     if backend == MEMORY_LAYER:
         return [
             checks.Warning(
@@ -203,9 +215,10 @@ def check_channel_layer(app_configs: Sequence[AppConfig] | None, **kwargs: Any) 
             id="notifications.W003",
         )
     ]
-    hosts = config.get("hosts", [])
+    hosts = config.get("hosts")
     if _version("redis")[:1] >= (FIRST_REDIS_WITH_READ_TIMEOUT,) and not all(
-        isinstance(host, dict) and "socket_timeout" in host for host in hosts or [None]
+        isinstance(host, dict) and "socket_timeout" in host
+        for host in (hosts if hosts and isinstance(hosts, Sequence) else [None])
     ):
         found.append(
             Error(

@@ -56,9 +56,11 @@ def _secrets() -> set[str]:
     own = getattr(django_settings, "NOTIFICATIONS", None)
     urls: list[Any] = [own.get("REDIS_URL")] if isinstance(own, Mapping) else []
     words = set()
-    for layer in getattr(django_settings, "CHANNEL_LAYERS", {}).values():
-        hosts = (layer.get("CONFIG") or {}).get("hosts") or []
-        for host in [hosts] if isinstance(hosts, str | Mapping) else hosts:
+    layers = getattr(django_settings, "CHANNEL_LAYERS", None)
+    for layer in layers.values() if isinstance(layers, Mapping) else ():
+        config = layer.get("CONFIG") if isinstance(layer, Mapping) else None
+        hosts = (config.get("hosts") if isinstance(config, Mapping) else None) or []
+        for host in hosts if isinstance(hosts, list | tuple) else [hosts]:
             if isinstance(host, Mapping):
                 urls.append(host.get("address"))
                 for options in (host, host.get("sentinel_kwargs") or {}):

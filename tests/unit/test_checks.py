@@ -12,6 +12,7 @@ from django.core.checks import INFO, run_checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
+from notifications.logs import describe
 from tests import source
 from tests.cases import cases
 
@@ -201,11 +202,20 @@ def test_a_kind_without_permission_is_named(settings):
 LAYERS = [
     ("E012", {}),
     ("E012", {"other": {"BACKEND": PUBSUB}}),
+    ("E012", None),
+    ("E012", {"default": None}),
+    ("E012", {"default": PUBSUB}),
+    ("E012", {"default": {"BACKEND": CORE, "CONFIG": None}}),
+    ("E012", {"default": {"BACKEND": OURS, "CONFIG": [HOST]}}),
     ("W002", {"default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}}),
     ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": HOST}}}),
+    ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": 7}}}),
     ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": ["redis://:pass/word@h"]}}}),
     ("E015", {"default": {"BACKEND": OURS, "CONFIG": {"hosts": [{"sentinels": [("h", 26379)]}]}}}),
     ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": ["embedded"]}}}),
+    ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": [f"{HOST}?decode_responses=True"]}}}),
+    ("E015", {"default": {"BACKEND": PUBSUB, "CONFIG": {"hosts": [{"address": HOST, "decode_responses": True}]}}}),
+    ("W007", {"default": {"BACKEND": OURS, "CONFIG": {"hosts": [f"{HOST}?decode_responses=True"]}}}),
     ("W003", {"default": {"BACKEND": CORE, "CONFIG": {"hosts": [{"address": HOST, "socket_timeout": 15}]}}}),
 ]
 
@@ -219,6 +229,7 @@ def test_each_mistake_in_channel_layers_is_found(settings, id_, layers):
 
     assert message.id == f"notifications.{id_}"
     assert message.hint
+    assert describe(OSError("Redis is away")) == "Redis is away"
 
 
 @pytest.fixture
