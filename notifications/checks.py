@@ -84,10 +84,10 @@ def _check_callables(raw: Any) -> list[CheckMessage]:
     for key, value in wanted.items():
         try:
             target = import_string(value) if isinstance(value, str) else value
-        except ImportError as error:
+        except Exception as error:  # noqa: BLE001  the site's module may raise anything
             found.append(
                 Error(
-                    f"NOTIFICATIONS: {key} cannot be imported: {describe(error)}",
+                    f"NOTIFICATIONS: {key} cannot be imported: {describe(error, named=True)}",
                     hint="It is the dotted path of a function.",
                     id="notifications.E010",
                 )

@@ -19,6 +19,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import import_string
 
 from . import address
+from .logs import describe
 
 KIND_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,14}")
 PREFIX_PATTERN: Final = re.compile(r"([a-z][a-z0-9_]{0,14}:)?")
@@ -269,7 +270,13 @@ def _own_defaults(kind: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _load(value: str | Callable[..., Any] | None) -> Callable[..., Any] | None:
-    return import_string(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return cast("Callable[..., Any]", import_string(value))
+    except Exception as error:  # the site's module may raise anything; a check names the setting
+        text = f"NOTIFICATIONS names {value!r}, which cannot be imported: {describe(error, named=True)}"
+        raise ImproperlyConfigured(text) from error
 
 
 def find_problems(raw: Any) -> list[Problem]:

@@ -1,5 +1,6 @@
 """System checks: each mistake is found before anything runs, and nothing is asked over the network for it."""
 
+import json
 import re
 import socket
 import sys
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from django.core.checks import INFO, run_checks
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
+from notifications.doctor import Level, examine
 from notifications.logs import describe
+from notifications.topics import Topic
 from tests import source
 from tests.cases import cases
 
@@ -119,6 +123,7 @@ NOTIFICATIONS = [
     ("E010", {**GOOD, "AUTHENTICATE_TOKEN": "check"}),
     ("E010", {**GOOD, "TOPICS": {"order": {"AUTHORIZE": "tests.testsite.permissions.nothing"}}}),
     ("E010", {**GOOD, "TOPICS": {"user": {"CLEAN_ID": "tests.nowhere.clean"}}}),
+    ("E010", {**GOOD, "TENANT": "tests.nowhere.current"}),
     ("E011", {**GOOD, "AUTHENTICATE_TOKEN": "tests.settings.SECRET_KEY"}),
     ("E011", {**GOOD, "AUTHENTICATE_TOKEN": None}),
     ("E011", {**GOOD, "TOPICS": {"order": {"AUTHORIZE": True}}}),
@@ -152,6 +157,21 @@ def test_each_mistake_in_notifications_is_found(settings, id_, value):
 
     assert message.id == f"notifications.{id_}"
     assert message.hint
+
+
+@pytest.mark.parametrize("name", ["broken.current", "nowhere.current", "tests.testsite.tenancy.nobody"])
+@pytest.mark.parametrize("option", [{"TENANT": ...}, {"TOPICS": {"user": {"CLEAN_ID": ...}}}], ids=str)
+async def test_a_function_that_cannot_be_imported_is_named(settings, tmp_path, monkeypatch, option, name):
+    """By the check, and by the doctor, who names no topic without it; whatever its module raises."""
+    (tmp_path / "broken.py").write_text("current = site")
+    monkeypatch.syspath_prepend(tmp_path)
+    put = json.loads(json.dumps(option, default=lambda _: name))
+    change(settings, **put)
+
+    assert found() == ["E010"]
+    with pytest.raises(ImproperlyConfigured, match=name):
+        Topic("user", "7")
+    assert [each.check for each in await examine() if each.level is Level.ERROR] == ["settings"]
 
 
 def test_a_public_kind_is_not_closed(settings):
