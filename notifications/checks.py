@@ -261,7 +261,12 @@ def check_daphne(app_configs: Sequence[AppConfig] | None, **kwargs: Any) -> list
 @cache  # it asks every installed distribution
 def _owners(path: tuple[str, ...]) -> list[str]:
     """Name the distributions on a search path that have a package of our name."""
-    return [each.metadata["Name"] for each in metadata.distributions() if _has_our_package(each)]
+    return [each.metadata["Name"] for each in metadata.distributions() if _has_our_package(each) and _is_whole(each)]
+
+
+def _is_whole(distribution: metadata.Distribution) -> bool:
+    """Return whether it has a name; what an interrupted installation leaves has none."""
+    return "\nName:" in (distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or "")
 
 
 def _has_our_package(distribution: metadata.Distribution) -> bool:
@@ -350,4 +355,4 @@ def _version(package: str) -> tuple[int, ...]:
         text = metadata.version(package)
     except metadata.PackageNotFoundError:
         return ()
-    return tuple(int(part) for part in text.split(".")[:3] if part.isdigit())
+    return tuple(int(part) for part in (text or "").split(".")[:3] if part.isdigit())

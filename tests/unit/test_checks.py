@@ -89,6 +89,16 @@ def test_other_projects_of_the_same_package_are_found(tmp_path, monkeypatch):
     assert "Uninstall django-notifications-hq and django_notifications_fork" in message.hint
 
 
+def test_what_is_left_of_a_project_is_no_project(tmp_path, monkeypatch):
+    """A folder with RECORD alone, of an installation that was interrupted, has no name; nor a version."""
+    for name in ("django_notifications_hq", "redis"):
+        pretend_to_install(tmp_path, name, "RECORD")
+        (tmp_path / f"{name}-1.8.3.dist-info" / "METADATA").unlink()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    assert found() == []
+
+
 def test_our_own_distribution_is_no_other_project(tmp_path, monkeypatch):
     """However its name is spelt, what brought us is us."""
     names = {"django-realtime-notifications", "Django_Realtime.Notifications"}
