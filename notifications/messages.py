@@ -365,7 +365,7 @@ def encode(message: Message, max_size: int) -> bytes:
         try:
             data = _encode(message)
         except UnicodeEncodeError:  # a lone surrogate
-            data = _encode(mend_values(msgspec.to_builtins(message, str_keys=True, enc_hook=_encode_other)))
+            data = _encode(mend_values(msgspec.to_builtins(message, enc_hook=_encode_other)))
         # Search the output, because a key may be a lazy string or an Enum. msgspec escapes none of these letters.
         reserved = b'"_meta":' in data and META in _decode(data)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:

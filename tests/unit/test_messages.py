@@ -653,6 +653,7 @@ def test_messages_are_published_in_tests_that_freeze_the_time(frozen):
 def test_half_a_character_arrives_as_the_replacement_character(text, arrives):
     """A text that was cut in the middle of an emoji, or came from a file name, does not cost the message."""
     assert written({"a": text, text: [1, (text,)]}) == {"a": arrives, arrives: [1, [arrives]]}
+    assert written({mark_safe("a"): text, "b": {mark_safe(text): 1}}) == {"a": arrives, "b": {arrives: 1}}
     assert written(Notice(title=text, timestamp=WHEN)) == written(Notice(title=arrives, timestamp=WHEN))
 
 
