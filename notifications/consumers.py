@@ -16,9 +16,12 @@ from .aio import coroutine_function
 from .connection.connection import Caller, Connection
 from .protocol import frames
 from .protocol.frames import CloseCode
+from .tasks import carried_out
 
 HELD_BACK: Final = 0.2
 """Seconds after which a close that the server has not sent is considered held back."""
+END_WAIT: Final = 10.0
+"""Seconds that an application waits for the end of its connection. A server that stops waits for the application."""
 
 _HANDLERS: Final = {f"websocket.{name}": f"websocket_{name}" for name in ("connect", "receive", "disconnect")}
 
@@ -72,7 +75,8 @@ class NotificationConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # Cha
             await self._connection.server_stops()
             raise
         finally:
-            await self._connection.end()
+            # A task of its own, because this one may be cancelled again: a cancel scope of anyio does it at every wait.
+            await carried_out(self._connection.end(), END_WAIT, "notifications: the end of a socket")
 
     def send_text(self, text: str) -> Coroutine[Any, Any, None]:
         """Pass a text to the server."""

@@ -172,6 +172,32 @@ async def ended(task: asyncio.Task[Any]) -> None:
         task.exception()  # otherwise asyncio would log that it was never retrieved
 
 
+async def carried_out(work: Coroutine[Any, Any, None], within: float, name: str) -> None:
+    """
+    Run a coroutine in a task of its own, which goes on however often the caller is cancelled.
+
+    The event loop owns the task, which ends before the loop is closed.
+
+    Args:
+        work: What has to be done.
+        within: Seconds that the caller waits for it.
+        name: Names the task.
+
+    """
+    task, under_way = new_task(work, name=name), _carried_out()
+    under_way.add(task)
+    task.add_done_callback(under_way.discard)
+    await asyncio.wait([task], timeout=within)
+
+
+async def _wait_for(under_way: set[asyncio.Task[None]]) -> None:
+    if under_way:
+        await asyncio.wait(under_way)
+
+
+_carried_out: PerLoop[set[asyncio.Task[None]]] = PerLoop(set, _wait_for)
+
+
 async def in_context(context: Context | None, work: Coroutine[Any, Any, Any]) -> Any:
     """Await a coroutine in the given context, or in the current one if it is None, and return its result."""
     if context is None:

@@ -6,8 +6,11 @@ import weakref
 from types import SimpleNamespace
 
 import pytest
+from channels.layers import get_channel_layer
 
+from notifications import consumers
 from notifications.consumers import NotificationConsumer
+from notifications.metrics import tally
 from tests.waiting import await_for, scaled
 
 
@@ -159,3 +162,52 @@ async def test_a_message_is_not_kept_until_the_next_one(in_memory):
     await serving
 
     assert gone
+
+
+def what_is_left():
+    """Return what sockets have in the process and on the layer."""
+    layer = get_channel_layer()
+    return tally.connections, tally.subscriptions, len(layer.groups), len(layer.channels)
+
+
+async def test_a_socket_that_is_cancelled_again_and_again_leaves_nothing_behind(in_memory):
+    """A cancel scope of anyio cancels at every wait until the application has ended, and does not wait for more."""
+    before, is_stuck = what_is_left(), asyncio.Event()
+    server = Server('{"type":"auth","token":"7"}', stays=True)
+
+    async def send(event):
+        await server.send(event)
+        if event["type"] == "websocket.send":
+            is_stuck.set()
+            await asyncio.Event().wait()
+
+    serving = asyncio.create_task(serve(server, send))
+    await asyncio.wait_for(is_stuck.wait(), scaled())
+    held = what_is_left()
+    while not serving.done():
+        serving.cancel()
+        await asyncio.sleep(0)
+
+    assert serving.cancelled()
+    assert all(now > then for now, then in zip(held, before, strict=True))
+    await await_for(lambda: what_is_left() == before, what="the end of its connection")
+
+
+async def test_a_layer_that_does_not_answer_keeps_no_application(in_memory, monkeypatch):
+    """A server that stops waits for its applications; the connection ends when the layer goes on."""
+    monkeypatch.setattr(consumers, "END_WAIT", 0.01)
+    before, answers = what_is_left(), asyncio.Event()
+    discard = get_channel_layer().group_discard
+
+    async def discard_late(*arguments):
+        await answers.wait()
+        await discard(*arguments)
+
+    monkeypatch.setattr(get_channel_layer(), "group_discard", discard_late)
+    server = Server('{"type":"auth","token":"7"}', '{"action":"ping"}')
+    await serve(server, server.send)
+    meanwhile = what_is_left()
+    answers.set()
+
+    assert meanwhile != before
+    await await_for(lambda: what_is_left() == before, what="the end of its connection")

@@ -8,7 +8,7 @@ import pytest
 
 from notifications import tasks
 from notifications.metrics import counts
-from notifications.tasks import Supervised, ended, going_on
+from notifications.tasks import Supervised, carried_out, ended, going_on
 from tests.virtual_time import in_virtual_time
 from tests.waiting import await_for, scaled
 
@@ -239,3 +239,28 @@ async def test_a_supervised_task_begins_at_once_where_its_end_is_not_known_yet()
 
     assert len(begun) == 2
     await supervised.end(0.01)
+
+
+def test_what_is_carried_out_ends_before_its_loop_is_closed():
+    """Nobody else waits for it once its caller was cancelled."""
+    done = []
+
+    async def work():
+        for _ in range(10):
+            await asyncio.sleep(0)
+        done.append("work")
+
+    async def call():
+        calling = asyncio.create_task(carried_out(work(), scaled(), "a test"))
+        while not calling.done():
+            await asyncio.sleep(0)
+            calling.cancel()
+        assert calling.cancelled()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(call())
+    before = list(done)
+    loop.close()
+
+    assert before == []
+    assert done == ["work"]
