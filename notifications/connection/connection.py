@@ -312,7 +312,7 @@ class Connection:
         """Return whether nobody has authenticated, and nobody is about to."""
         return self.user is None and not self._work.busy
 
-    async def _failed(self, error: Exception) -> None:
+    async def _failed(self, error: BaseException) -> None:
         logger.error("a socket of user %s failed", getattr(self.user, "pk", None), exc_info=error)
         await self._closing.close(CloseCode.TRY_AGAIN)
 

@@ -25,7 +25,7 @@ class Worklist:
 
     __slots__ = ("_ended", "_failed", "_news", "_task", "_urgent", "_waiting", "context")
 
-    def __init__(self, failed: Callable[[Exception], Awaitable[None]]) -> None:
+    def __init__(self, failed: Callable[[BaseException], Awaitable[None]]) -> None:
         """
         Create an empty list.
 
@@ -124,11 +124,13 @@ class Worklist:
                     if task is None or task.cancelling():
                         raise
                     await self._fail(CutShortError("something that was waited for was cancelled"))
-                except Exception as error:  # noqa: BLE001  whatever it is, ``failed`` gets it
+                except (KeyboardInterrupt, SystemExit):
+                    raise
+                except BaseException as error:  # noqa: BLE001  whatever it is, ``failed`` gets it
                     await self._fail(error)
         finally:
             self._task = None
 
-    async def _fail(self, error: Exception) -> None:
+    async def _fail(self, error: BaseException) -> None:
         self.clear()
         await self._failed(error)  # work added in the meantime comes after it

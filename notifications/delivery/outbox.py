@@ -158,7 +158,9 @@ class Outbox:
                 self._accept(len(texts))
             else:
                 pending = self._begin(texts)
-        except Exception as error:  # noqa: BLE001  a server, or a middleware, may raise anything
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001  a server, or a middleware, may raise anything
             self._broke(error)
         if pending is not None:
             pending.add_done_callback(self._ended)

@@ -485,19 +485,26 @@ async def test_a_browser_that_has_gone_is_no_failure(outbox, server, failures, w
     assert failures == []
 
 
+class OddError(BaseException):
+    """As ``FunctionTimedOut`` of func_timeout and ``Timeout`` of gevent are."""
+
+
+@pytest.mark.parametrize("error", [ValueError, OddError])
 @pytest.mark.parametrize("waits", [False, True])
-async def test_a_server_that_breaks_is_told(outbox, server, failures, caplog, waits):
-    """Once, with the reason in the log."""
-    server.error = ValueError("of the middleware")
+async def test_a_server_that_breaks_is_told(outbox, server, failures, caplog, waits, error):
+    """Once, with the reason in the log, whatever a middleware raises."""
+    server.error = error("of the middleware")
     if waits:
         server.ready.clear()
     outbox.put("1")
     outbox.put("2")
     await asyncio.sleep(0.01)
     server.ready.set()
-    await outbox.mark()
+    await asyncio.wait_for(outbox.mark(), scaled())
 
     assert failures == ["failed"]
+    (record,) = caplog.records
+    assert record.name == module.logger.name
     assert "of the middleware" in caplog.text
 
 

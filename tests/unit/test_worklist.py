@@ -58,12 +58,17 @@ async def test_jobs_that_never_wait_are_done_with_eager_tasks(jobs):
     assert done == ["first", "second"]
 
 
-async def test_a_job_that_raises_is_told_and_the_rest_forgotten(jobs, failures):
-    """The owner hears of it, and can begin again."""
+class OddError(BaseException):
+    """As ``FunctionTimedOut`` of func_timeout and ``Timeout`` of gevent are."""
+
+
+@pytest.mark.parametrize("error", [ValueError, OddError])
+async def test_a_job_that_raises_is_told_and_the_rest_forgotten(jobs, failures, error):
+    """The owner hears of it, whatever it is, and can begin again."""
     done = []
 
     async def fail():
-        raise KeyError("broken")
+        raise error("broken")
 
     jobs.add(fail)
     jobs.add(job(done, "behind"))
@@ -71,7 +76,7 @@ async def test_a_job_that_raises_is_told_and_the_rest_forgotten(jobs, failures):
     jobs.add(job(done, "later"))
     await await_for(lambda: not jobs.busy)
 
-    assert failures == ["'broken'"]
+    assert failures == ["broken"]
     assert done == ["later"]
 
 
