@@ -20,7 +20,7 @@ from ..broker.clients import FAILURES
 from ..conf import settings
 from ..history.position import Page, Position
 from ..layers import RedisPubSubLayer
-from ..logs import LogBudget, describe
+from ..logs import LogBudget, describe, outages
 from ..metrics import count, tally
 from ..protocol.frames import ServerFrame, ServerPing, Subscribed, encode
 from ..tasks import ended, new_task
@@ -271,16 +271,25 @@ class Delivery:
         try:
             while True:
                 self._take(await receive(channel))
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             self._forgotten = True
             task = asyncio.current_task()
             if task is not None and not task.cancelling():  # something in the layer was; nothing else would log it
-                logger.exception("the channel layer failed under a socket")
-                self._failed()
+                self._layer_failed(error)
             raise
-        except Exception:
-            logger.exception("the channel layer failed under a socket")
-            self._failed()
+        except Exception as error:  # noqa: BLE001  a layer may raise anything
+            self._layer_failed(error)
+
+    def _layer_failed(self, error: BaseException) -> None:
+        if times := outages.due(f"layer {type(error).__name__}"):
+            # With a stack trace if it is not an outage but a bug in a layer.
+            logger.error(
+                "the channel layer failed (%s); %d socket(s) told to come back",
+                describe(error),
+                times,
+                exc_info=None if isinstance(error, FAILURES) else error,
+            )
+        self._failed()
 
     def _take(self, event: dict[str, Any]) -> None:
         """Check a message of the layer, and put it into the outbox if it is the next one."""

@@ -19,7 +19,7 @@ from notifications.delivery.cursor import State
 from notifications.delivery.subscriber import Delivery, subscribed
 from notifications.history import get_store
 from notifications.history.position import Position
-from notifications.logs import LogBudget
+from notifications.logs import LogBudget, Outages
 from notifications.metrics import counts, tally
 from tests.eager_tasks import use_eager_tasks
 from tests.waiting import await_for, scaled
@@ -847,6 +847,33 @@ async def test_a_layer_that_breaks_is_told(site, error):
     socket = await site.open()
 
     await await_for(lambda: socket.failed)
+
+
+async def test_a_layer_that_breaks_for_many_is_logged_once_for_each_error(site, monkeypatch, caplog):
+    """One line at once, and a minute later how many there were since; with a stack trace only if it may be a bug."""
+    monkeypatch.setattr(subscriber, "outages", Outages())
+    errors = []
+
+    async def broken(channel):
+        raise errors[0]
+
+    async def fails_for(number, error):
+        errors[:] = [error]
+        sockets = [await site.open() for _ in range(number)]
+        await await_for(lambda: all(socket.failed for socket in sockets), what="the end of the sockets")
+
+    site.layer.receive = broken
+    await fails_for(20, redis.ConnectionError("Connection refused"))
+    await fails_for(20, ValueError("of the layer"))
+    subscriber.outages._next.clear()  # a minute later
+    await fails_for(1, redis.ConnectionError("Connection refused"))
+
+    told = "the channel layer failed ({}); {} socket(s) told to come back".format
+    assert [(record.getMessage(), bool(record.exc_info)) for record in caplog.records] == [
+        (told("Connection refused", 1), False),
+        (told("of the layer", 1), True),
+        (told("Connection refused", 20), False),
+    ]
 
 
 async def test_a_layer_that_swallows_a_cancellation_is_cancelled_again(live_redis, monkeypatch):
