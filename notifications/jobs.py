@@ -6,7 +6,6 @@ It announces how a job stands that cannot say so, and asks one to end. ``progres
 
 from __future__ import annotations
 
-import logging
 import secrets
 from typing import Any, Final, NamedTuple, Self
 
@@ -21,8 +20,6 @@ from .reporting.reporter import standing_message
 from .reporting.sharing import report_of
 from .reporting.values import as_amount, as_number, as_text
 from .topics import Topic
-
-logger = logging.getLogger(__name__)
 
 _NOW: Final[dict[str, Any]] = {"on_commit": False, "using": None, "fail_silently": False}
 """How everything here is sent."""
@@ -80,7 +77,7 @@ def announce(
         if state in OVER:
             sending.send(_Cancelling(topic, over=True), **_NOW)
     except PublishError as failure:
-        logger.warning("%s", failure)
+        sending.log(failure)
     except OvertakenError:
         pass  # by a message with all that this one tells
 
@@ -110,7 +107,7 @@ async def aannounce(
         if state in OVER:
             await sending.asend(_Cancelling(topic, over=True), **_NOW)
     except PublishError as failure:
-        logger.warning("%s", failure)
+        sending.log(failure)
     except OvertakenError:
         pass
 

@@ -7,20 +7,24 @@ Publishing and ending access share this; each defines its own calls.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
 from .broker.clients import FAILURES
 from .exceptions import PublishError
-from .logs import describe
+from .logs import LogBudget, describe
 from .metrics import count
 
 logger = logging.getLogger(__name__)
 
 T_co = TypeVar("T_co", covariant=True)
+
+_logs: Final[defaultdict[tuple[str, type], LogBudget]] = defaultdict(partial(LogBudget, logger, lines=10, period=60.0))
+"""By the kind of topic and the class of the error: what fails all the time hides nothing else."""
 
 
 class Call(Protocol[T_co]):
@@ -82,7 +86,19 @@ def _send(call: Call[T_co], fail_silently: bool) -> T_co | None:
 
 def _failed(call: Call[Any], error: Exception, fail_silently: bool) -> None:
     failure = call.failure(describe(error))
+    failure.__cause__ = error
     count("publish_failed", type(error).__name__, len(failure.missing))
     if not fail_silently:
-        raise failure from error
-    logger.warning("%s", failure)
+        raise failure
+    log(failure)
+
+
+def log(failure: PublishError) -> None:
+    """Log a failure that is not raised: of each kind of topic and class of error ten a minute at most."""
+    kind, _, _ = failure.topic.partition(":")
+    _logs[kind, type(failure.__cause__)].warning("%s", failure)
+
+
+def log_anew() -> None:
+    """Forget what was logged in this minute, for tests that read the log."""
+    _logs.clear()

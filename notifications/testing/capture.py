@@ -19,7 +19,7 @@ import msgspec
 import redis
 from asgiref.sync import sync_to_async
 
-from .. import history
+from .. import history, sending
 from ..access import callbacks
 from ..history.memory import MemoryStore
 from ..history.stamped import Stamped
@@ -156,5 +156,6 @@ def redis_outage() -> Iterator[None]:
     sockets cannot read histories, so new sockets are told to come back (4101). Calls fail at once; a Redis that
     does not answer would cost a request about a second.
     """
+    sending.log_anew()
     with blocks.failing():
         yield

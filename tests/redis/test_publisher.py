@@ -32,6 +32,7 @@ from notifications import (
     publish,
     publish_progress,
     publish_to_user,
+    sending,
 )
 from notifications.broker import clients
 from notifications.history.position import Position
@@ -561,6 +562,7 @@ def test_an_error_of_redis_is_a_publish_error(own_redis, settings, caller):
 def test_a_silent_failure_is_logged_and_counted(settings, caller, caplog):
     """With fail_silently a Redis that is away is a warning with the topic, without the message, and a count."""
     point_to(settings, f"redis://127.0.0.1:{unused_port()}/0")
+    sending.log_anew()
     before = counts["publish_failed", "ConnectionError"]
 
     assert caller({"secret": "payload"}, fail_silently=True) is None

@@ -9,7 +9,7 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.core import signing
 
 import notifications
-from notifications import PublishError, TopicError
+from notifications import PublishError, TopicError, sending
 from notifications.access.control import MAX_AGE, SALT, Control, ControlError
 from tests.cases import cases
 from tests.conftest import point_to
@@ -91,6 +91,7 @@ def test_nonsense_is_an_error(call):
 @pytest.fixture
 def no_redis(settings):
     point_to(settings, "redis://127.0.0.1:1/0")
+    sending.log_anew()
 
 
 async def test_a_redis_that_is_not_there_is_an_error_unless_silenced(no_redis, caplog):

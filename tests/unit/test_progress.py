@@ -1215,6 +1215,15 @@ async def test_an_announcement_never_raises_because_of_redis(sent, caplog):
     assert caplog.text.count("job:42") == 2
 
 
+def test_announcements_that_redis_does_not_confirm_do_not_fill_the_log(sent, caplog):
+    """As many jobs may be put into a queue while Redis is away."""
+    with redis_outage():
+        for number in range(100):
+            announce(f"job:{number}")
+
+    assert len(caplog.records) == 10
+
+
 # Redis is away.
 
 

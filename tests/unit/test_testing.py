@@ -282,6 +282,15 @@ def test_outage_fails_as_an_outage_does(caplog):
     assert counts["publish_failed", "ConnectionError"] == before + 2
 
 
+def test_each_outage_is_logged(caplog):
+    """A test that reads the log finds its lines, however many tests before it had an outage in the same minute."""
+    for _ in range(30):
+        caplog.clear()
+        with redis_outage():
+            publish("user:7", {}, fail_silently=True)
+        assert "not known to be published" in caplog.text
+
+
 def test_outage_ends():
     """After the block everything works at once, with and without a block around it."""
     with redis_outage(), pytest.raises(PublishError):
