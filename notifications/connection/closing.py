@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from ..logs import LogBudget
 from ..metrics import count
 from ..protocol.frames import AuthError, CloseCode, encode
 from ..tasks import ended
 from .transport import Transport
+
+logger = logging.getLogger(__name__)
 
 RESTART_SPREAD: Final = 0.5
 """Seconds over which the closes of a stopping process are spread."""
@@ -19,6 +23,7 @@ FLUSH: Final = 0.1
 """Seconds for the last close frame to leave the process."""
 LAST_WORDS: Final = 2.0
 """Seconds that a client has to accept the frame with the reason."""
+_log: Final = LogBudget(logger, lines=10, period=60.0)
 
 
 class Closing:
@@ -60,12 +65,25 @@ class Closing:
     async def _finish(self, code: CloseCode, message: str | None = None) -> None:
         count("closed", str(int(code)))
         self._stop()
-        with suppress(OSError, TimeoutError):
-            if message is not None:
-                async with asyncio.timeout(LAST_WORDS):
-                    await self._transport.send_text(encode(AuthError(message=message)))
+        if message is not None:
+            await self._say_why(message)
         with suppress(OSError):
             await self._transport.close(code)
+
+    async def _say_why(self, message: str) -> None:
+        """Send the reason, if the client accepts it in time; whatever a middleware raises for it, the close follows."""
+        task = asyncio.current_task()
+        try:
+            with suppress(OSError, TimeoutError):
+                async with asyncio.timeout(LAST_WORDS):
+                    await self._transport.send_text(encode(AuthError(message=message)))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
+            count("send_failed", type(error).__name__)
+            _log.warning("a socket was closed without the reason (%s)", type(error).__name__, exc_info=error)
 
     async def server_stops(self) -> None:
         """

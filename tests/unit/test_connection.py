@@ -729,6 +729,20 @@ async def test_a_client_that_does_not_read_is_closed_all_the_same(monkeypatch):
         assert await client.expect_closed(CloseCode.ACCESS_REVOKED) == []
 
 
+class OddError(BaseException):
+    """As ``FunctionTimedOut`` of func_timeout and ``Timeout`` of gevent are."""
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError, ValueError, OddError, asyncio.CancelledError])
+async def test_a_client_that_cannot_be_told_why_is_closed_all_the_same(error):
+    """Whatever a middleware raises for the frame that says why: access that has ended must not leave a socket open."""
+    async with opened(ALICE) as client:
+        client.error = error()
+        told("disconnect", ALICE)
+
+        assert await client.expect_closed(CloseCode.ACCESS_REVOKED) == []
+
+
 async def test_a_client_that_does_not_read_gets_all_in_order_when_it_does():
     async with opened(ALICE) as client:
         client.reading.clear()
