@@ -89,6 +89,7 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
     It needs no CSRF token: a page of another origin cannot send JSON without asking first, and what it sends is
     refused by the rule that applies to WebSockets.
     """
+    _keep_session(request)
     if request.method != "POST":
         return _refuse(405, "only POST", Allow="POST")
     if request.content_type != "application/json":
@@ -103,6 +104,24 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
         return _refuse(403, "pages of this origin are not allowed")
     answer: HttpResponseBase = await in_context(await _tenants_context(), _here(request, wanted))
     return answer
+
+
+def _keep_session(request: HttpRequest) -> None:
+    """
+    Have Django's middleware write neither the session nor its cookie, as nobody does for a WebSocket.
+
+    A tab that asks again and again would count as somebody at work: with ``SESSION_SAVE_EVERY_REQUEST``, or a
+    middleware that notes the time of each request, a session would never expire. And what it writes is what it has read
+    before another request has changed the session.
+    """
+    if (session := getattr(request, "session", None)) is not None:
+        session.save = _save_nothing
+        with suppress(AttributeError):
+            del session.accessed  # without it the middleware takes the session for none
+
+
+def _save_nothing(*_: Any, **__: Any) -> None:
+    """Replace the ``save`` of a session."""
 
 
 async def _here(request: HttpRequest, wanted: Request) -> HttpResponseBase:

@@ -5,9 +5,12 @@ import json
 import sys
 import time
 from contextlib import AsyncExitStack
+from datetime import timedelta
 
 import psutil
 import pytest
+from django.contrib.sessions.models import Session
+from django.utils import timezone
 
 import notifications
 from tests.clients import RawRedis
@@ -373,3 +376,35 @@ async def test_under_wsgi_the_same_rules_apply(limited_site, wsgi_server):
     assert [frame["code"] for frame in frames[1:]] == ["forbidden", "invalid_message"]
     async with post(wsgi_server, {"mode": "poll", "token": "wrong"}) as answer:
         assert actions(await answer.json()) == ["auth_error", "close"]
+
+
+def noting_the_time(get_response):
+    """Note when a user was last active, as the middlewares do that log out whoever is not."""
+
+    def middleware(request):
+        request.session["last_active"] = time.time()
+        return get_response(request)
+
+    return middleware
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("status", [200, 400])
+def test_a_request_is_no_activity_of_its_user(live_redis, client, settings, django_user_model, status):
+    """A tab that polls keeps no session alive, as a WebSocket does not; a view of the site does."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.noting_the_time"]
+    client.force_login(django_user_model.objects.create_user("ann"))
+    Session.objects.update(expire_date=timezone.now() + timedelta(hours=1))
+    [before] = Session.objects.values()
+
+    body = {"mode": "poll" if status == 200 else "none"}
+    headers = {"Origin": "http://testserver"}
+    answer = client.post("/notifications/stream/", body, content_type="application/json", headers=headers)
+
+    assert answer.status_code == status
+    assert not answer.cookies
+    assert [before] == list(Session.objects.values())
+    client.get("/notifications/live/")
+    assert [before] != list(Session.objects.values())
