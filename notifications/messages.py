@@ -7,6 +7,7 @@ their values when they are created, so that a mistake shows up where it was made
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -17,12 +18,14 @@ from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_typ
 from uuid import UUID
 
 import msgspec
-from django.utils.functional import Promise
+from django.utils.functional import LazyObject, Promise, empty
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from .exceptions import MessageError
 from .protocol.surrogates import mend_json, mend_values
 
+MAX_EXACT: Final = 2**53
+"""Up to this, a float is as exact as an int."""
 META: Final = "_meta"
 """The key that frames reserve for topic and id. No message may use it: a forged id would mute a user."""
 
@@ -101,7 +104,7 @@ class Checked(Struct, kw_only=True):
         for name, annotation in _fields(type(self)).items():
             try:
                 value = _check(name, getattr(self, name), annotation)
-            except (msgspec.ValidationError, OverflowError, TypeError) as error:
+            except (msgspec.ValidationError, ArithmeticError, TypeError) as error:
                 raise MessageError(f"{type(self).__name__}.{name}: {error}") from None
             setattr(self, name, value)
 
@@ -114,8 +117,8 @@ def _fields(struct: type[Checked]) -> dict[str, Any]:
 
 def _check(name: str, value: Any, annotation: Any) -> Any:
     value = _plain(value)
-    if isinstance(value, Enum) and isinstance(value, str):
-        value = value.value  # of a TextChoices or StrEnum, a plain str
+    if isinstance(value, Enum):
+        value = _plain(value.value)
     if isinstance(value, Promise) or (
         (name == "id" or name.endswith("_id")) and isinstance(value, UUID | int) and not isinstance(value, bool)
     ):
@@ -131,8 +134,17 @@ def _check(name: str, value: Any, annotation: Any) -> Any:
         for type_ in get_args(annotation) or (annotation,):
             if isinstance(type_, type) and issubclass(type_, Checked):
                 return type_(**value)
+    if isinstance(value, float | Decimal):
+        value = _whole(value)
     value = msgspec.convert(value, annotation)
     return value.astimezone(UTC) if isinstance(value, datetime) else value
+
+
+def _whole(number: float | Decimal) -> Any:
+    try:
+        return int(number) if -MAX_EXACT <= number <= MAX_EXACT and number == int(number) else number
+    except ArithmeticError:  # a decimal that is no number
+        return math.nan
 
 
 class JobProgressPayload(Checked):
@@ -312,7 +324,7 @@ _PLAIN: Final[Sequence[tuple[type[Any], Callable[[Any], Any]]]] = (
     (str, str.__str__),
     (Integral, int),
     (Real, float),
-    (Decimal, Decimal.__str__),
+    (Decimal, Decimal),
     (bytes, bytes),
     (bytearray, bytes),
     (datetime, lambda value: _combine(value, datetime.timetz(value))),
@@ -328,13 +340,22 @@ def _plain(value: Any) -> Any:
     """
     Turn an instance of a subclass into one of the class itself, the only kind that msgspec reads and writes.
 
-    Examples are Django's ``SafeString``, the times of pendulum, pandas and freezegun, and the numbers of numpy.
+    Examples are Django's ``SafeString``, the times of pendulum, pandas and freezegun, and the numbers of numpy. Of a
+    ``SimpleLazyObject`` it is what that stands for.
     """
-    if type(value) in _PLAIN_TYPES or isinstance(value, Enum):
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if isinstance(value, LazyObject):
+        if value._wrapped is empty:
+            value._setup()
+        return _plain(value._wrapped)
+    if isinstance(value, Enum):
         return value
     for base, plain in _PLAIN:
         if isinstance(value, base):
             return plain(value) if value == value else None  # pandas' "not a time" becomes null, as NaN does
+    if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):
+        return bool(value)
     return value
 
 
@@ -368,7 +389,7 @@ def encode(message: Message, max_size: int) -> bytes:
             data = _encode(mend_values(msgspec.to_builtins(message, enc_hook=_encode_other)))
         # Search the output, because a key may be a lazy string or an Enum. msgspec escapes none of these letters.
         reserved = b'"_meta":' in data and META in _decode(data)
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise MessageError(f"the message cannot be written as JSON: {error}") from error
     if reserved:
         raise MessageError(f"{META!r} is reserved: the publisher sets it")

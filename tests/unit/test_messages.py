@@ -340,6 +340,31 @@ def test_words_may_be_choices():
     assert written(message)["level"] == "error"
 
 
+def test_fields_take_members_of_any_enumeration():
+    """As a mapping does: what counts is the value, be it a word, a count or an id."""
+    mood = Enum("Mood", {"DONE": "completed", "FOUR": 4, "ID": UUID(int=7)})
+    values = {"batch_id": mood.ID, "status": mood.DONE, "total": mood.FOUR}
+
+    payload = written(BatchProgress(payload=BatchProgressPayload(**{**BATCH, **values})))["payload"]
+
+    assert {name: payload[name] for name in values} == written(values)
+
+
+def test_what_is_looked_up_late_is_written_like_what_is_found():
+    """As an id of a topic, a text or a time may be lazy: in a mapping, as a key, and in a field."""
+    text, when = SimpleLazyObject(lambda: "Saved"), SimpleLazyObject(lambda: WHEN)
+
+    assert written({"a": text, "b": [when], text: 1}) == written({"a": "Saved", "b": [WHEN], "Saved": 1})
+    assert written(Notice(title=text, timestamp=when)) == written(Notice(title="Saved", timestamp=WHEN))
+
+
+def test_truths_of_numpy_are_truths():
+    """What a comparison in a table returns is no subclass of ``bool``, nor of a number."""
+    truth = type("bool", (), {"__module__": "numpy", "__bool__": lambda self: True})()
+
+    assert written({"a": truth, "b": [truth]}) == {"a": True, "b": [True]}
+
+
 def test_a_payload_may_be_a_mapping():
     """A nested payload given as a dict is checked and written like one of its type."""
     id_ = UUID(int=7)
@@ -569,6 +594,13 @@ def test_subclasses_are_written_as_what_they_are(value, wire):
     }
 
 
+@cases("rest", [{}, {"cut": "\ud800"}])
+def test_a_decimal_that_signals_is_refused(rest):
+    """It raises at every comparison."""
+    with pytest.raises(MessageError):
+        encode({"a": Price("sNaN"), **rest}, ROOM)
+
+
 def test_names_may_be_of_subclasses_too():
     """A key of a mapping is written like the value that it equals."""
     keys = [Whole(7), Share(0.5), Price("1.50"), Day(2026, 11, 23), Stamp(2026, 11, 23)]
@@ -585,6 +617,16 @@ def test_fields_take_subclasses():
     assert written(BatchProgress(payload=payload))["payload"] == {**BATCH, "batch_id": "7"}
 
 
+@cases("whole", [40.0, Decimal("40"), Decimal("4E+1"), Share(40), Price("40.00")])
+def test_whole_numbers_may_be_floats_and_decimals(whole):
+    """What was computed as a percentage is one; a fraction is refused, because the field has none."""
+    payload = UploadProgressPayload(**{**UPLOAD, "progress_percent": whole})
+
+    assert repr(payload.progress_percent) == "40"
+    with pytest.raises(MessageError, match="progress_percent"):
+        UploadProgressPayload(**{**UPLOAD, "progress_percent": whole + type(whole)("0.5")})
+
+
 @cases(
     ("type_", "values", "field", "value"),
     [
@@ -593,6 +635,14 @@ def test_fields_take_subclasses():
         (BatchProgressPayload, BATCH, "progress_percentage", Share(math.nan)),
         (Notice, {"title": "x"}, "timestamp", Stamp(2026, 11, 23)),
         (Notice, {"title": "x"}, "timestamp", NotATime(1, 1, 1)),
+        *(
+            (type_, values, field, value)
+            for type_, values, field in (
+                (UploadProgressPayload, UPLOAD, "progress_percent"),
+                (BatchProgressPayload, BATCH, "progress_percentage"),
+            )
+            for value in (Price("sNaN"), Decimal("sNaN"), Decimal("NaN"), Decimal("Infinity"), math.inf)
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_in_a_subclass_too(type_, values, field, value):
