@@ -171,7 +171,9 @@ class _Group:
 class SentinelGroup(_Group):
     """A primary, its replicas, and the Sentinels that watch them; any of them may be killed, paused and started."""
 
-    def __init__(self, *, replicas: int = 1, sentinels: int = 3, server: str = VALKEY) -> None:
+    def __init__(
+        self, *, replicas: int = 1, sentinels: int = 3, server: str = VALKEY, down_after_ms: int = DOWN_AFTER_MS
+    ) -> None:
         """
         Prepare it; ``with`` starts it and returns when every Sentinel knows all others.
 
@@ -179,9 +181,12 @@ class SentinelGroup(_Group):
             replicas: How many servers follow the primary at first.
             sentinels: How many watch; more than half of them have to agree.
             server: One of ``SERVERS``.
+            down_after_ms: Without an answer for so long, a server is down for one Sentinel. It connects to a new
+                primary once a second, so that with no more than that a healthy one may be taken for down.
 
         """
         super().__init__(server)
+        self._down_after_ms = down_after_ms
         self._wanted = replicas, sentinels
         self.servers: list[LocalRedis] = []
         """The primary of the beginning first."""
@@ -254,7 +259,7 @@ class SentinelGroup(_Group):
         known = {f"{number:040x}": free_port() for number in range(1, sentinels + 1)}
         lines = [
             f"sentinel monitor {SERVICE} 127.0.0.1 {primary.port} {sentinels // 2 + 1}",
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+            f"sentinel down-after-milliseconds {SERVICE} {self._down_after_ms}",
             f"sentinel failover-timeout {SERVICE} {FAILOVER_TIMEOUT_MS}",
             *(f"sentinel known-replica {SERVICE} 127.0.0.1 {each.port}" for each in self.servers[1:]),
         ]
