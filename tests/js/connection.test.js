@@ -441,6 +441,37 @@ test("a page that says whose it is closes on another user from the beginning", a
   assert.equal(last(states).state, "closed");
 });
 
+test("a close for good that nobody listens for is one warning in the console, with its code and where to read on", async (t) => {
+  const warn = t.mock.method(console, "warn", () => {});
+  const tab = new Tab(t);
+  const connect = await tab.visit();
+  const warned = () => warn.mock.calls.map(({ arguments: [text] }) => text);
+  const opening = async (options) => {
+    connect(options);
+    await settled();
+    return tab.socket;
+  };
+
+  (await opening()).lose(4003, "nobody is logged in");
+  (await opening({ userTopic: "user:41" })).welcome();
+  (await opening()).lose(1006); // it comes back
+
+  assert.equal(warned().length, 2);
+  assert.match(warned()[0], /4003, nobody is logged in.*docs\/browser\.md#states/);
+  assert.match(warned()[1], /4003, another user has logged in/);
+});
+
+test("whoever listens for the state, or has closed the connection, is not warned", async (t) => {
+  const warn = t.mock.method(console, "warn", () => {});
+  const { tab, states } = await opened(t);
+  tab.socket.lose(4005, "logged out");
+  assert.equal(last(states).state, "closed");
+  const connect = await tab.visit();
+  connect().close();
+
+  assert.equal(warn.mock.callCount(), 0);
+});
+
 test("what is no frame of ours is no concern of ours", async (t) => {
   const { tab, notifications } = await opened(t);
   tab.socket.say("", "{", "null", "5", '"text"', "[]", "{}", '{"_meta":5}', '{"_meta":{"topic":7}}', '{"action":[]}');

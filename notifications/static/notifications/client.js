@@ -1,4 +1,4 @@
-// Each message once, in order: docs/browser.md
+// docs/browser.md
 
 // Milliseconds
 const FIRST = 500;
@@ -26,8 +26,8 @@ const start = (since, left) => (since === "last" ? since : [since, left].find((i
 
 const report = (error) => (globalThis.reportError ?? console.error)(error);
 
-function tell(listeners, message, key = "handler") {
-  for (const listener of [...(listeners || [])]) {
+function tell(listeners = new Set(), message, key = "handler") {
+  for (const listener of [...listeners]) {
     try {
       if (listeners.has(listener)) listener[key]?.(message);
     } catch (error) {
@@ -95,7 +95,7 @@ export function connect(options = {}) {
       }
       if (mine !== attempt) return;
       const since = own.last ?? own.since;
-      const address = new URL(url, globalThis.location?.href);
+      const address = new URL(url, globalThis.location);
       address.protocol = address.protocol.replace("http", "ws");
       if (since && !token) address.searchParams.set("since", since);
       socket = ready ?? other?.(address) ?? new WebSocket(address);
@@ -142,6 +142,7 @@ export function connect(options = {}) {
     remember(forget);
     memories.delete(memory);
     enter("closed", { code, reason });
+    if (/^4/.test(code) && !listened.has("state")) console.warn(`notifications: ${code}, ${reason}: docs/browser.md#states`);
   }
 
   const another = () => state !== "closed" && end(4003, "another user has logged in", true);
@@ -328,8 +329,7 @@ export function connect(options = {}) {
 
   async function ask(subscription) {
     const mine = (subscription.asked = attempt);
-    const { topic, listeners } = subscription;
-    let { grant } = subscription;
+    let { topic, listeners, grant } = subscription;
     const since = origin(subscription);
     if (typeof grant === "function") {
       fetching++;
@@ -379,7 +379,7 @@ export function connect(options = {}) {
     });
     try {
       if (forget || saving) sessionStorage.removeItem(memory); // it may be full
-      if (saving && !forget) sessionStorage.setItem(memory, JSON.stringify({ user, left: Object.fromEntries(positions) }));
+      if (!forget && saving) sessionStorage.setItem(memory, JSON.stringify({ user, left: Object.fromEntries(positions) }));
     } catch {}
     saving = clearTimeout(saving);
   }
@@ -427,7 +427,7 @@ export function connect(options = {}) {
         listeners.add(listener);
         // Sent once.
         if (message && (state || since === "last")) {
-          queueMicrotask(() => tell(listeners.has(listener) && new Set([listener]), message));
+          queueMicrotask(() => listeners.has(listener) && tell(new Set([listener]), message));
         }
       } else {
         topics.set(topic, { topic, since, grant, listeners: new Set([listener]) });
