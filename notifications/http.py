@@ -45,7 +45,7 @@ from .protocol.frames import (
     decode_request,
     encode,
 )
-from .tasks import ended, in_context, new_task
+from .tasks import carried_out, ended, in_context, new_task
 
 MAX_CHARACTERS: Final = 256 * 1024
 """Characters of one response, which ends with the frame that reaches them. So much may wait for a slow client."""
@@ -329,10 +329,7 @@ class Response:
             tally.responses -= 1
             count("response", self.end)
             # A task of its own, because this one may be cancelled again, and a client must not wait for a slow layer.
-            ending = new_task(self._end(), name="notifications: the end of a response")
-            _endings().add(ending)
-            ending.add_done_callback(_endings().discard)
-            await asyncio.wait([ending], timeout=END_WAIT)
+            await carried_out(self._end(), END_WAIT, "notifications: the end of a response")
 
     async def _end(self) -> None:
         try:
@@ -497,11 +494,3 @@ class Stopping:
 
 
 stopping: Final = PerLoop(Stopping)
-
-
-async def _wait_for(endings: set[asyncio.Task[None]]) -> None:
-    if endings:
-        await asyncio.wait(endings)
-
-
-_endings: PerLoop[set[asyncio.Task[None]]] = PerLoop(set, _wait_for)

@@ -110,6 +110,10 @@ class Socket(Protocol):
         """Have these topics of a kind without asking, and no others; ``JOIN`` was asked then."""
 
 
+_gaps: Final = LogBudget(logger, lines=10, period=60.0)
+"""Of all event loops: the pauses between two attempts begin anew when the last socket goes and another comes."""
+
+
 class Access:
     """Knows the sockets of one event loop by user, and ends their access; its tasks run while there are any."""
 
@@ -171,7 +175,7 @@ class Access:
 
     async def _disconnected(self, reason: str, delay: float) -> None:
         count("control_gap")
-        logger.warning("not connected to the control channel (%s); trying again in %.1f s", reason, delay)
+        _gaps.warning("not connected to the control channel (%s); trying again in %.1f s", reason, delay)
 
     def _heard(self, channel: bytes, data: bytes) -> None:
         try:

@@ -82,7 +82,6 @@ class Closing:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
                 raise
-            count("send_failed", type(error).__name__)
             _log.warning("a socket was closed without the reason (%s)", type(error).__name__, exc_info=error)
 
     async def server_stops(self) -> None:

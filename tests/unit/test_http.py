@@ -14,7 +14,7 @@ from django.test import AsyncRequestFactory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from notifications import http
+from notifications import http, tasks
 from notifications.access.sessions import Found
 from notifications.connection import limits
 from notifications.history import put_in_place
@@ -43,7 +43,7 @@ async def nothing_left():
     before = tally.connections, tally.responses, tally.subscriptions
     yield
     assert (tally.connections, tally.responses, tally.subscriptions) == before
-    assert not http._endings()
+    assert not tasks._carried_out()
 
 
 async def who(token):
