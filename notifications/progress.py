@@ -36,7 +36,7 @@ from .reporting.counts import Rate, percent
 from .reporting.reporter import Ending, waiting
 from .reporting.task_reporter import TaskReporter
 from .reporting.thread_reporter import ThreadReporter
-from .reporting.values import as_amount, as_number, as_text
+from .reporting.values import LARGEST, as_amount, as_number, as_text
 from .topics import Topic
 
 logger = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class Part:
     def advance(self, by: float = 1) -> None:
         """Add to what is done; costs a microsecond or less."""
         root = self._root
-        if type(by) is not int:
+        if type(by) is not int or not -LARGEST < by < LARGEST:
             by = as_number(by) or 0
         with root._lock:
             self._done += by

@@ -7,13 +7,21 @@ from typing import Any, Final
 
 MAX_TEXT: Final = 1000
 """Characters of a stage, a message, a unit or an error; the rest is cut off."""
+LARGEST: Final = 2**1000
+"""An int beyond it may be more than a float holds, and does not add to one."""
 
 
 def as_number(value: Any) -> float | None:
-    """Return a number of any class as an int or a float; raises as ``float`` does."""
-    if value is None or type(value) in (int, float):
-        return value  # type: ignore[no-any-return]  # one of these
-    return int(value) if hasattr(value, "__index__") else float(value)
+    """Return a number of any class as an int or a float, with which floats can count on; raises as ``float`` does."""
+    if value is None:
+        return None
+    number = int(value) if hasattr(value, "__index__") else value
+    if isinstance(number, int) and -LARGEST < number < LARGEST:
+        return number
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def as_amount(value: float) -> float:

@@ -307,6 +307,21 @@ def test_numbers_may_be_of_any_class(sent):
     assert told(sent, "done")[0] == 0
 
 
+@pytest.mark.parametrize("total", [None, 100, 10**400], ids=["none", "hundred", "endless"])
+@pytest.mark.parametrize("by", [10**400, -(10**400), 10**308, Decimal("1e400"), Fraction(10**400)], ids=range(5))
+def test_numbers_that_no_float_holds_do_not_leave_a_job_running(sent, by, total):
+    """A bug in what is counted is no reason that a page waits for ever: the job ends as the block does."""
+    with Progress(JOB, total=total) as p:
+        for _ in range(3):
+            p.advance(by)
+            p.advance(0.5)
+        with p.part(0.5, total=by) as part:
+            part.advance(by)
+        p.done = by
+
+    assert told(sent, "state")[-1] == "succeeded"
+
+
 @pytest.mark.parametrize("number", [Decimal("0.5"), Fraction(1, 2)])
 def test_steps_and_weights_may_be_of_any_class(sent, number):
     """A database counts in Decimal, which neither adds to a float nor divides by one: that must not fail a job."""
