@@ -163,6 +163,8 @@ def prepare(topic: Topic | str, message: Message, idempotency_key: str | None = 
     """Check and serialise a message; pure except for the settings."""
     if isinstance(topic, str):
         topic = Topic.parse(topic)
+    if idempotency_key is not None and not isinstance(idempotency_key, str):
+        raise MessageError(f"an idempotency key is a str, not a {type(idempotency_key).__name__}")
     if idempotency_key is not None and not 1 <= len(idempotency_key) <= MAX_IDEMPOTENCY_KEY_LENGTH:
         raise MessageError(f"an idempotency key has 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} characters")
     if idempotency_key is not None and mend_text(idempotency_key) != idempotency_key:

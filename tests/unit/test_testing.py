@@ -5,7 +5,7 @@ import threading
 import time
 from decimal import Decimal
 from unittest.mock import ANY
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -97,6 +97,15 @@ def test_what_cannot_be_published_is_refused_as_always(topic, message, error):
     """Bad topics and messages raise in a test what they raise on the site."""
     with captured() as sent, pytest.raises(error):
         publish(topic, message)
+
+    assert sent == []
+
+
+@cases("key", [5, b"key", UUID(int=5), ("a",), "", "x" * 201, "\ud83d"])
+def test_an_idempotency_key_is_a_text(key):
+    """Whatever else it is says so; a key that was made a text here would not be the same in another program."""
+    with captured() as sent, pytest.raises(MessageError, match="idempotency key"):
+        publish("user:7", {"n": 1}, idempotency_key=key)
 
     assert sent == []
 
