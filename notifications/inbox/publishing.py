@@ -130,8 +130,14 @@ def aware(value: datetime) -> datetime:
     return timezone.make_aware(value, timezone.get_default_timezone()) if timezone.is_naive(value) else value
 
 
+EARLIEST: Final = datetime(1, 1, 2, tzinfo=UTC)
+LATEST: Final = datetime(9999, 12, 30, tzinfo=UTC)
+"""A day from the ends of the calendar, which time zones go beyond. Go's zero time is at the first of them."""
+
+
 def stored(value: datetime) -> datetime:
-    """Return a time as the database of this site takes it."""
+    """Return a time as the database of this site takes it, and as each time zone can show it."""
+    value = min(max(value, EARLIEST), LATEST)
     return value if django_settings.USE_TZ else timezone.make_naive(value, timezone.get_default_timezone())
 
 

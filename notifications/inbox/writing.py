@@ -21,7 +21,7 @@ from .. import publisher
 from ..exceptions import MessageError
 from ..messages import Notice, NoticeInbox
 from ..metrics import count
-from .publishing import UPDATED_AT_ONCE, Marked, Recipient, publish_change, publish_created, stored
+from .publishing import LATEST, UPDATED_AT_ONCE, Marked, Recipient, publish_change, publish_created, stored
 from .rows import (
     MAX_UNREAD,
     Change,
@@ -361,7 +361,10 @@ def _expiry(expires: datetime | timedelta | None) -> datetime | None:
     if isinstance(expires, timedelta):
         if expires <= timedelta():
             raise ValueError("expires is no time in the future")
-        return timezone.now() + expires
+        try:
+            return timezone.now() + expires
+        except OverflowError:
+            return stored(LATEST)
     if timezone.is_naive(expires) and django_settings.USE_TZ:
         raise ValueError("expires has no time zone")
     return stored(expires) if timezone.is_aware(expires) else expires

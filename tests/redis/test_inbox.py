@@ -366,6 +366,22 @@ def test_half_a_character_arrives_as_the_replacement_character(user, sent):
     assert sent[0].message["title"] == "half \ufffd"
 
 
+@pytest.mark.parametrize("time_zone", ["America/New_York", "Asia/Tokyo"])
+@pytest.mark.parametrize("zones", [True, False], ids=["zones", "naive"])
+def test_times_at_the_ends_of_the_calendar_are_shown_in_any_time_zone(user, client, settings, time_zone, zones):
+    """Go's zero time, and what stands for "never": they do not cost the user the page of the inbox."""
+    settings.TIME_ZONE, settings.USE_TZ = time_zone, zones
+    client.force_login(user)
+    for when in ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z"):
+        notify(user, Notice(title="x", timestamp=when), expires=datetime.max.replace(tzinfo=UTC))
+    notify(user, Notice(title="x"), expires=timedelta.max)
+
+    assert client.get("/notifications/inbox/").content.count(b"<time ") == 3
+    times = [each["timestamp"][:4] for each in client.get("/notifications/inbox/notices/").json()["notices"]]
+    assert times[1:] == ["9999", "0001"]
+    assert all(timezone.localtime(at) for at in KeptNotice.objects.values_list("expires_at", flat=True) if zones)
+
+
 def test_a_site_without_time_zones_has_notices_too(user, sent, settings):
     """Times are told with their zone, and the key of a notice is the same in every process."""
     settings.USE_TZ = False
