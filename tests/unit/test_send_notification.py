@@ -41,5 +41,7 @@ def test_a_mistyped_name_is_one_sentence(ann):
         for name in ("adda", "0", "1a5c0bb1-28e0-4b57-b24e-b4251eb1f5db", "9" * 40, ""):
             with pytest.raises(CommandError, match=f"^there is no user '{name}'$"):
                 call_command("send_notification", name, "Hello")
+        with pytest.raises(CommandError, match=r"^there is no user '\\udcff'$"):  # a byte that is no UTF-8
+            call_command("send_notification", "\udcff", "Hello")
 
     assert sent == []

@@ -40,7 +40,7 @@ def _find_user(name: str) -> Any:
     users = get_user_model()._default_manager
     try:
         return users.get_by_natural_key(name)
-    except get_user_model().DoesNotExist:
+    except (get_user_model().DoesNotExist, ValueError):  # the latter for what no database can hold
         pass
     try:
         return users.get(pk=name)
