@@ -250,7 +250,10 @@ class Connection:
             self._work.add(partial(self._handle, frame))
 
     async def request(
-        self, caller: Caller, auth: frames.Auth | frames.Guest | None, subscriptions: Sequence[frames.Subscribe]
+        self,
+        caller: Caller,
+        auth: frames.Auth | frames.Guest | None,
+        subscriptions: Sequence[frames.Subscribe | frames.FrameError],
     ) -> None:
         """
         Serve a client that was admitted and sends everything at once: instead of ``open`` and ``hear``.

@@ -233,7 +233,7 @@ class Request(Since):
         return Guest(guest=True) if self.guest else None
 
     @property
-    def subscriptions(self) -> list[Any]:
+    def subscriptions(self) -> list[Subscribe | FrameError]:
         """The frames that subscribe to the topics; a ``FrameError`` for each topic that cannot be read."""
         return [_subscribe(each) for each in self.topics]
 
