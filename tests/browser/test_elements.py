@@ -7,6 +7,7 @@ nothing; whatever a page complains of fails its test.
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class Tab:
         return sum("net::ERR_" in text for text in self.complaints)
 
     def notice(self, **message: object) -> None:
-        self.publish(f"user:{self.user.pk}", action="notice", **message)
+        self.publish(f"user:{self.user.pk}", **{"action": "notice", **message})
 
     def progress(self, upload: str, percent: object, message: object = "", **more: object) -> None:
         payload = {"status": "analyzing", "stage": "vision_analysis", "progress_percent": percent, "message": message}
@@ -995,6 +996,99 @@ def test_notice_that_was_hardly_seen_waits_for_the_next_page(tab: Tab) -> None:
     expect(shown(page, "title")).to_have_text(["Hardly seen"])
     page.clock.run_for(1_000)
     expect(shown(page, "toast")).to_have_count(0)
+
+
+def hear(tab: Tab, page: Page, **notice: object) -> None:
+    """Send a notice to a page that shows none, and wait until it has heard it."""
+    page.evaluate("() => void (window.heard = notifications.then((all) => new Promise((go) => all.onUser(go))))")
+    page.evaluate("notifications")
+    tab.notice(**notice)
+    page.evaluate("heard")
+
+
+def test_notice_that_no_page_has_shown_waits_for_one_that_can(tab: Tab) -> None:
+    """What comes to a page without the element, as before a redirect, is shown by the tab's next page with it, once."""
+    page = tab.open(FORM)
+    page.get_by_label("Title").fill("Saved")
+    page.get_by_label("Next").fill(page_url(tab, "No element here, either"))
+    with page.expect_navigation():
+        page.get_by_role("button", name="Save").click()
+    page.evaluate(CONNECTED)
+    hear(tab, page, title="Broken", level="error", body="Line 7 has no date.", url="?template=7")
+
+    tab.open(TIMED, page=page, before=lambda page: page.clock.install())
+
+    expect(shown(page, "title")).to_have_text(["Broken", "Saved"])  # as anywhere, errors are first
+    expect(shown(page, "body")).to_have_text("Line 7 has no date.")
+    expect(page.get_by_role("link", name="Broken")).to_have_attribute("href", re.compile("template=7"))
+    stop_clock(page)
+    page.clock.run_for(11_000)
+    expect(shown(page, "title")).to_have_text(["Broken"])  # the other has had its time
+    shown(page, "close").click()
+    page.reload()
+    tab.notice(title="New")
+    expect(shown(page, "title")).to_have_text(["New"])
+
+
+def test_notice_that_no_page_has_shown_is_not_kept_for_long(tab: Tab) -> None:
+    """After a minute it is no longer of use to anybody, and the tab's storage does not have it, on whatever page."""
+    page = tab.open("No element", before=lambda page: page.clock.install())
+    hear(tab, page, title="Saved")
+    assert "Saved" in kept(page)
+    page.clock.run_for(40_000)
+    tab.open("None here, either", page=page)
+    assert "Saved" in kept(page)
+
+    page.clock.run_for(62_000)
+
+    assert "Saved" not in kept(page)
+
+
+def test_notice_that_no_page_has_shown_is_shown_once_though_it_is_received_again(tab: Tab) -> None:
+    """A page may be left before the tab has noted its position: the next one hears the notice, and has it already."""
+    page = tab.open("No element", tag=CACHED, scripts="script-src 'self'")
+    hear(tab, page, title="Saved")
+    page.goto(f"http://{tab.server.address}/page/?template=elsewhere")
+    page.evaluate("sessionStorage.removeItem('notifications /ws/notifications/')")
+
+    tab.open(TOASTS, tag=CACHED, page=page, scripts="script-src 'self'")
+    tab.notice(title="New")
+
+    expect(shown(page, "title")).to_have_text(["Saved", "New"])
+
+
+def test_page_of_the_back_button_keeps_nothing_that_was_shown(tab_with_cache: Tab) -> None:
+    """A page without the element that comes back hears what another has shown meanwhile: that does not come again."""
+    tab = tab_with_cache
+    page = tab.open("No element")
+    page.evaluate("() => void (window.heard = notifications.then((all) => new Promise((go) => all.onUser(go))))")
+    tab.open(TOASTS, page=page)
+    tab.notice(title="Shown")
+    shown(page, "close").click()
+    page.go_back(wait_until="commit")  # nothing is loaded
+    page.evaluate("heard")
+
+    page.evaluate("localStorage.clear()")  # what the browser has shown: the tab knows by itself
+    tab.open(TOASTS, page=page)
+    tab.notice(title="New")
+
+    expect(shown(page, "title")).to_have_text(["New"])
+
+
+def test_notice_that_no_page_has_shown_was_met_elsewhere(tab: Tab) -> None:
+    """What the user has read in a list meanwhile, or seen in another tab, does not wait any longer."""
+    page = tab.open("No element")
+    hear(tab, page, title="Read", inbox={"id": "7", "unread": 1})
+    other = tab.open(TOASTS)
+    hear(tab, page, title="Seen")
+    expect(shown(other, "title")).to_have_text(["Seen"])
+    hear(tab, page, action="inbox", payload={"change": "read", "ids": ["7"], "unread": 0})
+    other.close()
+
+    tab.open(TOASTS, page=page)
+    tab.notice(title="New")
+
+    expect(shown(page, "title")).to_have_text(["New"])
 
 
 def test_notices_are_not_for_another_user(tab: Tab) -> None:

@@ -7,7 +7,7 @@ globalThis.HTMLElement = class {};
 globalThis.customElements = { define() {} };
 const { define } = await import("../../notifications/static/notifications/elements.js");
 const { changed, defineBars, roughly, told } = await import("../../notifications/static/notifications/progress.js");
-defineBars(define(new EventTarget()));
+defineBars(define(Object.assign(new EventTarget(), { on() {} })));
 
 const nothing = { unit: "", stage: "", message: "", error: "", url: "", eta: null };
 const running = { ...nothing, state: "running", percent: 40, done: 80, total: 200, unit: "rows", stage: "Reading", eta: 12 };

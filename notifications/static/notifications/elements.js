@@ -67,6 +67,7 @@ const FEW = [3, 2]; // notices shown there: up to the first number, or if there 
 const SEEN = 4000; // milliseconds on the screen after which a notice is not owed to the next page
 const SHOWN = 100; // ids that a browser remembers: as many as a topic's history has, unless the site says otherwise
 const LEAVING = 1000; // milliseconds for which a page may still exist after the next one has begun
+const WAITING = 60_000; // milliseconds for which a notice that came to a page without the element waits for one with it
 const CARRIED = { notices: 20, characters: 2000, topics: 100 }; // maximum that is kept for the next page
 const LASTING = 2000; // milliseconds for which trouble lasts before it is shown
 const READABLE = 1000; // minimum time for which it is shown then
@@ -97,6 +98,8 @@ export function define(given, texts = {}, { user, url = "/ws/notifications/" } =
   began = performance.timeOrigin + (performance.getEntriesByType("navigation")[0]?.activationStart ?? 0);
   Object.assign(labels, texts);
   keepFor({ user, url });
+  connection.on("notice", (message) => connected.size || memory?.keep(message));
+  connection.on("inbox", ({ payload }) => MET.includes(payload?.change) && memory?.dismiss(payload));
   connection.addEventListener("state", ({ detail: { state, code } }) => {
     if (state === "closed" && code !== 1000) memory?.forget(); // logged out, or another user has logged in
   });
@@ -192,13 +195,27 @@ function follows(id, last) {
 const concerns = ({ ids, until }, id) =>
   Boolean(id) && (Array.isArray(ids) ? ids.map(String).includes(id) : Number(id) <= Number(until ?? NaN));
 
+/** What is shown of a notice. Its address is resolved, because the next page may be elsewhere. */
+function noticeOf({ level, title, body, url }, kept) {
+  level = LEVELS.includes(level) ? level : "info";
+  return { level, title: textOf(title), body: textOf(body), url: webAddress(url), kept: textOf(kept) };
+}
+
+/** A notice as it is stored. */
+function stored(notice) {
+  const short = (text) => text.slice(0, CARRIED.characters);
+  return { ...notice, title: short(notice.title), body: short(notice.body) };
+}
+
 /** Remove notices that the site keeps, because their user has met them elsewhere: of these ids, or up to one. */
 function dismissToasts(which) {
+  memory?.dismiss(which);
   for (const each of connected) each._dismissKept(which);
 }
 
 /**
  * What is kept for the next page of this tab: the notices that are shown, and the id of the last notice of each topic.
+ * A page without the element keeps those that come, with the time `at` which they did, and not for long.
  *
  * It is in sessionStorage and written on each change, because Firefox loses what a page writes while it is being left. A
  * window that a page opens, and a duplicated tab, begin with a copy: a page that finds something there asks the other
@@ -215,32 +232,77 @@ class TabMemory {
   constructor(user, url) {
     this.user = user;
     this.#name = `notifications toasts ${url}`;
+    this.#expire();
   }
 
-  /** Read what the previous page has left. `show` is called with whether it may be shown, if that changes. */
-  recall(show) {
+  /** What is stored for this user: what is another's is overwritten by the first change. */
+  #read() {
     let found;
     try {
       found = JSON.parse(sessionStorage.getItem(this.#name));
     } catch {
       // None, or not allowed.
     }
-    if (found?.user !== this.user) found = undefined; // overwritten by the first change
+    const { tab = this.#page, at, last, notices } = found?.user === this.user ? found : {};
+    const ids = Object.entries(Object(last)).filter(([, id]) => typeof id === "string");
+    return { tab, at, last: ids, notices: Array.isArray(notices) ? notices : [] };
+  }
+
+  #write(tab, last, notices) {
+    const newest = Object.fromEntries([...last].slice(-CARRIED.topics));
+    const all = { user: this.user, tab, at: Date.now(), last: newest, notices: notices.slice(-CARRIED.notices) };
+    try {
+      sessionStorage.setItem(this.#name, JSON.stringify(all));
+    } catch {
+      // Not allowed, or full.
+    }
+  }
+
+  /** Keep a notice that this page has no element for, unless it is one that has come back, and another has shown it. */
+  keep({ _meta: { topic, id } = {}, inbox, ...message }) {
+    const { tab, last, notices } = this.#read();
+    const ids = new Map(last);
+    if (id && ids.has(topic) && !follows(id, ids.get(topic))) return;
+    if (id) ids.set(topic, id);
+    const waits = { id: id && `${topic} ${id}`, left: null, shown: 0, at: Date.now() };
+    this.#write(tab, ids, [...notices, { ...stored(noticeOf(message, inbox?.id)), ...waits }]);
+    this.#expire();
+  }
+
+  /** Forget notices that wait, because their user has met them elsewhere: of these ids, or up to one. */
+  dismiss(which) {
+    this.#drop(({ kept }) => concerns(which, kept));
+  }
+
+  #expire() {
+    const drop = () => this.#drop(({ at }) => Date.now() - at >= WAITING);
+    drop();
+    setTimeout(drop, WAITING + CHECK);
+  }
+
+  #drop(which) {
+    const { tab, last, notices } = this.#read();
+    const rest = notices.filter((notice) => !(notice?.at && which(notice)));
+    if (rest.length < notices.length) this.#write(tab, last, rest);
+  }
+
+  /** Read what the previous page has left. `show` is called with whether it may be shown, if that changes. */
+  recall(show) {
+    const { tab, at, last, notices } = this.#read();
     this.leave(); // if this page has had another element
-    this.#tab = found?.tab ?? this.#page;
+    this.#tab = tab;
     this.#channel = new BroadcastChannel(this.#name);
     this.#channel.onmessage = ({ data: { ask, page, to, has } }) => {
       if (ask === this.#tab) {
         this.#asked = { page, at: performance.now() };
         this.#channel.postMessage({ to: page, has: true });
       } else if (to === this.#page) {
-        this.#tab = has ? this.#page : found.tab;
+        this.#tab = has ? this.#page : tab;
         show(!has);
       }
     };
-    const notices = Array.isArray(found?.notices) ? found.notices : [];
     if (notices.length) this.#channel.postMessage({ ask: this.#tab, page: this.#page });
-    const gone = Math.max(0, Date.now() - found?.at) || 0;
+    const gone = Math.max(0, Date.now() - at) || 0;
     // One that was hardly seen waits for the next page, however long that takes. The time of the others goes on meanwhile,
     // and they do not come for less than a moment.
     const passed = (notice) => (notice?.runs || notice?.shown >= SEEN ? gone : 0);
@@ -248,25 +310,16 @@ class TabMemory {
     const there = notices
       .map((notice) => ({ ...notice, left: left(notice) }))
       .filter((notice) => notice.left > (notice.shown >= SEEN ? MOMENT : 0));
-    const last = Object.entries(Object(found?.last)).filter(([, id]) => typeof id === "string");
     return { notices: there.slice(-CARRIED.notices), last };
   }
 
   remember(toasts, last) {
     if (!this.#channel) return;
-    const short = (text) => textOf(text).slice(0, CARRIED.characters);
-    const notices = toasts.slice(-CARRIED.notices).map(({ notice: { level, title, body, url, kept }, id, left, since, shown }) => {
+    const notices = toasts.map(({ notice, id, left, since, shown }) => {
       const gone = since === undefined ? 0 : performance.now() - since;
-      const time = { left: left - gone, shown: shown + gone, runs: since !== undefined };
-      return { level, title: short(title), body: short(body), url, kept, id, ...time };
+      return { ...stored(notice), id, left: left - gone, shown: shown + gone, runs: since !== undefined };
     });
-    try {
-      const newest = Object.fromEntries([...last].slice(-CARRIED.topics));
-      const all = { user: this.user, tab: this.#tab, at: Date.now(), last: newest, notices };
-      sessionStorage.setItem(this.#name, JSON.stringify(all));
-    } catch {
-      // Not allowed, or full.
-    }
+    this.#write(this.#tab, last, notices);
   }
 
   /** The page is being left: nothing that happens from here on is for the next one. */
@@ -637,14 +690,12 @@ export class NotificationToasts extends HTMLElement {
     return true;
   }
 
-  #show({ level, title, body, url, inbox }, id) {
-    level = LEVELS.includes(level) ? level : "info";
-    // The address resolved here, because the next page may be elsewhere.
-    const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url), kept: textOf(inbox?.id) };
+  #show(message, id) {
+    const notice = noticeOf(message, message.inbox?.id);
     // A page that shows the same notice each time it is opened shows it once.
     const same = (toast) => toast.carried && !toast.id && JSON.stringify(toast.notice) === JSON.stringify(notice);
     if (!id) this.#toasts.filter(same).forEach((toast) => this.#remove(toast));
-    const toast = this.#make(notice, level === "error" ? Infinity : this.#lifetime, id);
+    const toast = this.#make(notice, this.#timeFor(notice), id);
     this.#toasts.push(toast);
     this.#makeRoom();
     // Screen readers announce what is added to a region they know; this one has only just been moved into the dialog.
@@ -706,12 +757,12 @@ export class NotificationToasts extends HTMLElement {
     let taken = [];
     this.#old = browser.before(began);
     for (const [topic, id] of last) this.#note(topic, id);
-    const news = notices.filter(({ id }) => !id || !this.#toasts.some((toast) => toast.id === id));
+    const isOld = ({ id, at }) => id && (this.#toasts.some((toast) => toast.id === id) || (at && this.#old.has(id)));
+    const news = notices.filter((notice) => !isOld(notice));
     this.#bring(
-      news.map(({ level, title, body, url, kept, id, left, shown }) => {
-        level = LEVELS.includes(level) ? level : "info";
-        const notice = { level, title: textOf(title), body: textOf(body), url: webAddress(url), kept: textOf(kept) };
-        left = Math.max(left, Math.min(MOMENT, this.#lifetime));
+      news.map(({ kept, id, left, shown, at, ...rest }) => {
+        const notice = noticeOf(rest, kept);
+        left = at ? this.#timeFor(notice) : Math.max(left, Math.min(MOMENT, this.#lifetime));
         return Object.assign(this.#make(notice, left, id), { carried: true, shown: Number(shown) || 0 });
       }),
     );
@@ -790,6 +841,10 @@ export class NotificationToasts extends HTMLElement {
   get #lifetime() {
     const seconds = Number.parseFloat(this.getAttribute("timeout") ?? "10");
     return seconds > 0 ? seconds * 1000 : Infinity;
+  }
+
+  #timeFor({ level }) {
+    return level === "error" ? Infinity : this.#lifetime;
   }
 
   /** Whether the user is reading or using it. A tap leaves a `:hover` behind, which does not count. */
