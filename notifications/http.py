@@ -21,6 +21,7 @@ from asgiref.sync import SyncToAsync, sync_to_async
 from channels.layers import get_channel_layer
 from django.conf import settings as django_settings
 from django.contrib.auth.decorators import login_not_required
+from django.contrib.sessions.backends.base import SessionBase
 from django.db import connections
 from django.db.transaction import non_atomic_requests
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
@@ -113,9 +114,13 @@ def _keep_session(request: HttpRequest) -> None:
     A tab that asks again and again would count as somebody at work: with ``SESSION_SAVE_EVERY_REQUEST``, or a
     middleware that notes the time of each request, a session would never expire. And what it writes is what it has read
     before another request has changed the session.
+
+    A session that a middleware has begun, or given another key, is written: its old row is gone by now.
     """
-    if (session := getattr(request, "session", None)) is not None:
-        session.save = _save_nothing
+    session = getattr(request, "session", None)
+    key = request.COOKIES.get(django_settings.SESSION_COOKIE_NAME)
+    if isinstance(session, SessionBase) and key is not None and session.session_key == key:
+        session.save = _save_nothing  # type: ignore[method-assign]  # of this instance
         with suppress(AttributeError):
             del session.accessed  # without it the middleware takes the session for none
 

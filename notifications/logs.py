@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from django.conf import settings as django_settings
@@ -60,11 +60,13 @@ def _secrets() -> set[str]:
     for layer in layers.values() if isinstance(layers, Mapping) else ():
         config = layer.get("CONFIG") if isinstance(layer, Mapping) else None
         hosts = (config.get("hosts") if isinstance(config, Mapping) else None) or []
-        for host in hosts if isinstance(hosts, list | tuple) else [hosts]:
+        is_one = isinstance(hosts, str | bytes | Mapping) or not isinstance(hosts, Iterable)
+        for host in [hosts] if is_one else hosts:
             if isinstance(host, Mapping):
                 urls.append(host.get("address"))
-                for options in (host, host.get("sentinel_kwargs") or {}):
-                    words |= {str(options[name]) for name in ("username", "password") if options.get(name)}
+                for options in (host, host.get("sentinel_kwargs")):
+                    if isinstance(options, Mapping):
+                        words |= {str(options[name]) for name in ("username", "password") if options.get(name)}
             else:
                 urls.append(host)
     return {word for word in words if len(word) >= address.SHORTEST_SECRET}.union(*map(address.secrets, urls))

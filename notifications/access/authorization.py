@@ -25,7 +25,7 @@ from ..tenants import current
 from ..tokens import grant_made_at
 from ..topics import Topic
 from .batches import AnswersError, Batches
-from .callbacks import Callbacks, is_async, is_outage, within
+from .callbacks import BusyError, Callbacks, is_async, is_outage, within
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -262,7 +262,8 @@ async def _said(option: str, what: What, question: Awaitable[T], no: T | None) -
         else:
             count("auth_failed", "authorize")
         if is_outage(error):
-            silent[who] += 1
+            if not isinstance(error, BusyError):  # perhaps the calls of another hang
+                silent[who] += 1
             if times := outages.due(f"{option} {kind}"):
                 logger.error(
                     "%s of kind %r could not answer (%s, %d time(s)); %d subscription(s) wait for an answer",
@@ -271,6 +272,7 @@ async def _said(option: str, what: What, question: Awaitable[T], no: T | None) -
                     describe(error),
                     times,
                     max(tally.unanswered, 1),
+                    exc_info=None if is_outage(error, also_during=False) else error,
                 )
             return None
         silent.pop(who, None)  # it fails for what it is asked about, perhaps, and does so at once

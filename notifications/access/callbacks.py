@@ -44,12 +44,12 @@ event loop, with their time-out running."""
 MAX_STUCK: Final = 64
 """Calls of one kind that have not returned although their time is over. Each has a thread, and perhaps a connection to
 the database."""
-MAX_STUCK_TOGETHER: Final = 16
-"""Such calls of one group. As their pauses grow, these are half an hour, after which the kernel has given up on most
-connections (``tcp(7)``, ``tcp_retries2``: 13 to 30 minutes)."""
+MAX_STUCK_TOGETHER: Final = 32
+"""Such calls of one group. As their pauses grow, these are an hour and a half; the kernel has given up on a connection
+with something to send after half an hour (``tcp(7)``, ``tcp_retries2``). From then on one of them has to return."""
 FIRST_PAUSE: Final = 5.0
 """Seconds in which a group is not called after as many of its calls have hung as there are threads. Then one call
-tries; if that hangs as well, they double."""
+tries; if that hangs as well, they double. If all were calls for one user, only that one is not served."""
 LONGEST_PAUSE: Final = 300.0
 """Seconds that they become at most."""
 
@@ -80,7 +80,7 @@ class BusyError(TimeoutError):
     """A call did not get its turn: too many were waiting already or have hung, or it waited too long."""
 
 
-def is_outage(error: BaseException) -> bool:
+def is_outage(error: BaseException, *, also_during: bool = True) -> bool:
     """
     Return whether an error means that the answer is unknown, because something did not answer.
 
@@ -99,17 +99,19 @@ def is_outage(error: BaseException) -> bool:
             return status is None or status in COME_BACK or not 400 <= status < 500
         if status is not None and 400 <= status < 600:
             return status in COME_BACK or status >= 500
-        each = each.__cause__ or (None if isinstance(each, NO_SUCH) else each.__context__)
+        handled = each.__context__ if also_during and not isinstance(each, NO_SUCH) else None
+        each = each.__cause__ or handled
     return False
 
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status that an error, or the response in it, tells; None if it is about something else."""
     names = ("status_code", "status", "code") if isinstance(error, OSError) else ("status_code", "status")
-    for each in (getattr(error, "response", None), error):
-        for name in names:
-            if isinstance(value := getattr(each, name, None), int):
-                return value
+    with suppress(Exception):  # a property may raise anything
+        for each in (getattr(error, "response", None), error):
+            for name in names:
+                if isinstance(value := getattr(each, name, None), int):
+                    return value
     return None
 
 
@@ -184,15 +186,17 @@ class _Group:
     Attributes:
         silent: How many did not return in time, one after the other.
         stuck: How many have not returned yet.
+        whose: For whom the silent ones were made.
         pause: Seconds from the last of them to the next that is made; it counts once there are as many as threads.
         pause_ends: When that is, by the clock of the event loop.
 
     """
 
-    __slots__ = ("pause", "pause_ends", "silent", "stuck")
+    __slots__ = ("pause", "pause_ends", "silent", "stuck", "whose")
 
     def __init__(self) -> None:
         self.silent = self.stuck = 0
+        self.whose: set[str] = set()
         self.pause = self.pause_ends = 0.0
 
 
@@ -219,7 +223,7 @@ class Callbacks:
         self._at_once = threads
         self._threads = Turns(threads)
         self._coroutines = Turns(MAX_COROUTINES)
-        self._executor = Threads(f"notifications-{sort}")
+        self._executor = Threads(f"notifications-{sort}", threads)
         self._groups: dict[str, _Group] = {}
         self._late: set[asyncio.Future[Any]] = set()
 
@@ -251,10 +255,10 @@ class Callbacks:
                 return await _in_a_task(function, arguments, seconds)
             finally:
                 self._coroutines.give_back()
-        self._expect_return(group)
+        self._expect_return(group, whose)
         await self._threads.take(whose, self._longest_wait)
         try:
-            pause = self._expect_return(group)
+            pause = self._expect_return(group, whose)
             running = self._begun(group, seconds, function, arguments)
         except BaseException:
             self._threads.give_back()
@@ -268,13 +272,13 @@ class Callbacks:
                 # A lambda or partial around a coroutine function looks synchronous, and a coroutine is true.
                 return await _in_a_task(lambda: result, (), seconds) if inspect.isawaitable(result) else result
         except TimeoutError:
-            self._hangs(group, pause, running)
+            self._hangs(group, whose, pause, running)
             raise
         except asyncio.CancelledError:  # nobody waits for it any more; it has its turn all the same
-            asyncio.get_running_loop().call_later(seconds, self._hangs, group, pause, running)
+            asyncio.get_running_loop().call_later(seconds, self._hangs, group, whose, pause, running)
             raise
 
-    def _expect_return(self, group: str) -> float:
+    def _expect_return(self, group: str, whose: str) -> float:
         """
         Return the pause that follows if the next call hangs, too: as long again as the one before it, if there was one.
 
@@ -288,7 +292,8 @@ class Callbacks:
             return FIRST_PAUSE
         if known.stuck >= MAX_STUCK_TOGETHER:
             raise BusyError(f"{known.stuck} calls of this kind have not returned")
-        if known.silent < self._at_once:
+        concerns_all = len(known.whose) > 1
+        if known.silent < self._at_once or not (concerns_all or whose in known.whose):
             return FIRST_PAUSE
         left = known.pause_ends - asyncio.get_running_loop().time()
         if left > 0:
@@ -305,7 +310,7 @@ class Callbacks:
         running.add_done_callback(partial(self._ended, group))
         return running
 
-    def _hangs(self, group: str, pause: float, running: asyncio.Future[Any]) -> None:
+    def _hangs(self, group: str, whose: str, pause: float, running: asyncio.Future[Any]) -> None:
         """Give the turn of a call to others; its time is over."""
         if running.done() or running in self._late:
             return
@@ -313,6 +318,7 @@ class Callbacks:
         known = self._groups.setdefault(group, _Group())
         known.silent += 1
         known.stuck += 1
+        known.whose.add(whose)
         known.pause = max(pause, known.pause)
         known.pause_ends = asyncio.get_running_loop().time() + known.pause
         self._threads.give_back()
@@ -328,6 +334,7 @@ class Callbacks:
             self._threads.give_back()
         if known is not None:
             known.silent = 0
+            known.whose.clear()
             known.pause = 0.0
             if not known.stuck:
                 del self._groups[group]

@@ -8,8 +8,10 @@ from concurrent.futures import Executor, Future
 from errno import EAGAIN
 from functools import partial
 from queue import SimpleQueue
-from threading import Semaphore, Thread
+from threading import Lock, Thread
 from typing import Any, ParamSpec, TypeVar
+
+from django.db import connections
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -25,18 +27,19 @@ class Threads(Executor):
     keep a server from ending until it is killed. They end with the executor.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kept: int) -> None:
         """
         Prepare; no thread starts before the first call.
 
         Args:
             name: Names the threads.
+            kept: Threads that wait for the next call, with their connections to databases; others end after theirs.
 
         """
         self._name = name
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
-        self._idle = Semaphore(0)
-        weakref.finalize(self, self._calls.put, None)
+        self._idle = _Idle(kept)
+        weakref.finalize(self, self._calls.put, None).atexit = False
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """
@@ -46,24 +49,51 @@ class Threads(Executor):
             BlockingIOError: No thread can be started: there are too many in this process or container.
 
         """
-        future: Future[T] = Future()
-        self._calls.put((future, partial(function, *args, **kwargs)))
-        if not self._idle.acquire(blocking=False):
+        if not self._idle.take():
             try:
                 Thread(target=_work, args=(self._calls, self._idle), name=self._name, daemon=True).start()
             except RuntimeError as error:
-                future.cancel()  # or the next thread would call it
                 raise BlockingIOError(EAGAIN, str(error)) from error
+        future: Future[T] = Future()
+        self._calls.put((future, partial(function, *args, **kwargs)))
         return future
 
 
-def _work(calls: SimpleQueue[_Call | None], idle: Semaphore) -> None:
-    while (call := calls.get()) is not None:
+class _Idle:
+    """Counts the threads that wait for a call."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._lock = Lock()
+
+    def take(self) -> bool:
+        """Return whether there is one for a call that follows."""
+        with self._lock:
+            if not self._count:
+                return False
+            self._count -= 1
+            return True
+
+    def add(self) -> bool:
+        """Count a thread that waits from now on; return False if it is one too many."""
+        with self._lock:
+            if self._count >= self._most:
+                return False
+            self._count += 1
+            return True
+
+
+def _work(calls: SimpleQueue[_Call | None], idle: _Idle) -> None:
+    stays = True
+    while stays and (call := calls.get()) is not None:
         tell = _outcome(*call)
-        idle.release()  # first, or whoever is told and calls again would start another thread
+        stays = idle.add()  # first, or whoever is told and calls again would start another thread
         tell()
         del call, tell  # while it waits it keeps nothing alive
-    calls.put(None)  # for the next one
+    connections.close_all()
+    if stays:
+        calls.put(None)  # for the next one
 
 
 def _outcome(future: Future[Any], function: Callable[[], Any]) -> Callable[[], None]:

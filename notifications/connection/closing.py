@@ -77,7 +77,7 @@ class Closing:
             with suppress(OSError, TimeoutError):
                 async with asyncio.timeout(LAST_WORDS):
                     await self._transport.send_text(encode(AuthError(message=message)))
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):

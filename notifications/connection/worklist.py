@@ -124,7 +124,7 @@ class Worklist:
                     if task is None or task.cancelling():
                         raise
                     await self._fail(CutShortError("something that was waited for was cancelled"))
-                except (KeyboardInterrupt, SystemExit):
+                except (KeyboardInterrupt, SystemExit, GeneratorExit):
                     raise
                 except BaseException as error:  # noqa: BLE001  whatever it is, ``failed`` gets it
                     await self._fail(error)

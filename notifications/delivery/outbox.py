@@ -158,7 +158,7 @@ class Outbox:
                 self._accept(len(texts))
             else:
                 pending = self._begin(texts)
-        except (KeyboardInterrupt, SystemExit):
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001  a server, or a middleware, may raise anything
             self._broke(error)

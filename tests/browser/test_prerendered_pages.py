@@ -20,6 +20,8 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_browsers says why"
 )
 
+SECONDS = 30.0
+"""For a line of a Chromium that has just been started, and opens two windows, on a busy machine."""
 NEXT = """<script nonce="{{ request.csp_nonce }}">
     const note = (...what) => console.log("next:", ...what);
     const dialled = (how) => note("dials", how, "prerendering", document.prerendering);
@@ -105,12 +107,12 @@ def test_prerendered_page_begins_when_it_is_seen(place: Place, tmp_path: Path) -
     """It dials nothing before; then it goes on where the tab is, and what was dismissed there does not come again."""
     user = place.site.add_user()
     with chromium(place, user, tmp_path, DISMISSING) as browser:
-        browser.wait_for_line("next: loaded true")
-        browser.wait_for_line("first: state open")
+        browser.wait_for_line("next: loaded true", SECONDS)
+        browser.wait_for_line("first: state open", SECONDS)
         place.publish(f"user:{user.pk}", action="notice", title="Dismissed", level="error")
-        browser.wait_for_line("next: activated")
+        browser.wait_for_line("next: activated", SECONDS)
         place.publish(f"user:{user.pk}", action="notice", title="New")
-        browser.wait_for_line("next: shows New")
+        browser.wait_for_line("next: shows New", SECONDS)
 
     assert browser.find_line("prerendering true") is None
     assert browser.find_line("next: dials websocket prerendering false")
@@ -123,12 +125,12 @@ def test_prerendered_page_does_not_show_what_another_tab_has_shown(place: Place,
     """What was on the screen before somebody goes to the page is old there, though it came after the prerendering."""
     user = place.site.add_user()
     with chromium(place, user, tmp_path, OPENING.replace("OTHER", path_of(OTHER))) as browser:
-        browser.wait_for_line("next: loaded true")
-        browser.wait_for_line("other: state open")
+        browser.wait_for_line("next: loaded true", SECONDS)
+        browser.wait_for_line("other: state open", SECONDS)
         place.publish(f"user:{user.pk}", action="notice", title="Elsewhere")
-        browser.wait_for_line("next: activated")
+        browser.wait_for_line("next: activated", SECONDS)
         place.publish(f"user:{user.pk}", action="notice", title="New")
-        browser.wait_for_line("next: shows .*New")
+        browser.wait_for_line("next: shows .*New", SECONDS)
 
     assert browser.find_line("next: hears Elsewhere")
     assert browser.find_line("next: shows .*Elsewhere") is None

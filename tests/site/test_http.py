@@ -408,3 +408,28 @@ def test_a_request_is_no_activity_of_its_user(live_redis, client, settings, djan
     assert [before] == list(Session.objects.values())
     client.get("/notifications/live/")
     assert [before] != list(Session.objects.values())
+
+
+def giving_another_key(get_response):
+    """Change the session's key, as a middleware does that rotates it every so often."""
+
+    def middleware(request):
+        request.session.cycle_key()
+        return get_response(request)
+
+    return middleware
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_session_that_gets_another_key_is_kept(live_redis, client, settings, django_user_model):
+    """The row with its old key is gone by then."""
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    client.force_login(django_user_model.objects.create_user("ann"))
+    before = client.session.session_key
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.giving_another_key"]
+
+    client.post("/notifications/stream/", {"mode": "poll"}, content_type="application/json")
+
+    [session] = Session.objects.all()
+    assert client.cookies["sessionid"].value == session.session_key != before
+    assert session.get_decoded()["_auth_user_id"]

@@ -354,6 +354,7 @@ def test_a_quoted_password_is_never_told(password, place):
         [{"sentinels": [("h", 1)], "master_name": "m", "sentinel_kwargs": {"password": "Secret"}}],
         ["redis://h", "redis://:20/Secret@h"],
         "redis://:Secret@h",
+        {"redis://:Secret@h"},
         [("h", 6379), {"address": "redis://:2#Secret@h", "username": "site"}],
     ],
 )

@@ -168,6 +168,41 @@ async def test_who_could_not_say_has_not_said_no(settings, error, answer):
     assert not await may("order:7")
 
 
+class UnreadError(Exception):
+    """As errors of HTTP libraries whose response was not set."""
+
+    @property
+    def response(self):
+        raise RuntimeError("there is no response")
+
+
+async def test_an_error_that_cannot_be_read_is_a_no(settings, caplog):
+    authorize_with(settings, lambda user, id_: raise_(UnreadError()))
+
+    assert await authorized(ANN, Topic.parse("order:7")) is False
+    assert "UnreadError" in caplog.text
+
+
+def raise_(error):
+    raise error
+
+
+async def test_a_bug_in_how_an_outage_is_handled_is_logged_with_its_trace(settings, caplog):
+    """The answer is not known, and whoever reads the log finds the line."""
+
+    def fall_back(user, id_):
+        try:
+            raise ConnectionRefusedError
+        except OSError:
+            return None.is_staff
+
+    authorize_with(settings, fall_back)
+
+    assert await authorized(ANN, Topic.parse("order:7")) is None
+    assert caplog.records[0].exc_info
+    assert "fall_back" in caplog.text
+
+
 # Subscriptions that are decided together.
 
 

@@ -9,6 +9,7 @@ import time
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth.models import User
+from django.db import connections
 from django.utils.functional import SimpleLazyObject
 
 from notifications import Topic
@@ -79,7 +80,7 @@ def gate():
 async def test_what_hangs_keeps_nobody_from_a_turn(gate):
     """Calls of one group, as many as there are threads; it is not called again meanwhile, and others are at once."""
     asked = Callbacks("test", threads=2, longest_wait=scaled())
-    hanging = [asyncio.create_task(asked.call("", 0.05, hang(gate), group="dead")) for _ in range(2)]
+    hanging = [asyncio.create_task(asked.call(whose, 0.05, hang(gate), group="dead")) for whose in ("ann", "ben")]
 
     assert await asked.call("", scaled(), lambda: "answer", group="well") == "answer"
     for call in hanging:
@@ -88,6 +89,18 @@ async def test_what_hangs_keeps_nobody_from_a_turn(gate):
     with pytest.raises(BusyError, match="2 calls did not return in time"):
         await asked.call("", scaled(), lambda: "answer", group="dead")
     assert await asked.call("", scaled(), lambda: "answer", group="well") == "answer"
+
+
+async def test_a_user_whose_calls_hang_holds_up_no_other(gate):
+    """Such as one whose row is locked: that says nothing of the rows of others."""
+    asked = Callbacks("test", threads=2, longest_wait=scaled())
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            await asked.call("ann", 0.01, hang(gate))
+
+    with pytest.raises(BusyError):
+        await asked.call("ann", scaled(), lambda: "answer")
+    assert await asked.call("ben", scaled(), lambda: "answer") == "answer"
 
 
 async def test_what_has_hung_is_called_again_after_a_pause(gate, monkeypatch):
@@ -208,6 +221,36 @@ async def test_without_a_thread_nothing_is_known(monkeypatch):
 
 def fail_to_start(thread):
     raise RuntimeError("can't start new thread")
+
+
+async def test_threads_that_could_not_be_started_are_started_later(monkeypatch):
+    """As many calls run at once as before."""
+    asked, together = Callbacks("test", threads=4, longest_wait=scaled()), threading.Barrier(4)
+    await asked.call("", scaled(), lambda: "answer")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail_to_start)
+        await asyncio.gather(*(asked.call("", scaled(), time.sleep, 0.01) for _ in range(4)), return_exceptions=True)
+
+    await asyncio.gather(*(asked.call("", scaled(), together.wait, scaled()) for _ in range(4)))
+
+
+async def test_more_threads_than_usual_end_after_their_calls(gate):
+    """And close their connections to databases, of which a database has not many."""
+    asked, closed, threads = Callbacks("test", threads=1, longest_wait=scaled()), [], []
+
+    def hang_with_a_connection():
+        connections["default"].ensure_connection()
+        connections["default"].close = lambda: closed.append(threading.current_thread())
+        threads.append(threading.current_thread())
+        return gate.wait(scaled())
+
+    for group in ("one", "two", "three"):
+        with pytest.raises(TimeoutError):
+            await asked.call("", 0.05, hang_with_a_connection, group=group)
+    gate.set()
+
+    await await_for(lambda: sum(not thread.is_alive() for thread in threads) == 2)
+    assert {thread for thread in threads if not thread.is_alive()} <= set(closed)
 
 
 async def test_threads_are_used_again_and_end_with_their_loop():
