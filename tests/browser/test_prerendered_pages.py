@@ -34,6 +34,10 @@ NEXT = """<script nonce="{{ request.csp_nonce }}">
     const { fetch } = window;
     window.fetch = (...all) => (dialled("http"), fetch(...all));
     document.addEventListener("prerenderingchange", () => note("activated"));
+    // Each process of a browser has a copy of the storage, and hears later than others of what they have stored.
+    addEventListener("storage", ({ key }) => {
+        if (key.startsWith("notifications shown")) localStorage.setItem("next", "knows");
+    });
 </script>
 {% notifications %}
 <notification-toasts timeout="0"></notification-toasts>
@@ -73,9 +77,9 @@ OTHER = """{% notifications %}
     connection.addEventListener("state", ({ detail }) => console.log("other: state", detail.state));
 </script>"""
 OPENING = """<script nonce="{{ request.csp_nonce }}">
-    addEventListener("storage", ({ key }) => {
-        if (key === "next") open("OTHER", "_blank", "noopener,popup");
-        if (key.startsWith("notifications shown")) location.href = "NEXT";
+    addEventListener("storage", ({ key, newValue }) => {
+        if (key === "next" && newValue === "loaded") open("OTHER", "_blank", "noopener,popup");
+        if (key === "next" && newValue === "knows") location.href = "NEXT";
     });
 </script>"""
 

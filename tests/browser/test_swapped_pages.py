@@ -265,6 +265,8 @@ def test_links_keep_the_connection(visitor: Visitor, library: str, where: str) -
     log_in(visitor, visitor.ada)
     page = visitor.open(library, where)
     visitor.wait_until(page, "open")
+    visitor.notice(visitor.ada, "before")
+    expect(shown(page, "title")).to_have_text("before")
     before = len(visitor.sockets)  # on a busy machine the first one may not have been answered in time
 
     for n in range(3):
@@ -285,6 +287,7 @@ def test_back_button_shows_each_notice_once(visitor: Visitor, library: str, wher
     visitor.follow_link(page)
     visitor.notice(visitor.ada, "one")
     expect(shown(page, "title")).to_have_text(["one"])
+    before = len(visitor.sockets)  # on a busy machine the first one may not have been answered in time
 
     page.go_back(wait_until="commit")
     page.wait_for_url(first)
@@ -294,7 +297,7 @@ def test_back_button_shows_each_notice_once(visitor: Visitor, library: str, wher
     page.go_forward(wait_until="commit")
 
     expect(shown(page, "title")).to_have_text(["one", "two"])
-    assert len(visitor.sockets) == 1
+    assert len(visitor.sockets) == before
 
 
 MORPHED = BODY.replace("<notification", '<dialog id="dialog" data-turbo-permanent></dialog><notification')
@@ -309,6 +312,7 @@ def test_refresh_by_morphing(visitor: Visitor, stays: str) -> None:
     visitor.wait_until(page, "open")
     visitor.notice(visitor.ada, "one")
     expect(shown(page, "title")).to_have_text(["one"])
+    before = len(visitor.sockets)  # on a busy machine the first one may not have been answered in time
 
     for dialog in (False, True):
         if dialog:
@@ -326,7 +330,7 @@ def test_refresh_by_morphing(visitor: Visitor, stays: str) -> None:
     expect(shown(page, "title")).to_have_text(["one", "two"])
     shown(page, "close").first.click()
     expect(shown(page, "title")).to_have_text(["two"])
-    assert len(visitor.sockets) == 1
+    assert len(visitor.sockets) == before
 
 
 def test_previews_and_prefetched_pages(visitor: Visitor) -> None:
@@ -343,6 +347,7 @@ def test_previews_and_prefetched_pages(visitor: Visitor) -> None:
         page.get_by_role("link", name="next").hover()
     visitor.notice(visitor.ada, "one")
     expect(shown(page, "title")).to_have_text(["one"])
+    before = len(visitor.sockets)  # on a busy machine the first one may not have been answered in time
     visitor.follow_link(page)
     visitor.notice(visitor.ada, "two")
     expect(shown(page, "title")).to_have_text(["one", "two"])
@@ -358,7 +363,7 @@ def test_previews_and_prefetched_pages(visitor: Visitor) -> None:
     visitor.notice(visitor.ada, "three")
 
     expect(shown(page, "title")).to_have_text(["one", "two", "three"])
-    assert len(visitor.sockets) == 1
+    assert len(visitor.sockets) == before
 
 
 @pytest.mark.parametrize("body", [WITH_DIALOG, KEPT_IN_DIALOG], ids=["", "element stays"])
