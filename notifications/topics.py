@@ -16,6 +16,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -195,8 +196,10 @@ def _unknown(kind: object) -> TopicError:
 
 
 def _clean(kind: str, id_: object, clean_id: Callable[[str], str] | None) -> str:
-    if not isinstance(id_, str | int | UUID) or isinstance(id_, bool):
-        raise TopicError(f"the id of a topic of kind {kind!r} is a {type(id_).__name__}, not a str, int or UUID")
+    if not isinstance(id_, str | UUID):
+        if not isinstance(id_, Integral) or isinstance(id_, bool):
+            raise TopicError(f"the id of a topic of kind {kind!r} is a {type(id_).__name__}, not a str, int or UUID")
+        id_ = int(id_)  # one of numpy derives from none of these
     try:
         text = str(id_)
     except ValueError as error:  # an int of more digits than Python writes

@@ -3,6 +3,7 @@
 import string
 from asyncio import CancelledError
 from contextlib import suppress
+from numbers import Integral
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -250,6 +251,22 @@ def test_clean_id_gets_text_whatever_was_given():
         Topic("order", UUID(int=1))
 
     assert seen == ["42", "00000000-0000-0000-0000-000000000001"]
+
+
+class ArraysNumber:
+    """As the integers of numpy and pandas, which are none of Python's."""
+
+    def __int__(self):
+        return 42
+
+
+Integral.register(ArraysNumber)
+
+
+def test_a_number_of_an_array_is_an_id():
+    """A program that reads ids from a table need not convert them."""
+    assert Topic("order", ArraysNumber()) == Topic("order", 42)
+    assert Topic.for_user(ArraysNumber()) == Topic.for_user(42)
 
 
 def test_clean_id_applies_to_its_kind_only():
