@@ -312,19 +312,22 @@ class _AsyncLed(_Led):
         await super().on_connect()  # type: ignore[misc]  # as above
         await self.send_command("INFO", "replication")  # type: ignore[attr-defined]  # as above
         self._check(await self.read_response())  # type: ignore[attr-defined]  # as above
-        await self.confirm()
+        if (question := self._question()) is not None:
+            await self._answered(question)
 
     async def confirm(self) -> None:
         """
-        Make sure that it still leads to the primary, if that took long to answer.
+        Make sure that it still leads to the primary.
 
         Raises:
             NotPrimaryError: There was a failover meanwhile.
 
         """
-        if (question := self._question()) is not None:
-            await asyncio.wait([asyncio.wrap_future(question)])
-            self._expect_no_failover()
+        await self._answered(self.service.ask(anew=True))
+
+    async def _answered(self, question: Future[Primary]) -> None:
+        await asyncio.wait([asyncio.wrap_future(question)])
+        self._expect_no_failover()
 
 
 def _led(kind: type, classes: Mapping[str, type]) -> dict[str, type]:

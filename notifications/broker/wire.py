@@ -112,6 +112,8 @@ class Wire(asyncio.Protocol):
                 with suppress(redis.ResponseError):  # it cannot save, or the account may not ping; but it accepts us
                     await connection.read_response()
                 if (confirm := getattr(connection, "confirm", None)) is not None:
+                    # Whoever subscribes reads the histories next. A primary that slept until it was replaced executes
+                    # what callers have repeated on its successor: all of that would come twice.
                     await confirm()
             if connection._writer.transport.is_closing():
                 raise redis.ConnectionError("closed by Redis")  # reported only to the protocol replaced here

@@ -419,6 +419,24 @@ async def test_what_a_server_says_after_a_silence_counts_only_if_it_was_not_repl
     subscription.close()
 
 
+async def test_whoever_subscribes_anew_asks_again_once_it_is_let_in(led, servers, monkeypatch):
+    """Also if that was quick: a server that slept until it was replaced, a moment ago, executes what is late first."""
+    go_to = primary._AsyncLed._go_to
+
+    def go_to_it_and_fail_over(connection, named):
+        go_to(connection, named)
+        led(1, 1)
+
+    monkeypatch.setattr(primary._AsyncLed, "_go_to", go_to_it_and_fail_over)
+
+    with pytest.raises(NotPrimaryError):
+        await Subscription(lambda *_: None).connect(site_pool())
+    subscription = Subscription(lambda *_: None)
+    await subscription.connect(site_pool())
+    assert subscription._connection.port == servers[1].port
+    subscription.close()
+
+
 async def test_what_was_sent_to_a_primary_that_is_left_is_not_sent_again(led, servers):
     """It is executed there: the answer is waited for, and only what comes later goes to the successor."""
     await apublish(TOPIC, {"n": 1})
