@@ -152,8 +152,40 @@ def test_hangup_of_the_terminal_ends_the_demo(tmp_path: Path):
 
         os.killpg(demo.process.pid, signal.SIGHUP)
 
-        assert demo.wait() == 0
+        assert demo.wait() == 0, demo.output
         assert psutil.wait_procs(family, timeout=TIMEOUT)[1] == []
+
+
+INTERRUPTED = """
+import os, signal, sqlite3
+import django
+
+django.setup()
+from project.management.commands.demo import Command
+
+
+def migrate(stack):
+    with sqlite3.connect(":memory:") as database:
+        database.create_function("end", 0, lambda: os.kill(os.getpid(), signal.SIGHUP))
+        database.execute("SELECT end()")
+
+
+command = Command()
+command._run = migrate
+command.handle()
+"""
+
+
+def test_an_end_that_a_library_takes_for_an_error_is_an_end(tmp_path: Path):
+    """SQLite makes an error of whatever is raised in its functions, as while the demo migrates."""
+    env = environment(tmp_path, DJANGO_SETTINGS_MODULE="project.settings")
+
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED], cwd=ROOT, env=env, capture_output=True, text=True, timeout=TIMEOUT
+    )
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "all stopped" in result.stdout
 
 
 def test_button_kills_and_restarts_the_listener(tmp_path: Path):

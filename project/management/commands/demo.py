@@ -52,7 +52,11 @@ class Command(BaseCommand):
             signal.signal(number, self._interrupt)
         with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
             stack.callback(self._say, "all stopped")
-            self._run(stack)
+            try:
+                self._run(stack)
+            except Exception:
+                if not self._interrupted:  # SQLite, for one, makes an error of what is raised in its functions
+                    raise
 
     def _run(self, stack: contextlib.ExitStack) -> None:
         redis_url = self._find_redis(stack)
