@@ -306,7 +306,7 @@ class Callbacks:
         if (known := self._groups.get(group)) is not None:
             known.pause_ends = asyncio.get_running_loop().time() + seconds  # one tries whether it returns
         threaded = in_thread or partial(DatabaseSyncToAsync, thread_sensitive=False, executor=self._executor)
-        running: asyncio.Future[Any] = asyncio.ensure_future(threaded(called)(function, *arguments))
+        running: asyncio.Future[Any] = asyncio.ensure_future(threaded(_called)(function, *arguments))
         running.add_done_callback(partial(self._ended, group))
         return running
 
@@ -340,7 +340,7 @@ class Callbacks:
                 del self._groups[group]
 
 
-def called(function: Callable[..., Any], *arguments: Any) -> Any:
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
     """
     Call a function in a thread.
 
@@ -361,7 +361,7 @@ def called(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def _awaited(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Await a function; see ``called``. A ``KeyboardInterrupt`` is one: it comes in the thread of an event loop."""
+    """Await a function; see ``_called``. A ``KeyboardInterrupt`` is one: it comes in the thread of an event loop."""
     try:
         return await function(*arguments)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt, GeneratorExit):

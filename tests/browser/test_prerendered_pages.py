@@ -58,24 +58,23 @@ NEXT = """<script nonce="{{ request.csp_nonce }}">
 RULES = """<script type="speculationrules" nonce="{{ request.csp_nonce }}">
     {"prerender": [{"source": "list", "urls": ["NEXT"], "eagerness": "immediate"}]}
 </script>"""
-DISMISSING = """{% notifications %}
+PAGE = """{% notifications %}
 <notification-toasts timeout="0"></notification-toasts>
 <script type="module" nonce="{{ request.csp_nonce }}">
     const connection = await notifications;
-    connection.addEventListener("state", ({ detail }) => console.log("first: state", detail.state));
-    connection.on("notice", async ({ _meta }) => {
+    connection.addEventListener("state", ({ detail }) => console.log("NAME: state", detail.state));
+"""
+DISMISSING = (
+    PAGE.replace("NAME", "first")
+    + """    connection.on("notice", async ({ _meta }) => {
         document.querySelector("notification-toasts").shadowRoot.querySelector("[part=close]").click();
         const noted = () => sessionStorage.getItem("notifications /ws/notifications/").includes(_meta.id);
         while (!noted()) await new Promise((go) => setTimeout(go, 10));
         location.href = "NEXT";
     });
 </script>"""
-OTHER = """{% notifications %}
-<notification-toasts timeout="0"></notification-toasts>
-<script type="module" nonce="{{ request.csp_nonce }}">
-    const connection = await notifications;
-    connection.addEventListener("state", ({ detail }) => console.log("other: state", detail.state));
-</script>"""
+)
+OTHER = PAGE.replace("NAME", "other") + "</script>"
 OPENING = """<script nonce="{{ request.csp_nonce }}">
     addEventListener("storage", ({ key, newValue }) => {
         if (key === "next" && newValue === "loaded") open("OTHER", "_blank", "noopener,popup");

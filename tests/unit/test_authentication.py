@@ -31,6 +31,7 @@ from notifications.access.authentication import (
     token_user,
 )
 from notifications.access.authorization import authorized, has_grant, is_open
+from notifications.access.callbacks import BusyError
 from notifications.logs import LINES, LogBudget, Outages
 from notifications.metrics import counts
 from notifications.tokens import make_grant, make_token
@@ -166,6 +167,22 @@ async def test_who_could_not_say_has_not_said_no(settings, error, answer):
 
     assert await authorized(ANN, Topic.parse("order:7")) is answer
     assert not await may("order:7")
+
+
+async def test_what_was_not_even_called_says_nothing_of_its_kind(settings, monkeypatch):
+    """The calls of another user may hang; those of everybody else are made at once."""
+
+    async def busy(*_, **__):
+        raise BusyError("no turn")
+
+    authorize_with(settings, lambda user, id_: True)
+    topic = Topic.parse("order:7")
+    with monkeypatch.context() as patch:
+        patch.setattr(authorization.permissions(), "call", busy)
+        assert {await authorized(ANN, topic) for _ in range(authorization.OUT_AFTER)} == {None}
+
+    assert not authorization.is_out(topic)
+    assert await authorized(ANN, topic)
 
 
 class UnreadError(Exception):
