@@ -86,6 +86,9 @@ class RedisPubSubLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has 
     Messages are delivered at most once, because Redis keeps nothing. Other layers do not report what they lose;
     this one does, through ``on_resync``.
 
+    What one task sends to a group arrives in the order of sending; what it sends to several groups does so, too,
+    unless they are on different nodes of a cluster.
+
     ``group_add`` returns when Redis has confirmed. A channel holds ``capacity`` messages and 16 MiB; beyond that the
     newest are dropped and counted. Everybody who waits on a channel without ``!`` in its name receives its messages,
     as in ``channels_redis.pubsub``. A channel is forgotten when its ``receive`` is cancelled.
