@@ -377,7 +377,7 @@ async def test_a_channel_may_be_in_several_groups(layer):
     for group in ("a", "b", "c"):
         await layer.group_send(group, {"type": group})
 
-    assert [(await take(layer, channel))["type"] for _ in range(2)] == ["a", "c"]
+    assert {(await take(layer, channel))["type"] for _ in range(2)} == {"a", "c"}
     await expect_nothing_more(layer, channel)
 
 
