@@ -19,7 +19,7 @@ from tests.processes import LAYERS, Site
 from tests.site.test_revocation import browser_of, change, closed
 from tests.waiting import await_for, scaled
 
-DOUBT = 3
+DOUBT = 5
 BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 
