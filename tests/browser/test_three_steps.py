@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None and "CI" not in os.environ, reason="no Chromium on PATH: tests/install_browsers says why"
 )
 LIMIT = 60.0
-"""Seconds from the first step to the notice, before scaling."""
+"""Seconds from the first step to the notice, before scaling, on a machine that does nothing else."""
 
 PAGE = """
 from django.contrib.admin.views.decorators import staff_member_required
@@ -85,7 +85,8 @@ def test_three_steps_show_a_notice(
     site.check_left()
     with capsys.disabled():
         print(f"\n[install {installed - began:.1f} s, settings to notice {shown - installed:.1f} s]", end=" ")  # noqa: T201  for whoever runs it
-    assert shown - began < scaled(LIMIT)
+    others = max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert shown - began < scaled(LIMIT) * others
 
 
 def test_without_daphne_pages_poll(browser: Browser, directory: Path) -> None:
