@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from signal import SIGCONT, SIGSTOP
 from typing import Any, Final, NamedTuple, Self
@@ -48,6 +48,9 @@ OFTEN: Final = ("info-period", "1000", "publish-period", "500")
 after a failover, such as to tell the old primary whom to follow."""
 NODE_TIMEOUT_MS: Final = int(scaled(1500))
 """Without an answer for so long, a node of a cluster has failed. Two busy cores may stop a healthy one for a second."""
+STEADY_TIMEOUT_MS: Final = int(scaled(6000))
+"""The same where none fails. After half of it a node cuts a link that is silent, and what was on it is lost: of classic
+pub/sub a second without an answer would cost messages at ``NODE_TIMEOUT_MS``."""
 SWITCH_SECONDS: Final = 30.0
 """A failover may take so long, before scaling; it usually takes three."""
 SLOTS: Final = 16384
@@ -325,7 +328,7 @@ class Line(NamedTuple):
 class RedisCluster(_Group):
     """Primaries that divide the slots, and their replicas; any of them may be killed, paused and started."""
 
-    def __init__(self, *, primaries: int = 3, replicas: int = 3, server: str = VALKEY) -> None:
+    def __init__(self, *, primaries: int = 3, replicas: int = 3, server: str = VALKEY, steady: bool = False) -> None:
         """
         Prepare it; ``with`` starts it and returns when all slots are covered and all replicas in sync.
 
@@ -333,10 +336,13 @@ class RedisCluster(_Group):
             primaries: How many nodes divide the slots; with fewer than three, none is promoted.
             replicas: How many nodes follow them, one after the other.
             server: One of ``SERVERS``.
+            steady: No node is taken for failed, nor cut off, because a busy machine stops it for some seconds: for
+                tests in which none fails, or which say when with ``failing``.
 
         """
         super().__init__(server)
         self._wanted = primaries, replicas
+        self._steady = steady
         self.nodes: list[LocalRedis] = []
         """The primaries of the beginning first."""
 
@@ -357,6 +363,23 @@ class RedisCluster(_Group):
         [primary] = [line.id for line in view if line.port == node.port]
         first, *_ = [line.port for line in view if line.follows == primary]
         return self._node(first)
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        if self._steady:
+            self._be_patient(STEADY_TIMEOUT_MS)  # only now: a new cluster would take longer to become one
+        return self
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Have the nodes of a steady cluster notice soon that one fails; all of them live at the end of the block."""
+        self._be_patient(NODE_TIMEOUT_MS)
+        yield
+        self._be_patient(STEADY_TIMEOUT_MS)
+
+    def _be_patient(self, milliseconds: int) -> None:
+        for node in self.nodes:
+            self.client(node).config_set("cluster-node-timeout", milliseconds)
 
     def wait_for_promotion(self, node: LocalRedis, seconds: float = SWITCH_SECONDS) -> float:
         """

@@ -45,7 +45,7 @@ SHARDS = 8
 @pytest.fixture(scope="module", params=SERVERS)
 def cluster(request):
     """Three primaries and three replicas. Tests that break it say so, and put it in order again."""
-    with RedisCluster(server=request.param) as cluster:
+    with RedisCluster(server=request.param, steady=True) as cluster:
         yield cluster
 
 
@@ -401,6 +401,14 @@ async def test_what_is_published_while_a_slot_is_taken_over_reaches_a_listener(c
     await asyncio.to_thread(cluster.migrate_slot, slot_of(topic), source)
 
 
+@pytest.fixture
+def failing(cluster):
+    """Have the nodes notice soon that one fails."""
+    with cluster.failing():
+        yield
+
+
+@pytest.mark.usefixtures("failing")
 async def test_a_dead_primary_fails_only_its_own_topics_until_its_replica_is_promoted(cluster, topics):
     """The others go on; what publishing answered is in the history, and the layer says where there was a gap."""
     for topic in topics:
@@ -447,6 +455,7 @@ def _works(topic):
     return True
 
 
+@pytest.mark.usefixtures("failing")
 async def test_a_paused_primary_is_left_by_whoever_was_connected_to_it(cluster, topics):
     """Watched connections find another node, and calls find the promoted one."""
     paused = cluster.node_of(topics[0].history_key)
@@ -467,7 +476,7 @@ async def test_a_paused_primary_is_left_by_whoever_was_connected_to_it(cluster, 
 async def test_a_node_that_becomes_the_primary_again_begins_a_new_epoch(topics, settings, request):
     """What it gave out in its first time may not have reached its replica, so it must not count on from there."""
     # A cluster of its own: after other faults a node may go on to fail over by itself.
-    with RedisCluster(server=request.node.callspec.params["cluster"]) as cluster:
+    with RedisCluster(server=request.node.callspec.params["cluster"], steady=True) as cluster:
         settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "REDIS_URL": cluster.url}
         topic, other = topics_of(topics[0].shard, 2)
         first = cluster.node_of(topic.history_key)

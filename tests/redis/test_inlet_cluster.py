@@ -21,7 +21,7 @@ SHARDS = 4
 
 @pytest.fixture(scope="module")
 def cluster():
-    with RedisCluster() as cluster:
+    with RedisCluster(steady=True) as cluster:
         yield cluster
 
 

@@ -70,7 +70,7 @@ def kind(request):
 @pytest.fixture(scope="module")
 def cluster(redis_program):
     """Three primaries."""
-    with RedisCluster(replicas=0) as cluster:
+    with RedisCluster(replicas=0, steady=True) as cluster:
         yield cluster
 
 

@@ -34,7 +34,7 @@ CLUSTERS = {
 
 @pytest.fixture(scope="module")
 def cluster(redis_program):
-    with RedisCluster() as cluster:
+    with RedisCluster(steady=True) as cluster:
         yield cluster
 
 

@@ -70,7 +70,7 @@ def test_a_slot_moves_step_by_step() -> None:
     """Between the steps the nodes redirect: ASK for what has left, MOVED when all has; no key is lost."""
     keys = [f"{{user}}{number}" for number in range(5)]
     slot = key_slot(b"user")
-    with RedisCluster(replicas=0) as cluster:
+    with RedisCluster(replicas=0, steady=True) as cluster:
         source = cluster.node_of(slot)
         to = next(node for node in cluster.nodes if node is not source)
         for key in keys:

@@ -47,7 +47,7 @@ def divided(settings, live_redis):
 @pytest.fixture
 def cluster(settings):
     """Point this process's site to a cluster, and return a client of one of its nodes."""
-    with RedisCluster() as cluster, redis.Redis.from_url(cluster.nodes[0].url) as client:
+    with RedisCluster(steady=True) as cluster, redis.Redis.from_url(cluster.nodes[0].url) as client:
         point_to(settings, cluster.url)
         yield client
 
