@@ -25,7 +25,7 @@ from notifications import (
 from notifications.access import control
 from notifications.bridge import status
 from notifications.bridge.listener import Listener
-from notifications.broker import clients, nodes, pipeline
+from notifications.broker import clients, connecting, nodes, pipeline
 from notifications.broker import cluster as calling
 from notifications.broker.bell import Bell
 from notifications.broker.reconnect import connected
@@ -294,7 +294,7 @@ async def test_without_sharded_pub_sub_groups_have_classic_channels(cluster, top
             await layer.group_send(topic.group, {"type": "x"})
 
         await await_for(lambda: len(received) == 2 * len(topics))
-        assert not shard_channels(cluster)
+        await await_for(lambda: not shard_channels(cluster))  # those of other tests may only just have ended
 
 
 def test_a_layer_elsewhere_is_not_reached_by_scripts(cluster, settings):
@@ -310,7 +310,8 @@ def test_a_layer_elsewhere_is_not_reached_by_scripts(cluster, settings):
 
 async def test_a_slot_that_moves_under_load_loses_nothing(cluster, monkeypatch):
     """Its keys go one by one, which nodes answer with ASK or TRYAGAIN; each message arrives once, in order."""
-    monkeypatch.setattr(calling, "SOCKET_TIMEOUT", scaled(5))  # on a busy machine they take longer than a call may
+    for module in (calling, clients, connecting):  # on a busy machine they take longer than a call may
+        monkeypatch.setattr(module, "SOCKET_TIMEOUT", scaled(5))
     shard = 3
     topics = topics_of(shard)
     source = cluster.node_of(slot_of(topics[0]))
@@ -408,7 +409,20 @@ def failing(cluster):
         yield
 
 
-@pytest.mark.usefixtures("failing")
+@pytest.fixture
+def partly_covered(cluster):
+    """Let the nodes go on while slots are nobody's: by default they refuse everything once they have noticed."""
+
+    def require(word):
+        for node in cluster.nodes:
+            cluster.client(node).config_set("cluster-require-full-coverage", word)
+
+    require("no")
+    yield
+    require("yes")
+
+
+@pytest.mark.usefixtures("failing", "partly_covered")
 async def test_a_dead_primary_fails_only_its_own_topics_until_its_replica_is_promoted(cluster, topics):
     """The others go on; what publishing answered is in the history, and the layer says where there was a gap."""
     for topic in topics:
@@ -439,10 +453,10 @@ async def test_a_dead_primary_fails_only_its_own_topics_until_its_replica_is_pro
         assert time.monotonic() - promoted < scaled(5)
         await await_for(lambda: resyncs)
         await await_for(lambda: all(feed.subscription is not None for feed in layer._here()._feeds.values()))
-        received.clear()
         for topic in topics:
             await apublish(topic, {"n": 3})
-        await await_for(lambda: len(received) == len(topics))
+        # Of what was published before, it may still hear something.
+        await await_for(lambda: sum('"n":3' in message["text"] for message in received) == len(topics))
     cluster.start(dead)
     await asyncio.to_thread(cluster.wait_until_ok)
 
