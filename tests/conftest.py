@@ -106,6 +106,20 @@ def a_flush_only_empties() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def a_server_keeps_its_port() -> Iterator[None]:
+    """
+    Let each Redis have a port that nothing else is given, also while it is killed and not started again yet.
+
+    The system gives out those that ``LocalRedis`` takes by itself: any connection may have one meanwhile.
+    """
+    from tests.ports import free_port
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("project.local_redis._free_port", free_port)
+        yield
+
+
 @pytest.fixture(scope="session")
 def redis_program() -> None:
     """Skip where there is no Redis to start; in CI that is a failure, or nobody would notice."""

@@ -19,7 +19,8 @@ from notifications.testing import captured, redis_outage
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.faults import Proxy
-from tests.redis.test_publisher import HUNG_AT_MOST, frozen, unused_port
+from tests.ports import free_port
+from tests.redis.test_publisher import HUNG_AT_MOST, frozen
 from tests.redis.test_publisher import ear as ear
 from tests.redis.test_publisher import own_redis as own_redis
 from tests.redis.test_stale_connections import never_idle as never_idle
@@ -229,7 +230,7 @@ def test_a_silenced_failure_leaves_the_ids_of_what_went_out(own_redis, say, capl
 
 def test_nobody_there(settings, say):
     """A Redis that is away: all are missing."""
-    point_to(settings, f"redis://127.0.0.1:{unused_port()}/0")
+    point_to(settings, f"redis://127.0.0.1:{free_port()}/0")
 
     with pytest.raises(PublishError) as caught:
         say(numbered(3))

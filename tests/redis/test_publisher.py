@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import signal
-import socket
 import sys
 import threading
 import time
@@ -44,6 +43,7 @@ from project.local_redis import LocalRedis
 from tests.clients import message_of
 from tests.conftest import point_to
 from tests.faults import port_that_does_not_answer
+from tests.ports import free_port
 from tests.waiting import scaled, wait_for
 
 HUNG_AT_MOST = 1.8
@@ -130,12 +130,6 @@ def frozen(server):
 
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="a full queue refuses on other systems")
-
-
-def unused_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Caller:
@@ -453,7 +447,7 @@ async def test_a_cancelled_call_spoils_nothing(own_redis, steps):
 @TWINS
 def test_a_dead_redis_fails_at_once(settings, caller):
     """A refused connection is a PublishError that names the topic and the reason, not a wait."""
-    point_to(settings, f"redis://:hunter2@127.0.0.1:{unused_port()}/0")
+    point_to(settings, f"redis://:hunter2@127.0.0.1:{free_port()}/0")
     started = time.monotonic()
 
     with pytest.raises(PublishError) as caught:
@@ -561,7 +555,7 @@ def test_an_error_of_redis_is_a_publish_error(own_redis, settings, caller):
 @TWINS
 def test_a_silent_failure_is_logged_and_counted(settings, caller, caplog):
     """With fail_silently a Redis that is away is a warning with the topic, without the message, and a count."""
-    point_to(settings, f"redis://127.0.0.1:{unused_port()}/0")
+    point_to(settings, f"redis://127.0.0.1:{free_port()}/0")
     sending.log_anew()
     before = counts["publish_failed", "ConnectionError"]
 
@@ -656,7 +650,7 @@ class TestOnCommit:
 
     def test_a_failure_leaves_the_transaction_committed(self, settings):
         """A Redis that is away is a PublishError from the end of the block, whose work is saved."""
-        point_to(settings, f"redis://127.0.0.1:{unused_port()}/0")
+        point_to(settings, f"redis://127.0.0.1:{free_port()}/0")
 
         def work():
             with transaction.atomic():
@@ -670,7 +664,7 @@ class TestOnCommit:
 
     def test_a_silent_failure_does_not_disturb_the_caller(self, settings):
         """With fail_silently the block ends as if Redis were there."""
-        point_to(settings, f"redis://127.0.0.1:{unused_port()}/0")
+        point_to(settings, f"redis://127.0.0.1:{free_port()}/0")
         before = counts["publish_failed", "ConnectionError"]
 
         with transaction.atomic():

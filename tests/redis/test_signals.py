@@ -14,8 +14,8 @@ from notifications.messages import Notice
 from notifications.signals import message_prepared, message_published
 from notifications.testing import captured
 from tests.conftest import point_to
+from tests.ports import free_port
 from tests.redis.test_publisher import ear as ear
-from tests.redis.test_publisher import unused_port
 from tests.site.test_readme import ROOT, marked
 
 TWINS = pytest.mark.parametrize("say", [publish, async_to_sync(apublish)], ids=["sync", "async"])
@@ -183,7 +183,7 @@ async def test_a_publish_that_is_cancelled_during_its_receivers_is_cancelled(ear
 @TWINS
 def test_what_redis_did_not_take_was_prepared_and_not_published(settings, receiver, say):
     """Silently or not: whoever keeps what was prepared knows that it is not known to be out."""
-    point_to(settings, f"redis://127.0.0.1:{unused_port()}/0")
+    point_to(settings, f"redis://127.0.0.1:{free_port()}/0")
     prepared, published = receiver(message_prepared), receiver(message_published)
 
     with pytest.raises(PublishError):
