@@ -10,9 +10,12 @@ from typing import Final
 import redis
 
 from .connecting import CONNECT_TIMEOUT, FAILURES
+from .slots import Node, redirection
 
 FAIL_FAST: Final = 3.0
 """Seconds for which a Redis server that did not answer in time is not tried again."""
+
+_NOBODY: Final = Node("", 0)
 
 
 class StaleConnectionError(redis.TimeoutError):
@@ -23,7 +26,8 @@ class Breaker:
     """
     A circuit breaker: spares callers the time-out of a Redis server that has just timed out for another caller.
 
-    Connections that are refused fail at once and do not open it, so a restarted server is used again without delay.
+    Connections that are refused fail at once and do not open it, so a restarted server is used again without delay. Nor
+    does a server that refuses a call: it has answered, however late a busy process hears of it.
     """
 
     def __init__(self) -> None:
@@ -56,7 +60,13 @@ class Breaker:
             yield
         except StaleConnectionError:
             raise  # the connection failed, not Redis
-        except FAILURES:
-            self.failed(started)
+        except FAILURES as error:
+            if not _is_refusal(error):
+                self.failed(started)
             raise
         self.worked()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Return whether a server has answered, and about the call itself; a node that sends it elsewhere has not."""
+    return isinstance(error, redis.ResponseError) and redirection(error, _NOBODY) is None
