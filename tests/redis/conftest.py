@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.waiting import scaled
+
 
 @pytest.fixture(scope="session", autouse=True)
 def listeners_have_no_duties() -> Iterator[None]:
@@ -15,3 +17,13 @@ def listeners_have_no_duties() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr("notifications.bridge.listener.registered", dict)
         yield
+
+
+@pytest.fixture
+def slow_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Let it take its time that a connection is refused, as on a busy machine: only after five seconds the breaker opens.
+
+    Otherwise that tells a Redis that hangs from one that is not there by a quarter of a second.
+    """
+    monkeypatch.setattr("notifications.broker.breaker.CONNECT_TIMEOUT", scaled(10))

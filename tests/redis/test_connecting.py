@@ -4,7 +4,6 @@ import asyncio
 import logging
 import re
 import sys
-import threading
 import time
 import tomllib
 from contextlib import closing, suppress
@@ -18,14 +17,14 @@ import uvloop
 
 from notifications import PublishError, Topic, apublish, publish
 from notifications.broker.clients import async_client, async_options
-from notifications.broker.connecting import ASYNC_CLASSES, CLASSES, agreet, named
+from notifications.broker.connecting import ASYNC_CLASSES, CLASSES, CONNECT_TIMEOUT, agreet, named
 from notifications.broker.primary import Service, leading
 from notifications.broker.wire import Wire, make_pool, site_pool
 from notifications.layers import RedisPubSubLayer
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
-from tests.faults import port_that_does_not_answer
-from tests.waiting import await_for, scaled, wait_for
+from tests.faults import paused, port_that_does_not_answer
+from tests.waiting import await_for, scaled
 
 TOPIC = Topic.for_user(1)
 
@@ -42,6 +41,7 @@ def full(redis_program, settings):
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("login", ["", "site:secret@"], ids=["without an account", "with an account"])
+@pytest.mark.usefixtures("slow_refusals")
 def test_a_server_without_room_is_said_to_have_none(full, settings, caplog, run, login):
     """Whatever connects: not that a socket could not be written to."""
     caplog.set_level(logging.WARNING)
@@ -217,22 +217,11 @@ async def test_a_site_decides_how_long_its_channel_layer_waits_for_a_connection(
 async def test_a_busy_server_is_waited_for_as_long_on_a_unix_socket(redis_program, tmp_path):
     """redis-py logs in while it connects there, and only then."""
     path = tmp_path / "redis.sock"
-    options = ("--enable-debug-command", "yes", "--unixsocket", str(path))
-    with LocalRedis(*options) as server, redis.Redis.from_url(server.url) as client:
-        sleeping = threading.Thread(target=client.execute_command, args=("DEBUG", "SLEEP", 1.2))
-        sleeping.start()
-        wait_for(lambda: is_busy(server))
-        wire = Wire()
-        await wire.connect(make_pool(async_options(f"unix://{path}")))
-        wire.close()
-        sleeping.join()
-
-
-def is_busy(server):
-    """Return whether it does not answer at once."""
-    with redis.Redis.from_url(server.url, socket_timeout=0.1, retry=None) as client:
-        try:
-            client.ping()
-        except redis.TimeoutError:
-            return True
-    return False
+    wire = Wire()
+    with LocalRedis("--unixsocket", str(path)) as server:
+        with paused(server.child):
+            connecting = asyncio.create_task(wire.connect(make_pool(async_options(f"unix://{path}"))))
+            await asyncio.sleep(CONNECT_TIMEOUT + 0.2)
+            assert not connecting.done()
+        await connecting
+    wire.close()

@@ -367,26 +367,26 @@ def test_forked_workers_publish(ear, call):
         assert [text for channel, text in heard if channel == f"closed:{name}"] == [f'{{"n":{n}}}' for n in range(20)]
 
 
-def connected(client):
-    """Count the connections to Redis, but for those of the calling client and its subscription."""
-    return len(client.client_list())
+def connections(client):
+    """Return the ids of the connections to Redis."""
+    return {each["id"] for each in client.client_list()}
 
 
 def test_async_to_sync_publishes_and_leaves_nothing_open(ear, live_redis):
     """Each call of async_to_sync has a loop of its own; its connection is closed with it, without a ResourceWarning."""
-    before = connected(live_redis)
+    before = connections(live_redis)  # one that another test has closed may be among them for a moment
 
     for n in range(10):
         async_to_sync(apublish)("user:7", {"n": n})
 
     gc.collect()
     assert ear.hear_all(10) == [("user:7", f'{{"n":{n}}}') for n in range(10)]
-    wait_for(lambda: connected(live_redis) == before)
+    wait_for(lambda: connections(live_redis) <= before)
 
 
 def test_several_event_loops_publish_at_once(ear, live_redis):
     """Threads with a loop each do not share connections, and leave none open."""
-    before = connected(live_redis)
+    before = connections(live_redis)
 
     async def work(number):
         await asyncio.gather(*(apublish(f"closed:{number}", {"n": n}) for n in range(20)))
@@ -399,17 +399,17 @@ def test_several_event_loops_publish_at_once(ear, live_redis):
 
     gc.collect()
     assert sorted(ear.hear_all(80)) == sorted((f"closed:{i}", f'{{"n":{n}}}') for i in range(4) for n in range(20))
-    wait_for(lambda: connected(live_redis) == before)
+    wait_for(lambda: connections(live_redis) <= before)
 
 
 async def test_a_crowd_on_one_loop_shares_a_connection(ear, live_redis):
     """However many publish at once, Redis sees one connection, and each of them gets the answer to its own call."""
-    before = connected(live_redis)
+    before = connections(live_redis)
 
     ids = await asyncio.gather(*(apublish(f"user:{n}", {"n": n}) for n in range(300)))
     again = await asyncio.gather(*(apublish(f"user:{n}", {"n": n}) for n in range(300)))
 
-    assert connected(live_redis) - before == 1
+    assert len(connections(live_redis) - before) == 1
     assert {text for _, text in ear.hear_all(600)} == {f'{{"n":{n}}}' for n in range(300)}
     counted = [(Position.parse(first), Position.parse(second)) for first, second in zip(ids, again, strict=True)]
     assert all(second == (first.epoch, first.n + 1) for first, second in counted)
@@ -417,12 +417,12 @@ async def test_a_crowd_on_one_loop_shares_a_connection(ear, live_redis):
 
 def test_one_process_keeps_its_connection(ear, live_redis):
     """Publishing again and again in one thread opens one connection."""
-    before = connected(live_redis)
+    before = connections(live_redis)
 
     for _ in range(20):
         publish("user:7", {})
 
-    assert connected(live_redis) == before + 1
+    assert len(connections(live_redis) - before) == 1
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20])
@@ -453,7 +453,7 @@ def test_a_dead_redis_fails_at_once(settings, caller):
     with pytest.raises(PublishError) as caught:
         caller({"secret": "payload"})
 
-    assert time.monotonic() - started < scaled(1)
+    assert time.monotonic() - started < scaled(3)
     assert isinstance(caught.value.__cause__, redis.ConnectionError)  # refused, and not a time-out
     assert caught.value.topic == "user:7"
     assert "user:7" in str(caught.value)
@@ -463,6 +463,7 @@ def test_a_dead_redis_fails_at_once(settings, caller):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("slow_refusals")
 @TWINS
 def test_a_refused_connection_does_not_open_the_breaker(own_redis, caller):
     """A Redis that is started again is used by the very next call."""
@@ -508,7 +509,7 @@ def test_a_hung_redis_costs_one_wait_and_then_nothing(own_redis, caller, monkeyp
 @TWINS
 def test_a_hung_redis_is_used_again_when_it_answers(own_redis, caller, monkeypatch):
     """After FAIL_FAST seconds Redis is asked again, and used as before."""
-    monkeypatch.setattr("notifications.broker.breaker.FAIL_FAST", scaled(1))
+    monkeypatch.setattr("notifications.broker.breaker.FAIL_FAST", scaled(2))
     with frozen(own_redis):
         caller.seconds_to_fail()
     assert not caller.works()
@@ -540,6 +541,7 @@ def test_one_way_to_publish_spares_the_other(settings):
             assert Caller(runner).is_spared()
 
 
+@pytest.mark.usefixtures("slow_refusals")
 @TWINS
 def test_an_error_of_redis_is_a_publish_error(own_redis, settings, caller):
     """A Redis that answers with an error, as for a wrong password, is a PublishError with what it said."""

@@ -22,12 +22,6 @@ def clock(monkeypatch):
     return now
 
 
-def fails(each, error, clock, after):
-    with pytest.raises(type(error)), each.guarding():
-        clock[0] += after
-        raise error
-
-
 @cases(
     ("error", "after", "opens"),
     [
@@ -46,6 +40,12 @@ def fails(each, error, clock, after):
 def test_only_a_server_that_kept_a_caller_waiting_is_left_alone(clock, error, after, opens):
     """One that refuses a call has answered, also if a busy process hears of it late: other calls may well do."""
     each = Breaker()
-    fails(each, error, clock, after)
+
+    def fail():
+        clock[0] += after
+        raise error
+
+    with pytest.raises(type(error)), each.guarding():
+        fail()
 
     assert bool(each.remaining()) is opens
