@@ -20,6 +20,7 @@ from notifications.history.position import Position
 from notifications.topics import internal_name
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
+from tests.redis_groups import REPLICATED
 from tests.waiting import await_for, scaled
 
 TOPIC = Topic("closed", "7")
@@ -224,7 +225,7 @@ async def test_another_server_is_not_trusted(sockets, settings, tmp_path):
 
 async def test_a_lost_message_is_found_after_a_failover(sockets, settings):
     """The promoted replica may have fewer messages than its primary had, and other ones since."""
-    with LocalRedis() as old, LocalRedis("--replicaof", "127.0.0.1", str(old.port)) as new:
+    with LocalRedis(*REPLICATED) as old, LocalRedis(*REPLICATED, "--replicaof", "127.0.0.1", str(old.port)) as new:
         point_to(settings, old.url)
         with redis.Redis.from_url(old.url) as client, redis.Redis.from_url(new.url) as replica:
             await sockets.join(TOPIC)
@@ -241,24 +242,24 @@ async def test_a_lost_message_is_found_after_a_failover(sockets, settings):
 
 async def test_a_lost_message_of_a_short_life_is_found_before_it_is_gone(live_redis, sockets, settings):
     """However rarely quiet topics are looked at: several times within the life of their histories."""
-    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_TTL": 1}
-    await sockets.join(TOPIC, ttl=1.0)
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "HISTORY_TTL": 2}
+    await sockets.join(TOPIC, ttl=2.0)
     for _ in range(2):
         publish(TOPIC, {})
         await sockets.told(TOPIC)
-        sockets.behind.clear()
         [cursor] = sockets.cursors
         cursor.begin(*await ends(TOPIC))
+        sockets.behind.clear()  # only now: until it has begun anew it is told again
         await await_for(lambda: not live_redis.exists(TOPIC.history_key), what="the end of its history")
         assert sockets.behind == []
 
 
 async def test_a_quiet_topic_is_known_to_be_empty_for_as_long_as_it_is(live_redis, sockets):
     """The first message after any time is sent at once, not looked for in case there was another one that is gone."""
-    await sockets.join(TOPIC, ttl=0.5)
+    await sockets.join(TOPIC, ttl=1.5)
     [cursor] = sockets.cursors
     joined, clock = live_redis.time(), asyncio.get_running_loop().time
-    await await_for(lambda: live_redis.time()[0] > joined[0] + 1, what="several lives of a history")
+    await await_for(lambda: live_redis.time()[0] > joined[0] + 3, what="two lives of a history")
 
     position = Position.parse(await apublish(TOPIC, {}))
 
@@ -321,4 +322,5 @@ async def test_a_socket_that_stays_behind_is_told_again(live_redis, sockets):
     await quiet(live_redis)
     publish(TOPIC, {})
 
-    await await_for(lambda: sockets.behind == [TOPIC, TOPIC, TOPIC], what="the same topic three times")
+    await await_for(lambda: len(sockets.behind) >= 3, what="the same topic three times")
+    assert set(sockets.behind) == {TOPIC}
