@@ -6,6 +6,11 @@ import pytest
 
 from tests.waiting import scaled
 
+LONG_SECOND = 3.0
+"""Seconds, before scaling, that a caller waits for Redis with ``long_seconds``, instead of one."""
+ONE_WAIT = 5.2
+"""Seconds, before scaling, that one such wait may take on a machine that is busy; two take six."""
+
 
 @pytest.fixture(scope="session", autouse=True)
 def listeners_have_no_duties() -> Iterator[None]:
@@ -27,3 +32,13 @@ def slow_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     Otherwise that tells a Redis that hangs from one that is not there by a quarter of a second.
     """
     monkeypatch.setattr("notifications.broker.breaker.CONNECT_TIMEOUT", scaled(10))
+
+
+@pytest.fixture
+def long_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all that waits for Redis for a second wait for longer: a machine that stops for one is no second wait."""
+    for module in ("connecting", "clients"):
+        monkeypatch.setattr(f"notifications.broker.{module}.SOCKET_TIMEOUT", scaled(LONG_SECOND))
+    for function in ("arun", "arun_together"):
+        monkeypatch.setattr(f"notifications.broker.pipeline.{function}.__defaults__", (scaled(LONG_SECOND),))
+    monkeypatch.setattr("notifications.reporting.reporter.PATIENCE", scaled(LONG_SECOND))

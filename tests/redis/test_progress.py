@@ -20,12 +20,11 @@ from notifications.reporting import reporter
 from project.local_redis import LocalRedis
 from tests.conftest import point_to
 from tests.faults import paused
+from tests.redis.conftest import LONG_SECOND, ONE_WAIT
 from tests.waiting import await_for, scaled, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 JOB = "job:42"
-SECOND = 1.8
-"""Seconds that "one second in all" may take on a machine that is busy, before scaling. Two would be another promise."""
 
 
 @pytest.fixture
@@ -44,6 +43,15 @@ def told(*names, topic=JOB):
     return [payload[names[0]] if len(names) == 1 else tuple(payload[name] for name in names) for payload in payloads]
 
 
+def told_once(*names, topic=JOB):
+    """Return the first and the last that is told; a job that a busy machine holds up tells between that it runs."""
+    first, *_, last = told(*names, topic=topic)
+    states = told("state", topic=topic)
+    assert set(states[:-1]) == {"running"}, states
+    return [first, last]
+
+
+@pytest.mark.usefixtures("long_seconds")
 def test_a_redis_that_hangs_costs_a_job_one_second(server):
     """Whatever it does while Redis answers nothing, it loses a second in all, and none of it before its end."""
     with paused(server.child):
@@ -52,20 +60,21 @@ def test_a_redis_that_hangs_costs_a_job_one_second(server):
             for _ in range(100):
                 p.advance()
                 p.stage = "Reading"
-            assert time.monotonic() - began < scaled(0.8)
-        assert time.monotonic() - began < scaled(SECOND)
+            assert time.monotonic() - began < scaled(LONG_SECOND - 0.5)
+        assert time.monotonic() - began < scaled(ONE_WAIT)
 
         began = time.monotonic()
         assert list(track(range(100), "job:43")) == list(range(100))
-        assert time.monotonic() - began < scaled(SECOND)
+        assert time.monotonic() - began < scaled(ONE_WAIT)
 
 
+@pytest.mark.usefixtures("long_seconds")
 async def test_a_redis_that_hangs_costs_a_coroutine_one_second(server):
     """The event loop is not blocked meanwhile."""
     with paused(server.child):
         began = time.monotonic()
         assert [each async for each in track(range(100), JOB)] == list(range(100))
-        assert time.monotonic() - began < scaled(SECOND)
+        assert time.monotonic() - began < scaled(ONE_WAIT)
 
 
 @pytest.mark.parametrize("turns", range(3))
@@ -110,7 +119,7 @@ def test_a_long_job_shows_again_when_redis_is_back(server):
         began = time.monotonic()
         for _ in range(1000):
             assert not p.cancelled
-        assert time.monotonic() - began < scaled(SECOND)
+        assert time.monotonic() - began < scaled(3)
         server.restart()
         wait_for(lambda: told("done") == [70])
 
@@ -152,7 +161,7 @@ def test_a_job_is_cancelled_in_another_process(live_redis):
         list(track(range(10), JOB))
 
     assert live_redis.keys("*cancel*") == []
-    assert told("state") == ["running", "cancelled"]
+    assert told_once("state") == ["running", "cancelled"]
 
 
 async def test_a_coroutine_is_cancelled(live_redis):
@@ -243,7 +252,7 @@ with multiprocessing.get_context("fork").Pool(3) as pool:
     )
 
     for number in range(7):
-        assert told("state", "done", topic=f"job:{number}") == [("running", 0), ("succeeded", 10)]
+        assert told_once("state", "done", topic=f"job:{number}") == [("running", 0), ("succeeded", 10)]
 
 
 def test_greenlets_publish_while_a_job_computes(live_redis, redis_server):
@@ -280,7 +289,7 @@ def test_a_program_that_ends_at_once_has_told_its_end(live_redis, redis_server):
     """The end of a job waits for its last message, also where it is the end of the program."""
     run("list(track(range(3), 'job:42'))\nos._exit(0)", redis_server.url)
 
-    assert told("state") == ["running", "succeeded"]
+    assert told_once("state") == ["running", "succeeded"]
 
 
 def test_an_interrupted_command_is_cancelled(live_redis, redis_server):

@@ -44,10 +44,9 @@ from tests.clients import message_of
 from tests.conftest import point_to
 from tests.faults import port_that_does_not_answer
 from tests.ports import free_port
+from tests.redis.conftest import ONE_WAIT
 from tests.waiting import scaled, wait_for
 
-HUNG_AT_MOST = 1.8
-"""Seconds that a call may take when Redis does not answer: one, and what a busy machine needs. Two are two waits."""
 SPARED = "not asked again"
 """What the error says of a Redis that is known to hang: it was not asked, so nobody has waited."""
 
@@ -494,6 +493,7 @@ async def test_a_redis_restarted_between_two_calls_is_not_noticed(own_redis, cal
         assert ear.heard_nothing()
 
 
+@pytest.mark.usefixtures("long_seconds")
 @TWINS
 @pytest.mark.parametrize("pooled", [True, False], ids=["pooled connection", "new connection"])
 def test_a_hung_redis_costs_one_wait_and_then_nothing(own_redis, caller, monkeypatch, pooled):
@@ -502,7 +502,7 @@ def test_a_hung_redis_costs_one_wait_and_then_nothing(own_redis, caller, monkeyp
     if pooled:
         caller({})
     with frozen(own_redis):
-        assert caller.seconds_to_fail() < scaled(HUNG_AT_MOST)
+        assert caller.seconds_to_fail() < scaled(ONE_WAIT)
         assert all(caller.is_spared() for _ in range(10))
 
 
@@ -527,7 +527,7 @@ def test_a_network_that_swallows_packets_costs_half_a_second(settings, caller):
     with port_that_does_not_answer() as port:
         point_to(settings, f"redis://127.0.0.1:{port}/0")
 
-        assert clients.CONNECT_TIMEOUT / 2 < caller.seconds_to_fail() < scaled(HUNG_AT_MOST)
+        assert clients.CONNECT_TIMEOUT / 2 < caller.seconds_to_fail() < scaled(1.8)
         assert caller.is_spared()
 
 
