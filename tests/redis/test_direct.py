@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 from channels.layers import get_channel_layer
 
-from notifications import PublishError, Topic, apublish, publish
+from notifications import PublishError, Topic, apublish, publish, publisher
 from notifications.bridge.lease import Lease
 from notifications.bridge.listener import Listener
 from notifications.history import get_store
+from notifications.history import redis as history
 from notifications.history.position import Position
 from notifications.history.stamped import (
     ACKNOWLEDGED,
@@ -23,6 +24,7 @@ from notifications.history.stamped import (
 )
 from notifications.history.store import Raw
 from notifications.layers import direct
+from notifications.logs import LogBudget
 from notifications.topics import internal_name
 from tests.faults import kill_type
 from tests.processes import LAYERS
@@ -351,8 +353,11 @@ async def test_what_was_to_be_forwarded_is_forwarded_by_whoever_takes_over(layer
     assert sorted(numbers(got)) == [1, 2]
 
 
-async def test_a_layer_that_cannot_be_created_keeps_nobody_from_publishing(live_redis, settings, ear, caplog):
+async def test_a_layer_that_cannot_be_created_keeps_nobody_from_publishing(
+    live_redis, settings, ear, monkeypatch, caplog
+):
     """A worker may lack what the layer needs: listeners forward for it, and the log says so."""
+    monkeypatch.setattr(publisher, "_log", LogBudget(publisher.logger, lines=1))  # whatever was logged a moment ago
     settings.CHANNEL_LAYERS = {"default": {"BACKEND": "not.installed.Layer"}}
 
     await apublish(TOPIC, {"n": 1})
@@ -391,8 +396,11 @@ def an_account_without_the_groups(client, settings, url):
         client.acl_deluser("narrow")
 
 
-async def test_a_missing_right_is_said_and_loses_nothing(layer, live_redis, redis_server, settings, ear, caplog):
+async def test_a_missing_right_is_said_and_loses_nothing(
+    layer, live_redis, redis_server, settings, ear, monkeypatch, caplog
+):
     """The message is kept and listeners are told, each once, as if there were no road but theirs."""
+    monkeypatch.setattr(history, "_KEPT_OUT", LogBudget(history.logger, lines=1))  # whatever was logged a moment ago
     with an_account_without_the_groups(live_redis, settings, redis_server.url):
         group = direct(get_channel_layer(), TOPIC.group)
         assert group == f"asgi/group/{TOPIC.group}"

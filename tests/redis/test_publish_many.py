@@ -8,7 +8,17 @@ import pytest
 import redis
 from django.db import transaction
 
-from notifications import MessageError, PublishError, Topic, TopicError, apublish, apublish_many, publish, publish_many
+from notifications import (
+    MessageError,
+    PublishError,
+    Topic,
+    TopicError,
+    apublish,
+    apublish_many,
+    publish,
+    publish_many,
+    sending,
+)
 from notifications import publisher as module
 from notifications.broker import calls, clients, connecting, pipeline
 from notifications.broker.clients import IDLE, breaker
@@ -219,6 +229,7 @@ def test_what_redis_refuses_is_named(own_redis, settings, say):
 @pytest.mark.usefixtures("few_together")
 def test_a_silenced_failure_leaves_the_ids_of_what_went_out(own_redis, say, caplog):
     """The others are None."""
+    sending.log_anew()
     with redis.Redis.from_url(own_redis.url) as client:
         first = publish("closed:1", {"n": 0}, idempotency_key="x")
         client.config_set("maxmemory", 1)
