@@ -538,7 +538,7 @@ async def test_a_cancelled_receive_forgets_the_channel(layer, kind, subscribed):
     if kind in OURS:  # channels_redis leaves the groups of a channel that is gone
         for n in range(5):
             await layer.group_add(f"group{n}", channel)
-        assert len([name for name in subscribed() if "/group" in name]) == 5
+        await await_for(lambda: len([name for name in subscribed() if "/group" in name]) == 5)
     await asyncio.sleep(0)
 
     receiving.cancel()
@@ -549,5 +549,5 @@ async def test_a_cancelled_receive_forgets_the_channel(layer, kind, subscribed):
         await layer.new_channel()  # the channels of an event loop share one; the next consumer has it again
         await await_for(lambda: not [name for name in subscribed() if "/group" in name])
         assert len(subscribed() - before) == 1
-    else:
-        await await_for(lambda: subscribed() == before)
+    else:  # what another test has ended may have been among them for a moment
+        await await_for(lambda: subscribed() <= before)
