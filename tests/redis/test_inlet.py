@@ -14,6 +14,7 @@ from notifications import Topic
 from notifications.bridge import inlet as bridge_inlet
 from notifications.bridge.inlet import STEP
 from notifications.bridge.listener import Listener
+from notifications.broker import bell as broker_bell
 from notifications.broker.bell import Bell
 from notifications.broker.clients import FAILURES
 from notifications.broker.reconnect import connected
@@ -664,10 +665,11 @@ async def test_an_idle_inlet_costs_one_command_a_second(live_redis):
     assert not calls.keys() & {"cmdstat_xlen", "cmdstat_xdel", "cmdstat_xrange", "cmdstat_xadd"}
 
 
-async def test_the_bell_rings_for_what_is_there_and_for_what_comes(live_redis):
+async def test_the_bell_rings_for_what_is_there_and_for_what_comes(live_redis, monkeypatch):
     """And tells after a second that there is nothing; it is not connected to a Redis that refuses."""
     async with connected(Bell(INLET), site_pool()) as bell:
         assert await bell.rung() is False
+        monkeypatch.setattr(broker_bell, "BLOCK", scaled(3))  # so that it still waits when the test goes on
         waiting = asyncio.create_task(bell.rung())
         await await_for(lambda: live_redis.info("clients")["blocked_clients"])
         live_redis.xadd(INLET, {"a": "b"})

@@ -15,7 +15,7 @@ def test_sentinels_promote_the_replica_of_a_killed_primary(server: str) -> None:
     with SentinelGroup(server=server, down_after_ms=2 * DOWN_AFTER_MS) as group:
         old, replica = group.primary, group.replica
         group.client(old).set("key", "value")
-        wait_for(lambda: group.client(old).wait(1, 500) == 1, what="the replica has it")
+        wait_for(lambda: group.client(old).wait(1, 50) == 1, what="the replica has it")
 
         group.kill(old)
         group.wait_for_switch(old)
@@ -39,7 +39,7 @@ def test_a_cluster_promotes_the_replica_of_a_killed_primary(server: str) -> None
         old = cluster.node_of("key")
         replica = cluster.replica_of(old)
         cluster.client(old).set("key", "value")
-        wait_for(lambda: cluster.client(old).wait(1, 500) == 1, what="the replica has it")
+        wait_for(lambda: cluster.client(old).wait(1, 50) == 1, what="the replica has it")
 
         cluster.kill(old)
         cluster.wait_for_promotion(old)

@@ -376,11 +376,9 @@ async def test_a_topic_that_is_joined_all_the_time_is_compared(site, monkeypatch
     await site.lose(1)
 
     async with asyncio.timeout(scaled()):
-        while not socket.numbers:
+        while not socket.numbers or len(site.sockets) <= 10:
             await site.joined(since="last")
             await asyncio.sleep(0.01)
-
-    assert len(site.sockets) > 10
 
 
 async def test_a_comparison_that_failed_is_made_again_soon(site, quick, monkeypatch):
