@@ -1,15 +1,18 @@
 """A listener beside ``manage.py runserver``: which runserver, how many, how long."""
 
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.newcomer import HOLDING, LISTENING, STARTED, Newcomer
 from tests.repository.test_readme import marked
+from tests.waiting import wait_for
 
 DAPHNE, STATIC = '"daphne", ', '    "django.contrib.staticfiles",\n'.replace('"', "'")
 
@@ -44,6 +47,13 @@ def settings_file(site: Newcomer) -> Iterator[Path]:
     site.check_left()
 
 
+def states(site: Newcomer) -> list[str]:
+    """Return what the health check says of each listener; nothing while none has reported to be connected."""
+    with suppress(AssertionError):
+        return re.findall(r": ([a-z-]+)", site.run("python manage.py run_listener --check"))
+    return []
+
+
 @pytest.mark.parametrize("command", ["daphne", "staticfiles", "django"])
 @pytest.mark.parametrize("options", [(), ("--noreload",)], ids=["reload", "noreload"])
 def test_every_runserver_has_one_listener(
@@ -60,7 +70,7 @@ def test_every_runserver_has_one_listener(
     with site.serving(*options) as (_url, server):
         server.wait_for_line(HOLDING)
         assert (" ASGI/Daphne " in server.output) == (command == "daphne")
-        assert site.run("python manage.py run_listener --check").count("holder") == 1
+        wait_for(lambda: states(site) == ["holder"], 20)
         assert [line for line in server.lines if STARTED in line] != []
     assert server.output.count("listening on") == 1
     assert server.find_line("stopped; forwarded"), "it did not hand over"

@@ -179,7 +179,7 @@ def test_a_listener_waits_for_the_table(inbox):
     listener = inbox.start_listener()
     listener.wait_for_line("has no table of kept notices: run migrate")
     assert "restarted" not in listener.output
-    assert inbox.run("run_listener", "--check").returncode == 0
+    wait_for(lambda: inbox.run("run_listener", "--check").returncode == 0)
 
     assert inbox.run("migrate", "notifications_inbox").returncode == 0
     assert listener.terminate() == 0

@@ -244,6 +244,11 @@ def is_ready() -> bool:
     return asyncio.run(views.ready(RequestFactory().get("/"))).status_code == 200
 
 
+def reported(client: redis.Redis) -> bytes:
+    """Return what all listeners have reported; it comes after the line in the log, if by little."""
+    return b"".join(client.hvals("notifications:listeners"))
+
+
 def numbered(first: int, last: int) -> list[tuple[str, str]]:
     return [("user:1", f'{{"n":{n}}}') for n in range(first, last + 1)]
 
@@ -260,7 +265,7 @@ def test_a_stand_by_keeps_over_a_gap_what_a_dead_holder_left(new_site):
     holder = new_site.start_listener(ready="holding the lease")
     stand_by = new_site.start_listener()
     client = new_site.client()
-    wait_for(lambda: b'"stand-by"' in b"".join(client.hvals("notifications:listeners")))
+    wait_for(lambda: b'"stand-by"' in reported(client))
     with Group(new_site.redis.url, "user.1") as group, raw_redis(new_site) as raw:
         holder.kill()
         wait_for(lambda: len(listeners_connections(client)) == 1)
@@ -283,7 +288,7 @@ def test_a_stand_by_stamps_nothing_again_that_was_stamped_in_its_gap(new_site):
         new_site.redis_url = proxy.url
         stand_by = new_site.start_listener()
         new_site.redis_url = None
-        wait_for(lambda: b'"stand-by"' in b"".join(new_site.client().hvals("notifications:listeners")))
+        wait_for(lambda: b'"stand-by"' in reported(new_site.client()))
         raw.publish_all(numbered(1, 10))
         with paused(holder):
             assert raw.publish("user:1", numbered(11, 11)[0][1]) == 2
@@ -312,7 +317,7 @@ def test_what_a_listener_had_read_before_redis_was_replaced_is_said_to_be_lost(n
     holder = new_site.start_listener(ready="holding the lease")
     stand_by = new_site.start_listener()
     client = new_site.client()
-    wait_for(lambda: b'"stand-by"' in b"".join(client.hvals("notifications:listeners")))
+    wait_for(lambda: b'"stand-by"' in reported(client))
     holder.kill()
     with raw_redis(new_site) as raw:
         raw.publish_all(numbered(1, 50))
@@ -401,10 +406,9 @@ def hung_layer(new_site):
 def wait_until_read(site: Site, listener: Process) -> None:
     """Wait for two more reports of the listener: between them its event loop has read all that had arrived."""
     client = site.client()
-    key = "notifications:listeners"
 
     def report() -> bytes:
-        return b"".join(client.hvals(key))
+        return reported(client)
 
     for _ in range(2):
         before = report()
@@ -479,6 +483,8 @@ def test_check_says_0_while_a_listener_is_connected(new_site):
     assert (before.returncode, "Traceback" in before.stderr) == (1, False)
 
     listener = new_site.start_listener()
+    client = new_site.client()
+    wait_for(lambda: b'"holder"' in reported(client))
     during = new_site.run("run_listener", "--check")
     assert during.returncode == 0, during.stderr
     assert f"pid {listener.pid}: holder" in during.stdout
@@ -492,11 +498,11 @@ def test_check_says_1_when_the_listener_was_killed(new_site):
     """A listener ended by ``kill -9`` signs off nowhere; five seconds later nobody takes it for alive."""
     listener = new_site.start_listener()
     client = new_site.client()
-    wait_for(lambda: b'"holder"' in b"".join(client.hvals("notifications:listeners")))
+    wait_for(lambda: b'"holder"' in reported(client))
     listener.kill()
     killed = time.monotonic()
 
-    assert b'"holder"' in b"".join(client.hvals("notifications:listeners"))
+    assert b'"holder"' in reported(client)
     while new_site.run("run_listener", "--check").returncode == 0:
         assert time.monotonic() - killed < scaled(8)
 
@@ -525,6 +531,7 @@ def test_check_says_1_while_the_listener_is_disconnected(new_site):
     )
     kill_connections(client, listeners_connections(client))
     listener.wait_for_line("not connected.*psubscribe", after=said)
+    wait_for(lambda: b'"disconnected' in reported(client))
 
     cut_off = new_site.run("run_listener", "--check")
     assert cut_off.returncode == 1
@@ -532,6 +539,7 @@ def test_check_says_1_while_the_listener_is_disconnected(new_site):
 
     client.acl_setuser("default", commands=["+psubscribe"], enabled=True, nopass=True)
     listener.wait_for_line("listening on", 20, after=said)
+    wait_for(lambda: b'"holder"' in reported(client))
     assert new_site.run("run_listener", "--check").returncode == 0
 
 

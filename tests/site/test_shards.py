@@ -131,6 +131,8 @@ def test_listeners_of_two_numbers_of_shards_never_lead_at_once(site):
         wait_for(lambda: stream.received)
         new = site.start_listener()
         new.wait_for_line("waiting: other listeners have SHARDS 4, this one 2")
+        client = site.client()
+        wait_for(lambda: b'"stand-by"' in b"".join(client.hvals("notifications:listeners")))  # after the line
         assert "stand-by" in site.run("run_listener", "--check").stdout
         at = stream.received
         wait_for(lambda: stream.received > at + len(TOPICS))
