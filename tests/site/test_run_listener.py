@@ -17,6 +17,7 @@ import redis
 from django.test import RequestFactory
 
 from notifications import publish
+from notifications.bridge import lease
 from notifications.monitoring import views
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis, message_of
@@ -404,10 +405,15 @@ def hung_layer(new_site):
 
 
 def wait_until_read(site: Site, listener: Process) -> None:
-    """Wait for two more reports of the listener: between them its event loop has read all that had arrived."""
+    """
+    Wait for two more reports of the listener: between them its event loop has read all that had arrived.
+
+    That takes up to two seconds, in which the lease of a holder that is gone does not run out.
+    """
     client = site.client()
 
     def report() -> bytes:
+        client.pexpire("notifications:lease", int(lease.TTL * 1000))
         return reported(client)
 
     for _ in range(2):
