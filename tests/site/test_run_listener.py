@@ -168,7 +168,7 @@ def test_it_notices_a_redis_that_hangs(new_site):
     began = time.monotonic()
     with paused(new_site.redis.child):
         listener.wait_for_line("nothing heard for 3.5 s", 8, after=said)
-        assert 2 < time.monotonic() - began < scaled(8)
+        assert 1 < time.monotonic() - began < scaled(8)  # it may have heard nothing for some time before
         said = listener.mark()
     listener.wait_for_line("listening on", 15, after=said)
 
@@ -459,7 +459,7 @@ def test_a_second_signal_ends_it_at_once(new_site, hung_layer):
     listener.send_signal(signal.SIGINT)
 
     assert listener.wait() == 128 + signal.SIGINT
-    assert time.monotonic() - began < scaled(2)  # of the 3.5 s that it would have drained
+    assert time.monotonic() - began < scaled(3)  # of the 3.5 s that it would have drained
 
 
 def test_it_ends_in_time_while_redis_hangs(new_site):
@@ -510,7 +510,7 @@ def test_check_says_1_when_the_listener_was_killed(new_site):
 
     assert b'"holder"' in reported(client)
     while new_site.run("run_listener", "--check").returncode == 0:
-        assert time.monotonic() - killed < scaled(8)
+        assert time.monotonic() - killed < scaled(15)  # with the time that a check takes on a busy machine
 
 
 def test_check_says_1_when_redis_hangs_or_is_gone(new_site):
