@@ -403,7 +403,7 @@ def test_a_paused_holder_beside_another(quiet_site):
     ("states", "hang"),
     [
         ({1: ("holder", 3.0), 2: ("holder", 0.1)}, [1]),
-        ({1: ("holder", 1.0), 2: ("holder", 0.1)}, []),  # it gives the lease back, and is about to say so
+        ({1: ("holder", 0.2), 2: ("holder", 0.1)}, []),  # it gives the lease back, and is about to say so
         ({1: ("holder", 3.0), 2: ("stand-by", 0.1)}, []),
         ({1: ("stand-by", 3.0), 2: ("holder", 0.1)}, []),
         ({1: ("stand-by", 6.0), 2: ("holder", 0.1)}, [1]),
@@ -450,7 +450,8 @@ async def test_the_inlet_is_examined(live_redis, settings):
 
     live_redis.xadd("notifications:inlet", {"topic": "user:1", "data": "{}"})
     [finding] = await look_at_the_inlet()
-    assert (finding.level, finding.text) == (Level.OK, "1 entries wait in the inlet, the oldest for 0 s")
+    assert finding.level == Level.OK
+    assert re.fullmatch(r"1 entries wait in the inlet, the oldest for \d s", finding.text)
 
     settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "INLET_SIZE": 1}
     [finding] = await look_at_the_inlet()

@@ -1,5 +1,6 @@
 """The doctor before the running site, with a proxy in between that is configured wrongly, each time in another way."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -129,7 +130,8 @@ def test_a_proxy_that_cuts_what_is_silent(running_site, tmp_path):
 
     assert report.broken is None
     for name in ("WebSocket", "stream", "poll"):
-        assert f"the {name} was cut off after 2 s of silence" in report.of("server", "warning")
+        said = rf"the {name} was cut off after [2-4] s of silence"  # as it was heard, on a busy machine later
+        assert re.search(said, report.of("server", "warning"))
     assert "proxy_read_timeout 75s;" in report.of("server", "warning")
     assert "the server pings every 30 s" in report.of("server", "warning")
 

@@ -338,7 +338,7 @@ def test_durations_go_into_their_buckets(shown):
     seen = shown()
     assert seen["notifications_publish_to_send_seconds_bucket", "0.001"] == 1
     assert seen["notifications_publish_to_send_seconds_count"] == 2
-    assert 0.2 <= seen["notifications_publish_to_send_seconds_sum"] < scaled(1)
+    assert 0.2 <= seen["notifications_publish_to_send_seconds_sum"] < scaled(10)
 
 
 def test_a_sample_is_taken_from_time_to_time():

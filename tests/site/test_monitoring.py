@@ -33,14 +33,15 @@ def served(new_site: Site, server_kind: str) -> tuple[Site, WebServer]:
 def test_ready_while_redis_answers_and_a_listener_leads(served):
     """Not before there is a listener, then yes, and no again when it has gone."""
     site, server = served
-    assert get(server, "ready") == (503, {"ready": False, "redis": True, "holder": False})
+    nobody_leads = 503, {"ready": False, "redis": True, "holder": False}
+    wait_for(lambda: get(server, "ready") == nobody_leads)  # a Redis that a busy machine holds up for a second is away
 
     listener = site.start_listener()
     wait_for(lambda: get(server, "ready") == (200, {"ready": True, "redis": True, "holder": True}))
     assert get(server, "ready", "POST")[0] == 405
 
     listener.terminate()
-    assert get(server, "ready") == (503, {"ready": False, "redis": True, "holder": False})
+    wait_for(lambda: get(server, "ready") == nobody_leads)
 
 
 def test_alive_and_not_ready_without_redis(served):
@@ -52,7 +53,7 @@ def test_alive_and_not_ready_without_redis(served):
     with paused(site.redis.child):
         began = time.monotonic()
         hung = get(server, "ready")
-        assert time.monotonic() - began < scaled(3)
+        assert time.monotonic() - began < scaled(5)
         assert get(server, "live") == (200, {"live": True})
 
     assert gone == hung == (503, {"ready": False, "redis": False, "holder": False})

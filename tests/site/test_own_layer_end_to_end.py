@@ -52,8 +52,11 @@ def new_site(new_site):
 raw = on_channels_redis.raw
 
 
-WITHIN = 6.0
-"""Seconds after which the last message has arrived, whoever lost it: a comparison every 5, a tick, and its road."""
+WITHIN = 8.0
+"""
+Seconds, before scaling, after which the last message has arrived, whoever lost it: a comparison every 5, a tick, and
+its road, which on a busy machine may take a second or two. The next chance would be the heartbeat, after 30.
+"""
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def kill_the_listener(site, server, listener):
 @pytest.mark.slow
 @pytest.mark.parametrize("lose", [cut_the_layer, kill_the_listener])
 async def test_the_last_message_is_delivered_soon_whoever_lost_it(alone, lose):
-    """A message that the layer or the listener lost, and that nothing follows, arrives within six seconds."""
+    """A message that the layer or the listener lost, and that nothing follows, arrives after some six seconds."""
     site, server, listener = alone
     alice = site.add_user()
     async with open_tab(server, alice) as tab:
