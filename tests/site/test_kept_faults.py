@@ -128,7 +128,9 @@ async def test_a_tab_that_was_away_shows_what_it_missed(rig):
         await run.kept()
         await run.expect_all_shown()
         await run.expect_each_published_once()
-        assert all(tab.connections > 1 and tab.fetched == 1 for tab in run.browsers)
+        await await_for(lambda: all(tab.connections > 1 for tab in run.browsers), 20, "all tabs were away")
+        await run.all_ready()
+        assert all(tab.fetched == 1 for tab in run.browsers)
 
 
 @proves("the channel layer dropped a message, or a web process was disconnected for a while")
@@ -332,7 +334,7 @@ async def test_a_thousand_notices_while_redis_is_stopped(new_site, settings, dat
                 assert await tab.mark("read", until=max(map(int, tab.shown))) == 0
                 await await_for(lambda others=others: all(other.unread == 0 for other in others))
                 delays.append(time.monotonic() - began)
-            assert sorted(delays)[1] < scaled(1), delays
+            assert sorted(delays)[1] < scaled(3), delays
             await run.expect_all_shown()
         for process in (*run.servers, *run.listeners):
             process.kill()  # before their database
