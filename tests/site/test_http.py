@@ -21,6 +21,7 @@ from tests.processes import LAYERS, START_SECONDS, Process, Site
 from tests.waiting import scaled
 
 KIBI = 1024
+METRICS_TOKEN = "only-for-tests"
 
 
 @pytest.fixture
@@ -98,6 +99,7 @@ async def test_a_poll_waits_for_a_message(limited_site, limited_server):
     """It is answered when there is one, and has the answers as well."""
     user = limited_site.add_user()
     upload = f"upload:{user.new_upload()}"
+    await until(lambda: are_subscribed(limited_server, 0))
     polling = asyncio.create_task(poll(limited_server, user, upload, wait=25))
     await until(lambda: are_subscribed(limited_server, 2))
     first = await poll(limited_server, user, upload)
@@ -200,7 +202,7 @@ def limited_site(redis_program, migrated_database, tmp_path_factory):
     """A site that shows its metrics, and where a user may have two connections."""
     settings = {
         "CHANNEL_LAYER_BACKEND": LAYERS["ours"],
-        "NOTIFICATIONS": {"METRICS_TOKEN": "x", "MAX_CONNECTIONS_PER_USER": 2},
+        "NOTIFICATIONS": {"METRICS_TOKEN": METRICS_TOKEN, "MAX_CONNECTIONS_PER_USER": 2},
     }
     with Site(tmp_path_factory.mktemp("http"), migrated_database, settings=settings) as site:
         site.start_listener()
@@ -213,9 +215,8 @@ def limited_server(request, limited_site):
 
 
 async def metric(server, name):
-    async with post(
-        server, b"", method="GET", path="/notifications/metrics/", headers={"Authorization": "Bearer x"}
-    ) as answer:
+    authorization = {"Authorization": f"Bearer {METRICS_TOKEN}"}
+    async with post(server, b"", method="GET", path="/notifications/metrics/", headers=authorization) as answer:
         lines = (await answer.body()).decode().splitlines()
     return next(float(line.split()[-1]) for line in lines if line.startswith(f"{name} "))
 
@@ -228,19 +229,18 @@ async def are_subscribed(server, number):
 async def test_a_client_that_has_gone_leaves_nothing_behind(limited_site, limited_server):
     """Its connection ends with it, whether it was streaming or waiting for an answer."""
     user = limited_site.add_user()
+
+    async def are(name, number):
+        return await metric(limited_server, f"notifications_{name}") == number
+
     async with open_stream(limited_server, user):
-        assert await metric(limited_server, "notifications_responses") == 1
+        await until(lambda: are("responses", 1))  # the server may be about to hear of the end of others
         waiting = asyncio.create_task(poll(limited_server, user, wait=25))
-
-        async def are_open(number):
-            return await metric(limited_server, "notifications_responses") == number
-
-        await until(lambda: are_open(2))
+        await until(lambda: are("responses", 2))
         waiting.cancel()
-        await until(lambda: are_open(1))
-    await until(lambda: are_open(0))
-    assert await metric(limited_server, "notifications_connections") == 0
-    assert await metric(limited_server, "notifications_subscriptions") == 0
+        await until(lambda: are("responses", 1))
+    for name in ("responses", "connections", "subscriptions"):
+        await until(lambda name=name: are(name, 0))
 
 
 async def test_a_response_that_waits_holds_no_thread(limited_site, limited_server):

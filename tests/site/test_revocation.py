@@ -23,6 +23,7 @@ from tests.conftest import AUTH_TIMEOUT, SERVERS, point_to
 from tests.faults import never_reading, redis_down
 from tests.http_client import EventStream, post
 from tests.processes import LAYERS, Site
+from tests.site.test_http import METRICS_TOKEN, are_subscribed, until
 from tests.waiting import await_for, scaled, wait_for
 
 OFTEN, SELDOM = 1.5, 600
@@ -39,6 +40,7 @@ def site_settings(check_interval, **notifications_settings):
         "SESSION_DOUBT": 0,
         "NOTIFICATIONS": {
             "AUTH_TIMEOUT": AUTH_TIMEOUT,
+            "METRICS_TOKEN": METRICS_TOKEN,
             "REAUTHORIZE_INTERVAL": 1,
             "TOPICS": {
                 "upload": {"AUTHORIZE": "tests.testsite.permissions.may_watch"},
@@ -317,17 +319,19 @@ async def test_access_that_ends_shows_over_http_at_once(site, server, here):
         await stream.expect("subscribed", topic=upload)
         await listening(site)
 
-        async def while_a_poll_waits(happens):
+        async def while_a_poll_waits(happens, topics):
+            """Let something happen when nobody has any topic but the stream so many, and the poll two."""
+            await until(lambda: are_subscribed(server, topics))
             waiting = asyncio.create_task(poll())
-            await asyncio.sleep(0.5)
+            await until(lambda: are_subscribed(server, topics + 2))
             await happens
             return (await waiting)[2:]
 
-        frames = await while_a_poll_waits(notifications.arevoke(upload, alice.pk))
+        frames = await while_a_poll_waits(notifications.arevoke(upload, alice.pk), topics=2)
         assert [(frame["action"], frame["topic"]) for frame in frames] == [("unsubscribed", upload)]
         await stream.expect("unsubscribed", topic=upload)
 
-        frames = await while_a_poll_waits(asyncio.to_thread(browser.post, "log_out"))
+        frames = await while_a_poll_waits(asyncio.to_thread(browser.post, "log_out"), topics=1)
         for end in (frames, await stream.expect_end()):
             assert [frame["action"] for frame in end] == ["auth_error", "close"]
             assert end[1]["code"] == 4005
