@@ -73,11 +73,14 @@ def test_broken_image_fails_and_says_so(owner: Visitor):
     assert found["broken.png"]["thumbnail"] is None
 
 
-def test_progress_arrives_as_typed_messages(owner: Visitor):
+def test_progress_arrives_as_typed_messages(demo: Demo, directory: Path):
     """The owner's socket gets file and batch progress, the result, and a notice at the end of the batch."""
-    with socket_of(owner) as socket:
+    create_user(environment(directory), "told")  # whom nothing is told of what another test has uploaded
+    visitor = Visitor(demo.url)
+    visitor.log_in("told", "told")
+    with socket_of(visitor) as socket:
         receive(socket, "auth_success")
-        owner.upload(("told.txt", b"words\n" * 100))
+        visitor.upload(("told.txt", b"words\n" * 100))
         frames = [receive(socket, "file_progress", "batch_progress", "notice")]
         while frames[-1]["action"] != "notice":
             frames.append(receive(socket, "file_progress", "batch_progress", "notice"))
