@@ -53,8 +53,11 @@ def query(site: Site, sql: str) -> list[tuple]:
         return database.execute(sql).fetchall()
 
 
+PENDING = "SELECT count(*) FROM notifications_inbox_keptnotice WHERE pending_since IS NOT NULL"
+
+
 def pending(site: Site) -> int:
-    return query(site, "SELECT count(*) FROM notifications_inbox_keptnotice WHERE pending_since IS NOT NULL")[0][0]
+    return query(site, PENDING)[0][0]
 
 
 def told(site: Site, user: int) -> list[dict]:
@@ -274,6 +277,11 @@ def test_a_second_database_has_an_outbox_as_well(inbox, tmp_path):
             "assert unread(user) == unread(77, using='second') == 2\nnotify(1, Notice(title='3'))\n",
         )
 
-    wait_for(lambda: len(notices(inbox, 77)) == 2 and notices(inbox, 1))
+    def all_settled() -> bool:  # after they were published
+        with closing(sqlite3.connect(paths["second"], timeout=20)) as second:
+            return second.execute(PENDING).fetchone()[0] == pending(inbox) == 0
+
+    wait_for(all_settled)
+    assert (len(notices(inbox, 77)), len(notices(inbox, 1))) == (2, 1)
     assert inbox.run("publish_pending").stdout == "0 told\n"
     assert number(told(inbox, 77)[-1]) == 2
