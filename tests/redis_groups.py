@@ -139,9 +139,10 @@ class _Group:
         node.start()
 
     def client(self, node: LocalRedis) -> redis.Redis:
-        """Return a client of one server, which decodes, waits a second at most and tries nothing twice."""
+        """Return a client of one server, which decodes, waits five seconds at most and tries nothing twice."""
         if node.port not in self._clients:
-            options = {"socket_timeout": scaled(1), "socket_connect_timeout": scaled(1), "decode_responses": True}
+            # Two busy cores may stop a healthy server for a second; one that is paused is not asked.
+            options = {"socket_timeout": scaled(5), "socket_connect_timeout": scaled(5), "decode_responses": True}
             self._clients[node.port] = redis.Redis.from_url(
                 node.url, retry=Retry(NoBackoff(), 0), protocol=2, **options
             )
@@ -358,11 +359,14 @@ class RedisCluster(_Group):
         return self._node(max(lines, key=lambda line: line.epoch).port)
 
     def replica_of(self, node: LocalRedis) -> LocalRedis:
-        """Return a replica of a primary."""
-        view = self._views()[node.port]
-        [primary] = [line.id for line in view if line.port == node.port]
-        first, *_ = [line.port for line in view if line.follows == primary]
-        return self._node(first)
+        """Return a replica of a primary, and wait for one: who was only just promoted has none yet."""
+
+        def find() -> LocalRedis | None:
+            view = self._views().get(node.port, [])
+            ids = {line.id for line in view if line.port == node.port}
+            return next((self._node(line.port) for line in view if line.follows in ids), None)
+
+        return wait_for(find, SWITCH_SECONDS, f"{node.port} has a replica")
 
     def __enter__(self) -> Self:
         super().__enter__()
