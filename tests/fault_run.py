@@ -39,8 +39,11 @@ LEVEL = 0.5
 """Seconds from publish to arrival, before scaling, up to which a socket counts as level."""
 WHILE_BROKEN = 0.75
 """The part of each publisher's messages that is sent before the fault is over."""
-IN_FLIGHT = 0.3
-"""Seconds before a fault that cuts all listeners in which a raw message may still have been on its way to them."""
+IN_FLIGHT = 1.0
+"""
+Seconds, before scaling, before a fault that cuts all listeners in which a raw message may still have been on its way to
+them: two busy cores may stop them for so long.
+"""
 PATIENCE = 40.0
 """Seconds, before scaling, that all sockets have to become level after the last message."""
 HISTORY_SIZE = 5000
@@ -468,7 +471,7 @@ class Run:
         """Say that no listener may hear what is published raw in the block, nor what is on its way when it begins."""
         began = time.monotonic()
         yield
-        self._cuts.append((began - IN_FLIGHT, time.monotonic()))
+        self._cuts.append((began - scaled(IN_FLIGHT), time.monotonic()))
 
     # The run.
 
