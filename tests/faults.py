@@ -243,9 +243,9 @@ class Proxy:
     @contextmanager
     def half_open(self, *, new_ones_too: bool = False) -> Iterator[None]:
         """Catch all connections there are, and for the time of the block those that are opened."""
+        self._swallow_new = new_ones_too  # first, or one that is opened meanwhile is neither
         for link in list(self._links):
             link.dead = True
-        self._swallow_new = new_ones_too
         try:
             yield
         finally:
