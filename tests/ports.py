@@ -5,8 +5,11 @@ import socket
 from contextlib import suppress
 from random import SystemRandom
 
-_BELOW_EPHEMERAL = range(10_000, 32_000)
-"""Linux gives out those from 32768 up by itself, so any connection might take one before the process listens."""
+_BELOW_EPHEMERAL = range(10_100, 32_000)
+"""
+Linux gives out those from 32768 up by itself, so any connection or server might take one before the process listens, or
+while it is stopped. Browsers open nothing at port 10080.
+"""
 _random = SystemRandom()  # pytest-randomly seeds the other alike in all workers, which would then choose alike
 _given: set[int] = set()
 """A port that was given may not be bound yet, or not any more: its process is started later, or again."""

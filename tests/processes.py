@@ -33,6 +33,7 @@ from redis.retry import Retry
 
 from project.children import Child
 from project.local_redis import LocalRedis
+from tests.ports import free_port
 from tests.waiting import PATIENCE, scaled
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -269,7 +270,7 @@ class Site:
         self.settings: dict[str, Any] = dict(settings or {})
         self.database = directory / "site.sqlite3"
         shutil.copyfile(database, self.database)
-        self.redis = LocalRedis(*redis_options, data_dir=directory, env=redis_env)
+        self.redis = LocalRedis(*redis_options, port=free_port(), data_dir=directory, env=redis_env)
         self.redis_url: str | None = None
         """Where the processes look for Redis; None for where it is. Set it to a proxy's address."""
         self._stack = ExitStack()
@@ -347,7 +348,7 @@ class Site:
         Args:
             kind: ``"daphne"``, ``"uvicorn"`` (on uvloop where that is installed, with this app's WebSocket class),
                 ``"uvicorn on asyncio"``, or ``"uvicorn alone"``, which has its own class.
-            port: 0 for a free one.
+            port: 0 for a free one, which nobody else gets while the server is stopped.
             options: More options of its command.
 
         """
@@ -356,6 +357,7 @@ class Site:
         return server
 
     def _launch_server(self, kind: str, port: int, more: Sequence[str] = ()) -> WebServer:
+        port = port or free_port()
         options = {
             "daphne": ["daphne", "-v", "1", "-b", "127.0.0.1", "-p", str(port)],
             "uvicorn": [*UVICORN, str(port), *OUR_CLASS],

@@ -14,7 +14,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -40,19 +39,20 @@ from notifications.access import control
 from notifications.history.inlet import Entry, fields_of
 from project.children import Child
 from project.local_redis import LocalRedis, find_client
+from tests.ports import free_port
 from tests.repository.test_readme import (
     example,
     marked,
     request_of,
 )
-from tests.waiting import wait_for
+from tests.waiting import scaled, wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 MESSAGES, OPERATIONS, PROGRESS, PROTOCOL, SECURITY = (
     ROOT / "docs" / name for name in ("messages.md", "operations.md", "progress.md", "protocol.md", "security.md")
 )
-TIMEOUT = 30
+TIMEOUT = scaled(30)
 """Seconds for what takes one or two on an idle machine."""
 
 # No warning of anybody is let through: on the pinned versions there is none.
@@ -167,12 +167,6 @@ def answers(url: str) -> bool:
             return bool(response.status == 200)
     except (urllib.error.URLError, OSError):
         return False
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def receive(socket_: ClientConnection) -> dict[str, object]:
