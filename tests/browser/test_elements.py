@@ -195,6 +195,15 @@ def shown(page: Page, part: str) -> Locator:
     return page.locator(f'[part~="{part}"]')
 
 
+def wait_until(page: Page, look: Callable[[], object]) -> None:
+    """Wait until something holds that the page has an effect on, while its requests are answered."""
+    for _ in range(round(MILLISECONDS) // 50):
+        if look():
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError("that has not become true")
+
+
 # Under a policy
 
 

@@ -22,8 +22,9 @@ from tests.browser.test_elements import (
     shown,
     tab,
     tab_with_cache,
+    wait_until,
 )
-from tests.demo_browser import MILLISECONDS, SCREENSHOTS
+from tests.demo_browser import SCREENSHOTS
 from tests.processes import Site, WebServer
 from tests.waiting import scaled, wait_for
 
@@ -1036,15 +1037,6 @@ def lose_history(fake: Fake, page: Page) -> None:
     fake.tab.notice(title="The first of a new history")
     page.evaluate("dispatchEvent(Object.assign(new Event('pageshow'), { persisted: true }))")
     page.evaluate("window.told.then(() => true)")
-
-
-def wait_until(page: Page, look: Callable[[], object]) -> None:
-    """Wait until something holds that the page has an effect on, while its requests are answered."""
-    for _ in range(round(MILLISECONDS) // 50):
-        if look():
-            return
-        page.wait_for_timeout(50)
-    raise AssertionError("that has not become true")
 
 
 def become_another_users(page: Page) -> None:
