@@ -1,7 +1,6 @@
 """The demo page as a person sees it: a Chromium, the page's elements, and a note of every message they were given."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -80,8 +79,12 @@ class Tab:
             expect(self.row(name)).to_contain_text("SHA-256")
 
     def expect_begun(self, name: str) -> None:
-        """Wait until a file is being read."""
-        expect(self.bar(name)).to_have_attribute("aria-valuenow", re.compile("[1-9]"))
+        """Wait until a file is being read, and see that at once: in the end ``expect`` looks once a second."""
+        self.page.wait_for_function(
+            """(name) => [...document.querySelectorAll("upload-progress")].some(
+                (each) => each.getAttribute("label") === name && each.state?.percent >= 1)""",
+            arg=name,
+        )
 
     def toast(self, text: str) -> Locator:
         return self.page.locator("notification-toasts [part~=toast]", has_text=text)
