@@ -1,6 +1,7 @@
 """Topics in a real Chromium: from where a page was rendered, states of any name, and what the site joins."""
 
 import json
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -115,8 +116,9 @@ def test_a_team_is_heard_from_page_to_page(tab: Tab) -> None:
     tab.publish(team, action="note", n=2)
     tab.open(TEAM, page=page)
     expect(page.locator("#order")).to_contain_text(", 2")
+    expect(page.locator("#order")).to_contain_text(re.compile(r"\+.*\+"))  # perhaps the other team after the message
     tab.publish(team, action="note", n=3)
-    expect(page.locator("#order")).to_contain_text(", 2, 3")
+    expect(page.locator("#order")).to_contain_text(re.compile(r", 2\+?, 3$"))
     assert ", 1" not in page.locator("#order").inner_text()
 
 
@@ -126,6 +128,7 @@ def test_notices_of_a_team_are_shown_once(tab: Tab) -> None:
     page = tab.open(TEAM + TOASTS)
     shows(page, "team++")
     tab.publish(team, action="notice", title="For the team")
+    expect(shown(page, "title")).to_have_text(["For the team"])  # among two topics there is no order
     tab.notice(title="For me")
     expect(shown(page, "title")).to_have_text(["For the team", "For me"])
     shown(page, "close").first.click()
