@@ -1024,13 +1024,14 @@ def test_notice_that_no_page_has_shown_waits_for_one_that_can(tab: Tab) -> None:
         page.get_by_role("button", name="Save").click()
     page.evaluate(CONNECTED)
     hear(tab, page, title="Broken", level="error", body="Line 7 has no date.", url="?template=7")
+    page.clock.install()
+    stop_clock(page)
 
-    tab.open(TIMED, page=page, before=lambda page: page.clock.install())
+    tab.open(TIMED, page=page)
 
     expect(shown(page, "title")).to_have_text(["Broken", "Saved"])  # as anywhere, errors are first
     expect(shown(page, "body")).to_have_text("Line 7 has no date.")
     expect(page.get_by_role("link", name="Broken")).to_have_attribute("href", re.compile("template=7"))
-    stop_clock(page)
     page.clock.run_for(11_000)
     expect(shown(page, "title")).to_have_text(["Broken"])  # the other has had its time
     shown(page, "close").click()

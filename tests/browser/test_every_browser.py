@@ -268,7 +268,7 @@ def test_post_redirect_get(visit: Visit) -> None:
     """What a view says before it redirects is shown on the page that follows, once."""
     form = """<form method="post" action="/post/"><input type="hidden" name="title" value="Saved">
     <input type="hidden" name="next" value="{{ request.get_full_path }}"><button>Save</button></form>"""
-    visit.open(form + "<notification-toasts></notification-toasts>")
+    visit.open(form + TOASTS)
     visit.tab.run("window.before = true;")
 
     visit.tab.click("button")
