@@ -53,7 +53,9 @@ JOB = "job:42"
 
 
 @pytest.fixture
-def sent():
+def sent(settings):
+    """Return what is told, at a rate at which a machine that stops for a second is no reason to tell more."""
+    settings.NOTIFICATIONS = {**settings.NOTIFICATIONS, "PROGRESS_RATE": 0.5}
     with captured() as messages:
         yield messages
         settle()
