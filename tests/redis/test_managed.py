@@ -8,6 +8,7 @@ its proxies, its failover and its cluster mode, is not shown.
 import asyncio
 import json
 import re
+import statistics
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -252,17 +253,16 @@ async def test_an_idle_listener_costs_seven_commands_a_second(live_redis):
                     command = line["command"].partition(" ")[0].upper()
                     if command == "XREAD":  # which takes a second
                         seconds.append([])
-                    if len(seconds) > 5:
+                    if len(seconds) > 6:
+                        seconds.pop()
                         return
                     if seconds and line["client_type"] != "lua":
                         seconds[-1].append(command)
 
             await asyncio.to_thread(watch)
 
-    # In the first it has just begun.
-    per_second = sorted(map(len, seconds[1:5]))
-    assert 5 <= per_second[0] <= 7, seconds
-    assert per_second[-1] <= 11, seconds
+    # In the first it has just begun; and what a busy machine holds up is counted in the next, not in its own.
+    assert 6 <= statistics.median(map(len, seconds[1:])) <= 8, seconds
 
 
 @pytest.mark.parametrize(
