@@ -215,11 +215,14 @@ async def test_nginx_bounds_the_sockets_of_an_address(site, server, tmp_path: Pa
     text = (GUIDES / "nginx.md").read_text()
     zone, limit = re.findall(r"`(limit_conn[^`]+;)`", text)
     location = f"    location / {{\n        {limit.replace('200', '3')}\n        proxy_pass http://mysite;\n"
+    user = site.add_user()
     with nginx(tmp_path, server.address, location=location, before=zone) as proxy:
         async with AsyncExitStack() as sockets:
 
             async def visit(host: str) -> None:
-                options = {"local_addr": (host, 0), "open_timeout": scaled(), "proxy": None}
+                # With a session: the site closes a socket of nobody, and makes room for another.
+                options = {"origin": f"http://{proxy.address}", "additional_headers": {"Cookie": user.cookie}}
+                options |= {"local_addr": (host, 0), "open_timeout": scaled(), "proxy": None}
                 await sockets.enter_async_context(connect(proxy.url, **options))
 
             for _ in range(3):
