@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import point_to
 from tests.fault_run import NOTES, NOTIFICATIONS, Run
 from tests.faults import listeners_connections
-from tests.processes import LAYERS, Site
+from tests.processes import LAYERS, START_SECONDS, Site
 from tests.redis_groups import SERVERS, VALKEY, SentinelGroup
 from tests.waiting import await_for, scaled
 
@@ -36,7 +36,7 @@ class Rig:
         listeners = [self.site.start_listener(ready=None) for _ in range(2)]
         server = self.site.start_server("uvicorn")
         for listener in listeners:
-            listener.wait_for_line("listening on")
+            listener.wait_for_line("listening on", START_SECONDS)
         return Run(self.site, [server], listeners, messages=messages, seconds=seconds)
 
     async def follow(self, old) -> None:

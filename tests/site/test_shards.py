@@ -55,6 +55,7 @@ class Stream:
             time.sleep(0.05)
 
     def _listen(self):
+        """Listen until nothing more has come for two seconds after the last was published."""
         quiet_since = None
         while quiet_since is None or time.monotonic() - quiet_since < scaled(2):
             message = self._groups.get_message(timeout=0.2)
@@ -62,6 +63,7 @@ class Stream:
                 if self._end.is_set() and quiet_since is None:
                     quiet_since = time.monotonic()
                 continue
+            quiet_since = None
             topic, number = DELIVERED.search(message["data"]).groups()
             self.by_topic[topic.decode()].append(int(number))
             self.received += 1
