@@ -14,10 +14,12 @@ from itertools import count
 import msgpack
 import pytest
 import redis
+from django.core.management import call_command
 from django.test import RequestFactory
 
 from notifications import publish
-from notifications.bridge import lease
+from notifications.bridge import lease, status
+from notifications.broker.clients import async_client
 from notifications.monitoring import views
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis, message_of
@@ -497,6 +499,25 @@ def test_check_says_0_while_a_listener_is_connected(new_site):
 
     listener.terminate()
     assert new_site.run("run_listener", "--check").returncode == 1
+
+
+def test_a_check_that_a_busy_machine_holds_up_does_not_blame_redis(live_redis, monkeypatch, capsys):
+    """It waits a second for Redis, in which it may itself not have run: a supervisor would restart a good listener."""
+
+    async def report() -> None:
+        await status.write(await async_client(), status.new_report("holder"))
+
+    async def read_late(client: redis.asyncio.Redis) -> list[status.Report]:
+        time.sleep(1.2)  # noqa: ASYNC251  nothing runs meanwhile
+        return await living(client)
+
+    living = status.living
+    asyncio.run(report())
+    monkeypatch.setattr(status, "living", read_late)
+
+    call_command("run_listener", "--check")
+
+    assert f"pid {os.getpid()}: holder" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from channels.layers import get_channel_layer
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.autoreload import run_with_reloader
 
+from notifications.aio import Timeout
 from notifications.bridge import status
 from notifications.bridge.listener import Listener
 from notifications.broker import clients
@@ -68,7 +69,7 @@ class Command(BaseCommand):
 
     async def _check(self) -> None:
         try:
-            async with asyncio.timeout(clients.SOCKET_TIMEOUT):
+            async with Timeout(clients.SOCKET_TIMEOUT):
                 reports = await status.living(await clients.async_client())
         except FAILURES as error:
             raise CommandError(f"cannot ask Redis: {describe(error)}") from error
