@@ -21,6 +21,8 @@ from urllib.parse import SplitResult, quote, urlsplit
 
 import msgspec
 
+from ..aio import Timeout
+
 PATIENCE: Final = 5.0
 """Seconds that the site may take to connect, and as many to answer."""
 MAX_ANSWER: Final = 512 * 1024
@@ -253,14 +255,14 @@ async def request(
     if context is not None:
         context.set_alpn_protocols(["http/1.1"])
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with Timeout(PATIENCE):
             reader, writer = await asyncio.open_connection(place.host, place.port, limit=MAX_ANSWER, ssl=context)
     except ssl.SSLError as error:
         if "NO_APPLICATION_PROTOCOL" in str(error.reason):
             raise OnlyHTTP2Error("it speaks no HTTP/1.1") from error
         raise
     try:
-        async with asyncio.timeout(patience):
+        async with Timeout(patience):
             writer.write(_head(place, method, headers) + body)
             head = await reader.readuntil(b"\r\n\r\n")
         yield Answer(read_head(head), reader, writer)
@@ -271,7 +273,7 @@ async def request(
     finally:
         writer.close()
         with suppress(OSError, TimeoutError):
-            async with asyncio.timeout(1):
+            async with Timeout(1):
                 await writer.wait_closed()
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from typing import Any, Final
 
+from ..aio import Timeout
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, nodes
 from ..broker.slots import SLOTS, SlotMap, slot_of
 from ..conf import MAX_SHARDS, settings
@@ -28,7 +29,7 @@ async def info_of_primaries(client: Any) -> dict[str, dict[str, Any]]:
 
     async def ask(node: Any, of: Any) -> None:
         try:
-            async with asyncio.timeout(SOCKET_TIMEOUT):
+            async with Timeout(SOCKET_TIMEOUT):
                 found[str(node)] = await of.info()
         except FAILURES:
             found[str(node)] = {}
@@ -67,7 +68,7 @@ async def examine_cluster(client: Any, infos: dict[str, dict[str, Any]]) -> list
 
 async def _wants_all(client: Any) -> bool:
     try:
-        async with asyncio.timeout(SOCKET_TIMEOUT):
+        async with Timeout(SOCKET_TIMEOUT):
             said = await client.config_get("cluster-require-full-coverage")
     except FAILURES:  # hosted servers and restricted accounts may not allow it
         return False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from typing import Any, Final, NamedTuple
 
 import redis
 
+from ..aio import Timeout
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT
 from ..conf import settings
 from ..history.inlet import INLET, REFUSED
@@ -38,7 +38,7 @@ class _Seen(NamedTuple):
 async def examine_inlet(client: Any) -> list[Finding]:
     """Look at both streams of every shard, and try the commands that only inlets need."""
     try:
-        async with asyncio.timeout(SOCKET_TIMEOUT):
+        async with Timeout(SOCKET_TIMEOUT):
             ages = [await client.eval(_OLDEST, 1, internal_name(INLET, shard)) for shard in range(settings.SHARDS)]
             if missing := await _missing(client):
                 return [_may_not(missing, Level.ERROR if any(age is not None for age in ages) else Level.WARNING)]
@@ -94,7 +94,7 @@ async def _forgotten(client: Any) -> list[Finding]:
         return []
     name = internal_name(INLET)
     try:
-        async with asyncio.timeout(SOCKET_TIMEOUT):
+        async with Timeout(SOCKET_TIMEOUT):
             amount = await client.xlen(name)
     except FAILURES:
         return []  # the account may not look, or it is something else

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import suppress
 from typing import Any, Final
 
+from ..aio import Timeout
 from ..bridge import status
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT
 from ..conf import settings
@@ -20,7 +20,7 @@ SUCCEEDED_AFTER: Final = 2 * status.REPORT_INTERVAL
 async def examine_listeners(client: Any, *, direct: bool) -> list[Finding]:
     """Judge the reports; ``direct`` says whether scripts deliver what ``publish_*`` send."""
     try:
-        async with asyncio.timeout(SOCKET_TIMEOUT):
+        async with Timeout(SOCKET_TIMEOUT):
             reports = await status.reports(client)
     except FAILURES as error:
         return [Finding("listeners", Level.ERROR, *explain(error))]
@@ -83,7 +83,7 @@ async def _others(client: Any) -> str:
     """Return a note if there are listeners with another prefix."""
     ours, others = internal_name(STAMPED), []
     with suppress(*FAILURES):  # narrow accounts may not ask
-        async with asyncio.timeout(SOCKET_TIMEOUT):
+        async with Timeout(SOCKET_TIMEOUT):
             others = [
                 name.decode(errors="replace") for name in await client.pubsub_channels(f"*notifications:{STAMPED}")
             ]

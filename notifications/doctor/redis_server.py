@@ -11,6 +11,7 @@ import redis
 from channels.layers import get_channel_layer
 
 from ..address import Sort, shown
+from ..aio import Timeout
 from ..broker.clients import CONNECT_TIMEOUT, FAILURES, SOCKET_TIMEOUT, async_client
 from ..broker.connecting import UNNAMED, GroupChannel, agreet_server
 from ..broker.wire import site_pool
@@ -49,7 +50,7 @@ async def examine_redis() -> list[Finding]:
     address = shown(settings.REDIS_URL)
     of_sentinels = await examine_sentinels()
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
+        async with Timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
             client = await async_client()
             infos = await info_of_primaries(client) if _is_cluster() else {"": await _info(client)}
     except FAILURES as error:
@@ -137,7 +138,7 @@ def _clients(info: dict[str, Any]) -> Finding | None:
 
 async def _buffer(client: Any) -> Finding | None:
     try:
-        async with asyncio.timeout(SOCKET_TIMEOUT):
+        async with Timeout(SOCKET_TIMEOUT):
             words = (await client.config_get("client-output-buffer-limit"))["client-output-buffer-limit"].split()
         hard = int(words[words.index("pubsub") + 1])
     except redis.exceptions.NoPermissionError:
@@ -165,7 +166,7 @@ async def _identity() -> list[Finding]:
     for _ in range(CONNECTIONS):
         connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]  # it has no types
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
+            async with Timeout(CONNECT_TIMEOUT + SOCKET_TIMEOUT):
                 await connection.connect()
             runs.add(connection.server.run)
         except FAILURES as error:
@@ -190,7 +191,7 @@ async def _distance(client: Any) -> Finding | None:
     for _ in range(5):
         began = loop.time()
         try:
-            async with asyncio.timeout(SOCKET_TIMEOUT):
+            async with Timeout(SOCKET_TIMEOUT):
                 await client.time()
         except FAILURES:
             continue
@@ -238,7 +239,7 @@ async def _rights(client: Any) -> list[Finding]:
     refused = []
     for command in commands:
         try:
-            async with asyncio.timeout(SOCKET_TIMEOUT):
+            async with Timeout(SOCKET_TIMEOUT):
                 await client.execute_command(*command)
         except redis.exceptions.NoPermissionError as error:
             channels = group.partition("/")[0] + "*" if group and command[1] == group else internal_name("*")

@@ -12,6 +12,7 @@ from channels.routing import get_default_application
 
 from .. import messages
 from ..access import control
+from ..aio import Timeout
 from ..bridge import status
 from ..bridge.listener import OWN_FRAME
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
@@ -105,7 +106,7 @@ class Road:
                 await self._stream.close()
             subscription.close()
             with suppress(*FAILURES):
-                async with asyncio.timeout(SOCKET_TIMEOUT):
+                async with Timeout(SOCKET_TIMEOUT):
                     await (await async_client()).delete(self.topic.history_key)
         return self._found
 
@@ -157,7 +158,7 @@ class Road:
         self._direct = direct(layer, self.topic.group) is not None
         began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(LAYER_TIMEOUT):
+            async with Timeout(LAYER_TIMEOUT):
                 channel = await layer.new_channel()
                 await layer.group_add(self.topic.group, channel)
                 await layer.group_send(self.topic.group, {"type": ACTION, "text": ""})
@@ -323,7 +324,7 @@ class Road:
         loop = asyncio.get_running_loop()
         start = loop.time()
         try:
-            async with asyncio.timeout(SOCKET_TIMEOUT):
+            async with Timeout(SOCKET_TIMEOUT):
                 await client.publish(self.topic.channel, msgspec.json.encode(self._message(RAW)))
                 anybody = any(report.healthy for report in await status.living(client))
         except FAILURES as error:
@@ -423,7 +424,7 @@ class Road:
             self._say("neighbours", Level.WARNING, text, hint)
         subscribed: list[bytes] = []
         with suppress(*FAILURES):  # restricted accounts may not ask
-            async with asyncio.timeout(SOCKET_TIMEOUT):
+            async with Timeout(SOCKET_TIMEOUT):
                 for pattern in patterns():
                     subscribed += await client.pubsub_channels(pattern)
         if subscribed:
@@ -437,7 +438,7 @@ class Road:
 
     async def _wait(self, condition: Any, seconds: float) -> bool:
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with Timeout(seconds):
                 while not condition():
                     self._news.clear()
                     with suppress(TimeoutError):

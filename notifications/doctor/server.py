@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 import struct
 from contextlib import suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
+from ..aio import Timeout
 from ..logs import describe
 from ..mount import PATH, socket_path
 from ..protocol.frames import MAX_AUTH_FRAME_SIZE
@@ -157,7 +157,7 @@ async def _shake_hands(place: Place, origin: str | None) -> Handshake:
             return Handshake(answer.head)
         code = None
         with suppress(*GONE):  # cut off, or kept open: no code
-            async with asyncio.timeout(PATIENCE):
+            async with Timeout(PATIENCE):
                 await answer.say(TEXT, b"x" * (MAX_AUTH_FRAME_SIZE + 1))
                 while code is None:
                     opcode, payload = await answer.hear()
@@ -239,7 +239,7 @@ async def _examine_http(place: Place) -> Finding:
     """Ask for the stream as a stranger, who is refused in the protocol's own words."""
     body = request_body("stream")
     try:
-        async with request(place, "POST", post_headers(place, body), body) as answer, asyncio.timeout(PATIENCE):
+        async with request(place, "POST", post_headers(place, body), body) as answer, Timeout(PATIENCE):
             said = (await answer.read()).decode(errors="replace")
     except GONE as error:
         text = f"{place.url} does not answer over HTTP: {describe(error)}"

@@ -12,6 +12,7 @@ import msgspec
 from channels.auth import AuthMiddleware
 from django.conf import settings as django_settings
 
+from ..aio import Timeout
 from ..exceptions import TopicError
 from ..tenants import remembered
 from .permissions import unknown_ids
@@ -102,7 +103,7 @@ class ProbeSocket:
         """Wait until the condition is true or the socket has ended; raise what the application raises."""
         assert self._task is not None  # noqa: S101  it was opened
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with Timeout(seconds):
                 while not condition() and self.close_code is None and not self._task.done():
                     self._news.clear()
                     news = asyncio.ensure_future(self._news.wait())

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ..aio import Timeout
 from ..connection.connection import Caller
 from ..http import Response
 from ..protocol.frames import Request
@@ -48,7 +49,7 @@ class ProbeStream:
         """Begin, and wait for the first frame, the end or the time-out; raise what the transport raises."""
         self._task = asyncio.create_task(self._read())
         with suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE):
+            async with Timeout(PATIENCE):
                 await self._news.wait()
         if self._task.done():
             self._task.result()
@@ -130,7 +131,7 @@ async def ask_application(application: Any, path: str, host: str) -> tuple[Head,
     as_from_outside.run(remembered.set, None)  # the middleware determines the tenant
     task = asyncio.create_task(application(scope, receive, send), context=as_from_outside)
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with Timeout(PATIENCE):
             await asyncio.shield(task)
     finally:
         await end(task)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
+from ..aio import Timeout
 from ..broker.clients import FAILURES, SOCKET_TIMEOUT, async_client
 from ..conf import settings
 from ..exceptions import PositionError, PublishError
@@ -65,7 +66,7 @@ class Probe:
     async def forget(self) -> None:
         """Remove what the message left in Redis."""
         with suppress(*FAILURES):
-            async with asyncio.timeout(SOCKET_TIMEOUT):
+            async with Timeout(SOCKET_TIMEOUT):
                 await (await async_client()).delete(self.topic.history_key)
 
 
@@ -265,7 +266,7 @@ async def _each(awaited: list[tuple[asyncio.Task[None], asyncio.Event]], seconds
     reached = [asyncio.ensure_future(event.wait()) for _, event in awaited]
     with suppress(TimeoutError):
         try:
-            async with asyncio.timeout(seconds):
+            async with Timeout(seconds):
                 for (task, _), event in zip(awaited, reached, strict=True):
                     await asyncio.wait([task, event], return_when=asyncio.FIRST_COMPLETED)
         finally:

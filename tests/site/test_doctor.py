@@ -4,6 +4,7 @@ import json
 import re
 import socketserver
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 import redis
 
-from notifications.broker.clients import async_client
-from notifications.doctor import ROAD, Finding, Level, broken
+from notifications.broker.clients import CONNECT_TIMEOUT, SOCKET_TIMEOUT, async_client
+from notifications.doctor import ROAD, Finding, Level, broken, redis_server
 from notifications.doctor.findings import explain
 from notifications.doctor.inlet import examine_inlet
 from notifications.doctor.listeners import examine_listeners
+from notifications.doctor.redis_server import examine_redis
 from project.local_redis import LocalRedis
 from tests.clients import RawRedis
 from tests.conftest import point_to
@@ -128,6 +130,19 @@ def test_redis_hangs(quiet_site):
 
     assert report.broken == "redis"
     assert "does not answer" in report.of("redis")
+
+
+async def test_a_doctor_that_a_busy_machine_holds_up_does_not_blame_redis(live_redis, monkeypatch):
+    """What it waits for has come while it did not run itself."""
+
+    async def hear_late(client: redis.asyncio.Redis) -> dict[str, Any]:
+        time.sleep(CONNECT_TIMEOUT + SOCKET_TIMEOUT + 0.2)  # noqa: ASYNC251  nothing runs meanwhile
+        return await info(client)
+
+    info = redis_server._info
+    monkeypatch.setattr(redis_server, "_info", hear_late)
+
+    assert broken(await examine_redis()) is None
 
 
 def test_redis_has_all_the_clients_it_may_have(quiet_site):
