@@ -10,7 +10,7 @@ from typing import Final
 import redis
 
 from .connecting import CONNECT_TIMEOUT, FAILURES
-from .slots import Node, redirection
+from .slots import Node, Verdict, redirection
 
 FAIL_FAST: Final = 3.0
 """Seconds for which a Redis server that did not answer in time is not tried again."""
@@ -61,12 +61,15 @@ class Breaker:
         except StaleConnectionError:
             raise  # the connection failed, not Redis
         except FAILURES as error:
-            if not _is_refusal(error):
+            if not _has_answered(error):
                 self.failed(started)
             raise
         self.worked()
 
 
-def _is_refusal(error: Exception) -> bool:
-    """Return whether a server has answered, and about the call itself; a node that sends it elsewhere has not."""
-    return isinstance(error, redis.ResponseError) and redirection(error, _NOBODY) is None
+def _has_answered(error: Exception) -> bool:
+    """Return whether a server lives, and refuses no more than this call or this key: others may well be executed."""
+    if not isinstance(error, redis.ResponseError):
+        return False
+    elsewhere = redirection(error, _NOBODY)
+    return elsewhere is None or elsewhere.verdict is not Verdict.AWAY

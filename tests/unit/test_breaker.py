@@ -33,6 +33,7 @@ def clock(monkeypatch):
         (redis.ResponseError(OOM), LATE, False),
         (redis.exceptions.OutOfMemoryError(OOM[4:]), LATE, False),
         (redis.exceptions.NoPermissionError("this user has no permissions"), LATE, False),
+        (redis.exceptions.TryAgainError("TRYAGAIN Multiple keys request during rehashing of slot"), LATE, False),
         (redis.ResponseError("CLUSTERDOWN The cluster is down"), LATE, True),
         (redis.exceptions.ClusterDownError("no node of the cluster has slot 1"), LATE, True),
     ],
