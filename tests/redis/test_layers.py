@@ -433,8 +433,8 @@ async def test_an_empty_group_takes_everything(layer):
     await layer.group_send("nobody", {"type": "x"})
 
 
-async def test_messages_of_one_sender_keep_their_order_in_each_group(layer):
-    """What one task sends to a group arrives in the order of sending, whatever it sends to other groups."""
+async def sent_to_groups_in_turn(layer):
+    """Send numbers to four groups of one channel, one group after the other, and return them as they arrived."""
     channel = await layer.new_channel()
     for n in range(4):
         await layer.group_add(f"group{n}", channel)
@@ -442,7 +442,13 @@ async def test_messages_of_one_sender_keep_their_order_in_each_group(layer):
     for n in range(CAPACITY):
         await layer.group_send(f"group{n % 4}", {"type": "x", "n": n})
 
-    received = [(await take(layer, channel))["n"] for _ in range(CAPACITY)]
+    return [(await take(layer, channel))["n"] for _ in range(CAPACITY)]
+
+
+async def test_messages_of_one_sender_keep_their_order_in_each_group(layer):
+    """What one task sends to a group arrives in the order of sending, whatever it sends to other groups."""
+    received = await sent_to_groups_in_turn(layer)
+
     assert [[n for n in received if n % 4 == group] for group in range(4)] == [
         list(range(group, CAPACITY, 4)) for group in range(4)
     ]
@@ -451,14 +457,7 @@ async def test_messages_of_one_sender_keep_their_order_in_each_group(layer):
 @on("memory", "channels_redis.pubsub", "channels_redis.core", "ours")
 async def test_messages_of_one_sender_keep_their_order_across_groups(layer):
     """What one task sends to several groups of a channel arrives in the order of sending, except on a cluster."""
-    channel = await layer.new_channel()
-    for n in range(4):
-        await layer.group_add(f"group{n}", channel)
-
-    for n in range(CAPACITY):
-        await layer.group_send(f"group{n % 4}", {"type": "x", "n": n})
-
-    assert [(await take(layer, channel))["n"] for _ in range(CAPACITY)] == list(range(CAPACITY))
+    assert await sent_to_groups_in_turn(layer) == list(range(CAPACITY))
 
 
 async def test_layers_name_their_extensions(layer):
