@@ -32,6 +32,8 @@ class FrameList:
         frames: What the client was sent and has not looked at yet.
         code: The code with which the connection was closed.
         reading: While it is not set, a send waits, as for a client that does not read.
+        returning: While it is not set, a send does not return though the client has the frame, as with a middleware
+            that does something else afterwards.
         error: What a send raises instead.
 
     """
@@ -41,6 +43,8 @@ class FrameList:
         self.code: CloseCode | None = None
         self.reading = asyncio.Event()
         self.reading.set()
+        self.returning = asyncio.Event()
+        self.returning.set()
         self.error: Exception | None = None
         self.layer = InMemoryChannelLayer() if layer is None else layer
         self.address = address
@@ -60,6 +64,7 @@ class FrameList:
         check_server_frame(text)
         self.frames.append(json.loads(text))
         self._news.set()
+        await self.returning.wait()
 
     async def close(self, code: CloseCode) -> None:
         assert self.code is None, "closed twice"
@@ -142,4 +147,5 @@ async def opened(user: Any = None, **fields: Any) -> AsyncIterator[FrameList]:
         yield client
     finally:
         client.reading.set()
+        client.returning.set()
         await client.connection.end()

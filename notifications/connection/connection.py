@@ -425,8 +425,8 @@ class Connection:
         self._end_auth_timer()
         if self._can_answer:
             self._heartbeat.begin()
-        await self._say(frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered))
-        self._delivery.release(self._own)
+        told = frames.AuthSuccess(user_id=str(user.pk), id=position and str(position), recovered=recovered)
+        await self._begin(self._own, told)
         await self._give_what_all_have()
         for kind in settings.joining:
             if not self._closing.begun:
@@ -537,8 +537,7 @@ class Connection:
             return
         if unasked:
             recovered = False  # clients see that it answers no request; and much may have happened
-        await self._say(subscribed(topic, recovered, position and str(position), joined=joined))
-        self._delivery.release(topic)
+        await self._begin(topic, subscribed(topic, recovered, position and str(position), joined=joined))
 
     def admit(self, topic: str, as_of: float) -> None:
         """Subscribe to a topic that waits for an answer; ``AUTHORIZE`` was asked at ``as_of``."""
@@ -692,6 +691,11 @@ class Connection:
     async def _say(self, frame: frames.ServerFrame) -> None:
         if not self._closing.begun:
             await self._delivery.say(frame)
+
+    async def _begin(self, topic: Topic, frame: frames.ServerFrame) -> None:
+        """Tell the client that it is subscribed, and send what follows."""
+        if not self._closing.begun:
+            await self._delivery.release(topic, frame)
 
     async def _error(self, code: frames.ErrorCode, message: str, topic: str | None = None) -> None:
         count("frame_refused", code)

@@ -201,13 +201,28 @@ class Delivery:
         cursor = self.cursors[name]
         return str(cursor.position) if settings.kinds[cursor.topic.kind].HISTORY_SIZE else None
 
-    def release(self, topic: Topic) -> None:
-        """Start to send a joined topic's messages."""
+    def release(self, topic: Topic, frame: ServerFrame) -> asyncio.Future[bool]:
+        """
+        Tell the browser that it is subscribed to a joined topic, and send the topic's messages from then on.
+
+        That is in one step. The browser may hear of it, and have something published, before the server's ``send`` has
+        returned; of a topic without a history that message exists nowhere else.
+
+        Args:
+            topic: Which one.
+            frame: What tells the browser.
+
+        Returns:
+            What ``mark`` returns.
+
+        """
+        said = self.say(frame)
         cursor = self.cursors[str(topic)]
         if cursor.missed:
             self.catch_up(cursor)
         else:
             cursor.go_live()
+        return said
 
     async def leave(self, topic: Topic) -> None:
         """Leave a topic; nothing more of it is sent."""
@@ -371,12 +386,12 @@ class Delivery:
         """Return a future: True once the server has accepted all sent so far, False if never."""
         return self._outbox.mark()
 
-    async def say(self, frame: ServerFrame) -> None:
-        """Send a frame that is no message, and return when the server has accepted it."""
+    def say(self, frame: ServerFrame) -> asyncio.Future[bool]:
+        """Send a frame that is no message; return what ``mark`` returns."""
         text = encode(frame)
         self.credit.sent += len(text)
         self._outbox.put(text)
-        await self._outbox.mark()
+        return self.mark()
 
     # Catching up.
 

@@ -19,7 +19,7 @@ from django.core.exceptions import ImproperlyConfigured
 from notifications import tasks
 from notifications.broker import clients, wire
 from notifications.channel_layer import queue
-from notifications.delivery.subscriber import Delivery
+from notifications.delivery.subscriber import Delivery, subscribed
 from notifications.layers import RedisPubSubLayer
 from notifications.metrics import counts
 from notifications.topics import Topic
@@ -914,7 +914,7 @@ async def test_a_socket_that_ends_leaves_no_channel_behind(redis_server, live_re
     delivery = Delivery(layer, count_and_send, lambda: None)
     await delivery.open()
     await delivery.join(Topic.for_user(1), None)
-    delivery.release(Topic.for_user(1))
+    delivery.release(Topic.for_user(1), subscribed(Topic.for_user(1), None, None))
     for _ in range(waiting):
         await send_until_taken(layer, "user.1", {"type": "x", "topic": "user:1", "text": "x"})
     await await_for(lambda: sends or not waiting)

@@ -58,8 +58,7 @@ class Socket:
 
     async def join(self, topic=TOPIC, since=None):
         recovered, position = await self.delivery.join(topic, since)
-        await self.delivery.say(subscribed(topic, recovered, position and str(position)))
-        self.delivery.release(topic)
+        await self.delivery.release(topic, subscribed(topic, recovered, position and str(position)))
         return recovered, position
 
     @property
@@ -717,7 +716,7 @@ async def test_messages_without_an_id_before_the_answer_are_let_go(site):
     await socket.delivery.join(TOPIC, None)
     await site.forward(100, None)
     await await_for(lambda: not site.waiting(socket))
-    socket.delivery.release(TOPIC)
+    await socket.delivery.release(TOPIC, subscribed(TOPIC, None, None))
     await site.say(1)
 
     await socket.has(1)

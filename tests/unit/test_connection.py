@@ -255,6 +255,36 @@ async def test_a_topic_is_delivered_from_its_subscription_to_its_end():
         assert await client.next() == {"n": 4}
 
 
+async def test_whoever_has_been_told_that_they_are_subscribed_misses_nothing():
+    """A client may act on the answer, and have something published, before the server's ``send`` has returned."""
+    client, topic = FrameList(), Topic("order", "1-7")
+    client.returning.clear()
+    try:
+        assert await client.open(ALICE)
+        await client.expect("auth_success")
+        await forward(client, Topic.for_user(ALICE), '{"n":1}')
+        await is_taken(client)
+        client.returning.set()
+        assert await client.next() == {"n": 1}
+
+        client.returning.clear()
+        await client.subscribe(topic)
+        await forward(client, topic, '{"n":2}')
+        await is_taken(client)
+        client.returning.set()
+        assert await client.next() == {"n": 2}
+    finally:
+        client.returning.set()
+        await client.connection.end()
+
+
+async def is_taken(client):
+    """Wait until the connection has taken from its channel what was sent before."""
+    (channel,) = client.layer.channels.values()
+    await await_for(lambda: channel.empty())
+    await asyncio.sleep(0)
+
+
 async def test_a_second_subscription_doubles_nothing(permissions):
     """It is confirmed, and nobody is asked again."""
     topic = Topic("order", "1-7")

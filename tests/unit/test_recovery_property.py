@@ -217,8 +217,7 @@ class Browser:
             await self.disconnect()
             return
         # As the consumer does.
-        await delivery.say(subscribed(self.topic, recovered, str(position)))
-        delivery.release(self.topic)
+        await delivery.release(self.topic, subscribed(self.topic, recovered, str(position)))
 
     async def disconnect(self):
         delivery, self.delivery = self.delivery, None
