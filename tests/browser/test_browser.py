@@ -222,6 +222,7 @@ def test_offline_and_online_again(context: BrowserContext, demo: Demo, server: O
 
 def test_killed_listener_loses_nothing(tab: Tab, demo: Demo, long_file: Callable):
     """The page's button kills the listener in the middle of an upload: every message arrives, once, in order."""
+    listeners = demo.output.count("listening on")
     tab.open_underneath()
     tab.upload(long_file("bridge.txt"))
     tab.expect_begun("bridge.txt")
@@ -234,6 +235,7 @@ def test_killed_listener_loses_nothing(tab: Tab, demo: Demo, long_file: Callable
     tab.expect_completed("bridge.txt")
     tab.expect_everything(demo)
     tab.expect_nothing_missing()
+    wait_until(lambda: demo.output.count("listening on") > listeners, "another listener")  # for raw messages
 
 
 def test_underneath_shows_the_frames(tab: Tab, demo: Demo):
