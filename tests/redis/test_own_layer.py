@@ -479,20 +479,22 @@ async def test_back_pressure_bounds_the_memory_and_keeps_the_order(breakable):
     async with opened(breakable.url) as layer, opened(breakable.url) as receiver:
         channel = await receiver.new_channel()
         await receiver.group_add("group", channel)
-        sent = 0
+        sent, sending = 0, asyncio.Event()
 
         async def produce():
             nonlocal sent
             for n in range(BURST):
                 await send_until_taken(layer, "group", {"type": "x", "n": n, "text": "x" * SIZE})
                 sent = n + 1
+                sending.set()
 
         await layer.group_send("nobody", {"type": "x"})
         before = memory()
+        producing = asyncio.create_task(produce())
+        await sending.wait()  # on a connection that is known to be alive, however long all that took
         with paused(breakable.child):
-            producing = asyncio.create_task(produce())
             held_up_at = -1
-            while held_up_at != sent or not sent:
+            while held_up_at != sent:
                 held_up_at = sent
                 await asyncio.sleep(0.2)
             assert sent < BURST / 2
