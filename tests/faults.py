@@ -344,15 +344,16 @@ class Proxy:
             await link.ended.wait()  # closes nothing: the other side must not learn of the end
 
     async def _end(self) -> None:
+        for listening in self._server.sockets:
+            self._loop.remove_reader(listening)  # what has been accepted before needs the server until it is a link
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for link in list(self._links):
+                link.abort()
+            for transport in list(self._loop._transports.values()):
+                transport.abort()  # those in the middle of a TLS handshake, too: nobody has been told of them
+            await asyncio.wait(others, timeout=0.05)
         self._server.close()
-        serving = [link.task for link in self._links]
-        for link in list(self._links):
-            link.abort()
-        if serving:
-            await asyncio.wait(serving)
         await self._server.wait_closed()
-        for transport in list(self._loop._transports.values()):
-            transport.abort()  # in the middle of a TLS handshake: nobody has been told of it
         await asyncio.sleep(0)
 
 
@@ -429,7 +430,6 @@ class _Link:
         self.dead = dead
         self.forgotten: _Forgotten | None = None
         self.last = asyncio.get_running_loop().time()
-        self.task = asyncio.current_task()
         self.ended = asyncio.Event()
 
     def reset(self) -> None:

@@ -1009,7 +1009,15 @@ def test_notice_that_was_hardly_seen_waits_for_the_next_page(tab: Tab) -> None:
 
 def hear(tab: Tab, page: Page, **notice: object) -> None:
     """Send a notice to a page that shows none, and wait until it has heard it."""
-    page.evaluate("() => void (window.heard = notifications.then((all) => new Promise((go) => all.onUser(go))))")
+    page.evaluate(
+        """(notice) => {
+            const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
+            const isThis = (message) => Object.keys(notice).every((name) => same(notice[name], message[name]));
+            window.heard = notifications.then(
+                (all) => new Promise((go) => all.onUser((message) => isThis(message) && go())));
+        }""",
+        notice,  # another may come first, such as that of the form that led here
+    )
     page.evaluate("notifications")
     tab.notice(**notice)
     page.evaluate("heard")
