@@ -40,8 +40,13 @@ const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).reduce((sum, each
 const [text, ground] = [toast.color, toast.backgroundColor].map(light);
 return { window: innerWidth, room, content, ...edges, accent: fill.backgroundColor, text, ground };
 """
-EXPECTED = re.compile("favicon|net::ERR_|WebSocket connection to .* failed|establish a connection")
-"""What browsers say themselves about a server that a test has killed, and about the icon that no page here has."""
+EXPECTED = re.compile(
+    "favicon|net::ERR_|WebSocket connection to .* failed|establish a connection|interrupted while the page was loading"
+)
+"""
+What browsers say themselves about a server that a test has killed, about a page that is left while it connects, and
+about the icon that no page here has.
+"""
 NARROW = 320
 """The narrowest viewport in pixels: WCAG 2.2, 1.4.10."""
 
