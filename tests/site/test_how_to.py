@@ -6,6 +6,7 @@ it needs is installed: ``make guides`` installs the packages; systemd and Docker
 The proxies are in ``test_proxies.py``.
 """
 
+import asyncio
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from websockets.asyncio.client import connect as aconnect
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
@@ -188,14 +190,15 @@ def test_jwt_opens_a_socket(redis_server: LocalRedis, tmp_path: Path) -> None:
     try:
         server.wait_until_serving()
 
-        def answer(token: str) -> dict[str, object]:
-            with connect(server.url, proxy=None, open_timeout=scaled()) as tab:
-                tab.send(json.dumps({"type": "auth", "token": token}))
-                frame: dict[str, object] = json.loads(tab.recv(scaled()))
+        async def answer(token: str) -> dict[str, object]:
+            # Not the synchronous client: it loses the answer if the server has gone when it confirms the close.
+            async with aconnect(server.url, proxy=None, open_timeout=scaled()) as tab, asyncio.timeout(scaled()):
+                await tab.send(json.dumps({"type": "auth", "token": token}))
+                frame: dict[str, object] = json.loads(await tab.recv())
                 return frame
 
-        assert answer(good)["user_id"] == pk
-        assert [answer(token)["action"] for token in (*bad, "nonsense")] == ["auth_error"] * 4
+        assert asyncio.run(answer(good))["user_id"] == pk
+        assert [asyncio.run(answer(token))["action"] for token in (*bad, "nonsense")] == ["auth_error"] * 4
         assert "Traceback" not in server.output
     finally:
         server.close()
