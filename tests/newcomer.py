@@ -4,7 +4,6 @@ A newcomer's own site: a wheel in a fresh virtual environment, a fresh project, 
 The environment has no network: what the wheel needs is in that of the tests, which it can see.
 """
 
-import http.client
 import os
 import re
 import shlex
@@ -14,12 +13,13 @@ import sys
 import sysconfig
 import venv
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 from notifications.broker import embedded
+from project.management.commands.demo import answers
 from tests.guides import environment
 from tests.ports import free_port
 from tests.processes import START_SECONDS, Process
@@ -95,7 +95,8 @@ class Newcomer:
         server = Process(words, env=self._environment, name="runserver", cwd=self.directory)
         try:
             server.wait_for_line(rf"server at http://127\.0\.0\.1:{port}/", START_SECONDS)
-            wait_for(lambda: answers(port), START_SECONDS)  # before that, Ctrl-C may find Daphne without its handler
+            # Before it answers, Ctrl-C may find Daphne without its handler.
+            wait_for(lambda: answers(f"http://127.0.0.1:{port}/admin/login/"), START_SECONDS)
             yield f"http://127.0.0.1:{port}", server
             if server.returncode is None:
                 os.killpg(server.pid, signal.SIGINT)
@@ -118,15 +119,6 @@ class Newcomer:
         wait_for(lambda: not self.processes(), what="the end of all processes")
         directory = self.directory / embedded.DIRECTORY
         assert not directory.exists() or {path.name for path in directory.iterdir()} == LEFT
-
-
-def answers(port: int) -> bool:
-    """Say whether a server of this host answers requests, however it does."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=scaled())
-    with closing(connection), suppress(OSError):
-        connection.request("GET", "/")
-        return bool(connection.getresponse().read())
-    return False
 
 
 def make_environment(directory: Path) -> str:
