@@ -126,6 +126,7 @@ def test_a_long_job_shows_again_when_redis_is_back(server):
     assert told("state", "done") == [("running", 70), ("succeeded", 100)]
 
 
+@pytest.mark.usefixtures("long_seconds")
 def test_a_job_that_ends_when_redis_has_just_hung_is_told(server):
     """Others do not ask it again for three seconds; the last message does."""
     with Progress(JOB) as p:

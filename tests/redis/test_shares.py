@@ -99,6 +99,7 @@ async def test_a_redis_that_hangs_costs_a_share_in_a_coroutine_one_second(server
         assert time.monotonic() - began < scaled(ONE_WAIT)
 
 
+@pytest.mark.usefixtures("long_seconds")
 def test_a_share_that_ends_when_redis_has_just_hung_is_counted(server):
     """Its last report is made although others are not asked for three seconds; what it said late changes nothing."""
     with Progress(JOB, total=2, share=Share("1", 2)) as p:
