@@ -10,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 import notifications
-from tests.demo_browser import CHROMIUM, FLAGS
+from tests.demo_browser import FLAGS, HEADLESS
 from tests.faults import HttpProxy
 from tests.ports import free_port
 from tests.processes import Site, WebServer
@@ -18,9 +18,9 @@ from tests.processes import Site, WebServer
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM, "CI is set and there is no Chromium: tests/install_browsers says why"
+    assert HEADLESS, "CI is set and there is no Chromium: tests/install_browsers says why"
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=HEADLESS, args=FLAGS)
         yield browser
         browser.close()
 

@@ -16,12 +16,12 @@ from playwright.async_api import Browser, Locator, Page, async_playwright, expec
 import notifications
 from tests import storm
 from tests.conftest import point_to
-from tests.demo_browser import CHROMIUM, FLAGS, MILLISECONDS
+from tests.demo_browser import FLAGS, HEADLESS, MILLISECONDS
 from tests.kept_run import KeptRun, database_of
 from tests.processes import LAYERS, User, WebServer
 from tests.waiting import await_for, scaled
 
-pytestmark = [pytest.mark.faults, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
+pytestmark = [pytest.mark.faults, pytest.mark.skipif(HEADLESS is None, reason="there is no Chromium")]
 
 PAGE = "{% load notifications_inbox %}{% notifications %}{% notification_bell %}{% notification_inbox %}"
 SHOWN = 20
@@ -51,7 +51,7 @@ async def test_pages_show_what_was_committed_while_everything_was_away(new_site,
             async_playwright() as playwright,
             KeptRun(new_site, database, [server], [listener], users=2, tabs=4) as run,
         ):
-            browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+            browser = await playwright.chromium.launch(executable_path=HEADLESS, args=FLAGS)
             pages = [await open_page(browser, server, user) for user in run.users]
             run.keep(notices=10)
             await run.kept()
