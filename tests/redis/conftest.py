@@ -36,9 +36,14 @@ def slow_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def long_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all that waits for Redis for a second wait for longer: a machine that stops for one is no second wait."""
+    """
+    Let all that waits for Redis for a second wait for longer: a machine that stops for one is no second wait.
+
+    A Redis that has hung is left alone for longer than a job waits, as ever.
+    """
     for module in ("connecting", "clients"):
         monkeypatch.setattr(f"notifications.broker.{module}.SOCKET_TIMEOUT", scaled(LONG_SECOND))
     for function in ("arun", "arun_together"):
         monkeypatch.setattr(f"notifications.broker.pipeline.{function}.__defaults__", (scaled(LONG_SECOND),))
     monkeypatch.setattr("notifications.reporting.reporter.PATIENCE", scaled(LONG_SECOND))
+    monkeypatch.setattr("notifications.broker.breaker.FAIL_FAST", scaled(3 * LONG_SECOND))
